@@ -1,0 +1,318 @@
+"""The fence around DeepSpeed: all that the training loop may ask of it, and the only file that imports it."""
+
+import dataclasses
+import gc
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, TypeVar, final, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from di4c_lm.config import OptimConfig, TrainConfig, ZeroConfig
+from di4c_lm.training.deepspeed_config import deepspeed_config
+from di4c_lm.training.distributed import World, is_main
+from di4c_lm.training.partition import Flats, Partition, Piece
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+_STUDENT = "student."
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """All the training loop may ask."""
+
+    partition: Partition
+
+    def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss (scalar, mean over the examples) and metrics of one micro batch."""
+        ...
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of one micro batch. A loss that is not finite makes them all NaN, and with them this step's on all ranks."""
+        ...
+
+    def step(self, lr: float) -> bool:
+        """After each `backward`: at the last micro batch of a step, one update with learning rate `lr`.
+
+        False if the update was skipped, on all ranks alike, because the gradient was not finite.
+        """
+        ...
+
+    @property
+    def is_boundary(self) -> bool:
+        """True where the next `step` updates the weights."""
+        ...
+
+    @property
+    def grad_norm(self) -> float:
+        """Global L2 norm of the last step's gradient before clipping; inf where it was not finite."""
+        ...
+
+    def gather(self) -> dict[str, Tensor]:
+        """The student's float32 master weights under its own `state_dict` names, whole, on the CPU of rank 0; empty elsewhere."""
+        ...
+
+    def complete(self, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Trained parameters, gathered, as a full `state_dict` of the student: frozen parameters, buffers and tied names added."""
+        ...
+
+    def flats(self) -> dict[str, Flats]:
+        """Tensors a checkpoint keeps, laid out like the masters; filled in place on resume, then `load_state_dict`."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside those tensors."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The counterpart of `state_dict`; also carries the masters into the weights that the network computes with."""
+        ...
+
+    def close(self) -> None:
+        """Free the engine, so that another can follow in this process."""
+        ...
+
+
+class _ClippedAdamW(torch.optim.AdamW):
+    """AdamW that clips by global norm and skips what is not finite, as DeepSpeed's own wrappers do at the other stages.
+
+    DeepSpeed reads `overflow` and `_global_grad_norm` from whatever stands as its optimizer.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], *, clip_norm: float, **options: Any) -> None:
+        super().__init__(groups, **options)
+        self._clip_norm = clip_norm
+        self._global_grad_norm = 0.0
+        self.overflow = False
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        self.overflow = not bool(norm.isfinite())
+        self._global_grad_norm = float("inf") if self.overflow else norm.item()
+        if self.overflow:
+            return
+        torch.nn.utils.clip_grads_with_norm_(
+            [p for group in self.param_groups for p in group["params"]], self._clip_norm, norm
+        )
+        super().step()
+
+
+def _import_deepspeed(*, on_cpu: bool) -> Any:
+    """DeepSpeed, quiet, and without its probing for compilers and its build of a shared-memory operator on CPU machines."""
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    import deepspeed
+    import deepspeed.ops
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    if on_cpu:
+        vars(deepspeed.ops)["__compatible_ops__"] = defaultdict(bool)
+    return deepspeed
+
+
+@final
+class DeepSpeedEngine(Engine):
+    """`objective` under DeepSpeed ZeRO 0-3. `objective.student` is trained; nothing else in it may hold a parameter.
+
+    A frozen teacher belongs outside `nn.Module`'s registration (in a tuple, say): DeepSpeed then neither casts, partitions, optimises nor
+    saves it. Under ZeRO-3 a parameter that is used outside the `forward` of the module that owns it must be named by
+    `objective.external_parameters() -> list[tuple[nn.Module, nn.Parameter]]` (the module that uses it, the parameter).
+    `is_latent(name)` tells which of the student's parameters learn at `optim.latent_lr_scale` times the rate.
+
+    Errors: `ValueError` for parameters outside the student, for none to train, and for a contradictory `zero.config`.
+    """
+
+    def __init__(
+        self,
+        objective: nn.Module,
+        *,
+        train: TrainConfig,
+        optim: OptimConfig,
+        zero: ZeroConfig,
+        world: World,
+        is_latent: Callable[[str], bool] | None = None,
+    ) -> None:
+        on_cpu = world.device.type == "cpu"
+        deepspeed = _import_deepspeed(on_cpu=on_cpu)
+        trained = _trained_parameters(objective)
+        plain = zero.stage == 0 and train.dtype == "float32"
+        config = deepspeed_config(
+            train,
+            optim,
+            zero,
+            world_size=world.size,
+            num_parameters=sum(p.numel() for p in trained.values()),
+            on_cpu=on_cpu,
+        )
+        shapes = {name: tuple(p.shape) for name, p in trained.items()}
+        groups = _groups(trained, optim, is_latent or (lambda name: False))
+        options = {"betas": optim.betas, "eps": optim.eps, "weight_decay": optim.weight_decay, "fused": True}
+        if plain:
+            config["gradient_clipping"] = 0.0
+            self._adam: torch.optim.AdamW = _ClippedAdamW(groups, clip_norm=optim.clip_norm, **options)
+        else:
+            self._adam = torch.optim.AdamW(groups, **options)
+        self._objective = objective
+        self._device = world.device
+        self._deepspeed = deepspeed
+        self._engine, *_ = deepspeed.initialize(model=objective, optimizer=self._adam, config=config)
+        if zero.stage == 3:
+            for module, parameter in getattr(objective, "external_parameters", list)():
+                deepspeed.zero.register_external_parameter(module, parameter)
+        self._masters = _masters(self._engine.optimizer, trained)
+        for master in self._masters:
+            self._adam.state[master].update(
+                step=torch.zeros((), dtype=torch.float32, device=master.device),
+                exp_avg=torch.zeros_like(master.detach()),
+                exp_avg_sq=torch.zeros_like(master.detach()),
+            )
+        self.partition = Partition(
+            flats=[master.detach().view(-1) for master in self._masters],
+            pieces=list(_pieces(self._engine.optimizer, trained)),
+            shapes=shapes,
+            replicated=plain,
+        )
+
+    def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `Engine.forward`; the tensors of `batch`, a dataclass, are moved to the device."""
+        return self._engine(_to_device(batch, self._device))
+
+    def backward(self, loss: Tensor) -> None:
+        """See `Engine.backward`."""
+        poison = torch.where(loss.detach().isfinite(), 1.0, float("nan")).to(loss.dtype)
+        self._engine.backward(loss * poison)
+
+    def step(self, lr: float) -> bool:
+        """See `Engine.step`."""
+        for group in self._adam.param_groups:
+            group["lr"] = lr * group["lr_scale"]
+        boundary = self.is_boundary
+        self._engine.step()
+        return boundary and self._engine.was_step_applied()
+
+    @property
+    def is_boundary(self) -> bool:
+        """See `Engine.is_boundary`."""
+        return self._engine.is_gradient_accumulation_boundary()
+
+    @property
+    def grad_norm(self) -> float:
+        """See `Engine.grad_norm`."""
+        return float(self._engine.get_global_grad_norm() or 0.0)
+
+    def gather(self) -> dict[str, Tensor]:
+        """See `Engine.gather`."""
+        return self.complete(self.partition.gather(self.partition.flats))
+
+    def complete(self, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+        """See `Engine.complete`."""
+        student = self._objective.get_submodule("student")
+        whole = dict(parameters)
+        frozen = {name: p for name, p in student.named_parameters() if name not in self.partition.shapes}
+        with self._deepspeed.zero.GatheredParameters(list(frozen.values())):
+            whole |= {name: p.detach().float().cpu().clone() for name, p in frozen.items()}
+        names = {id(p): name for name, p in student.named_parameters()}
+        for name, p in student.named_parameters(remove_duplicate=False):
+            if names[id(p)] in whole:
+                whole[name] = whole[names[id(p)]]
+        kept = student.state_dict().keys()
+        whole |= {name: b.detach().cpu().clone() for name, b in student.named_buffers() if name in kept}
+        return whole if is_main() else {}
+
+    def flats(self) -> dict[str, Flats]:
+        """See `Engine.flats`: the masters and AdamW's two moments."""
+        states = [self._adam.state[master] for master in self._masters]
+        moments = {key: [state[key].view(-1) for state in states] for key in ("exp_avg", "exp_avg_sq")}
+        return {"master": self.partition.flats, **moments}
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `Engine.state_dict`: AdamW's count of updates, the same for all parameters."""
+        return {"adam_steps": max((int(self._adam.state[master]["step"]) for master in self._masters), default=0)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See `Engine.load_state_dict`."""
+        for master in self._masters:
+            self._adam.state[master]["step"].fill_(state["adam_steps"])
+        wrapper = self._engine.optimizer
+        if hasattr(wrapper, "fp32_partitioned_groups_flat"):
+            wrapper.checkpoint_event_prologue()
+            for low, master in zip(wrapper.fp16_partitioned_groups_flat, self._masters, strict=True):
+                low.data.copy_(master.data)
+            wrapper.checkpoint_event_epilogue()
+        elif not self.partition.replicated:
+            wrapper.update_lp_params()
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        self._engine.destroy()
+        self._masters = []
+        del self._engine
+        gc.collect()
+
+
+def _trained_parameters(objective: nn.Module) -> dict[str, nn.Parameter]:
+    """The student's trainable parameters, by the student's own names."""
+    named = dict(objective.named_parameters())
+    outside = [name for name in named if not name.startswith(_STUDENT)]
+    if outside:
+        raise ValueError(
+            f"{type(objective).__name__} holds parameters outside its student: {outside[:3]}; "
+            "keep a frozen network where nn.Module does not register it, in a tuple for example"
+        )
+    trained = {name.removeprefix(_STUDENT): p for name, p in named.items() if p.requires_grad}
+    if not trained:
+        raise ValueError(f"{type(objective).__name__}.student has no parameter to train: all are frozen")
+    return trained
+
+
+def _groups(
+    trained: dict[str, nn.Parameter], optim: OptimConfig, is_latent: Callable[[str], bool]
+) -> list[dict[str, Any]]:
+    """One group, or two where the parameters of the λ path learn at a rate of their own."""
+    scales = {name: optim.latent_lr_scale if is_latent(name) else 1.0 for name in trained}
+    return [
+        {"params": [p for name, p in trained.items() if scales[name] == scale], "lr": optim.lr, "lr_scale": scale}
+        for scale in sorted(set(scales.values()))
+    ]
+
+
+def _masters(wrapper: Any, trained: dict[str, nn.Parameter]) -> list[Tensor]:
+    """The float32 tensors that AdamW updates on this rank."""
+    for attribute in (
+        "fp32_partitioned_groups_flat",  # stage 3
+        "single_partition_of_fp32_groups",  # stages 1 and 2
+        "fp32_groups_flat_partition",  # DeepSpeed's optimizer for bfloat16 at stages 0 and 1
+    ):
+        if hasattr(wrapper, attribute):
+            return list(getattr(wrapper, attribute))
+    assert isinstance(wrapper, _ClippedAdamW), f"unknown DeepSpeed optimizer {type(wrapper).__name__}"
+    return list(trained.values())
+
+
+def _pieces(wrapper: Any, trained: dict[str, nn.Parameter]) -> Iterator[Piece]:
+    """Where each parameter lies in the tensors of `_masters`."""
+    for i, (name, p) in enumerate(trained.items()):
+        if isinstance(wrapper, _ClippedAdamW):
+            yield Piece(name=name, start=0, numel=p.numel(), flat=i, offset=0)
+        elif hasattr(wrapper, "fp32_partitioned_groups_flat"):
+            flat, offset, numel = wrapper.grad_position[wrapper.get_param_id(p)]
+            start = numel * wrapper._get_param_partition_rank(p)
+            held = min(numel, p.ds_numel - start)  # the last rank's end is padding
+            if held > 0:
+                yield Piece(name=name, start=start, numel=held, flat=flat, offset=offset)
+        elif p._hp_mapping is not None:
+            mapping = p._hp_mapping
+            low, high = mapping.lp_fragment_address, mapping.get_hp_fragment_address()
+            yield Piece(name=name, start=low.start, numel=high.numel, flat=mapping.param_group_index, offset=high.start)
+
+
+def _to_device(batch: T, device: torch.device) -> T:
+    """`batch`, a dataclass, with its tensors on `device`."""
+    assert dataclasses.is_dataclass(batch) and not isinstance(batch, type)
+    fields = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+    moved = {name: v.to(device, non_blocking=True) for name, v in fields.items() if isinstance(v, Tensor)}
+    return dataclasses.replace(batch, **moved)

@@ -1,0 +1,135 @@
+"""What a run tells its user: `metrics.jsonl`, a progress bar, Weights & Biases. Rank 0 only."""
+
+import json
+import logging
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from di4c_lm.config import WandbConfig
+from di4c_lm.training.distributed import is_main
+
+logger = logging.getLogger(__name__)
+
+
+class Journal:
+    """One JSON object a logged step in `<run_dir>/metrics.jsonl`, and the bar. A context manager; silent on ranks other than 0.
+
+    Opened on a resumed run it drops the lines beyond `step`, so that the file reads like that of an unbroken run.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        step: int,
+        total_steps: int,
+        log_every: int,
+        wandb: WandbConfig | None = None,
+        label: str = "train",
+        settings: dict[str, Any] | None = None,
+    ) -> None:
+        self._path = run_dir / "metrics.jsonl"
+        self._first, self._total, self._log_every = step, total_steps, log_every
+        self._wandb_config = wandb if wandb is not None else WandbConfig()
+        self._label = label
+        self._settings = settings or {}
+        self._tokens = 0
+        self._since = 0.0
+        self._file: Any = None
+        self._bar: Any = None
+        self._wandb: Any = None
+
+    def __enter__(self) -> "Journal":
+        if is_main():
+            from tqdm.auto import tqdm
+
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            _drop_after(self._path, self._first)
+            self._file = self._path.open("a", encoding="utf-8", buffering=1)
+            self._bar = tqdm(
+                total=self._total,
+                initial=self._first,
+                desc=self._label,
+                unit="step",
+                dynamic_ncols=True,
+                mininterval=0.5,
+            )
+            if self._wandb_config.mode != "disabled":
+                self._wandb = self._start_wandb()
+        self._since = time.perf_counter()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._bar.close()
+        if self._wandb is not None:
+            self._wandb.finish(exit_code=0 if error[0] is None else 1)
+
+    def record(self, step: int, tokens: int, values: dict[str, float]) -> None:
+        """Step number `step` (from 1) is done: it took `tokens` tokens over all ranks, and `values` came of it."""
+        self._tokens += tokens
+        if self._file is None:
+            return
+        self._bar.update(1)
+        if step % self._log_every and step not in (1, self._total):
+            return
+        now = time.perf_counter()
+        speed = self._tokens / max(now - self._since, 1e-9)
+        self._since, self._tokens = now, 0
+        line = {"step": step, **values, "tokens_per_s": speed}
+        self._file.write(json.dumps({key: _plain(value) for key, value in line.items()}) + "\n")
+        self._bar.set_postfix_str(f"loss {values.get('loss', math.nan):.4g}, {speed:.3g} tokens/s")
+        if self._wandb is not None:
+            self._wandb.log(line, step=step)
+
+    def _start_wandb(self) -> Any:
+        import wandb
+
+        chosen = self._wandb_config
+        return wandb.init(
+            project=chosen.project,
+            entity=chosen.entity,
+            mode=chosen.mode,
+            dir=str(self._path.parent),
+            name=self._path.parent.name,
+            id=_wandb_id(self._path.parent),
+            resume="allow",
+            config=self._settings,
+        )
+
+
+def _plain(value: float) -> float | int | None:
+    """JSON has no NaN: null stands for what is not finite."""
+    return value if math.isfinite(value) else None
+
+
+def _drop_after(path: Path, step: int) -> None:
+    """Keep the lines of steps up to `step`; a line cut short by a kill goes too."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            logger.warning("dropped a broken line of %s: %r", path, line[:80])
+            continue
+        if entry["step"] <= step:
+            kept.append(line + "\n")
+    new = path.with_suffix(".jsonl.tmp")
+    new.write_text("".join(kept), encoding="utf-8")
+    os.replace(new, path)
+
+
+def _wandb_id(run_dir: Path) -> str:
+    """The run's id at Weights & Biases, kept in its folder so that a resumed run goes on in the same curves."""
+    import wandb
+
+    path = run_dir / "wandb_id.txt"
+    if not path.is_file():
+        path.write_text(wandb.util.generate_id())
+    return path.read_text().strip()

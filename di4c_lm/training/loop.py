@@ -1,0 +1,228 @@
+"""The training loop. It trains the Di4C student, and the MDLM teacher before it: it knows only an objective and batches."""
+
+import json
+import logging
+import math
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from di4c_lm.config import OptimConfig, TrainConfig, WandbConfig, ZeroConfig
+from di4c_lm.training.distributed import gather_objects, init_distributed, is_main, sum_over_ranks, world_size
+from di4c_lm.training.ema import Ema
+from di4c_lm.training.engine import DeepSpeedEngine, Engine
+from di4c_lm.training.journal import Journal
+from di4c_lm.training.run_state import Checkpoint, Progress
+from di4c_lm.training.schedule import learning_rate
+
+logger = logging.getLogger(__name__)
+_ASKED = (int(signal.SIGTERM), int(signal.SIGINT))  # requests to save and leave
+
+
+class NonFiniteError(RuntimeError):
+    """`train.max_bad_steps` steps in a row had a loss or a gradient that was not finite."""
+
+
+@runtime_checkable
+class Batches(Protocol):
+    """An endless stream of this rank's micro batches, `train.micro_batch_size` sequences each, whose position can be saved."""
+
+    def __next__(self) -> Any:
+        """A dataclass with `x` (B, D), `sample_id` (B) and `epoch` (B)."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state`."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What training leaves: on rank 0 of a finished run, the student's full float32 `state_dict`, raw and averaged; else empty."""
+
+    progress: Progress
+    raw: dict[str, Tensor] = field(default_factory=dict)
+    ema: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One optimiser step: `values` are means over the global batch, the same on all ranks."""
+
+    values: dict[str, float]
+    applied: bool
+    signal: int
+    sequences: int
+    tokens: int
+    samples: list[dict[str, Any]]  # of this rank: the ids of each micro batch, with its loss
+
+
+class _Signals:
+    """Takes SIGTERM and SIGINT as a request to leave after this step. A second SIGINT interrupts at once.
+
+    (A launcher sends SIGTERM to one rank after another, and after a SIGINT too: `update` lets the ranks agree.)
+    """
+
+    def __init__(self) -> None:
+        self.received = 0
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "_Signals":
+        for number in _ASKED:
+            self._previous[number] = signal.signal(number, self._take)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _take(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT == self.received:
+            raise KeyboardInterrupt
+        self.received = self.received or number
+
+
+def train(
+    objective: nn.Module,
+    batches: Batches,
+    *,
+    train: TrainConfig,
+    optim: OptimConfig,
+    zero: ZeroConfig,
+    run_dir: Path,
+    wandb: WandbConfig | None = None,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    is_latent: Callable[[str], bool] | None = None,
+    label: str = "train",
+    settings: dict[str, Any] | None = None,
+) -> Trained:
+    """Train `objective.student` for `train.steps` updates, or go on with the run in `run_dir` (`train.resume`). All ranks call it.
+
+    `objective(batch)` returns the loss, a mean over the examples, and detached scalar metrics; see `DeepSpeedEngine` for what else it
+    promises. Leaves `metrics.jsonl` and `checkpoints/` in `run_dir`. On SIGTERM or SIGINT the step is finished and saved, and
+    `progress.signal` tells: a script should then exit with 128 + that number.
+
+    Errors: `ValueError` as `Checkpoint.resume` and `DeepSpeedEngine` say; `NonFiniteError` after `train.max_bad_steps` bad steps in a
+    row, with the last one's sample ids in `bad_batch.json`; `CheckpointError` where a checkpoint cannot be saved.
+    """
+    world = init_distributed(device)
+    engine = DeepSpeedEngine(objective, train=train, optim=optim, zero=zero, world=world, is_latent=is_latent)
+    ema = Ema(engine.partition, optim.ema_decay)
+    progress = Progress()
+    checkpoint = Checkpoint(
+        run_dir / "checkpoints",
+        partition=engine.partition,
+        engine=engine,
+        ema=ema,
+        batches=batches,
+        progress=progress,
+        keep=train.keep_checkpoints,
+    )
+    checkpoint.resume(train.resume)
+    journal = Journal(
+        run_dir,
+        step=progress.step,
+        total_steps=train.steps,
+        log_every=train.log_every,
+        wandb=wandb,
+        label=label,
+        settings=settings,
+    )
+    with _Signals() as signals, journal:
+        while progress.step < train.steps and not progress.signal:
+            lr = learning_rate(progress.step, optim, train.steps)
+            step = update(engine, batches, lr, signals.received)
+            if step.applied:
+                ema.update()
+            advance(progress, step)
+            journal.record(progress.step, step.tokens, {**step.values, "lr": lr, "skipped": progress.skipped})
+            if progress.bad_in_a_row >= train.max_bad_steps:
+                give_up(run_dir, progress, step)
+            if (
+                progress.signal
+                or progress.step == train.steps
+                or (train.save_every and progress.step % train.save_every == 0)
+            ):
+                checkpoint.save()
+    if progress.signal:
+        logger.warning("stopped by %s after step %d, saved", signal.Signals(progress.signal).name, progress.step)
+        raw, average = {}, {}
+    else:
+        raw, average = engine.gather(), engine.complete(ema.gather())
+    engine.close()
+    return Trained(progress=progress, raw=raw, ema=average)
+
+
+def update(engine: Engine, batches: Batches, lr: float, received: int) -> Step:
+    """One optimiser step over as many micro batches as the engine accumulates. `received`: the signal this rank got, or 0."""
+    totals: dict[str, Tensor] = {}
+    samples, sequences, tokens, micro_steps = [], 0, 0, 0
+    at_boundary = False
+    applied = False
+    while not at_boundary:
+        batch = next(batches)
+        at_boundary = engine.is_boundary
+        loss, metrics = engine.forward(batch)
+        engine.backward(loss)
+        applied = engine.step(lr)
+        for name, value in {"loss": loss.detach(), **metrics}.items():
+            totals[name] = totals.get(name, 0.0) + value.to(torch.float64)
+        samples.append({"sample_id": batch.sample_id, "epoch": batch.epoch, "loss": loss.detach()})
+        sequences += len(batch.x)
+        tokens += batch.x.numel()
+        micro_steps += 1
+    names = sorted(totals)
+    local = torch.stack([totals[name].reshape(()) for name in names])
+    shared = sum_over_ranks(torch.cat([local, local.new_tensor([received == number for number in _ASKED])])).tolist()
+    values = {name: total / (micro_steps * world_size()) for name, total in zip(names, shared[: len(names)], strict=True)}
+    asked = [number for number, ranks in zip(_ASKED, shared[-len(_ASKED) :], strict=True) if ranks]
+    return Step(
+        values={**values, "grad_norm": engine.grad_norm},
+        applied=applied,
+        signal=asked[0] if asked else 0,
+        sequences=sequences * world_size(),
+        tokens=tokens * world_size(),
+        samples=samples,
+    )
+
+
+def advance(progress: Progress, step: Step) -> None:
+    """Count `step`."""
+    progress.step += 1
+    progress.sequences += step.sequences
+    progress.tokens += step.tokens
+    progress.skipped += not step.applied
+    progress.bad_in_a_row = 0 if step.applied else progress.bad_in_a_row + 1
+    progress.signal = step.signal
+    if not step.applied:
+        logger.warning(
+            "step %d was skipped: loss %s, gradient norm %s",
+            progress.step,
+            step.values["loss"],
+            step.values["grad_norm"],
+        )
+
+
+def give_up(run_dir: Path, progress: Progress, step: Step) -> None:
+    """End the run: save the sample ids of the last bad step, over all ranks, and raise `NonFiniteError`."""
+    own = [{key: value.tolist() for key, value in sample.items()} for sample in step.samples]
+    every = [sample for of_rank in gather_objects(own) for sample in of_rank]
+    for sample in every:
+        sample["loss"] = sample["loss"] if math.isfinite(sample["loss"]) else repr(sample["loss"])
+    path = run_dir / "bad_batch.json"
+    if is_main():
+        path.write_text(json.dumps({"step": progress.step, "micro_batches": every}, indent=1))
+    raise NonFiniteError(
+        f"{progress.bad_in_a_row} steps in a row, the last is {progress.step}, had a loss or gradient that is not finite "
+        f"(loss {step.values['loss']}, gradient norm {step.values['grad_norm']}); their samples are in {path}"
+    )

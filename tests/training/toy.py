@@ -1,0 +1,170 @@
+"""A toy run for the tests of training: `python toy.py '{"run_dir": ..., ...}'`, under any launcher.
+
+Its objective has what is awkward in the real one: a weight used outside the module that owns it by an autograd function that uses it
+again in its backward pass, parameters unused in half of the steps, a frozen parameter, a tied one, a buffer, and a frozen teacher.
+"""
+
+import json
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from di4c_lm.config import OptimConfig, TrainConfig, ZeroConfig
+
+S, H, D = 13, 12, 5
+
+
+@dataclass
+class Batch:
+    x: Tensor
+    sample_id: Tensor
+    epoch: Tensor
+
+
+class Batches:
+    """Step n's global batch is sequences [n G, (n + 1) G), whatever the number of ranks."""
+
+    def __init__(self, micro: int, rank: int, world: int) -> None:
+        self.micro, self.rank, self.world, self.taken = micro, rank, world, 0
+
+    def __next__(self) -> Batch:
+        first = (self.taken * self.world + self.rank) * self.micro
+        self.taken += 1
+        ids = torch.arange(first, first + self.micro)
+        x = torch.stack([torch.randint(S, (D,), generator=torch.Generator().manual_seed(int(i))) for i in ids])
+        return Batch(x=x, sample_id=ids, epoch=torch.zeros_like(ids))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sequences": self.taken * self.world * self.micro}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.taken = state["sequences"] // (self.world * self.micro)
+
+
+class Readout(torch.autograd.Function):
+    """features @ weight.T, keeping the weight for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(features, weight)
+        return features @ weight.T
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        features, weight = ctx.saved_tensors
+        (grad,) = grads
+        return grad @ weight, grad.flatten(0, -2).T @ features.flatten(0, -2)
+
+
+class Head(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(H, S, bias=False)
+
+
+class Student(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(S, H)
+        self.body = nn.Sequential(nn.Linear(H, 2 * H), nn.GELU(), nn.Linear(2 * H, H))
+        self.latent = nn.Sequential(nn.Linear(1, H), nn.GELU(), nn.Linear(H, H))
+        self.scale = nn.Parameter(torch.full((H,), 0.5), requires_grad=False)
+        self.output_layer = Head()
+        self.again = self.output_layer.linear  # tied: a second name for the same weight
+        self.register_buffer("angles", torch.linspace(0, 1, H))
+
+    def forward(self, x: Tensor, lam: Tensor | None) -> Tensor:
+        hidden = self.embed(x)
+        if lam is not None:
+            hidden = hidden + self.latent(lam[:, None, None].to(hidden.dtype))
+        return self.body(hidden) * self.scale + self.angles.to(hidden.dtype)
+
+
+class Objective(nn.Module):
+    def __init__(self, *, bad: list[int], external: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.student = Student()
+        self.teacher = (nn.Linear(D, D).requires_grad_(False),)
+        self.bad, self.external = bad, external
+
+    def external_parameters(self) -> list[tuple[nn.Module, nn.Parameter]]:
+        return [(self, self.student.output_layer.linear.weight)] if self.external else []
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        step = int(batch.sample_id[0]) // 8
+        lam = batch.sample_id.float() % 7 / 7 if step % 2 else None
+        with torch.no_grad():
+            self.student(batch.x, None)  # as the objective samples from the student
+            target = self.teacher[0](batch.x.float())
+        features = self.student(batch.x, lam)
+        logits = Readout.apply(features, self.student.output_layer.linear.weight)
+        assert isinstance(logits, Tensor)
+        loss_B = nn.functional.cross_entropy(logits.float().transpose(1, 2), batch.x, reduction="none").mean(1)
+        loss = loss_B.mean() + 1e-3 * target.mean()
+        if any(int(i) in self.bad for i in batch.sample_id):
+            loss = loss * torch.tensor(float("inf"))
+        return loss, {"distil": loss_B.detach().mean()}
+
+
+def main(spec: dict[str, Any]) -> int:
+    from safetensors.torch import save_file
+
+    from di4c_lm.training.distributed import init_distributed, shutdown
+    from di4c_lm.training.loop import train
+
+    world = init_distributed("cpu")
+    torch.set_num_threads(1)
+    run_dir = Path(spec["run_dir"])
+    accumulation = spec.get("accumulation", 1)
+    micro = 8 // world.size // accumulation
+    objective = Objective(bad=spec.get("bad", []), external=spec.get("external", True))
+    before = [p.clone() for p in objective.teacher[0].parameters()]
+    batches = Batches(micro, world.rank, world.size)
+    if "kill_at" in spec or "term_at" in spec:
+        number, step = (signal.SIGKILL, spec["kill_at"]) if "kill_at" in spec else (signal.SIGTERM, spec["term_at"])
+        take = Batches.__next__
+
+        def next_or_die(self: Batches) -> Batch:
+            if self.taken == step * accumulation and world.rank == world.size - 1:
+                os.kill(os.getpid(), number)
+            return take(self)
+
+        Batches.__next__ = next_or_die
+    trained = train(
+        objective,
+        batches,
+        train=TrainConfig(
+            steps=spec.get("steps", 20),
+            micro_batch_size=micro,
+            gradient_accumulation=accumulation,
+            dtype=spec.get("dtype", "float32"),
+            save_every=spec.get("save_every", 5),
+            resume=spec.get("resume", "auto"),
+            log_every=1,
+            max_bad_steps=spec.get("max_bad_steps", 3),
+        ),
+        optim=OptimConfig(lr=1e-2, warmup_steps=4, weight_decay=0.01, clip_norm=0.5, ema_decay=0.9, latent_lr_scale=0.5),
+        zero=ZeroConfig(stage=spec.get("stage", 0), offload=spec.get("offload", False), config=spec.get("config")),
+        run_dir=run_dir,
+        device="cpu",
+        is_latent=lambda name: name.startswith("latent"),
+    )
+    assert all(torch.equal(a, b) for a, b in zip(before, objective.teacher[0].parameters(), strict=True))
+    assert all(p.dtype == torch.float32 for p in objective.teacher[0].parameters())
+    if trained.raw:
+        for name, weights in {"raw": trained.raw, "ema": trained.ema}.items():
+            save_file({key: value.clone() for key, value in weights.items()}, run_dir / f"{name}.safetensors")
+    shutdown()
+    return 128 + trained.progress.signal if trained.progress.signal else 0
+
+
+if __name__ == "__main__":
+    arguments = [word for word in sys.argv[1:] if not word.startswith("--local_rank")]
+    sys.exit(main(json.loads(arguments[0])))
