@@ -1,0 +1,1 @@
+"""Di4C: few-step mixture students of masked-diffusion language models."""

@@ -1,0 +1,374 @@
+"""Every setting of a run, typed: frozen dataclasses that check themselves.
+
+The YAML files in `configs/` carry one section a dataclass; `di4c_lm.cli` reads them. Times are in [0, 1] (1 is pure noise), sizes in
+tokens or sequences, learning rates per optimiser step.
+"""
+
+import dataclasses
+from dataclasses import field
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Strict
+from pydantic.dataclasses import dataclass
+
+_STRICT = ConfigDict(extra="forbid", strict=True)
+Pair = Annotated[tuple[float, float], Strict(strict=False)]
+Ints = Annotated[tuple[int, ...], Strict(strict=False)]
+section = dataclass(frozen=True, kw_only=True, config=_STRICT)
+
+
+def check(ok: bool, key: str, value: object, allowed: str) -> None:
+    """Raise a `ValueError` that names `key`, shows `value` and says what is `allowed`, unless `ok`."""
+    if not ok:
+        raise ValueError(f"{key}={value!r} is impossible: allowed is {allowed}")
+
+
+def _at_least(owner: object, low: float, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        check(value >= low, name, value, f"a value of at least {low}")
+
+
+def _positive(owner: object, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        check(value > 0, name, value, "a value above 0")
+
+
+def _unit(owner: object, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        check(0 <= value <= 1, name, value, "a value in [0, 1]")
+
+
+@section
+class RunConfig:
+    """Where a run lives. `name` absent: a name made from the hash of the settings. `dir` absent: `outputs/<name>`."""
+
+    name: str | None = None
+    dir: str | None = None
+    cache_dir: str | None = None  # trained teachers and judges; absent: $DI4C_CACHE, else ~/.cache/di4c_lm
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = 0  # CPU threads a rank; 0: cores divided among the ranks of the node
+
+    def __post_init__(self) -> None:
+        _at_least(self, 0, "threads")
+
+
+@section
+class DataConfig:
+    """A corpus and how it is cut into sequences of `length` tokens."""
+
+    kind: Literal["builtin", "files", "openwebtext"] = "builtin"
+    path: str | None = None  # kind=files: a .jsonl or .txt file, a folder of them, or several joined by commas
+    dataset: str = "Skylion007/openwebtext"  # kind=openwebtext: hub name
+    split: str = "train"
+    text_key: str = "text"
+    length: int = 64  # D, tokens a sequence
+    streaming: bool = False
+    shuffle_buffer: int = 10_000  # sequences; streaming only
+    validation_share: float = 0.05  # of the documents
+    tokenizer: str = (
+        "train"  # "train": a BPE of `vocab_size` entries trained on the corpus; else a folder, file or hub name
+    )
+    vocab_size: int = 1024
+    wrap: bool = False  # BOS and EOS at both ends of each sequence, the MDLM and SDTT convention
+    skip_bad: bool = False
+
+    def __post_init__(self) -> None:
+        _at_least(self, 2, "length")
+        _at_least(self, 258, "vocab_size")
+        _at_least(self, 1, "shuffle_buffer")
+        check(0 < self.validation_share < 1, "validation_share", self.validation_share, "a value in (0, 1)")
+        check(self.kind != "files" or bool(self.path), "path", self.path, "a file or folder when kind=files")
+
+
+@section
+class ModelConfig:
+    """The DiT of MDLM and SDTT."""
+
+    hidden_size: int = 192
+    num_blocks: int = 4
+    num_heads: int = 4
+    cond_dim: int = 128
+    dropout: float = 0.0
+    time_conditioning: bool = False
+    attention: Literal["auto", "sdpa", "flash"] = "auto"
+
+    def __post_init__(self) -> None:
+        _positive(self, "hidden_size", "num_blocks", "num_heads", "cond_dim")
+        check(
+            self.hidden_size % (2 * self.num_heads) == 0,
+            "hidden_size",
+            self.hidden_size,
+            f"a multiple of 2 * num_heads = {2 * self.num_heads}",
+        )
+        check(0 <= self.dropout < 1, "dropout", self.dropout, "a value in [0, 1)")
+
+
+@section
+class OptimConfig:
+    """AdamW with linear warm-up, clipping by global norm, and an exponential moving average of the weights."""
+
+    lr: float = 1e-3
+    betas: Pair = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    warmup_steps: int = 50
+    schedule: Literal["constant", "cosine"] = "constant"  # after the warm-up; cosine ends at a tenth of lr
+    clip_norm: float = 1.0
+    ema_decay: float = 0.9999
+    latent_lr_scale: float = 1.0  # factor on lr for the parameters of the λ path
+
+    def __post_init__(self) -> None:
+        _positive(self, "lr", "eps", "clip_norm", "latent_lr_scale")
+        _at_least(self, 0, "weight_decay", "warmup_steps")
+        check(all(0 <= b < 1 for b in self.betas), "betas", self.betas, "two values in [0, 1)")
+        check(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "a value in [0, 1)")
+
+
+@section
+class TrainConfig:
+    """The loop: how many updates, of how many sequences, and what is kept."""
+
+    steps: int = 1000
+    seed: int = 0
+    micro_batch_size: int = 8  # sequences a rank and forward pass
+    gradient_accumulation: int = 1
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    activation_checkpointing: bool = False
+    save_every: int = 500  # updates; 0: only at the end
+    keep_checkpoints: int = 2
+    resume: Literal["auto", "never", "must"] = "auto"
+    log_every: int = 10
+    max_bad_steps: int = 10
+
+    def __post_init__(self) -> None:
+        _at_least(self, 0, "seed", "save_every")
+        _at_least(
+            self,
+            1,
+            "steps",
+            "micro_batch_size",
+            "gradient_accumulation",
+            "keep_checkpoints",
+            "log_every",
+            "max_bad_steps",
+        )
+
+
+@section
+class ZeroConfig:
+    """DeepSpeed ZeRO. `config`: a DeepSpeed JSON of the user's own, merged with ours after a check for contradictions."""
+
+    stage: Literal[0, 1, 2, 3] = 0
+    offload: bool = False
+    config: str | None = None
+
+    def __post_init__(self) -> None:
+        check(not (self.offload and self.stage == 0), "offload", self.offload, "false at stage 0")
+
+
+@section
+class TimesConfig:
+    """Law of t: `uniform` on (0, 1]; `paper` (30 % on (0, δ], else on [δ, 1]).
+
+    A share `mass_at_one` of the draws is moved to t = 1, and a share `grid_share` to the uniform grids of `grid_steps` steps.
+    """
+
+    law: Literal["uniform", "paper"] = "uniform"
+    mass_at_one: float = 0.0
+    grid_share: float = 0.0
+    grid_steps: Ints = (1, 2, 4, 8)
+
+    def __post_init__(self) -> None:
+        _unit(self, "mass_at_one", "grid_share")
+        total = self.mass_at_one + self.grid_share
+        check(total <= 1, "mass_at_one + grid_share", total, "at most 1")
+        check(
+            len(self.grid_steps) > 0 and min(self.grid_steps) >= 1,
+            "grid_steps",
+            self.grid_steps,
+            "step counts of at least 1",
+        )
+
+
+@section
+class HopConfig:
+    """Law of the hop t - u that the teacher makes: `fixed` (min(size, t/2)), `fraction` (size · t), `log_uniform` or `uniform` on [low, high]."""
+
+    law: Literal["fixed", "fraction", "log_uniform", "uniform"] = "fixed"
+    size: float = 1 / 1024
+    low: float = 0.001
+    high: float = 0.01
+    teacher_steps: int = 1
+
+    def __post_init__(self) -> None:
+        _unit(self, "size", "low", "high")
+        check(0 < self.low <= self.high, "low", self.low, f"a value in (0, high={self.high}]")
+        check(self.size > 0, "size", self.size, "a value in (0, 1]")
+        _at_least(self, 1, "teacher_steps")
+
+
+@section
+class Di4CConfig:
+    """The Di4C objective (paper, section 3): weights, gates, laws of t and of the hop."""
+
+    kind: Literal["di4c"] = "di4c"
+    num_lambdas: int = 16  # L
+    alpha: Literal["sigmoid", "linear", "constant"] = "sigmoid"
+    alpha_scale: float = 0.1
+    data_weight: float = 1.0  # multiplies the datapoint term
+    marginal_weight: float = 1.0  # multiplies KL(teacher || student marginal)
+    consistency_weight: float = 1.0
+    distil_weight: float = 1.0
+    control_variate_data: bool = True
+    control_variate_consistency: bool = True
+    delta: float = 0.02
+    delta_weight: bool = False  # weight the distillation term by 1/δ
+    positions: Literal["masked", "all"] = "masked"
+    chunk_rows: int = 0  # rows of logits (positions times L) read out at once; 0: as many as make 2^24 logits
+    matmul_dtype: Literal["same", "bfloat16"] = "same"
+    times: TimesConfig = field(default_factory=TimesConfig)
+    hop: HopConfig = field(default_factory=HopConfig)
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "num_lambdas")
+        _at_least(
+            self,
+            0,
+            "chunk_rows",
+            "alpha_scale",
+            "data_weight",
+            "marginal_weight",
+            "consistency_weight",
+            "distil_weight",
+        )
+        _unit(self, "delta")
+
+
+@section
+class LatentConfig:
+    """λ: its law, and the way it enters the student's network.
+
+    `path=token` is the published extra token; `adaln` scales and shifts the norms. `inject_at=k` runs the blocks before k once per x_t.
+    """
+
+    law: Literal["uniform", "stratified", "gaussian", "codebook"] = "uniform"
+    path: Literal["token", "adaln"] = "token"
+    inject_at: int = 0
+    dim: int = 1  # law=gaussian: components of λ
+    codebook_size: int = 16
+    init_scale: float = 0.02  # standard deviation of the codebook, or of the λ path's first weights
+
+    def __post_init__(self) -> None:
+        _at_least(self, 0, "inject_at")
+        _at_least(self, 1, "dim", "codebook_size")
+        _positive(self, "init_scale")
+
+
+@section
+class PretrainConfig:
+    """How a teacher (by MDLM's bound) or a judge (next token) is trained when none is given."""
+
+    steps: int = 1500
+    batch_size: int = 32
+    lr: float = 1e-3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "steps", "batch_size")
+        _positive(self, "lr")
+        _at_least(self, 0, "seed")
+
+
+@section
+class TeacherConfig:
+    """`train`: a small MDLM trained first and cached; `pretrained`: a folder, a file or a hub name in `path`; `random`: random weights, for trials."""
+
+    kind: Literal["train", "pretrained", "random"] = "train"
+    path: str | None = None
+    revision: str | None = None
+    weights: Literal["ema", "raw"] = "ema"  # where a file holds both
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+
+    def __post_init__(self) -> None:
+        check(
+            self.kind != "pretrained" or bool(self.path),
+            "path",
+            self.path,
+            "a folder, file or hub name when kind=pretrained",
+        )
+
+
+@section
+class JudgeConfig:
+    """The language model whose perplexity is reported. `train`: a small GPT-2 trained on the run's corpus and cached; else a folder or hub name."""
+
+    path: str = "train"
+    hidden_size: int = 192
+    num_blocks: int = 4
+    num_heads: int = 4
+    batch_size: int = 32
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+
+    def __post_init__(self) -> None:
+        _positive(self, "hidden_size", "num_blocks", "num_heads", "batch_size")
+
+
+@section
+class EvalConfig:
+    """The closing report of a run."""
+
+    skip: bool = False
+    steps: Ints = (1, 2, 4, 8, 16)
+    num_samples: int = 256
+    batch_size: int = 64
+    seed: int = 0
+    bootstrap: int = 1000  # resamples behind each 95 % interval
+
+    def __post_init__(self) -> None:
+        check(len(self.steps) > 0 and min(self.steps) >= 1, "steps", self.steps, "step counts of at least 1")
+        _at_least(self, 2, "num_samples")
+        _at_least(self, 1, "batch_size", "bootstrap")
+
+
+@section
+class WandbConfig:
+    """Weights & Biases."""
+
+    mode: Literal["online", "offline", "disabled"] = "disabled"
+    project: str = "di4c-lm"
+    entity: str | None = None
+
+
+@section
+class Config:
+    """One training run."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    latent: LatentConfig = field(default_factory=LatentConfig)  # `lambda` in YAML and on the command line
+    objective: Di4CConfig = field(default_factory=Di4CConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    zero: ZeroConfig = field(default_factory=ZeroConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+
+    def __post_init__(self) -> None:
+        check(
+            self.latent.inject_at < self.model.num_blocks,
+            "lambda.inject_at",
+            self.latent.inject_at,
+            f"a block below model.num_blocks={self.model.num_blocks}",
+        )
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A section as nested plain values, under the names that YAML uses."""
+    plain = dataclasses.asdict(config)
+    return {"lambda" if key == "latent" else key: value for key, value in plain.items()}

@@ -1,0 +1,179 @@
+"""The terms of Di4C (Hayakawa et al. 2025, section 3) from factored predictions, domain-free and unreduced.
+
+With ℓ_j^d(v) = log p(x_0^d = v | x_t; λ_j), lme_j the log-mean-exp over the L draws, m^d = lme_j ℓ_j^d:
+
+    corr(x)      = - lme_j Σ_d ℓ_j^d(x^d) + Σ_d m^d(x^d)
+    data         = α(t) corr(x_0) + Σ_d KL(teacher^d ‖ m^d)
+    consistency  = mean_i corr(x̂_i) + Σ_d KL(m̄_u^d ‖ m^d)
+    distil       = mean_j Σ_d KL(teacher^d ‖ ℓ_j^d)
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from di4c_lm.losses.mixture import read_mixture, row_chunks
+from di4c_lm.models.readout import Readout
+
+_ENTROPY_ROWS = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sites:
+    """The M positions, of B examples, that enter the loss, in any order."""
+
+    example: Int64[Tensor, " M"]
+    position: Int64[Tensor, " M"]
+    num_examples: int
+
+    @classmethod
+    def where(cls, chosen: Bool[Tensor, "B D"]) -> "Sites":
+        """The positions at which `chosen` is true."""
+        example_M, position_M = chosen.nonzero(as_tuple=True)
+        return cls(example=example_M, position=position_M, num_examples=len(chosen))
+
+    def gather(self, x: Int64[Tensor, "B D"]) -> Int64[Tensor, " M"]:
+        """The values of `x` at these sites."""
+        return x[self.example, self.position]
+
+    def per_example(self, value: Float[Tensor, "M *rest"]) -> Float[Tensor, "B *rest"]:
+        """Sums over the sites of each example, in float64."""
+        total = torch.zeros(self.num_examples, *value.shape[1:], dtype=torch.float64, device=value.device)
+        return total.index_add(0, self.example, value.double())
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpperSide:
+    """The consistency term's target: samples x̂_i and the mixture's marginal m̄_u, both from x_u ~ teacher(x_t), without gradient."""
+
+    samples: Int64[Tensor, "M I"]
+    marginal: Float[Tensor, "M S"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """The terms of each example, in nats; `joint` and `product` are the two parts of a correlation term, corr = joint + product."""
+
+    data_joint: Float[Tensor, " B"]  # - lme_j Σ_d ℓ_j^d(x_0^d)
+    data_product: Float[Tensor, " B"]  # Σ_d m^d(x_0^d)
+    data_marginal: Float[Tensor, " B"]  # Σ_d KL(teacher^d ‖ m^d)
+    consistency_joint: Float[Tensor, " B"]
+    consistency_product: Float[Tensor, " B"]
+    consistency_marginal: Float[Tensor, " B"]  # Σ_d KL(m̄_u^d ‖ m^d)
+    distil: Float[Tensor, " B"]  # mean_j Σ_d KL(teacher^d ‖ ℓ_j^d)
+
+    @property
+    def data_corr(self) -> Float[Tensor, " B"]:
+        """corr(x_0): what the product of marginals misses of the datapoint."""
+        return self.data_joint + self.data_product
+
+    @property
+    def consistency_corr(self) -> Float[Tensor, " B"]:
+        """mean_i corr(x̂_i)."""
+        return self.consistency_joint + self.consistency_product
+
+
+def di4c_terms(
+    features: Float[Tensor, "M L H"],
+    readout: Readout,
+    sites: Sites,
+    x_0: Int64[Tensor, " M"],
+    teacher: Float[Tensor, "M S"],
+    upper: UpperSide | None = None,
+    *,
+    distil: bool = False,
+    chunk_rows: int = 0,
+    validate: bool = False,
+) -> Terms:
+    """All terms from one reading of the student at x_t.
+
+    `features` are the student's at the sites for L draws of λ, `x_0` the data there, `teacher` its normalised probabilities. Without `upper`
+    the consistency terms are 0, without `distil` that term is. `validate` looks at the values too (NaN, sums, indices), for callers outside
+    the training loop: `ValueError` names the argument, its shape and what was expected. Shapes are always checked.
+    """
+    _check_shapes(features, readout, sites, x_0, teacher, upper)
+    if validate:
+        _check_values(features, readout, x_0, teacher, upper)
+    targets_MT = x_0[:, None] if upper is None else torch.cat([x_0[:, None], upper.samples], 1)
+    laws = (teacher,) if upper is None else (teacher, upper.marginal)
+    reading = read_mixture(
+        features, sites.position, readout, targets_MT, laws, component_cross=distil, chunk_rows=chunk_rows
+    )
+    joint_BT, product_BT = joint_and_product(reading.target_log_p, sites)
+    kl_BR = sites.per_example(negative_entropy(laws) - reading.cross)
+    none_B = torch.zeros_like(joint_BT[:, 0])
+    distil_B = sites.per_example(negative_entropy(laws[:1])[:, 0] - reading.component_cross) if distil else none_B
+    return Terms(
+        data_joint=joint_BT[:, 0],
+        data_product=product_BT[:, 0],
+        data_marginal=kl_BR[:, 0],
+        consistency_joint=none_B if upper is None else joint_BT[:, 1:].mean(1),
+        consistency_product=none_B if upper is None else product_BT[:, 1:].mean(1),
+        consistency_marginal=none_B if upper is None else kl_BR[:, 1],
+        distil=distil_B,
+    )
+
+
+def joint_and_product(
+    target_log_p: Float[Tensor, "M L T"], sites: Sites
+) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
+    """- lme_j Σ_d ℓ_j^d(x^d) and Σ_d lme_j ℓ_j^d(x^d) of each example and target, in float64."""
+    log_L = math.log(target_log_p.shape[1])
+    joint_BT = log_L - sites.per_example(target_log_p).logsumexp(1)
+    product_BT = sites.per_example(target_log_p.double().logsumexp(1) - log_L)
+    return joint_BT, product_BT
+
+
+def negative_entropy(laws: tuple[Float[Tensor, "M S"], ...]) -> Float[Tensor, "M R"]:
+    """Σ_v q(v) log q(v) of each law, in chunks of positions."""
+    total_MR = torch.empty(len(laws[0]), len(laws), dtype=laws[0].dtype, device=laws[0].device)
+    for index, law_MS in enumerate(laws):
+        for rows in row_chunks(len(law_MS), _ENTROPY_ROWS):
+            total_MR[rows, index] = -torch.special.entr(law_MS[rows]).sum(1)
+    return total_MR
+
+
+def _check_shapes(
+    features: Tensor, readout: Readout, sites: Sites, x_0: Tensor, teacher: Tensor, upper: UpperSide | None
+) -> None:
+    num_sites, num_states = len(sites.position), readout.num_states
+    expected: list[tuple[str, Tensor, tuple[int | str, ...]]] = [
+        ("sites.example", sites.example, (num_sites,)),
+        ("features", features, (num_sites, "L", "H")),
+        ("x_0", x_0, (num_sites,)),
+        ("teacher", teacher, (num_sites, num_states)),
+    ]
+    if upper is not None:
+        expected.append(("upper.samples", upper.samples, (num_sites, "I")))
+        expected.append(("upper.marginal", upper.marginal, (num_sites, num_states)))
+    for name, tensor, shape in expected:
+        agrees = tensor.dim() == len(shape) and all(
+            size >= 1 if isinstance(want, str) else size == want for size, want in zip(tensor.shape, shape, strict=True)
+        )
+        if not agrees:
+            raise ValueError(
+                f"{name}: expected shape {shape} with each of L, H, I at least 1, got {tuple(tensor.shape)}"
+            )
+
+
+def _check_values(features: Tensor, readout: Readout, x_0: Tensor, teacher: Tensor, upper: UpperSide | None) -> None:
+    if not bool(features.isfinite().all()):
+        raise ValueError(f"features: expected finite values, got NaN or infinity in shape {tuple(features.shape)}")
+    laws = {"teacher": teacher} if upper is None else {"teacher": teacher, "upper.marginal": upper.marginal}
+    for name, law_MS in laws.items():
+        sums_M = law_MS.sum(1)
+        if not bool(((sums_M - 1).abs() < 1e-3).all() and (law_MS >= 0).all()):
+            raise ValueError(
+                f"{name}: expected probabilities that sum to 1 over S, got shape {tuple(law_MS.shape)} with sums from "
+                f"{sums_M.min():.4g} to {sums_M.max():.4g}"
+            )
+    indices = {"x_0": x_0} if upper is None else {"x_0": x_0, "upper.samples": upper.samples}
+    for name, states in indices.items():
+        if states.numel() and not 0 <= int(states.min()) <= int(states.max()) < readout.num_states:
+            raise ValueError(
+                f"{name}: expected states in [0, {readout.num_states}), got {int(states.min())} to {int(states.max())} "
+                f"in shape {tuple(states.shape)}"
+            )

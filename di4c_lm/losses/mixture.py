@@ -1,0 +1,227 @@
+"""A mixture of L products, read out in chunks of positions: log-probabilities of a few targets, and cross-entropies against whole laws.
+
+For the components ℓ_j^d(v) = log p(x_0^d = v | x_t; λ_j), forward and backward each go once over the positions, and the gradient with
+respect to the logits is written down in closed form, so that nothing of shape (positions, L, S) is ever held. Positions are flat: M of
+them, from any number of examples.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Float64, Int64
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from di4c_lm.models.readout import Readout, widest
+from di4c_lm.processes.categorical import sample_categorical
+
+_TINY = (
+    1e-30  # a mean of exponentials below this is taken again in the log domain, where a law gives the state any weight
+)
+_LOGITS_AT_ONCE = 2**24
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one pass over M positions yields, differentiable with respect to the features and the readout's parameters."""
+
+    target_log_p: Float[Tensor, "M L T"]  # ℓ_j^d at T targets a position
+    cross: Float[Tensor, "M R"]  # Σ_v q_r(v) log mean_j exp ℓ_j(v) for each of R laws
+    component_cross: Float[Tensor, " M"]  # Σ_v q_0(v) mean_j ℓ_j(v); zeros unless asked for
+
+
+def read_mixture(
+    features: Float[Tensor, "M L H"],
+    positions: Int64[Tensor, " M"],
+    readout: Readout,
+    targets: Int64[Tensor, "M T"],
+    laws: Sequence[Float[Tensor, "M S"]] = (),
+    *,
+    component_cross: bool = False,
+    chunk_rows: int = 0,
+) -> Reading:
+    """Read a mixture out at M positions, `chunk_rows` rows of logits at a time (0: as many as make 2^24 logits).
+
+    `laws` are normalised probabilities q_r that the mixture is compared with; they receive no gradient. `component_cross` asks for the
+    mean over components of the cross-entropy with the first law. Memory: O(M·L·H + M·S + chunk_rows·S).
+    """
+    assert not component_cross or laws
+    plan = _Plan(readout, positions, targets, tuple(laws), component_cross, features.shape[1], chunk_rows)
+    return Reading(*_ReadMixture.apply(plan, features, *readout.parameters))
+
+
+def mean_law(
+    features: Float[Tensor, "M L H"], positions: Int64[Tensor, " M"], readout: Readout, *, chunk_rows: int = 0
+) -> Float[Tensor, "M S"]:
+    """The marginals p̄^d = mean_j exp ℓ_j^d of a mixture (L = 1: of a product), without gradient."""
+    num_positions, num_lambdas, _ = features.shape
+    law_MS = torch.empty(num_positions, readout.num_states, dtype=widest(features.dtype), device=features.device)
+    with torch.no_grad():
+        for chunk in row_chunks(num_positions, max(1, rows_at_once(readout, chunk_rows) // num_lambdas)):
+            logits_NS = readout.logits(features[chunk].flatten(0, 1), positions[chunk].repeat_interleave(num_lambdas))
+            law_MS[chunk] = logits_NS.softmax(1).unflatten(0, (-1, num_lambdas)).mean(1)
+    return law_MS
+
+
+def draw_components(
+    features: Float[Tensor, "N H"],
+    positions: Int64[Tensor, " N"],
+    readout: Readout,
+    u: Float64[Tensor, " N"],
+    marginal: Float[Tensor, "M S"],
+    into: Int64[Tensor, " N"],
+    weight: float,
+    *,
+    chunk_rows: int = 0,
+) -> Int64[Tensor, " N"]:
+    """One state a row, and the rows' laws added to `marginal[into]` times `weight`, both from one readout, without gradient."""
+    drawn_N = torch.empty_like(positions)
+    with torch.no_grad():
+        for rows in row_chunks(len(positions), rows_at_once(readout, chunk_rows)):
+            p_CS = readout.logits(features[rows], positions[rows]).softmax(1)
+            drawn_N[rows] = sample_categorical(p_CS, u[rows])
+            marginal.index_add_(0, into[rows], p_CS.to(marginal.dtype), alpha=weight)
+    return drawn_N
+
+
+def rows_at_once(readout: Readout, chunk_rows: int) -> int:
+    """Rows of logits in a chunk: `chunk_rows`, or where that is 0 as many as make 2^24 logits."""
+    return chunk_rows or max(1, _LOGITS_AT_ONCE // readout.num_states)
+
+
+def row_chunks(total: int, size: int) -> Iterator[slice]:
+    """Slices of at most `size` that cover range(total)."""
+    for start in range(0, total, size):
+        yield slice(start, min(start + size, total))
+
+
+@dataclass(frozen=True)
+class _Plan:
+    readout: Readout
+    positions: Int64[Tensor, " M"]
+    targets: Int64[Tensor, "M T"]
+    laws: tuple[Tensor, ...]
+    component_cross: bool
+    num_lambdas: int
+    chunk_rows: int
+
+    def chunks(self) -> Iterator[slice]:
+        size = max(1, rows_at_once(self.readout, self.chunk_rows) // self.num_lambdas)
+        return row_chunks(len(self.positions), size)
+
+    def rows(self, features_MLH: Tensor, chunk: slice) -> tuple[Tensor, Tensor]:
+        return features_MLH[chunk].flatten(0, 1), self.positions[chunk].repeat_interleave(self.num_lambdas)
+
+    def logits(self, features_MLH: Tensor, chunk: slice) -> Float[Tensor, "C L S"]:
+        return self.readout.logits(*self.rows(features_MLH, chunk)).unflatten(0, (-1, self.num_lambdas))
+
+    def target_index(self, chunk: slice) -> Int64[Tensor, "C L T"]:
+        return self.targets[chunk][:, None].expand(-1, self.num_lambdas, -1)
+
+
+class _ReadMixture(torch.autograd.Function):
+    """The pass of `read_mixture`. Saved: features, parameters, the L log-normalisers of each position, and the laws."""
+
+    @staticmethod
+    def forward(ctx: Any, plan: _Plan, features_MLH: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        num_positions, num_lambdas = features_MLH.shape[:2]
+        options = {"dtype": widest(features_MLH.dtype), "device": features_MLH.device}
+        target_MLT = torch.empty(num_positions, num_lambdas, plan.targets.shape[1], **options)
+        cross_MR = torch.empty(num_positions, len(plan.laws), **options)
+        component_M = torch.zeros(num_positions, **options)
+        log_norm_ML = torch.empty(num_positions, num_lambdas, **options)
+        for chunk in plan.chunks():
+            logits_CLS = plan.logits(features_MLH, chunk)
+            target_CLT = logits_CLS.gather(2, plan.target_index(chunk))
+            if plan.component_cross:
+                component_M[chunk] = torch.bmm(logits_CLS, plan.laws[0][chunk, :, None]).squeeze(2).mean(1)
+            log_norm_CL, mean_CS = _exponentiate_(logits_CLS, need_mean=bool(plan.laws))
+            target_MLT[chunk] = target_CLT - log_norm_CL[..., None]
+            log_norm_ML[chunk] = log_norm_CL
+            if plan.component_cross:
+                component_M[chunk] -= log_norm_CL.mean(1)
+            if mean_CS is None:
+                continue
+            laws_CS = [law_MS[chunk] for law_MS in plan.laws]
+            if _has_rare(mean_CS, laws_CS):
+                log_p_CLS = plan.logits(features_MLH, chunk).sub_(log_norm_CL[..., None])
+                log_mean_CS = log_p_CLS.logsumexp(1) - math.log(num_lambdas)
+            else:
+                log_mean_CS = mean_CS.clamp_min_(_TINY).log_()
+            for index, law_CS in enumerate(laws_CS):
+                cross_MR[chunk, index] = torch.linalg.vecdot(law_CS, log_mean_CS)
+        ctx.plan = plan
+        ctx.save_for_backward(features_MLH, log_norm_ML, *parameters)
+        return target_MLT, cross_MR, component_M
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad_target_MLT, grad_cross_MR, grad_component_M = grads
+        plan: _Plan = ctx.plan
+        features_MLH, log_norm_ML, *parameters = ctx.saved_tensors
+        features_grad_MLH = torch.empty_like(features_MLH)
+        parameter_grads = [
+            torch.zeros_like(p, dtype=widest(p.dtype)) if needed else None
+            for p, needed in zip(parameters, ctx.needs_input_grad[2:], strict=True)
+        ]
+        for chunk in plan.chunks():
+            log_p_CLS = plan.logits(features_MLH, chunk).sub_(log_norm_ML[chunk][..., None])
+            blames_CS = [law_MS[chunk] * grad_cross_MR[chunk, r, None] for r, law_MS in enumerate(plan.laws)]
+            share_C = grad_component_M[chunk] / plan.num_lambdas
+            # d target / d logits = onehot - p, d component_cross / d logits = (q - p) / L.
+            pull_CL = grad_target_MLT[chunk].sum(2) + share_C[:, None]
+            grad_CLS = _logit_gradient_(log_p_CLS, blames_CS, pull_CL)
+            if plan.component_cross and bool(share_C.any()):
+                grad_CLS += (plan.laws[0][chunk] * share_C[:, None])[:, None]
+            grad_CLS.scatter_add_(2, plan.target_index(chunk), grad_target_MLT[chunk])
+            rows = plan.rows(features_MLH, chunk)
+            grad_NH = plan.readout.vjp(*rows, grad_CLS.flatten(0, 1), parameter_grads)
+            features_grad_MLH[chunk] = grad_NH.view_as(features_MLH[chunk])
+        cast = [None if g is None else g.to(p.dtype) for g, p in zip(parameter_grads, parameters, strict=True)]
+        return None, features_grad_MLH, *cast
+
+
+def _exponentiate_(
+    logits_CLS: Float[Tensor, "C L S"], *, need_mean: bool
+) -> tuple[Float[Tensor, "C L"], Float[Tensor, "C S"] | None]:
+    """Log-normalisers, and the mean over L of the softmaxes; `logits_CLS` is used up. One exponential a logit."""
+    top_CL1 = logits_CLS.amax(2, keepdim=True)
+    e_CLS = logits_CLS.sub_(top_CL1).exp_()
+    total_CL = e_CLS.sum(2)
+    log_norm_CL = total_CL.log() + top_CL1.squeeze(2)
+    if not need_mean:
+        return log_norm_CL, None
+    weight_C1L = (1 / (total_CL * e_CLS.shape[1]))[:, None]
+    return log_norm_CL, torch.bmm(weight_C1L, e_CLS).squeeze(1)
+
+
+def _has_rare(mean_CS: Float[Tensor, "C S"], weights_CS: Sequence[Float[Tensor, "C S"]]) -> bool:
+    """Whether a state that some law gives weight to has underflowed in every component."""
+    rare_CS = mean_CS < _TINY
+    return bool(rare_CS.any()) and any(bool((rare_CS & (weight_CS != 0)).any()) for weight_CS in weights_CS)
+
+
+def _logit_gradient_(
+    log_p_CLS: Float[Tensor, "C L S"], blames_CS: Sequence[Float[Tensor, "C S"]], pull_CL: Float[Tensor, "C L"]
+) -> Float[Tensor, "C L S"]:
+    """Σ_v b(v) d log p̄(v) / d logits_j - pull_j p_j, for b the sum of `blames_CS` and p̄ the mean over j. Uses `log_p_CLS` up.
+
+    d log p̄(v) / d logits_j(w) = r_j(v) (1[v = w] - p_j(w)) with r_j(v) = p_j(v) / (L p̄(v)) the responsibility of component j.
+    """
+    num_lambdas = log_p_CLS.shape[1]
+    if not blames_CS:
+        return log_p_CLS.exp_().mul_(-pull_CL[..., None])
+    blame_CS = sum(blames_CS[1:], start=blames_CS[0])
+    p_CLS = log_p_CLS.exp()
+    mean_CS = p_CLS.mean(1)
+    if _has_rare(mean_CS, blames_CS):
+        respons_CLS = log_p_CLS.softmax(1).mul_(blame_CS[:, None])
+        return respons_CLS - p_CLS * (respons_CLS.sum(2) + pull_CL)[..., None]
+    del log_p_CLS
+    ratio_CS = blame_CS / mean_CS.clamp_min_(_TINY).mul_(num_lambdas)
+    blamed_CL = torch.bmm(p_CLS, ratio_CS[..., None]).squeeze(2)
+    return p_CLS.mul_(ratio_CS[:, None] - (blamed_CL + pull_CL)[..., None])

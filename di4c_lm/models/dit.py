@@ -1,0 +1,240 @@
+"""The diffusion transformer of MDLM and SDTT (after Peebles and Xie 2023), and the mixture student made of it.
+
+Parameters bear the names and shapes of the published checkpoints (without their `backbone.`). The student adds `latent_projection` (as
+published) or `latent_codebook`, and for λ by adaLN one `latent_modulation` a conditioned block.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from di4c_lm.config import LatentConfig, ModelConfig
+from di4c_lm.models.attention import Rotary, attend, rotate, use_flash
+from di4c_lm.models.latent import Uniform, latent_features, latent_projection, sample_latents
+from di4c_lm.models.readout import LinearReadout, Prediction
+from di4c_lm.processes.schedules import LogLinear
+
+LATENT_PREFIXES = ("latent_projection", "latent_codebook", "latent_modulation")
+
+
+class LayerNorm(nn.Module):
+    """Layer norm with a weight and no bias, computed in float32."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Float[Tensor, "*N H"]) -> Float[Tensor, "*N H"]:
+        """(x - mean) / sqrt(var + 1e-5) * weight."""
+        if x.dtype == torch.float64:
+            return F.layer_norm(x, x.shape[-1:], self.weight)
+        return F.layer_norm(x.float(), x.shape[-1:], self.weight.float()).to(x.dtype)
+
+
+class EmbeddingLayer(nn.Module):
+    """Token embedding, under the published name."""
+
+    def __init__(self, num_states: int, width: int) -> None:
+        super().__init__()
+        self.embedding = nn.Parameter(torch.empty(num_states, width))
+        nn.init.kaiming_uniform_(self.embedding, a=math.sqrt(5))
+
+    def forward(self, x: Int64[Tensor, "B D"]) -> Float[Tensor, "B D H"]:
+        """Rows of the table."""
+        return F.embedding(x, self.embedding)
+
+
+class TimestepEmbedder(nn.Module):
+    """sigma to [cos(sigma f_k), sin(sigma f_k)], f_k = 10000^(-k/128), then a two-layer MLP."""
+
+    def __init__(self, width: int, frequencies: int = 256) -> None:
+        super().__init__()
+        self.frequencies = frequencies
+        self.mlp = nn.Sequential(nn.Linear(frequencies, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, sigma: Float[Tensor, " N"]) -> Float[Tensor, "N C"]:
+        """The embedding, before the SiLU that the modulations put in front."""
+        half = self.frequencies // 2
+        frequency = torch.exp(torch.arange(half, device=sigma.device) * (-math.log(10_000) / half))
+        phase = sigma.float()[:, None] * frequency
+        return self.mlp(torch.cat([phase.cos(), phase.sin()], dim=1).to(self.mlp[0].weight.dtype))
+
+
+def _modulate(
+    x: Float[Tensor, "N P H"], shift: Float[Tensor, "M 1 H"], scale: Float[Tensor, "M 1 H"]
+) -> Float[Tensor, "N P H"]:
+    return torch.addcmul(shift, x, 1 + scale)
+
+
+class DDiTBlock(nn.Module):
+    """Attention and MLP, each behind a norm that the noise level, and perhaps λ, scales and shifts."""
+
+    def __init__(self, width: int, num_heads: int, cond_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.norm1 = LayerNorm(width)
+        self.attn_qkv = nn.Linear(width, 3 * width, bias=False)
+        self.attn_out = nn.Linear(width, width, bias=False)
+        self.norm2 = LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width))
+        self.adaLN_modulation = nn.Linear(cond_dim, 6 * width)
+        nn.init.zeros_(self.adaLN_modulation.weight)
+        nn.init.zeros_(self.adaLN_modulation.bias)
+
+    def forward(
+        self,
+        x: Float[Tensor, "N P H"],
+        cond: Float[Tensor, "M C"],
+        cos: Tensor,
+        sin: Tensor,
+        latent_shift_scale: Float[Tensor, "N fourH"] | None,
+        flash: bool,  # noqa: FBT001 (checkpointing passes it by position)
+    ) -> Float[Tensor, "N P H"]:
+        """The residual stream after this block; M is 1 or N."""
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.adaLN_modulation(cond)[:, None].chunk(6, dim=2)
+        if latent_shift_scale is not None:
+            extra = latent_shift_scale[:, None].chunk(4, dim=2)
+            shift_1, scale_1, shift_2, scale_2 = (
+                a + b for a, b in zip((shift_1, scale_1, shift_2, scale_2), extra, strict=True)
+            )
+        qkv = self.attn_qkv(_modulate(self.norm1(x), shift_1, scale_1))
+        q, k, v = qkv.view(*qkv.shape[:2], 3, self.num_heads, -1).unbind(2)
+        mixed = attend(rotate(q, cos, sin), rotate(k, cos, sin), v, flash=flash)
+        x = x + gate_1 * self._drop(self.attn_out(mixed.flatten(2)))
+        return x + gate_2 * self._drop(self.mlp(_modulate(self.norm2(x), shift_2, scale_2)))
+
+    def _drop(self, x: Float[Tensor, "N P H"]) -> Float[Tensor, "N P H"]:
+        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+
+
+class DDitFinalLayer(nn.Module):
+    """The last norm, and the linear readout that `Prediction` carries."""
+
+    def __init__(self, width: int, num_states: int, cond_dim: int) -> None:
+        super().__init__()
+        self.norm_final = LayerNorm(width)
+        self.linear = nn.Linear(width, num_states)
+        self.adaLN_modulation = nn.Linear(cond_dim, 2 * width)
+        for parameter in (*self.linear.parameters(), *self.adaLN_modulation.parameters()):
+            nn.init.zeros_(parameter)
+
+    def forward(self, x: Float[Tensor, "N P H"], cond: Float[Tensor, "M C"]) -> Float[Tensor, "N P H"]:
+        """Features: what the linear map is applied to."""
+        shift, scale = self.adaLN_modulation(cond)[:, None].chunk(2, dim=2)
+        return _modulate(self.norm_final(x), shift, scale)
+
+
+class DIT(nn.Module):
+    """p(x_0 | x_t; λ), factored: `forward` returns features and the readout. MASK is the last of `num_states`.
+
+    With `latent` absent the network is a teacher, a product of its positions. With it, λ enters before block `inject_at` as an extra
+    token without rotary (Di4C, section 5) or by scaling and shifting the norms; the blocks before run once per x_t.
+    """
+
+    def __init__(self, model: ModelConfig, *, num_states: int, latent: LatentConfig | None = None) -> None:
+        super().__init__()
+        if latent is not None and latent.inject_at >= model.num_blocks:
+            raise ValueError(f"lambda.inject_at={latent.inject_at} must be below model.num_blocks={model.num_blocks}")
+        self.config = model
+        self.latent = latent
+        self.num_states = num_states
+        self.noise = LogLinear()
+        self.activation_checkpointing = False
+        self.matmul_dtype: torch.dtype | None = None
+        width = model.hidden_size
+        self.vocab_embed = EmbeddingLayer(num_states, width)
+        self.sigma_map = TimestepEmbedder(model.cond_dim)
+        self.rotary_emb = Rotary(width // model.num_heads)
+        self.blocks = nn.ModuleList(
+            DDiTBlock(width, model.num_heads, model.cond_dim, model.dropout) for _ in range(model.num_blocks)
+        )
+        self.output_layer = DDitFinalLayer(width, num_states, model.cond_dim)
+        if latent is not None:
+            self._add_latent_path(latent, width)
+
+    def _add_latent_path(self, latent: LatentConfig, width: int) -> None:
+        if latent.law == "codebook":
+            self.latent_codebook = nn.Embedding(latent.codebook_size, width)
+            nn.init.normal_(self.latent_codebook.weight, std=1.0 if latent.path == "adaln" else latent.init_scale)
+        else:
+            self.latent_projection = latent_projection(latent, width)
+        if latent.path == "adaln":
+            conditioned = range(latent.inject_at, self.config.num_blocks)
+            self.latent_modulation = nn.ModuleDict(
+                {str(i): nn.Linear(width, 4 * width, bias=False) for i in conditioned}
+            )
+            for layer in self.latent_modulation.values():
+                nn.init.normal_(layer.weight, std=latent.init_scale / math.sqrt(width))
+
+    @property
+    def mask_id(self) -> int:
+        """The last state."""
+        return self.num_states - 1
+
+    def sample_latents(self, num_batch: int, num_lambdas: int, uniform: Uniform) -> Tensor | None:
+        """L draws of λ a sequence, (B, L, K); None for a network without λ."""
+        if self.latent is None:
+            return None
+        return sample_latents(self.latent, num_batch, num_lambdas, uniform)
+
+    def forward(
+        self, x_t: Int64[Tensor, "B D"], t: Float[Tensor, " B"], lam: Tensor | None = None, cond: None = None
+    ) -> Prediction:
+        """Predict x_0 from `x_t` at times `t`, once for each of the L rows of `lam` (B, L, K).
+
+        Raises `ValueError` where `lam` is given to a network without λ, withheld from one with it, or of another shape.
+        """
+        self._check_latents(x_t, lam)
+        sigma_M = self.noise.sigma(t) if self.config.time_conditioning else torch.zeros_like(t[:1])
+        return self.predict(x_t, sigma_M, lam)
+
+    def predict(self, x_t: Int64[Tensor, "B D"], sigma: Float[Tensor, " M"], lam: Tensor | None) -> Prediction:
+        """As `forward`, with the total noise `sigma` of each sequence (M = B, or 1 for all) in place of its time."""
+        num_batch, num_positions = x_t.shape
+        flash = use_flash(self.config.attention) if x_t.is_cuda else False
+        cond = F.silu(self.sigma_map(sigma))
+        x = self.vocab_embed(x_t)
+        cos, sin = self.rotary_emb(num_positions, 0)
+        num_lambdas, embedded = 1, None
+        for index, block in enumerate(self.blocks):
+            if self.latent is not None and lam is not None and index == self.latent.inject_at:
+                num_lambdas = lam.shape[1]
+                embedded = self._embed_latents(self.latent, lam).to(x.dtype)
+                x = x.repeat_interleave(num_lambdas, 0)
+                cond = cond if len(cond) == 1 else cond.repeat_interleave(num_lambdas, 0)
+                if self.latent.path == "token":
+                    x = torch.cat([x, embedded[:, None]], dim=1)
+                    cos, sin = self.rotary_emb(num_positions, 1)
+            shift_scale = None
+            if embedded is not None and self.latent is not None and self.latent.path == "adaln":
+                shift_scale = self.latent_modulation[str(index)](embedded)
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, cond, cos, sin, shift_scale, flash, use_reentrant=False)
+            else:
+                x = block(x, cond, cos, sin, shift_scale, flash)
+        features = self.output_layer(x[:, :num_positions], cond)
+        return Prediction(features.view(num_batch, num_lambdas, num_positions, -1), self.readout())
+
+    def readout(self) -> LinearReadout:
+        """The linear head with SUBS' first half: MASK has probability 0."""
+        linear = self.output_layer.linear
+        return LinearReadout(linear.weight, linear.bias, impossible=self.mask_id, matmul_dtype=self.matmul_dtype)
+
+    def _embed_latents(self, latent: LatentConfig, lam: Tensor) -> Float[Tensor, "N H"]:
+        flat = lam.flatten(0, 1)
+        if latent.law == "codebook":
+            return self.latent_codebook(flat[:, 0])
+        features = latent_features(latent, flat)
+        return self.latent_projection(features.to(self.latent_projection[0].weight.dtype))
+
+    def _check_latents(self, x_t: Int64[Tensor, "B D"], lam: Tensor | None) -> None:
+        if (lam is None) != (self.latent is None):
+            wanted = "none: this network has no λ" if self.latent is None else "λ of shape (B, L, K)"
+            raise ValueError(f"lam: expected {wanted}, got {None if lam is None else tuple(lam.shape)}")
+        if lam is not None and (lam.dim() != 3 or len(lam) != len(x_t) or lam.shape[1] < 1):
+            raise ValueError(f"lam: expected shape (B={len(x_t)}, L >= 1, K), got {tuple(lam.shape)}")

@@ -1,0 +1,69 @@
+"""λ: the laws it is drawn from, and the embeddings that carry it into a network."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from di4c_lm.config import LatentConfig
+
+SINUSOID_DIM = 128
+PROJECTION_DIM = 512
+Uniform = Callable[[tuple[int, ...]], Tensor]  # shape, whose first axis is B, to float64 uniforms in [0, 1)
+
+
+def sinusoid(angle_N: Float[Tensor, " N"], dim: int = SINUSOID_DIM) -> Float[Tensor, "N dim"]:
+    """[sin(a g_k), cos(a g_k)] with g_k = 10000^(-k / (dim/2 - 1)), the embedding of λ in the published students (a = 1000 λ)."""
+    half = dim // 2
+    frequency = torch.exp(torch.arange(half, device=angle_N.device) * (-math.log(10_000) / (half - 1)))
+    phase = angle_N.float()[:, None] * frequency
+    return torch.cat([phase.sin(), phase.cos()], dim=1)
+
+
+def sample_latents(config: LatentConfig, num_batch: int, num_lambdas: int, uniform: Uniform) -> Tensor:
+    """L draws of λ for each of B sequences by the law of `config`: (B, L, dim) floats, or (B, L, 1) code numbers.
+
+    `uniform` is the only source of chance. A codebook as large as L is enumerated, which makes the mixture exact; a larger one is sampled.
+    Raises `ValueError` for L = 0, or L above the codebook.
+    """
+    if num_lambdas < 1:
+        raise ValueError(f"num_lambdas must be at least 1, got {num_lambdas}")
+    if config.law == "uniform":
+        return uniform((num_batch, num_lambdas, 1)).float()
+    if config.law == "stratified":  # one draw in each of L equal strata, the same marginal law
+        u_BL1 = uniform((num_batch, num_lambdas, 1))
+        stratum_L1 = torch.arange(num_lambdas, device=u_BL1.device)[:, None]
+        return ((stratum_L1 + u_BL1) / num_lambdas).float()
+    if config.law == "gaussian":
+        return torch.special.ndtri(uniform((num_batch, num_lambdas, config.dim)) + 2.0**-54).float()
+    return _codes(config.codebook_size, num_batch, num_lambdas, uniform)
+
+
+def _codes(size: int, num_batch: int, num_lambdas: int, uniform: Uniform) -> Int64[Tensor, "B L 1"]:
+    if num_lambdas > size:
+        raise ValueError(f"num_lambdas={num_lambdas} exceeds lambda.codebook_size={size}")
+    u_BL1 = uniform((num_batch, num_lambdas, 1))
+    if num_lambdas == size:
+        return torch.arange(size, device=u_BL1.device).view(1, -1, 1).expand(num_batch, -1, -1)
+    return (u_BL1 * size).long()
+
+
+def latent_input_dim(config: LatentConfig) -> int:
+    """Width of what `latent_projection` reads."""
+    return config.dim if config.law == "gaussian" else SINUSOID_DIM
+
+
+def latent_projection(config: LatentConfig, width: int) -> nn.Sequential:
+    """The two-layer MLP of the published students: 128 -> 512 -> H with exact GELU."""
+    return nn.Sequential(
+        nn.Linear(latent_input_dim(config), PROJECTION_DIM), nn.GELU(), nn.Linear(PROJECTION_DIM, width)
+    )
+
+
+def latent_features(config: LatentConfig, lam_NK: Float[Tensor, "N K"]) -> Float[Tensor, "N F"]:
+    """What the projection reads: the sinusoid of 1000 λ for a scalar, the vector itself for Gaussian λ."""
+    if config.law == "gaussian":
+        return lam_NK
+    return sinusoid(1000.0 * lam_NK[:, 0])

@@ -1,0 +1,130 @@
+"""A prediction kept in two factors: hidden features, and the readout that turns some of them into logits."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, final
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+NEVER = -1e6  # the logit of a state that cannot be: its probability is exactly 0
+
+
+class Readout(Protocol):
+    """Features of some positions to logits over S, with the product of a gradient and the Jacobian in closed form or by autograd."""
+
+    num_states: int
+    parameters: tuple[Tensor, ...]
+
+    def logits(self, features_NH: Float[Tensor, "N H"], positions_N: Int64[Tensor, " N"]) -> Float[Tensor, "N S"]:
+        """Unnormalised log-probabilities, in at least float32."""
+        ...
+
+    def vjp(
+        self,
+        features_NH: Float[Tensor, "N H"],
+        positions_N: Int64[Tensor, " N"],
+        grad_NS: Float[Tensor, "N S"],
+        parameter_grads: Sequence[Tensor | None],
+    ) -> Float[Tensor, "N H"]:
+        """Gradient of the features; those of `parameters` are added to `parameter_grads` in place (None: not wanted)."""
+        ...
+
+
+def widest(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of sums over S: float64 for float64 features, float32 for all others."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+@final
+@dataclass(frozen=True)
+class LinearReadout(Readout):
+    """logits = W h + b. State `impossible`, where given, has probability 0; products run in `matmul_dtype` where given."""
+
+    weight_SH: Float[Tensor, "S H"]
+    bias_S: Float[Tensor, " S"] | None = None
+    impossible: int | None = None
+    matmul_dtype: torch.dtype | None = None
+
+    @property
+    def num_states(self) -> int:
+        """S."""
+        return self.weight_SH.shape[0]
+
+    @property
+    def parameters(self) -> tuple[Tensor, ...]:
+        """The weight, and the bias where there is one."""
+        return (self.weight_SH,) if self.bias_S is None else (self.weight_SH, self.bias_S)
+
+    def logits(self, features_NH: Float[Tensor, "N H"], positions_N: Int64[Tensor, " N"]) -> Float[Tensor, "N S"]:
+        """W h + b, in at least float32."""
+        dtype = self.matmul_dtype or features_NH.dtype
+        product_NS = F.linear(features_NH.to(dtype), self.weight_SH.to(dtype)).to(widest(features_NH.dtype))
+        if self.bias_S is not None:
+            product_NS = product_NS + self.bias_S if product_NS.requires_grad else product_NS.add_(self.bias_S)
+        if self.impossible is None:
+            return product_NS
+        if product_NS.requires_grad:
+            return product_NS.index_fill(1, torch.tensor([self.impossible], device=product_NS.device), NEVER)
+        product_NS[:, self.impossible] = NEVER
+        return product_NS
+
+    def vjp(
+        self,
+        features_NH: Float[Tensor, "N H"],
+        positions_N: Int64[Tensor, " N"],
+        grad_NS: Float[Tensor, "N S"],
+        parameter_grads: Sequence[Tensor | None],
+    ) -> Float[Tensor, "N H"]:
+        """grad W for the features; grad^T h for the weight, the column sums for the bias. `grad_NS` may be changed."""
+        if self.impossible is not None:
+            grad_NS[:, self.impossible] = 0
+        dtype = self.matmul_dtype or features_NH.dtype
+        narrow_NS = grad_NS.to(dtype)
+        if parameter_grads[0] is not None:
+            _add_product(parameter_grads[0], narrow_NS.T, features_NH.to(dtype))
+        if len(parameter_grads) > 1 and parameter_grads[1] is not None:
+            parameter_grads[1].add_(grad_NS.sum(0))
+        return (narrow_NS @ self.weight_SH.to(dtype)).to(features_NH.dtype)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    if left.dtype == total.dtype:
+        total.addmm_(left, right)
+    else:
+        total.add_(left @ right)
+
+
+def vjp_by_autograd(
+    readout: Readout,
+    features_NH: Float[Tensor, "N H"],
+    positions_N: Int64[Tensor, " N"],
+    grad_NS: Float[Tensor, "N S"],
+    parameter_grads: Sequence[Tensor | None],
+) -> Float[Tensor, "N H"]:
+    """`Readout.vjp` for a readout with no closed form: the logits are made once more under autograd."""
+    leaf_NH = features_NH.detach().requires_grad_()
+    wanted = [(p, g) for p, g in zip(readout.parameters, parameter_grads, strict=True) if g is not None]
+    with torch.enable_grad():
+        logits_NS = readout.logits(leaf_NH, positions_N)
+        grads = torch.autograd.grad(logits_NS, [leaf_NH, *(p for p, _ in wanted)], grad_NS)
+    for (_, total), grad in zip(wanted, grads[1:], strict=True):
+        total.add_(grad)
+    return grads[0]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a denoiser says of x_0: features (B, L, D, H), L = 1 where there is no λ, and how to read them out."""
+
+    features: Float[Tensor, "B L D H"]
+    readout: Readout
+
+    def log_probs(self) -> Float[Tensor, "B L D S"]:
+        """Normalised log-probabilities at every position, materialised: for small S, samplers and tests."""
+        num_batch, num_lambdas, num_positions, _ = self.features.shape
+        positions_N = torch.arange(num_positions, device=self.features.device).repeat(num_batch * num_lambdas)
+        logits_NS = self.readout.logits(self.features.flatten(0, 2), positions_N)
+        return logits_NS.log_softmax(-1).view(num_batch, num_lambdas, num_positions, -1)

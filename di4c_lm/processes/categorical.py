@@ -1,0 +1,57 @@
+"""Exact draws from categorical laws: one 64-bit uniform a draw, inverse distribution function in float64."""
+
+import torch
+from jaxtyping import Float, Float64, Int64
+from torch import Tensor
+
+_BLOCK = 256  # the inverse is looked up among the sums of blocks of this many states, then inside one
+
+
+def sample_categorical(p_NS: Float[Tensor, "N S"], u: Float64[Tensor, "N *T"]) -> Int64[Tensor, "N *T"]:
+    """States drawn from the rows of `p_NS` by inverse distribution function, one a uniform in `u` ((N,) or (N, T) for T draws a row).
+
+    `p_NS` need not be normalised; it must be finite and non-negative with a positive total a row, in any float dtype. The running sums
+    over blocks, and inside the block chosen, are float64, so a state of relative probability 1e-12 is drawn at its true rate; a state of
+    probability 0 is never drawn. Raises `ValueError` where the shapes disagree.
+    """
+    num_rows, num_states = p_NS.shape
+    if u.dim() not in (1, 2) or len(u) != num_rows:
+        raise ValueError(f"u must hold uniforms for {num_rows} rows, shape (N,) or (N, T), got {tuple(u.shape)}")
+    u_NT = u if u.dim() == 2 else u[:, None]
+    if u_NT.numel() == 0:
+        return torch.empty_like(u, dtype=torch.int64)
+    whole = num_states // _BLOCK * _BLOCK
+    sums_NK = p_NS[:, :whole].unflatten(1, (-1, _BLOCK)).sum(-1) if whole else p_NS[:, :0]
+    if whole < num_states:
+        sums_NK = torch.cat([sums_NK, p_NS[:, whole:].sum(-1, keepdim=True)], 1)
+    sums_NK = sums_NK.double()
+    block_NT, share_NT = _invert(sums_NK, u_NT)
+    offset_W = torch.arange(min(_BLOCK, num_states), device=p_NS.device)
+    states_NTW = block_NT[..., None] * _BLOCK + offset_W
+    inside_NTW = p_NS.gather(1, states_NTW.clamp_max(num_states - 1).flatten(1)).view(states_NTW.shape).double()
+    inside_NTW = torch.where(states_NTW < num_states, inside_NTW, 0.0)
+    index_NT, _ = _invert(inside_NTW.flatten(0, 1), share_NT.reshape(-1, 1))
+    drawn_NT = block_NT * _BLOCK + index_NT.view(block_NT.shape)
+    return drawn_NT if u.dim() == 2 else drawn_NT[:, 0]
+
+
+def _invert(
+    p_NK: Float64[Tensor, "N K"], u_NT: Float64[Tensor, "N T"]
+) -> tuple[Int64[Tensor, "N T"], Float64[Tensor, "N T"]]:
+    """First index whose running sum exceeds u times the total, and what share of that state lies below the target."""
+    cdf_NK = p_NK.cumsum(1)
+    target_NT = u_NT * cdf_NK[:, -1:]
+    # Where rounding leaves no such index, the last state of positive probability.
+    last_N1 = p_NK.shape[1] - 1 - (p_NK > 0).flip(1).int().argmax(1, keepdim=True)
+    index_NT = torch.minimum(torch.searchsorted(cdf_NK, target_NT, right=True), last_N1)
+    mass_NT = p_NK.gather(1, index_NT)
+    below_NT = cdf_NK.gather(1, index_NT) - mass_NT
+    return index_NT, ((target_NT - below_NT) / mass_NT).clamp(0, 1 - 2.0**-53)
+
+
+def sample_categorical_fp32(p_NS: Float[Tensor, "N S"], u_NS: Float[Tensor, "N S"]) -> Int64[Tensor, " N"]:
+    """The published codes' draw with float32 exponential noise, argmax of p / (1e-10 - log(u + 1e-10)).
+
+    It truncates rare states (a token of probability 1e-6 comes at 62 % of its rate in 16 steps), and serves only to reproduce old tables.
+    """
+    return (p_NS / (1e-10 - torch.log(u_NS + 1e-10))).argmax(-1)

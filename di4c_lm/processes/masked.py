@@ -1,0 +1,58 @@
+"""The absorbing process: every position is masked by itself, at the rate of a schedule, and comes back once."""
+
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from di4c_lm.processes.categorical import sample_categorical
+from di4c_lm.processes.rng import Rng, uniform
+from di4c_lm.processes.schedules import LogLinear, Schedule
+
+NEVER = -1e6  # the logit of a state that cannot be: its probability is exactly 0 in float32 and float64
+
+
+@dataclass(frozen=True)
+class MaskedProcess:
+    """Masked diffusion (Sahoo et al. 2024; Shi et al. 2024) on tokens below `mask_id`, with MASK = `mask_id`."""
+
+    mask_id: int
+    schedule: Schedule = field(default_factory=LogLinear)
+
+    def corrupt(self, x_0: Int64[Tensor, "B D"], t: Float[Tensor, " B"], rng: Rng) -> Int64[Tensor, "B D"]:
+        """x_t ~ q(x_t | x_0): each position masked with probability m(t)."""
+        u_BD = uniform(rng, tuple(x_0.shape), x_0.device)
+        return torch.where(u_BD < self.schedule.mask_prob(t.double())[:, None], self.mask_id, x_0)
+
+    def constrain(self, logits: Float[Tensor, "B D S"], x_t: Int64[Tensor, "B D"]) -> Float[Tensor, "B D S"]:
+        """SUBS (Sahoo et al. 2024, section 3.2.3): normalised log-probabilities; MASK is impossible, a visible token certain."""
+        states_S = torch.arange(logits.shape[-1], device=logits.device)
+        log_p_BDS = torch.where(states_S == self.mask_id, NEVER, logits).log_softmax(-1)
+        certain_BDS = torch.where(states_S == x_t[..., None], 0.0, NEVER).to(log_p_BDS.dtype)
+        return torch.where((x_t == self.mask_id)[..., None], log_p_BDS, certain_BDS)
+
+    def reveal(
+        self, x_t: Int64[Tensor, "B D"], t: Float[Tensor, " B"], s: Float[Tensor, " B"], rng: Rng
+    ) -> Bool[Tensor, "B D"]:
+        """Which masked positions become visible between t and s < t: each with probability 1 - m(s) / m(t).
+
+        A position masked at t = 0 would have come from nowhere; at s = 0 with a schedule of m(0) = 0 every position becomes visible.
+        """
+        keep_B = self.schedule.mask_prob(s.double()) / self.schedule.mask_prob(t.double())
+        u_BD = uniform(rng, tuple(x_t.shape), x_t.device)
+        return (x_t == self.mask_id) & (u_BD >= keep_B[:, None])
+
+    def step(
+        self,
+        x_t: Int64[Tensor, "B D"],
+        log_p0: Float[Tensor, "B D S"],
+        t: Float[Tensor, " B"],
+        s: Float[Tensor, " B"],
+        rng: Rng,
+    ) -> Int64[Tensor, "B D"]:
+        """One exact reverse step x_s ~ p(x_s | x_t) given a prediction of x_0 (Sahoo et al. 2024, Eq. 7)."""
+        revealed_BD = self.reveal(x_t, t, s, rng)
+        u_BD = uniform(rng, tuple(x_t.shape), x_t.device)
+        drawn_N = sample_categorical(log_p0[revealed_BD].exp(), u_BD[revealed_BD])
+        return x_t.masked_scatter(revealed_BD, drawn_N)
