@@ -1,0 +1,1 @@
+"""Corpora, tokenizers, and the order in which a run sees their sequences."""
