@@ -1,0 +1,112 @@
+"""What `eval/gen_ppl.py` may be told, typed. Checks itself like `di4c_lm.config`."""
+
+import dataclasses
+from typing import Literal
+
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+
+from di4c_lm.config import EvalConfig, Ints, check
+from di4c_lm.metrics.perplexity import EosRule
+
+_STRICT = ConfigDict(extra="forbid", strict=True)
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Scoring:
+    """How a judge reads samples."""
+
+    batch_size: int = 32  # documents a forward pass
+    eos: EosRule = "all"  # which tokens count: see `perplexity.scored_targets`
+    retokenize: Literal["auto", "always"] = "auto"  # auto: token ids are read as they are where the vocabularies agree
+    overflow: Literal["error", "truncate"] = "error"  # what happens to text longer than the judge reads
+
+    def __post_init__(self) -> None:
+        check(self.batch_size >= 1, "batch_size", self.batch_size, "a value of at least 1")
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Prompting:
+    """The conditional form: continuations of prompts cut from held-out text. A length of 0: 50 tokens, or what fits."""
+
+    prompts: int = 256
+    continuations: int = 5  # a prompt
+    prompt_length: int = 0  # tokens
+    continuation_length: int = 0  # tokens
+
+    def __post_init__(self) -> None:
+        for name in ("prompts", "continuations"):
+            check(getattr(self, name) >= 1, name, getattr(self, name), "a value of at least 1")
+        for name in ("prompt_length", "continuation_length"):
+            check(getattr(self, name) >= 0, name, getattr(self, name), "a value of at least 0")
+        check(self.prompts >= 2, "prompts", self.prompts, "at least 2, for an interval over prompts")
+
+    def fit(self, length: int) -> "Prompting":
+        """With both lengths set for samples of `length` tokens. Raises `ValueError` where they do not fit."""
+        prompt = self.prompt_length or min(50, length // 2)
+        check(1 <= prompt < length, "prompt_length", prompt, f"1 to {length - 1}, the samples' length being {length}")
+        continuation = self.continuation_length or min(50, length - prompt)
+        check(
+            continuation <= length - prompt,
+            "continuation_length",
+            continuation,
+            f"1 to {length - prompt}, the samples' length being {length} and the prompts' {prompt}",
+        )
+        return dataclasses.replace(self, prompt_length=prompt, continuation_length=continuation)
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class GenPplConfig:
+    """The command line of `eval/gen_ppl.py`."""
+
+    run: str | None = None  # a run's folder; absent: the newest under `outputs`
+    outputs: str = "outputs"  # where runs live
+    report: str | None = None  # where the report goes; absent: <run>/report
+    judge: str | None = None  # a folder or hub name, e.g. gpt2-large; absent: the run's own judge
+    steps: Ints = (1, 2, 4, 8, 16)
+    num_samples: int = 256
+    batch_size: int = 64  # sequences sampled at once
+    seed: int = 0
+    bootstrap: int = 1000  # resamples behind each 95 % interval
+    judge_batch_size: int = 32  # documents the judge reads at once
+    eos: EosRule = "all"  # tokens that count: all, first (up to the first EOS), mdlm (all but later EOS)
+    retokenize: Literal["auto", "always"] = "auto"  # always: through text even where the judge has the same vocabulary
+    overflow: Literal["error", "truncate"] = "error"  # text longer than the judge's context
+    conditional: bool = False  # continue prompts from held-out text; num_samples is then prompts x continuations
+    prompts: int = 256
+    continuations: int = 5  # a prompt
+    prompt_length: int = 0  # tokens; 0: 50, or half the length if that is less
+    continuation_length: int = 0  # tokens; 0: 50, or what is left if that is less
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    def __post_init__(self) -> None:
+        check(self.judge_batch_size >= 1, "judge_batch_size", self.judge_batch_size, "a value of at least 1")
+        check(self.seed >= 0, "seed", self.seed, "a value of at least 0")
+        check(len(set(self.steps)) == len(self.steps), "steps", self.steps, "step counts that differ")
+        for part in (self.evaluation, self.scoring, self.prompting):
+            part()
+
+    def evaluation(self) -> EvalConfig:
+        """The part that says what is sampled."""
+        return EvalConfig(
+            steps=self.steps,
+            num_samples=self.num_samples,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            bootstrap=self.bootstrap,
+        )
+
+    def scoring(self) -> Scoring:
+        """The part that says how the judge reads."""
+        return Scoring(
+            batch_size=self.judge_batch_size, eos=self.eos, retokenize=self.retokenize, overflow=self.overflow
+        )
+
+    def prompting(self) -> Prompting:
+        """The part that says how prompts are cut."""
+        return Prompting(
+            prompts=self.prompts,
+            continuations=self.continuations,
+            prompt_length=self.prompt_length,
+            continuation_length=self.continuation_length,
+        )
