@@ -8,7 +8,7 @@ import dataclasses
 import logging
 import random
 from collections.abc import Callable, Iterator
-from typing import Protocol, final
+from typing import Protocol, final, runtime_checkable
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ class Batch:
         return Batch(*(getattr(self, f.name).to(device, non_blocking=True) for f in dataclasses.fields(self)))
 
 
+@runtime_checkable
 class Source(Protocol):
     """Anything that can say which sequences lie at the positions start, ..., start + count - 1."""
 

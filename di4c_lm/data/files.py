@@ -93,9 +93,12 @@ def _decode(line: bytes, tally: _Tally) -> str:
 
 def _without_surrogates(text: str, tally: _Tally) -> str:
     """JSON may escape half a UTF-16 pair, which no encoding of the text can hold: replaced like invalid UTF-8."""
-    if text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text):
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        mended = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    else:
         return text
-    mended = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     tally.replaced += mended.count("\ufffd")
     return mended
 
