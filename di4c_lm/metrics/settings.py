@@ -57,26 +57,47 @@ class Prompting:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class GenPplConfig:
-    """The command line of `eval/gen_ppl.py`."""
+    """Generative perplexity and sample entropy of a run's teacher and student, beside held-out text.
 
-    run: str | None = None  # a run's folder; absent: the newest under `outputs`
-    outputs: str = "outputs"  # where runs live
-    report: str | None = None  # where the report goes; absent: <run>/report
-    judge: str | None = None  # a folder or hub name, e.g. gpt2-large; absent: the run's own judge
+    run                  a run's folder; null: the newest under `outputs` that has a student
+    outputs              where runs live
+    report               folder for gen_ppl.json, .csv and .png; null: <run>/report
+    judge                a folder or hub name, e.g. gpt2-large; null: the run's own judge
+    steps                sampling steps, e.g. [1,2,4]
+    num_samples          samples a model and step count
+    batch_size           sequences sampled at once
+    seed                 of sampling, of the choice of held-out text and of resampling
+    bootstrap            resamples behind each 95 % interval and test
+    judge_batch_size     documents the judge reads at once
+    eos                  tokens that count: all | first (up to the first EOS) | mdlm (all but the second EOS and later)
+    retokenize           auto (through text only if the judge has another vocabulary) | always
+    overflow             text longer than the judge's context: error | truncate
+    conditional          true: continue prompts cut from held-out text; num_samples is then prompts x continuations
+    prompts              how many prompts
+    continuations        of each prompt
+    prompt_length        tokens; 0: 50, or half the samples' length if that is less
+    continuation_length  tokens; 0: 50, or what is left of the samples' length if that is less
+    device               auto | cpu | cuda
+    """
+
+    run: str | None = None
+    outputs: str = "outputs"
+    report: str | None = None
+    judge: str | None = None
     steps: Ints = (1, 2, 4, 8, 16)
     num_samples: int = 256
-    batch_size: int = 64  # sequences sampled at once
+    batch_size: int = 64
     seed: int = 0
-    bootstrap: int = 1000  # resamples behind each 95 % interval
-    judge_batch_size: int = 32  # documents the judge reads at once
-    eos: EosRule = "all"  # tokens that count: all, first (up to the first EOS), mdlm (all but later EOS)
-    retokenize: Literal["auto", "always"] = "auto"  # always: through text even where the judge has the same vocabulary
-    overflow: Literal["error", "truncate"] = "error"  # text longer than the judge's context
-    conditional: bool = False  # continue prompts from held-out text; num_samples is then prompts x continuations
+    bootstrap: int = 1000
+    judge_batch_size: int = 32
+    eos: EosRule = "all"
+    retokenize: Literal["auto", "always"] = "auto"
+    overflow: Literal["error", "truncate"] = "error"
+    conditional: bool = False
     prompts: int = 256
-    continuations: int = 5  # a prompt
-    prompt_length: int = 0  # tokens; 0: 50, or half the length if that is less
-    continuation_length: int = 0  # tokens; 0: 50, or what is left if that is less
+    continuations: int = 5
+    prompt_length: int = 0
+    continuation_length: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     def __post_init__(self) -> None:
