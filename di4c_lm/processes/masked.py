@@ -28,7 +28,7 @@ class MaskedProcess:
     def constrain(self, logits: Float[Tensor, "B D S"], x_t: Int64[Tensor, "B D"]) -> Float[Tensor, "B D S"]:
         """SUBS (Sahoo et al. 2024, section 3.2.3): normalised log-probabilities; MASK is impossible, a visible token certain."""
         states_S = torch.arange(logits.shape[-1], device=logits.device)
-        log_p_BDS = torch.where(states_S == self.mask_id, NEVER, logits).log_softmax(-1)
+        log_p_BDS = (logits + torch.where(states_S == self.mask_id, NEVER, 0.0).to(logits.dtype)).log_softmax(-1)
         certain_BDS = torch.where(states_S == x_t[..., None], 0.0, NEVER).to(log_p_BDS.dtype)
         return torch.where((x_t == self.mask_id)[..., None], log_p_BDS, certain_BDS)
 
