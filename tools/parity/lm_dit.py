@@ -1,0 +1,67 @@
+"""`lm_dit` and `lm_dit_di4c`: the text network, its weights loaded by their published names."""
+
+import dataclasses
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+from parity.golden import Computed, Golden, Tolerance
+from torch import Tensor, nn
+
+from di4c_lm.config import LatentConfig, ModelConfig
+from di4c_lm.models.dit import DIT
+from di4c_lm.models.latent import latent_features
+from di4c_lm.processes.masked import MaskedProcess
+
+INPUTS = ("indices", "sigma", "z")
+_VALUES = Tolerance(atol=1e-5, rtol=1e-5)
+_LOG_P = Tolerance(atol=1e-5, rtol=1e-7)  # the second part is 0.1 for the entries near -1e6
+
+
+def load(golden: Golden) -> DIT:
+    """Our network with the file's weights, strictly."""
+    meta = golden.meta
+    model = ModelConfig(
+        hidden_size=meta["hidden"], num_blocks=meta["blocks"], num_heads=meta["heads"], cond_dim=meta["cond_dim"]
+    )
+    latent = LatentConfig(law="uniform", path="token", inject_at=0) if meta["is_di4c"] else None
+    network = DIT(model, num_states=meta["vocab_size"], latent=latent)
+    network.load_state_dict(golden.weights())
+    return network.eval()
+
+
+def compute(golden: Golden) -> Iterator[Computed]:
+    """Every array that is not an input."""
+    network = load(golden)
+    x_t, sigma_B = golden.tensor("indices"), golden.tensor("sigma")
+    lam = golden.tensor("z")[:, None, None] if network.latent is not None else None
+    with torch.no_grad():
+        hidden: list[Tensor] = []
+        hooks = [block.register_forward_hook(partial(_keep, hidden)) for block in network.blocks]
+        logits_BDS = _logits(network, x_t, sigma_B, lam)
+        for hook in hooks:
+            hook.remove()
+        for index, stream in enumerate(hidden):
+            yield Computed(f"hidden_after_block{index}", stream, _VALUES)
+        yield Computed("logits", logits_BDS, _VALUES)
+        yield Computed("logits_sigma0", _logits(network, x_t, torch.zeros_like(sigma_B), lam), _VALUES)
+        log_p_BDS = MaskedProcess(mask_id=golden.meta["mask_index"]).constrain(logits_BDS, x_t)
+        yield Computed("log_p_subs", log_p_BDS, _LOG_P)
+        yield Computed("sigma_map_out", network.sigma_map(sigma_B), _VALUES)
+        if network.latent is not None and lam is not None:
+            features = latent_features(network.latent, lam.flatten(0, 1))
+            yield Computed("z_embed_in", features, _VALUES)
+            yield Computed("z_embed", network.latent_projection(features), _VALUES)
+
+
+def _keep(hidden: list[Tensor], _block: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    hidden.append(output)
+
+
+def _logits(network: DIT, x_t: Tensor, sigma_B: Tensor, lam: Tensor | None) -> Tensor:
+    """The raw logits, MASK's among them, at every position."""
+    prediction = network.predict(x_t, sigma_B, lam)
+    readout = dataclasses.replace(network.readout(), impossible=None)
+    features_BDH = prediction.features.squeeze(1)
+    positions_N = torch.arange(x_t.shape[1]).repeat(len(x_t))
+    return readout.logits(features_BDH.flatten(0, 1), positions_N).view(*x_t.shape, -1)

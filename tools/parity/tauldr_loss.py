@@ -1,0 +1,63 @@
+"""`tauldr_loss`: the CIFAR-10 run's loss on given logits; every term at every step, the distillation from L inputs of its own."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from parity.given import GRADIENT, Parts, everywhere, law_at, leaf, loss_tolerance, terms_of
+from parity.golden import Computed, Golden, sub_cases
+from torch import Tensor
+
+from di4c_lm.losses.di4c import UpperSide
+from di4c_lm.losses.weights import alpha
+
+INPUTS = (
+    "minibatch",
+    "logits_teacher_t",
+    "logits_teacher_mint",
+    "logits_student_t",
+    "logits_student_mint",
+    "logits_student_u",
+    "pst_p0t",
+    "pst_x_t",
+    "pst_x_0",
+    *(f"c*_{draw}" for draw in ("ts", "delta_t", "us", "mints", "x_t", "x_mint", "x_u", "x_0", "pst_x0")),
+)
+
+
+def compute(golden: Golden) -> Iterator[Computed]:
+    """The components, totals and gradients."""
+    x_0 = golden.tensor("minibatch").flatten(1)
+    sites = everywhere(x_0)
+    teacher_MS = law_at(golden.tensor("logits_teacher_t")[:, None], sites)
+    upper_MS = law_at(golden.tensor("logits_student_u").unflatten(0, (len(x_0), -1)), sites)
+    for run, settings in sub_cases(golden):
+        samples_BLD = golden.tensor(f"{run}_x_0")
+        upper = UpperSide(samples=samples_BLD[sites.example, :, sites.position], marginal=upper_MS)
+        logits_BLDS = leaf(golden.tensor("logits_student_t").unflatten(0, (len(x_0), -1)))
+        low_NDS = leaf(golden.tensor("logits_student_mint"))
+        terms = terms_of(logits_BLDS, sites, x_0, teacher_MS, upper, distil=False)
+        terms = replace(terms, distil=_distil(golden.tensor("logits_teacher_mint"), low_NDS).view(len(x_0), -1).mean(1))
+        weight_B = _alpha(settings["time_schedule"], golden.tensor(f"{run}_ts").double())
+        always_B = torch.ones_like(weight_B)
+        parts = Parts(terms, weight_B, settings["use_cv"], always_B, always_B)
+        yield from parts.computed(run, loss_tolerance(x_0.shape[1], logits_BLDS.shape[-1]))
+        grad_BLDS, grad_low_NDS = torch.autograd.grad(parts.total, [logits_BLDS, low_NDS])
+        yield Computed(f"{run}_grad_logits_student_t", grad_BLDS.flatten(0, 1), GRADIENT)
+        yield Computed(f"{run}_grad_logits_student_mint", grad_low_NDS, GRADIENT)
+
+
+def _distil(teacher_NDS: Tensor, student_NDS: Tensor) -> Tensor:
+    """KL(teacher || component) of each row, each with an x_δ of its own: B·L examples of one component."""
+    unused_ND = torch.zeros_like(student_NDS[..., 0], dtype=torch.int64)
+    sites = everywhere(unused_ND)
+    teacher_MS = law_at(teacher_NDS[:, None], sites)
+    return terms_of(student_NDS[:, None], sites, unused_ND, teacher_MS, None, distil=True).distil
+
+
+def _alpha(schedule: str | None, t_B: Tensor) -> Tensor:
+    if schedule is None:
+        return alpha("constant", 1.0, t_B)
+    if schedule == "zero":
+        return alpha("constant", 0.0, t_B)
+    return alpha("sigmoid" if schedule == "sigmoid" else "linear", 1.0, t_B)
