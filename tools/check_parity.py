@@ -1,7 +1,7 @@
 """Compare our losses and networks with golden files of the reference: python tools/check_parity.py [DIR]
 
-DIR holds `.npz` cases (default `$DI4C_SHARED/golden`). Prints a table of errors, then a line a case: ok, FAILED or not computed. Exit code 1
-if any case failed, 2 if there is nothing to read.
+DIR holds `.npz` cases (default `$DI4C_SHARED/golden`). Prints a table of errors, then a line a case: ok, FAILED or not computed.
+Exit code 1 if any case failed, 2 if there is nothing to read.
 """
 
 import argparse

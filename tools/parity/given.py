@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
-from parity.golden import Computed, Tolerance
 from torch import Tensor
 
 from di4c_lm.losses.di4c import Sites, Terms, UpperSide, di4c_terms
 from di4c_lm.losses.mixture import mean_law
 from di4c_lm.losses.weights import Alpha
 from di4c_lm.models.readout import Readout
+from parity.golden import Computed, Tolerance
 
 ALPHA_KINDS: dict[str, Alpha] = {"sigmoid": "sigmoid", "linear": "linear", "const": "constant"}  # by published name
 GRADIENT = Tolerance(atol=1e-6, rtol=1e-4)

@@ -5,13 +5,13 @@ from collections.abc import Iterator
 from functools import partial
 
 import torch
-from parity.golden import Computed, Golden, Tolerance
 from torch import Tensor, nn
 
 from di4c_lm.config import LatentConfig, ModelConfig
 from di4c_lm.models.dit import DIT
 from di4c_lm.models.latent import latent_features
 from di4c_lm.processes.masked import MaskedProcess
+from parity.golden import Computed, Golden, Tolerance
 
 INPUTS = ("indices", "sigma", "z")
 _VALUES = Tolerance(atol=1e-5, rtol=1e-5)

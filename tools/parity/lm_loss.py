@@ -4,8 +4,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
-from parity.given import ALPHA_KINDS, GRADIENT, Parts, everywhere, law_at, leaf, loss_tolerance, terms_of
-from parity.golden import Computed, Golden, Tolerance, sub_cases
 from torch import Tensor
 
 from di4c_lm.config import HopConfig
@@ -14,6 +12,8 @@ from di4c_lm.losses.weights import alpha
 from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.processes.rng import KeyedRng
 from di4c_lm.processes.times import hop_down
+from parity.given import ALPHA_KINDS, GRADIENT, Parts, everywhere, law_at, leaf, loss_tolerance, terms_of
+from parity.golden import Computed, Golden, Tolerance, sub_cases
 
 INPUTS = (
     "logits_student_raw",

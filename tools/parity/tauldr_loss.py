@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
-from parity.given import GRADIENT, Parts, everywhere, law_at, leaf, loss_tolerance, terms_of
-from parity.golden import Computed, Golden, sub_cases
 from torch import Tensor
 
 from di4c_lm.losses.di4c import UpperSide
 from di4c_lm.losses.weights import alpha
+from parity.given import GRADIENT, Parts, everywhere, law_at, leaf, loss_tolerance, terms_of
+from parity.golden import Computed, Golden, sub_cases
 
 INPUTS = (
     "minibatch",
