@@ -14,10 +14,9 @@ from pydantic.dataclasses import dataclass
 _STRICT = ConfigDict(extra="forbid", strict=True)
 Pair = Annotated[tuple[float, float], Strict(strict=False)]
 Ints = Annotated[tuple[int, ...], Strict(strict=False)]
-section = dataclass(frozen=True, kw_only=True, config=_STRICT)
 
 
-def check(ok: bool, key: str, value: object, allowed: str) -> None:
+def check(ok: object, key: str, value: object, allowed: str) -> None:
     """Raise a `ValueError` that names `key`, shows `value` and says what is `allowed`, unless `ok`."""
     if not ok:
         raise ValueError(f"{key}={value!r} is impossible: allowed is {allowed}")
@@ -41,7 +40,7 @@ def _unit(owner: object, *names: str) -> None:
         check(0 <= value <= 1, name, value, "a value in [0, 1]")
 
 
-@section
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class RunConfig:
     """Where a run lives. `name` absent: a name made from the hash of the settings. `dir` absent: `outputs/<name>`."""
 
@@ -55,7 +54,7 @@ class RunConfig:
         _at_least(self, 0, "threads")
 
 
-@section
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class DataConfig:
     """A corpus and how it is cut into sequences of `length` tokens."""
 
@@ -83,7 +82,7 @@ class DataConfig:
         check(self.kind != "files" or bool(self.path), "path", self.path, "a file or folder when kind=files")
 
 
-@section
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class ModelConfig:
     """The DiT of MDLM and SDTT."""
 
@@ -106,7 +105,7 @@ class ModelConfig:
         check(0 <= self.dropout < 1, "dropout", self.dropout, "a value in [0, 1)")
 
 
-@section
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class OptimConfig:
     """AdamW with linear warm-up, clipping by global norm, and an exponential moving average of the weights."""
 
@@ -127,7 +126,7 @@ class OptimConfig:
         check(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "a value in [0, 1)")
 
 
-@section
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class TrainConfig:
     """The loop: how many updates, of how many sequences, and what is kept."""
 
@@ -157,7 +156,7 @@ class TrainConfig:
         )
 
 
-@section
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class ZeroConfig:
     """DeepSpeed ZeRO. `config`: a DeepSpeed JSON of the user's own, merged with ours after a check for contradictions."""
 
@@ -169,7 +168,7 @@ class ZeroConfig:
         check(not (self.offload and self.stage == 0), "offload", self.offload, "false at stage 0")
 
 
-@section
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class TimesConfig:
     """Law of t: `uniform` on (0, 1]; `paper` (30 % on (0, δ], else on [δ, 1]).
 
@@ -193,9 +192,12 @@ class TimesConfig:
         )
 
 
-@section
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class HopConfig:
-    """Law of the hop t - u that the teacher makes: `fixed` (min(size, t/2)), `fraction` (size · t), `log_uniform` or `uniform` on [low, high]."""
+    """Law of the hop t - u that the teacher makes, in `teacher_steps` equal steps.
+
+    `fixed`: min(size, t/2), the published rule. `fraction`: size · t. `log_uniform`, `uniform`: on [low, high], at most t/2.
+    """
 
     law: Literal["fixed", "fraction", "log_uniform", "uniform"] = "fixed"
     size: float = 1 / 1024
@@ -210,7 +212,7 @@ class HopConfig:
         _at_least(self, 1, "teacher_steps")
 
 
-@section
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Di4CConfig:
     """The Di4C objective (paper, section 3): weights, gates, laws of t and of the hop."""
 
@@ -247,7 +249,7 @@ class Di4CConfig:
         _unit(self, "delta")
 
 
-@section
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class LatentConfig:
     """λ: its law, and the way it enters the student's network.
 
@@ -267,7 +269,7 @@ class LatentConfig:
         _positive(self, "init_scale")
 
 
-@section
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class PretrainConfig:
     """How a teacher (by MDLM's bound) or a judge (next token) is trained when none is given."""
 
@@ -282,9 +284,9 @@ class PretrainConfig:
         _at_least(self, 0, "seed")
 
 
-@section
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class TeacherConfig:
-    """`train`: a small MDLM trained first and cached; `pretrained`: a folder, a file or a hub name in `path`; `random`: random weights, for trials."""
+    """`train`: a small MDLM trained first and cached. `pretrained`: a folder, file or hub name in `path`. `random`: for trials of cost."""
 
     kind: Literal["train", "pretrained", "random"] = "train"
     path: str | None = None
@@ -301,9 +303,9 @@ class TeacherConfig:
         )
 
 
-@section
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class JudgeConfig:
-    """The language model whose perplexity is reported. `train`: a small GPT-2 trained on the run's corpus and cached; else a folder or hub name."""
+    """The language model whose perplexity is reported: `train` for a small GPT-2 trained on the run's corpus, else a folder or hub name."""
 
     path: str = "train"
     hidden_size: int = 192
@@ -316,7 +318,7 @@ class JudgeConfig:
         _positive(self, "hidden_size", "num_blocks", "num_heads", "batch_size")
 
 
-@section
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class EvalConfig:
     """The closing report of a run."""
 
@@ -333,7 +335,7 @@ class EvalConfig:
         _at_least(self, 1, "batch_size", "bootstrap")
 
 
-@section
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class WandbConfig:
     """Weights & Biases."""
 
@@ -342,7 +344,7 @@ class WandbConfig:
     entity: str | None = None
 
 
-@section
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Config:
     """One training run."""
 

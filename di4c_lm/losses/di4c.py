@@ -90,9 +90,9 @@ def di4c_terms(
 ) -> Terms:
     """All terms from one reading of the student at x_t.
 
-    `features` are the student's at the sites for L draws of λ, `x_0` the data there, `teacher` its normalised probabilities. Without `upper`
-    the consistency terms are 0, without `distil` that term is. `validate` looks at the values too (NaN, sums, indices), for callers outside
-    the training loop: `ValueError` names the argument, its shape and what was expected. Shapes are always checked.
+    `features` are the student's at the sites for L draws of λ, `x_0` the data there, `teacher` its probabilities. Without `upper`
+    the consistency terms are 0, without `distil` that term is. Shapes are always checked, and with `validate` the values too (NaN, sums,
+    indices), for callers outside the training loop: `ValueError` names the argument, its shape and what was expected.
     """
     _check_shapes(features, readout, sites, x_0, teacher, upper)
     if validate:

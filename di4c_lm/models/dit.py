@@ -61,7 +61,7 @@ class TimestepEmbedder(nn.Module):
         half = self.frequencies // 2
         frequency = torch.exp(torch.arange(half, device=sigma.device) * (-math.log(10_000) / half))
         phase = sigma.float()[:, None] * frequency
-        return self.mlp(torch.cat([phase.cos(), phase.sin()], dim=1).to(self.mlp[0].weight.dtype))
+        return self.mlp(torch.cat([phase.cos(), phase.sin()], dim=1).to(next(self.mlp.parameters()).dtype))
 
 
 def _modulate(
@@ -168,8 +168,8 @@ class DIT(nn.Module):
             self.latent_modulation = nn.ModuleDict(
                 {str(i): nn.Linear(width, 4 * width, bias=False) for i in conditioned}
             )
-            for layer in self.latent_modulation.values():
-                nn.init.normal_(layer.weight, std=latent.init_scale / math.sqrt(width))
+            for weight in self.latent_modulation.parameters():
+                nn.init.normal_(weight, std=latent.init_scale / math.sqrt(width))
 
     @property
     def mask_id(self) -> int:
@@ -187,7 +187,8 @@ class DIT(nn.Module):
     ) -> Prediction:
         """Predict x_0 from `x_t` at times `t`, once for each of the L rows of `lam` (B, L, K).
 
-        Raises `ValueError` where `lam` is given to a network without λ, withheld from one with it, or of another shape.
+        Without `lam` a student's λ path is left out, and the prediction is that of the teacher it was made from. Raises `ValueError` where
+        `lam` is given to a network without λ, or is of another shape.
         """
         self._check_latents(x_t, lam)
         sigma_M = self.noise.sigma(t) if self.config.time_conditioning else torch.zeros_like(t[:1])
@@ -230,11 +231,10 @@ class DIT(nn.Module):
         if latent.law == "codebook":
             return self.latent_codebook(flat[:, 0])
         features = latent_features(latent, flat)
-        return self.latent_projection(features.to(self.latent_projection[0].weight.dtype))
+        return self.latent_projection(features.to(next(self.latent_projection.parameters()).dtype))
 
     def _check_latents(self, x_t: Int64[Tensor, "B D"], lam: Tensor | None) -> None:
-        if (lam is None) != (self.latent is None):
-            wanted = "none: this network has no λ" if self.latent is None else "λ of shape (B, L, K)"
-            raise ValueError(f"lam: expected {wanted}, got {None if lam is None else tuple(lam.shape)}")
+        if lam is not None and self.latent is None:
+            raise ValueError(f"lam: expected none, since this network has no λ, got shape {tuple(lam.shape)}")
         if lam is not None and (lam.dim() != 3 or len(lam) != len(x_t) or lam.shape[1] < 1):
             raise ValueError(f"lam: expected shape (B={len(x_t)}, L >= 1, K), got {tuple(lam.shape)}")

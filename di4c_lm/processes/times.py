@@ -40,8 +40,6 @@ def hop_down(config: HopConfig, t: Float[Tensor, " B"], rng: Rng) -> Float[Tenso
     if config.law == "fraction":
         return t * (1 - config.size)
     v_B = uniform(rng, (len(t),), t.device)
-    if config.law == "log_uniform":
-        hop_B = config.low * (config.high / config.low) ** v_B
-    else:
-        hop_B = config.low + (config.high - config.low) * v_B
+    low, high = config.low, config.high
+    hop_B = low * (high / low) ** v_B if config.law == "log_uniform" else low + (high - low) * v_B
     return t - torch.minimum(hop_B, t / 2)

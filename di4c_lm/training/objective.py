@@ -1,7 +1,7 @@
 """Objectives: modules that turn a batch into a loss. The engine wraps one, so that it sees every use of the student's parameters."""
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -12,7 +12,7 @@ from di4c_lm.losses.di4c import Sites, Terms, UpperSide, di4c_terms
 from di4c_lm.losses.mdlm import log_linear_weight, mdlm_bound
 from di4c_lm.losses.mixture import draw_components, mean_law, row_chunks
 from di4c_lm.losses.weights import alpha
-from di4c_lm.models.readout import Prediction
+from di4c_lm.models.readout import Prediction, Readout
 from di4c_lm.processes.categorical import sample_categorical
 from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.processes.rng import KeyedRng, Rng, split, uniform
@@ -42,6 +42,10 @@ class Denoiser(Protocol):
         self, num_batch: int, num_lambdas: int, uniform: Callable[[tuple[int, ...]], Tensor]
     ) -> Tensor | None:
         """Draws of λ, or None for a network without it."""
+        ...
+
+    def readout(self) -> Readout:
+        """The readout that its predictions carry."""
         ...
 
 
@@ -79,6 +83,15 @@ class MdlmObjective(nn.Module):
         loss = bound_B.mean()
         return loss, {"bound_per_token": loss.detach() / batch.x.shape[1]}
 
+    def external_parameters(self) -> list[tuple[nn.Module, nn.Parameter]]:
+        """Parameters that are used outside the module that owns them: the readout's, inside the loss."""
+        return _readout_parameters(self, self.student)
+
+
+def _readout_parameters(objective: nn.Module, student: nn.Module) -> list[tuple[nn.Module, nn.Parameter]]:
+    parameters = cast(Denoiser, student).readout().parameters
+    return [(objective, parameter) for parameter in parameters if isinstance(parameter, nn.Parameter)]
+
 
 class Di4CObjective(nn.Module):
     """Di4C on a masked process (Hayakawa et al. 2025, section 3), for any batch, each example with its own t.
@@ -99,7 +112,7 @@ class Di4CObjective(nn.Module):
     @property
     def teacher(self) -> Denoiser:
         """The frozen network that is distilled."""
-        return self._teacher[0]
+        return cast(Denoiser, self._teacher[0])
 
     def forward(self, batch: Batch) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Mean over the batch of the weighted terms (nats a sequence), and the mean of each term."""
@@ -111,7 +124,7 @@ class Di4CObjective(nn.Module):
         low_B = t_B < config.delta
         teacher_MS, x_u, u_B = self._teacher_side(x_t, sites, t_B, rng)
         upper = self._upper_side(x_u, u_B, sites, teacher_MS, sites.gather(batch.x), ~low_B, rng)
-        lam = self._latents(self.student, len(x_t), rng)
+        lam = self._latents(cast(Denoiser, self.student), x_t, rng)
         prediction: Prediction = self.student(x_t, t_B.float(), lam)
         terms = di4c_terms(
             prediction.features[sites.example, :, sites.position],
@@ -125,17 +138,17 @@ class Di4CObjective(nn.Module):
         )
         return self._weigh(terms, t_B, low_B)
 
+    def external_parameters(self) -> list[tuple[nn.Module, nn.Parameter]]:
+        """Parameters that are used outside the module that owns them: the readout's, inside the loss."""
+        return _readout_parameters(self, self.student)
+
     def _in_loss(self, x_t: Int64[Tensor, "B D"]) -> Bool[Tensor, "B D"]:
         return (
             x_t == self.process.mask_id if self.config.positions == "masked" else torch.ones_like(x_t, dtype=torch.bool)
         )
 
-    def _latents(self, network: Denoiser | nn.Module, num_batch: int, rng: Rng) -> Tensor | None:
-        draw = lambda shape: uniform(rng, shape, self._device())  # noqa: E731
-        return network.sample_latents(num_batch, self.config.num_lambdas, draw)  # pyright: ignore
-
-    def _device(self) -> torch.device:
-        return next(self.student.parameters()).device
+    def _latents(self, network: Denoiser, x: Int64[Tensor, "B *D"], rng: Rng) -> Tensor | None:
+        return network.sample_latents(len(x), self.config.num_lambdas, lambda shape: uniform(rng, shape, x.device))
 
     @torch.no_grad()
     def _teacher_side(
@@ -158,7 +171,7 @@ class Di4CObjective(nn.Module):
     ) -> tuple[Float[Tensor, "M S"], Int64[Tensor, "B L D"]]:
         """The teacher is run once a sequence; its law at each site is drawn from L times."""
         num_lambdas = self.config.num_lambdas
-        lam = self._latents(self.teacher, len(x_t), rng)
+        lam = self._latents(self.teacher, x_t, rng)
         prediction = self.teacher(x_t, t_B.float(), lam)
         features_MLH = prediction.features[sites.example, :, sites.position]
         u_ML = self._at_sites(sites, rng, x_t.shape[1])
@@ -230,13 +243,13 @@ class Di4CObjective(nn.Module):
     ) -> UpperSide | None:
         """x̂_i ~ student(x_u^i; fresh λ) and the marginal over i, at the sites of the examples `wanted_B`.
 
-        Every rank calls the student once, wanted or not, since under ZeRO-3 a call is a collective; with no example wanted it is a call on one.
-        Sites of the others get placeholders, whose terms have weight 0.
+        Every rank calls the student once, on one example where none is wanted, since under ZeRO-3 a call is a collective. Sites of the
+        others get placeholders, whose terms have weight 0.
         """
         if self.config.consistency_weight == 0:
             return None
         num_lambdas = self.config.num_lambdas
-        lam = self._latents(self.student, len(x_u), rng)
+        lam = self._latents(cast(Denoiser, self.student), x_u, rng)
         u_ML = self._at_sites(sites, rng, x_u.shape[2])
         rows_B = wanted_B.nonzero().squeeze(1)
         rows_B = rows_B if len(rows_B) else wanted_B.new_zeros(1, dtype=torch.int64)

@@ -1,0 +1,209 @@
+"""The edge of the command line: `key=value` words over YAML files, by Hydra, into the checked dataclasses of `di4c_lm.config`."""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from di4c_lm.config import Config, to_dict
+
+T = TypeVar("T")
+LAUNCHER_FLAGS = ("--local_rank", "--local-rank")
+# A word such as teacher=<folder> that names no file of the group chooses this one, and the word becomes its path.
+PATH_CHOICE = {"teacher": "pretrained", "data": "files"}
+
+
+def fail(message: str) -> NoReturn:
+    """End the program as bad input does: the message on stderr, exit status 2."""
+    sys.stderr.write(f"error: {message}\n")
+    raise SystemExit(2)
+
+
+def parse(argv: Sequence[str], config_dir: Path, config_name: str, program: str) -> Config:
+    """The settings of a run from `config_dir/config_name.yaml` and words `key=value`.
+
+    `--help` prints every key with its default and ends; an unknown key, a wrong type or an impossible value ends with status 2, naming the
+    key, the value and what is allowed.
+    """
+    words = [word for word in argv if not word.startswith(LAUNCHER_FLAGS)]
+    if any(word in ("-h", "--help") for word in words):
+        sys.stdout.write(_help(config_dir, config_name, program))
+        raise SystemExit(0)
+    try:
+        return load(words, config_dir, config_name)
+    except ValueError as error:
+        fail(str(error))
+
+
+def load(words: Sequence[str], config_dir: Path, config_name: str) -> Config:
+    """As `parse`, but raises `ValueError`."""
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    overrides = [override for word in words for override in _override(word, config_dir)]
+    try:
+        with initialize_config_dir(str(config_dir.resolve()), version_base="1.3"):
+            composed = compose(config_name, overrides)
+        plain = OmegaConf.to_container(composed, resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(_explain(error, words, config_dir)) from error
+    assert isinstance(plain, dict)
+    return from_dict({str(key): value for key, value in plain.items()})
+
+
+def from_dict(plain: dict[str, Any]) -> Config:
+    """A `Config` from nested plain values; `ValueError` names every key that is unknown, of a wrong type or impossible."""
+    renamed = {"latent" if key == "lambda" else key: value for key, value in plain.items()}
+    return build(Config, renamed)
+
+
+def build(section: type[T], plain: dict[str, Any]) -> T:
+    """A checked dataclass from plain values; `ValueError` as in `from_dict`."""
+    try:
+        return TypeAdapter(section).validate_json(json.dumps(plain))  # JSON: sections and lists are read strictly
+    except ValidationError as error:
+        raise ValueError("\n".join(_describe(section, one) for one in error.errors())) from error
+
+
+def parse_words(section: type[T], argv: Sequence[str], program: str) -> T:
+    """A flat dataclass from words `key=value`, for scripts without a YAML file; `--help` and errors as in `parse`."""
+    import yaml
+
+    if any(word in ("-h", "--help") for word in argv):
+        usage = f"usage: python {program} [key=value ...]\n\n{(section.__doc__ or '').strip()}\n\n"
+        sys.stdout.write(usage + _table(dataclasses.asdict(section())))  # pyright: ignore[reportArgumentType]
+        raise SystemExit(0)
+    plain = {}
+    for word in argv:
+        key, equals, text = word.partition("=")
+        if not equals:
+            fail(f"{word!r} is not of the form key=value; allowed keys: {', '.join(_names(section))}")
+        plain[key] = yaml.safe_load(text) if text else None
+    try:
+        return build(section, plain)
+    except ValueError as error:
+        fail(str(error))
+
+
+def run_hash(config: Config) -> str:
+    """Eight hex digits that stand for the settings which make a run what it is: all but where it lives and how it is watched."""
+    plain = to_dict(config)
+    for key in ("run", "wandb", "eval"):
+        del plain[key]
+    for key in ("save_every", "keep_checkpoints", "resume", "log_every"):
+        del plain["train"][key]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def run_dir(config: Config) -> Path:
+    """`run.dir`, else `outputs/<run.name>`, where an absent name is `lm-<hash of the settings>`."""
+    return Path(config.run.dir or Path("outputs") / (config.run.name or f"lm-{run_hash(config)}"))
+
+
+def cache_dir(config: Config) -> Path:
+    """Where trained teachers and judges are kept: `run.cache_dir`, else $DI4C_CACHE, else ~/.cache/di4c_lm."""
+    return Path(config.run.cache_dir or os.environ.get("DI4C_CACHE") or Path.home() / ".cache" / "di4c_lm")
+
+
+def log_to_terminal() -> None:
+    """Messages of this rank to stderr, past progress bars: all of them on rank 0, errors alone elsewhere."""
+    from tqdm import tqdm
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            tqdm.write(self.format(record), file=sys.stderr)
+
+    main_rank = os.environ.get("RANK", "0") == "0"
+    logging.basicConfig(level=logging.INFO if main_rank else logging.ERROR, format="%(message)s", handlers=[Handler()])
+    for noisy in ("httpx", "deepspeed", "torch"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def _override(word: str, config_dir: Path) -> list[str]:
+    key, equals, value = word.partition("=")
+    if not equals:
+        raise ValueError(f"{word!r} is not of the form key=value; see --help")
+    if key in PATH_CHOICE and value and not (config_dir / key / f"{value}.yaml").exists():
+        quoted = json.dumps(value, ensure_ascii=False)
+        return [f"{key}={PATH_CHOICE[key]}", f"{key}.path={quoted}"]
+    return [word]
+
+
+def _explain(error: Exception, words: Sequence[str], config_dir: Path) -> str:
+    for word in words:
+        key, _, value = word.partition("=")
+        bare = key.lstrip("+~")
+        options = sorted(path.stem for path in (config_dir / bare).glob("*.yaml"))
+        if options and value not in options:
+            return f"{bare}={value!r} is impossible: allowed are {', '.join(options)}"
+        if not options and bare not in _leaves(to_dict(Config())):
+            return f"unknown key {bare!r} (value {value!r}){_suggest(bare)}"
+    return str(error).splitlines()[0]
+
+
+def _suggest(key: str) -> str:
+    known = list(_leaves(to_dict(Config())))
+    section = key.rpartition(".")[0]
+    near = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
+    allowed = [name for name in known if name.rpartition(".")[0] == section] or sorted({k.split(".")[0] for k in known})
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    return f"{hint}; allowed are {', '.join(allowed)}"
+
+
+def _leaves(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for key, value in plain.items():
+        leaves |= _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return leaves
+
+
+def _describe(section: type, error: Any) -> str:
+    path = [str(part) for part in error["loc"]]
+    key = ".".join("lambda" if part == "latent" and not i else part for i, part in enumerate(path))
+    value, message = error["input"], error["msg"]
+    if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"unknown key {key!r} (value {value!r}); allowed are {', '.join(_names(_owner(section, path[:-1])))}"
+    if error["type"] == "value_error":
+        said = str(error["ctx"]["error"])
+        return f"{key}.{said}" if key and "=" in said.split(" ")[0] else said
+    return f"{key}={value!r} is impossible: {message[0].lower()}{message[1:]}"
+
+
+def _names(section: type) -> list[str]:
+    return [field.name for field in dataclasses.fields(section)]
+
+
+def _owner(section: type, path: Sequence[str]) -> type:
+    for part in path:
+        hint = get_type_hints(section).get(part, section)
+        candidates = [hint, *get_args(hint)] if get_origin(hint) else [hint]
+        section = next((c for c in candidates if dataclasses.is_dataclass(c)), section)  # pyright: ignore[reportAssignmentType]
+    return section
+
+
+def _help(config_dir: Path, config_name: str, program: str) -> str:
+    groups = {
+        path.name: sorted(p.stem for p in path.glob("*.yaml")) for path in sorted(config_dir.iterdir()) if path.is_dir()
+    }
+    lines = [f"usage: deepspeed {program} [key=value ...]", "", "Groups, each a file of configs/<group>/:"]
+    lines += [f"  {name}={'|'.join(options)}" for name, options in groups.items() if options]
+    lines += [
+        "  teacher=<folder|file|hub name> and data=<file|folder> choose one of yours",
+        "",
+        "Keys and their values:",
+    ]
+    return "\n".join(lines) + "\n" + _table(to_dict(load([], config_dir, config_name)))
+
+
+def _table(plain: dict[str, Any]) -> str:
+    return "".join(f"  {key}={json.dumps(value, ensure_ascii=False)}\n" for key, value in _leaves(plain).items())

@@ -1,0 +1,208 @@
+"""Text: a masked process on tokens, DiT networks, their checkpoints and tokenizers, and how they write."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from di4c_lm.checkpoints.di4c import load_denoiser, save_denoiser
+from di4c_lm.config import Config
+from di4c_lm.data.tokenizers import fingerprint
+from di4c_lm.models.dit import DIT
+from di4c_lm.processes.masked import MaskedProcess
+from di4c_lm.processes.rng import KeyedRng
+from di4c_lm.samplers.ancestral import sample
+from di4c_lm.samplers.grids import uniform_grid
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from transformers import PreTrainedTokenizerFast
+
+SETTINGS, PARTS, VALIDATION, STUDENT = (
+    "config.yaml",
+    "parts.json",
+    "validation.safetensors",
+    "student",
+)  # in a run's folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextModel:
+    """A denoiser of text with its tokenizer, as written by `save_pretrained`."""
+
+    denoiser: DIT
+    tokenizer: "PreTrainedTokenizerFast"
+    length: int  # D, tokens a sequence
+
+    @property
+    def process(self) -> MaskedProcess:
+        """The masked process on the tokenizer's ids, MASK last."""
+        return MaskedProcess(self.denoiser.mask_id)
+
+    def save_pretrained(self, folder: Path | str, state: "Mapping[str, Tensor] | None" = None) -> None:
+        """Write `model.safetensors`, `config.json` and the tokenizer; `state` holds the weights where the network's own are not meant."""
+        extra = {"tokenizer": fingerprint(self.tokenizer)}
+        save_denoiser(folder, self.denoiser, length=self.length, extra=extra, state=state)
+        self.tokenizer.save_pretrained(str(folder))
+
+    @classmethod
+    def from_pretrained(cls, source: Path | str, *, device: torch.device | str = "cpu") -> "TextModel":
+        """The model that `save_pretrained` wrote to a folder, or pushed to the hub under a name, in eval mode.
+
+        Raises `ValueError` for an absent, truncated or foreign checkpoint, or a tokenizer that is not the one it was saved with.
+        """
+        from transformers import AutoTokenizer
+
+        folder = _folder(source)
+        loaded = load_denoiser(folder)
+        tokenizer = AutoTokenizer.from_pretrained(str(folder))
+        check_tokenizer(tokenizer, num_states=loaded.network.num_states, extra=loaded.extra, source=str(source))
+        return cls(denoiser=loaded.network.to(device).eval(), tokenizer=tokenizer, length=loaded.length)
+
+    def push_to_hub(self, name: str) -> None:
+        """Upload what `save_pretrained` writes to the hub repository `name`."""
+        from tempfile import TemporaryDirectory
+
+        from di4c_lm.checkpoints.hub import push_to_hub
+
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            push_to_hub(Path(folder), name)
+
+    def encode_prompts(
+        self, prompts: list[str], num_samples: int, *, length: int | None = None
+    ) -> Int64[Tensor, "N D"]:
+        """Starting sequences: each of the prompts in turn, `num_samples` times over, then MASK.
+
+        A prompt may itself hold the tokenizer's mask token, where text is to be filled in. Raises `ValueError` for a prompt longer than the
+        sequence.
+        """
+        length = length or self.length
+        x_ND = torch.full((len(prompts) * num_samples, length), self.process.mask_id)
+        for row, prompt in enumerate(prompt for prompt in prompts for _ in range(num_samples)):
+            ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+            if len(ids) > length:
+                raise ValueError(f"prompt of {len(ids)} tokens exceeds the sequence of {length}: {prompt[:60]!r}")
+            x_ND[row, : len(ids)] = torch.tensor(ids, dtype=torch.int64)
+        return x_ND
+
+    def sample(
+        self,
+        num_samples: int,
+        steps: int,
+        *,
+        seed: int,
+        batch_size: int = 64,
+        x_init: Int64[Tensor, "N D"] | None = None,
+        temperature: float = 1.0,
+        on_step: "Callable[[Int64[Tensor, 'B D']], None] | None" = None,
+    ) -> tuple[Int64[Tensor, "N D"], float]:
+        """Tokens of `num_samples` sequences on the uniform grid of `steps` steps, and the mean NFE.
+
+        `x_init` (N, D) holds what is given, MASK elsewhere. Sample n depends on (seed, n) alone, whatever the batch size.
+        """
+        device = next(self.denoiser.parameters()).device
+        if x_init is None:
+            x_init = torch.full((num_samples, self.length), self.process.mask_id)
+        if x_init.shape[0] != num_samples:
+            raise ValueError(f"x_init: expected {num_samples} rows, got shape {tuple(x_init.shape)}")
+        grid = uniform_grid(steps)
+        rows, calls = [], 0.0
+        for number_B in torch.arange(num_samples).split(batch_size):
+            rng = KeyedRng(seed, number_B.to(device))
+            start = x_init[number_B].to(device)
+            drawn = sample(self.denoiser, self.process, start, grid, rng, temperature=temperature, on_step=on_step)
+            rows.append(drawn.x.cpu())
+            calls += drawn.nfe * len(number_B)
+        return torch.cat(rows), calls / num_samples
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A finished run: its settings, its student, the teacher behind it, held-out text, and the judge's folder or hub name."""
+
+    settings: dict[str, Any]  # as in its config.yaml
+    folder: Path
+    student: TextModel
+    teacher: TextModel
+    teacher_path: Path
+    validation: Int64[Tensor, "N D"]
+    judge: str
+
+
+def check_tokenizer(
+    tokenizer: "PreTrainedTokenizerFast", *, num_states: int, extra: dict[str, Any], source: str
+) -> None:
+    """Raise `ValueError` unless a checkpoint of `num_states` states, which may say its tokenizer's fingerprint, goes with `tokenizer`."""
+    if len(tokenizer) != num_states:
+        raise ValueError(
+            f"{source}: a checkpoint of {num_states} states (MASK included) does not go with a tokenizer of {len(tokenizer)}; "
+            "choose the tokenizer it was trained with by data.tokenizer"
+        )
+    if "tokenizer" in extra and extra["tokenizer"] != fingerprint(tokenizer):
+        raise ValueError(
+            f"{source}: the checkpoint was trained with another tokenizer (fingerprint {extra['tokenizer'][:12]}, "
+            f"this one's {fingerprint(tokenizer)[:12]}); choose it by data.tokenizer, for instance data.tokenizer={source}"
+        )
+
+
+def load_teacher(config: Config, tokenizer: "PreTrainedTokenizerFast") -> TextModel:
+    """The checkpoint named by `teacher.path`, in any of the field's formats, checked against the corpus' tokenizer."""
+    from di4c_lm.checkpoints.load import load_checkpoint
+
+    assert config.teacher.path is not None
+    loaded = load_checkpoint(config.teacher.path, revision=config.teacher.revision, weights=config.teacher.weights)
+    check_tokenizer(tokenizer, num_states=loaded.network.num_states, extra=loaded.extra, source=config.teacher.path)
+    return TextModel(denoiser=loaded.network, tokenizer=tokenizer, length=config.data.length)
+
+
+def random_teacher(config: Config, tokenizer: "PreTrainedTokenizerFast") -> TextModel:
+    """A network of the configured shape with random weights, for trials of cost."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.teacher.pretrain.seed)
+        denoiser = DIT(config.model, num_states=len(tokenizer))
+        torch.nn.init.normal_(denoiser.output_layer.linear.weight, std=0.02)
+    return TextModel(denoiser=denoiser.eval(), tokenizer=tokenizer, length=config.data.length)
+
+
+def write_parts(run_dir: Path, *, teacher: Path, judge: str, validation: Int64[Tensor, "N D"]) -> None:
+    """Note in the run's folder what its measurement needs: the folder of its teacher, its judge, and the held-out sequences."""
+    from safetensors.torch import save_file
+
+    run_dir.mkdir(parents=True, exist_ok=True)
+    save_file({"validation": validation.int()}, str(run_dir / VALIDATION))
+    (run_dir / PARTS).write_text(json.dumps({"teacher": str(teacher), "judge": judge}, indent=1) + "\n")
+
+
+def load_run(run_dir: Path) -> Run:
+    """A finished run from its folder. Raises `ValueError` where the folder lacks a part, naming it."""
+    import yaml
+    from safetensors.torch import load_file
+
+    absent = [name for name in (SETTINGS, PARTS, VALIDATION, STUDENT) if not (run_dir / name).exists()]
+    if absent:
+        raise ValueError(f"{run_dir}: expected the folder of a finished run, but it has no {', '.join(absent)}")
+    parts = json.loads((run_dir / PARTS).read_text())
+    return Run(
+        settings=yaml.safe_load((run_dir / SETTINGS).read_text()),
+        folder=run_dir,
+        student=TextModel.from_pretrained(run_dir / STUDENT),
+        teacher=TextModel.from_pretrained(Path(parts["teacher"])),
+        teacher_path=Path(parts["teacher"]),
+        validation=load_file(str(run_dir / VALIDATION))["validation"].long(),
+        judge=parts["judge"],
+    )
+
+
+def _folder(source: Path | str) -> Path:
+    path = Path(source)
+    if path.exists() or isinstance(source, Path) or str(source).startswith((".", "/")):
+        return path
+    from di4c_lm.checkpoints.hub import snapshot
+
+    return Path(snapshot(str(source)))

@@ -1,0 +1,201 @@
+"""A training run of text, from its settings to its closing report: the one place that joins the text domain with training."""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+
+import torch
+
+from di4c_lm import cli
+from di4c_lm.checkpoints.load import student_from_teacher
+from di4c_lm.config import Config, OptimConfig, TrainConfig, ZeroConfig, to_dict
+from di4c_lm.data.batches import BatchStream
+from di4c_lm.data.corpus import Corpus, load_corpus
+from di4c_lm.domains.text import SETTINGS, STUDENT, TextModel, load_run, load_teacher, random_teacher, write_parts
+from di4c_lm.metrics.judge import train_judge
+from di4c_lm.metrics.settings import GenPplConfig
+from di4c_lm.models.dit import DIT, LATENT_PREFIXES
+from di4c_lm.training.distributed import World, barrier, init_distributed
+from di4c_lm.training.loop import Trained, train
+from di4c_lm.training.objective import Di4CObjective, MdlmObjective
+
+logger = logging.getLogger(__name__)
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def run_text(config: Config) -> int:
+    """Corpus, teacher, distillation, export, report. All ranks call it. Returns the exit status: 128 + a signal, or 0.
+
+    Raises `ValueError` for bad input, `NonFiniteError` and `CheckpointError` as the training loop does.
+    """
+    check_run(config)
+    world = init_distributed(config.run.device)
+    set_threads(config.run.threads)
+    run_dir, cache_dir = cli.run_dir(config), cli.cache_dir(config)
+    if world.is_main:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        write_settings(run_dir / SETTINGS, config)
+    logger.info("run %s: %d rank(s) on %s", run_dir, world.size, world.device.type)
+    logger.info("1/5 corpus: %s", config.data.path or config.data.kind)
+    corpus = load_corpus(config.data, config.train.seed, cache_dir)
+    logger.info("2/5 teacher: %s", config.teacher.path or config.teacher.kind)
+    teacher, teacher_path, status = find_teacher(config, corpus, world, run_dir, cache_dir)
+    if status:
+        return status
+    logger.info("3/5 distillation: %d updates", config.train.steps)
+    student = student_from_teacher(teacher.denoiser, config.latent, seed=config.train.seed)
+    trained = distil(config, student, teacher, corpus, world, run_dir)
+    if trained.progress.signal:
+        return 128 + trained.progress.signal
+    judge = config.judge.path
+    if world.is_main:
+        logger.info("4/5 export: %s", run_dir / STUDENT)
+        exported = TextModel(denoiser=student, tokenizer=corpus.tokenizer, length=config.data.length)
+        exported.save_pretrained(run_dir / STUDENT, trained.ema)
+        if judge == "train" and not config.eval.skip:
+            logger.info("5/5 report: a judge, then samples")
+            tokens_ND = torch.from_numpy(corpus.train.tokens_ND.astype("int64"))
+            judge = train_judge(
+                tokens_ND, corpus.tokenizer, config.judge, cache_dir=cache_dir, device=str(world.device)
+            ).name
+        write_parts(run_dir, teacher=teacher_path, judge=judge, validation=corpus.validation)
+        if not config.eval.skip:
+            report(run_dir, config)
+    barrier()
+    return 0
+
+
+def check_run(config: Config) -> None:
+    """Raise `ValueError` for settings that agree with themselves but not with each other."""
+    if config.judge.path == "train" and config.data.streaming and not config.eval.skip:
+        raise ValueError(
+            "judge.path='train' is impossible with data.streaming=true: allowed is a folder or hub name, or eval.skip=true"
+        )
+
+
+def set_threads(threads: int) -> None:
+    """CPU threads of this rank: `threads`, or the cores shared out among the ranks of this machine."""
+    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // local_ranks))
+
+
+def write_settings(path: Path, config: Config) -> None:
+    """The whole configuration as YAML."""
+    import yaml
+
+    path.write_text(yaml.safe_dump(json.loads(json.dumps(to_dict(config))), sort_keys=False, allow_unicode=True))
+
+
+def find_teacher(
+    config: Config, corpus: Corpus, world: World, run_dir: Path, cache_dir: Path
+) -> tuple[TextModel, Path, int]:
+    """The teacher, the folder that holds it in our format, and 0, or 128 + the signal that interrupted its training.
+
+    A trained teacher lives in the cache, under the hash of all that shapes it, so that a second run skips the training.
+    """
+    if config.teacher.kind == "train":
+        folder = cache_dir / "teachers" / teacher_hash(config, corpus)
+        status = 0 if folder.is_dir() else train_teacher(config, corpus, world, folder)
+        return (
+            (random_teacher(config, corpus.tokenizer) if status else TextModel.from_pretrained(folder)),
+            folder,
+            status,
+        )
+    folder = run_dir / "teacher"
+    pretrained = config.teacher.kind == "pretrained"
+    teacher = load_teacher(config, corpus.tokenizer) if pretrained else random_teacher(config, corpus.tokenizer)
+    if world.is_main:
+        teacher.save_pretrained(folder)
+    return teacher, folder, 0
+
+
+def teacher_hash(config: Config, corpus: Corpus) -> str:
+    """Sixteen hex digits that stand for all that shapes a trained teacher."""
+    plain = to_dict(config)
+    parts = [plain["model"], plain["teacher"]["pretrain"], config.data.length, corpus.fingerprint]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def train_teacher(config: Config, corpus: Corpus, world: World, folder: Path) -> int:
+    """Train an MDLM on the corpus and put it at `folder`, whole or not at all. Resumes where it was cut. Returns 0 or 128 + a signal."""
+    pretrain = config.teacher.pretrain
+    if pretrain.batch_size % world.size:
+        raise ValueError(
+            f"teacher.pretrain.batch_size={pretrain.batch_size} is impossible on {world.size} ranks: allowed are its multiples"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(pretrain.seed)
+        network = DIT(config.model, num_states=len(corpus.tokenizer))
+    model = TextModel(denoiser=network, tokenizer=corpus.tokenizer, length=config.data.length)
+    objective = MdlmObjective(network, model.process, seed=pretrain.seed)
+    work = folder.with_name(f"{folder.name}.training")
+    trained = train(
+        objective,
+        BatchStream(
+            corpus.train, micro_batch_size=pretrain.batch_size // world.size, rank=world.rank, world_size=world.size
+        ),
+        train=TrainConfig(
+            steps=pretrain.steps, micro_batch_size=pretrain.batch_size // world.size, save_every=500, seed=pretrain.seed
+        ),
+        optim=OptimConfig(lr=pretrain.lr, warmup_steps=min(100, pretrain.steps), schedule="cosine", ema_decay=0.999),
+        zero=ZeroConfig(),
+        run_dir=work,
+        device=config.run.device,
+        label="teacher",
+    )
+    if trained.progress.signal:
+        return 128 + trained.progress.signal
+    if world.is_main:
+        model.save_pretrained(folder, trained.ema)
+        shutil.rmtree(work)
+    barrier()
+    return 0
+
+
+def distil(config: Config, student: DIT, teacher: TextModel, corpus: Corpus, world: World, run_dir: Path) -> Trained:
+    """Train the student by Di4C under DeepSpeed."""
+    teacher.denoiser.to(world.device, _DTYPES[config.train.dtype])
+    student.activation_checkpointing = config.train.activation_checkpointing
+    if config.objective.matmul_dtype != "same":
+        student.matmul_dtype = _DTYPES[config.objective.matmul_dtype]
+    objective = Di4CObjective(student, teacher.denoiser, teacher.process, config.objective, seed=config.train.seed)
+    batches = BatchStream(
+        corpus.train,
+        micro_batch_size=config.train.micro_batch_size,
+        gradient_accumulation=config.train.gradient_accumulation,
+        rank=world.rank,
+        world_size=world.size,
+    )
+    return train(
+        objective,
+        batches,
+        train=config.train,
+        optim=config.optim,
+        zero=config.zero,
+        run_dir=run_dir,
+        wandb=config.wandb,
+        device=config.run.device,
+        is_latent=lambda name: name.startswith(LATENT_PREFIXES),
+        label="distil",
+        settings=to_dict(config),
+    )
+
+
+def report(run_dir: Path, config: Config) -> None:
+    """The closing report: the table goes to the terminal."""
+    from di4c_lm.reports import gen_ppl_report
+
+    evaluation = config.eval
+    settings = GenPplConfig(
+        steps=evaluation.steps,
+        num_samples=evaluation.num_samples,
+        batch_size=evaluation.batch_size,
+        seed=evaluation.seed,
+        bootstrap=evaluation.bootstrap,
+        judge_batch_size=config.judge.batch_size,
+        device=config.run.device,
+    )
+    logger.info("%s", gen_ppl_report(load_run(run_dir), settings))

@@ -1,0 +1,32 @@
+"""Distil a few-step student of text.
+
+deepspeed launch/train_lm.py [key=value ...]     --help lists the keys
+"""
+
+import logging
+import sys
+from pathlib import Path
+
+from di4c_lm import cli
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+
+def main(argv: list[str]) -> int:
+    """Read the settings, run, and turn bad input into exit status 2."""
+    config = cli.parse(argv, CONFIGS, "train_lm", "launch/train_lm.py")
+    from di4c_lm.runs import run_text
+    from di4c_lm.training.distributed import shutdown
+
+    cli.log_to_terminal()
+    try:
+        return run_text(config)
+    except (ValueError, ConnectionError) as error:
+        cli.fail(str(error))
+    finally:
+        shutdown()
+        logging.shutdown()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
