@@ -67,7 +67,7 @@ class _Packer:
 
     def all(self, texts: Iterable[str], name: str, side: str) -> Integer[np.ndarray, "N D"]:
         """Every sequence at once. Raises ValueError where there is none."""
-        shown = tqdm(texts, desc=f"tokenise, {side}", unit=" documents", delay=2, disable=None)
+        shown = iter(tqdm(texts, desc=f"tokenise, {side}", unit=" documents", delay=2, disable=None))
         blocks = list(self.blocks(shown))
         if not blocks:
             raise ValueError(

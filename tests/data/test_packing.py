@@ -105,14 +105,14 @@ def test_the_name_of_a_special_token_is_plain_text(tokenizer: transformers.PreTr
     assert tokenizer.mask_token_id not in line
     assert (line == tokenizer.eos_token_id).sum() == 1
     assert tokenizer.decode(line[:-1]) == text
-    assert tokenizer(tokenizer.mask_token)["input_ids"] == [tokenizer.mask_token_id]
+    assert tokenizer(str(tokenizer.mask_token))["input_ids"] == [tokenizer.mask_token_id]
 
 
 def test_a_huge_document_comes_in_runs_of_bounded_size(tokenizer: transformers.PreTrainedTokenizerFast) -> None:
-    text = "a word and another, " * 250_000  # 5 MB
+    text = "a word and another, " * 120_000  # 2.4 MB
     sizes = [len(run) for run in encode_documents([text], tokenizer)]
-    assert max(sizes) < 1_200_000
-    assert len(sizes) >= 4
+    assert max(sizes) < 700_000
+    assert len(sizes) >= 3
 
 
 def test_no_document_gives_no_run(tokenizer: transformers.PreTrainedTokenizerFast) -> None:
