@@ -15,10 +15,8 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from di4c_lm.losses.mixture import read_mixture, row_chunks
+from di4c_lm.losses.mixture import read_mixture
 from di4c_lm.models.readout import Readout
-
-_ENTROPY_ROWS = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,12 +98,11 @@ def di4c_terms(
     targets_MT = x_0[:, None] if upper is None else torch.cat([x_0[:, None], upper.samples], 1)
     laws = (teacher,) if upper is None else (teacher, upper.marginal)
     reading = read_mixture(
-        features, sites.position, readout, targets_MT, laws, component_cross=distil, chunk_rows=chunk_rows
+        features, sites.position, readout, targets_MT, laws, component_divergence=distil, chunk_rows=chunk_rows
     )
     joint_BT, product_BT = joint_and_product(reading.target_log_p, sites)
-    kl_BR = sites.per_example(negative_entropy(laws) - reading.cross)
+    kl_BR = sites.per_example(reading.divergence)
     none_B = torch.zeros_like(joint_BT[:, 0])
-    distil_B = sites.per_example(negative_entropy(laws[:1])[:, 0] - reading.component_cross) if distil else none_B
     return Terms(
         data_joint=joint_BT[:, 0],
         data_product=product_BT[:, 0],
@@ -113,7 +110,7 @@ def di4c_terms(
         consistency_joint=none_B if upper is None else joint_BT[:, 1:].mean(1),
         consistency_product=none_B if upper is None else product_BT[:, 1:].mean(1),
         consistency_marginal=none_B if upper is None else kl_BR[:, 1],
-        distil=distil_B,
+        distil=sites.per_example(reading.component_divergence),
     )
 
 
@@ -125,15 +122,6 @@ def joint_and_product(
     joint_BT = log_L - sites.per_example(target_log_p).logsumexp(1)
     product_BT = sites.per_example(target_log_p.double().logsumexp(1) - log_L)
     return joint_BT, product_BT
-
-
-def negative_entropy(laws: tuple[Float[Tensor, "M S"], ...]) -> Float[Tensor, "M R"]:
-    """Σ_v q(v) log q(v) of each law, in chunks of positions."""
-    total_MR = torch.empty(len(laws[0]), len(laws), dtype=laws[0].dtype, device=laws[0].device)
-    for index, law_MS in enumerate(laws):
-        for rows in row_chunks(len(law_MS), _ENTROPY_ROWS):
-            total_MR[rows, index] = -torch.special.entr(law_MS[rows]).sum(1)
-    return total_MR
 
 
 def _check_shapes(

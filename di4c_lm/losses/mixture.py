@@ -1,4 +1,4 @@
-"""A mixture of L products, read out in chunks of positions: log-probabilities of a few targets, and cross-entropies against whole laws.
+"""A mixture of L products, read out in chunks of positions: log-probabilities of a few targets, and divergences from whole laws.
 
 For the components ℓ_j^d(v) = log p(x_0^d = v | x_t; λ_j), forward and backward each go once over the positions, and the gradient with
 respect to the logits is written down in closed form, so that nothing of shape (positions, L, S) is ever held. Positions are flat: M of
@@ -29,8 +29,8 @@ class Reading:
     """What one pass over M positions yields, differentiable with respect to the features and the readout's parameters."""
 
     target_log_p: Float[Tensor, "M L T"]  # ℓ_j^d at T targets a position
-    cross: Float[Tensor, "M R"]  # Σ_v q_r(v) log mean_j exp ℓ_j(v) for each of R laws
-    component_cross: Float[Tensor, " M"]  # Σ_v q_0(v) mean_j ℓ_j(v); zeros unless asked for
+    divergence: Float[Tensor, "M R"]  # KL(q_r ‖ mean_j exp ℓ_j) for each of R laws
+    component_divergence: Float[Tensor, " M"]  # mean_j KL(q_0 ‖ exp ℓ_j); zeros unless asked for
 
 
 def read_mixture(
@@ -40,16 +40,16 @@ def read_mixture(
     targets: Int64[Tensor, "M T"],
     laws: Sequence[Float[Tensor, "M S"]] = (),
     *,
-    component_cross: bool = False,
+    component_divergence: bool = False,
     chunk_rows: int = 0,
 ) -> Reading:
     """Read a mixture out at M positions, `chunk_rows` rows of logits at a time (0: as many as make 2^24 logits).
 
-    `laws` are normalised probabilities q_r that the mixture is compared with; they receive no gradient. `component_cross` asks for the
-    mean over components of the cross-entropy with the first law. Memory: O(M·L·H + M·S + chunk_rows·S).
+    `laws` are normalised probabilities q_r that the mixture is compared with; they receive no gradient. `component_divergence` asks for
+    that of each component from the first law. Memory: O(M·L·H + M·S + chunk_rows·S).
     """
-    assert not component_cross or laws
-    plan = _Plan(readout, positions, targets, tuple(laws), component_cross, features.shape[1], chunk_rows)
+    assert not component_divergence or laws
+    plan = _Plan(readout, positions, targets, tuple(laws), component_divergence, features.shape[1], chunk_rows)
     return Reading(*_ReadMixture.apply(plan, features, *readout.parameters))
 
 
@@ -104,7 +104,7 @@ class _Plan:
     positions: Int64[Tensor, " M"]
     targets: Int64[Tensor, "M T"]
     laws: tuple[Tensor, ...]
-    component_cross: bool
+    component_divergence: bool
     num_lambdas: int
     chunk_rows: int
 
@@ -130,37 +130,36 @@ class _ReadMixture(torch.autograd.Function):
         num_positions, num_lambdas = features_MLH.shape[:2]
         options = {"dtype": widest(features_MLH.dtype), "device": features_MLH.device}
         target_MLT = torch.empty(num_positions, num_lambdas, plan.targets.shape[1], **options)
-        cross_MR = torch.empty(num_positions, len(plan.laws), **options)
+        divergence_MR = torch.empty(num_positions, len(plan.laws), **options)
         component_M = torch.zeros(num_positions, **options)
         log_norm_ML = torch.empty(num_positions, num_lambdas, **options)
         for chunk in plan.chunks():
             logits_CLS = plan.logits(features_MLH, chunk)
+            laws_CS = [law_MS[chunk] for law_MS in plan.laws]
             target_CLT = logits_CLS.gather(2, plan.target_index(chunk))
-            if plan.component_cross:
-                component_M[chunk] = torch.bmm(logits_CLS, plan.laws[0][chunk, :, None]).squeeze(2).mean(1)
-            log_norm_CL, mean_CS = _exponentiate_(logits_CLS, need_mean=bool(plan.laws))
+            mean_logit_CS = logits_CLS.mean(1) if plan.component_divergence else None
+            log_norm_CL, mean_CS = _exponentiate_(logits_CLS, need_mean=bool(laws_CS))
             target_MLT[chunk] = target_CLT - log_norm_CL[..., None]
             log_norm_ML[chunk] = log_norm_CL
-            if plan.component_cross:
-                component_M[chunk] -= log_norm_CL.mean(1)
+            if mean_logit_CS is not None:
+                component_M[chunk] = _divergence(laws_CS[0], mean_logit_CS.sub_(log_norm_CL.mean(1, keepdim=True)))
             if mean_CS is None:
                 continue
-            laws_CS = [law_MS[chunk] for law_MS in plan.laws]
             if _has_rare(mean_CS, laws_CS):
                 log_p_CLS = plan.logits(features_MLH, chunk).sub_(log_norm_CL[..., None])
                 log_mean_CS = log_p_CLS.logsumexp(1) - math.log(num_lambdas)
             else:
                 log_mean_CS = mean_CS.clamp_min_(_TINY).log_()
             for index, law_CS in enumerate(laws_CS):
-                cross_MR[chunk, index] = torch.linalg.vecdot(law_CS, log_mean_CS)
+                divergence_MR[chunk, index] = _divergence(law_CS, log_mean_CS)
         ctx.plan = plan
         ctx.save_for_backward(features_MLH, log_norm_ML, *parameters)
-        return target_MLT, cross_MR, component_M
+        return target_MLT, divergence_MR, component_M
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad_target_MLT, grad_cross_MR, grad_component_M = grads
+        grad_target_MLT, grad_divergence_MR, grad_component_M = grads
         plan: _Plan = ctx.plan
         features_MLH, log_norm_ML, *parameters = ctx.saved_tensors
         features_grad_MLH = torch.empty_like(features_MLH)
@@ -170,12 +169,12 @@ class _ReadMixture(torch.autograd.Function):
         ]
         for chunk in plan.chunks():
             log_p_CLS = plan.logits(features_MLH, chunk).sub_(log_norm_ML[chunk][..., None])
-            blames_CS = [law_MS[chunk] * grad_cross_MR[chunk, r, None] for r, law_MS in enumerate(plan.laws)]
-            share_C = grad_component_M[chunk] / plan.num_lambdas
-            # d target / d logits = onehot - p, d component_cross / d logits = (q - p) / L.
+            blames_CS = [law_MS[chunk] * -grad_divergence_MR[chunk, r, None] for r, law_MS in enumerate(plan.laws)]
+            share_C = -grad_component_M[chunk] / plan.num_lambdas
+            # d target / d logits = onehot - p, d component_divergence / d logits = (p - q) / L.
             pull_CL = grad_target_MLT[chunk].sum(2) + share_C[:, None]
             grad_CLS = _logit_gradient_(log_p_CLS, blames_CS, pull_CL)
-            if plan.component_cross and bool(share_C.any()):
+            if plan.component_divergence and bool(share_C.any()):
                 grad_CLS += (plan.laws[0][chunk] * share_C[:, None])[:, None]
             grad_CLS.scatter_add_(2, plan.target_index(chunk), grad_target_MLT[chunk])
             rows = plan.rows(features_MLH, chunk)
@@ -197,6 +196,11 @@ def _exponentiate_(
         return log_norm_CL, None
     weight_C1L = (1 / (total_CL * e_CLS.shape[1]))[:, None]
     return log_norm_CL, torch.bmm(weight_C1L, e_CLS).squeeze(1)
+
+
+def _divergence(law_CS: Float[Tensor, "C S"], log_p_CS: Float[Tensor, "C S"]) -> Float[Tensor, " C"]:
+    """Σ_v q(v) (log q(v) - log p(v)); taken state by state, since the two sums would cancel where q is near p."""
+    return -torch.addcmul(torch.special.entr(law_CS), law_CS, log_p_CS).sum(1)
 
 
 def _has_rare(mean_CS: Float[Tensor, "C S"], weights_CS: Sequence[Float[Tensor, "C S"]]) -> bool:
