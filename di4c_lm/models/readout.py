@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, final
+from typing import Protocol, final, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from torch import Tensor
 NEVER = -1e6  # the logit of a state that cannot be: its probability is exactly 0
 
 
+@runtime_checkable
 class Readout(Protocol):
     """Features of some positions to logits over S, with the product of a gradient and the Jacobian in closed form or by autograd."""
 
