@@ -23,6 +23,9 @@ def deepspeed_config(
 
     Errors: `ValueError` naming the key, our value and theirs where the JSON of `zero.config` contradicts the run's settings.
     """
+    bfloat16 = train.dtype == "bfloat16"
+    # Without ZeRO DeepSpeed would add up bfloat16 gradients in bfloat16; stage 1 does the same sums in float32.
+    stage = 1 if bfloat16 and zero.stage == 0 else zero.stage
     bucket = max(1, min(_BUCKET, num_parameters))
     offload = {"offload_optimizer": {"device": "cpu", "pin_memory": not on_cpu}} if zero.offload else {}
     settings: dict[str, Any] = {
@@ -30,12 +33,12 @@ def deepspeed_config(
         "train_micro_batch_size_per_gpu": train.micro_batch_size,
         "gradient_accumulation_steps": train.gradient_accumulation,
         "gradient_clipping": optim.clip_norm,
-        "bf16": {"enabled": train.dtype == "bfloat16"},
-        "zero_optimization": {"stage": zero.stage, **offload},
+        "bf16": {"enabled": bfloat16},
+        "zero_optimization": {"stage": stage, **offload},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
     }
-    if train.dtype == "bfloat16":
+    if bfloat16:
         settings["bf16"]["check_grad_overflow"] = True  # a step with gradients that are not finite is skipped
         settings["data_types"] = {"grad_accum_dtype": "fp32"}
     tuning = {

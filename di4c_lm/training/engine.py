@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import logging
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TypeVar, final, runtime_checkable
@@ -102,6 +103,24 @@ class _ClippedAdamW(torch.optim.AdamW):
         super().step()
 
 
+class _Reach(torch.autograd.Function):
+    """The loss, with gradients that are all NaN if it is not finite, and zero for each of `parameters` that it does not depend on.
+
+    DeepSpeed needs the zeros where a parameter goes unused in a micro batch (the λ path, say): CPU offload would lose what earlier micro
+    batches gave it, and ranks that differ would reduce different buckets.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.poison = torch.where(loss.isfinite(), 1.0, float("nan")).to(loss.dtype)
+        ctx.zeros = [p.new_zeros(()).expand(p.shape) for p in parameters]
+        return loss * ctx.poison
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        return grads[0] * ctx.poison, *ctx.zeros
+
+
 def _import_deepspeed(*, on_cpu: bool) -> Any:
     """DeepSpeed, quiet, and without its probing for compilers and its build of a shared-memory operator on CPU machines."""
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -109,8 +128,11 @@ def _import_deepspeed(*, on_cpu: bool) -> Any:
     import deepspeed.ops
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    known = "A module has unknown inputs or outputs type"  # see `_adopt_hidden_parameters`
+    logging.getLogger("DeepSpeed").addFilter(lambda record: known not in record.getMessage())
     if on_cpu:
         vars(deepspeed.ops)["__compatible_ops__"] = defaultdict(bool)
+    warnings.filterwarnings("ignore", message=r"`torch\.distributed\..*deprecated", category=FutureWarning)
     return deepspeed
 
 
@@ -157,12 +179,14 @@ class DeepSpeedEngine(Engine):
         else:
             self._adam = torch.optim.AdamW(groups, **options)
         self._objective = objective
+        self._reached = trained if zero.stage < 3 else {}
         self._device = world.device
         self._deepspeed = deepspeed
         self._engine, *_ = deepspeed.initialize(model=objective, optimizer=self._adam, config=config)
         if zero.stage == 3:
             for module, parameter in getattr(objective, "external_parameters", list)():
                 deepspeed.zero.register_external_parameter(module, parameter)
+            _adopt_hidden_parameters(deepspeed, objective)
         self._masters = _masters(self._engine.optimizer, trained)
         for master in self._masters:
             self._adam.state[master].update(
@@ -183,16 +207,22 @@ class DeepSpeedEngine(Engine):
 
     def backward(self, loss: Tensor) -> None:
         """See `Engine.backward`."""
-        poison = torch.where(loss.detach().isfinite(), 1.0, float("nan")).to(loss.dtype)
-        self._engine.backward(loss * poison)
+        self._engine.backward(_Reach.apply(loss, *self._reached.values()))
 
     def step(self, lr: float) -> bool:
         """See `Engine.step`."""
         for group in self._adam.param_groups:
             group["lr"] = lr * group["lr_scale"]
-        boundary = self.is_boundary
+        if not self.is_boundary:
+            self._engine.step()
+            return False
+        wrapper = self._engine.optimizer
+        if _is_stage_3(wrapper):
+            wrapper.finalize_gradient_accumulation_boundary()
         self._engine.step()
-        return boundary and self._engine.was_step_applied()
+        if _is_stage_3(wrapper):
+            _forget_gradients(wrapper)
+        return self._engine.was_step_applied()
 
     @property
     def is_boundary(self) -> bool:
@@ -238,7 +268,7 @@ class DeepSpeedEngine(Engine):
         for master in self._masters:
             self._adam.state[master]["step"].fill_(state["adam_steps"])
         wrapper = self._engine.optimizer
-        if hasattr(wrapper, "fp32_partitioned_groups_flat"):
+        if _is_stage_3(wrapper):
             wrapper.checkpoint_event_prologue()
             for low, master in zip(wrapper.fp16_partitioned_groups_flat, self._masters, strict=True):
                 low.data.copy_(master.data)
@@ -249,7 +279,7 @@ class DeepSpeedEngine(Engine):
     def close(self) -> None:
         """See `Engine.close`."""
         self._engine.destroy()
-        self._masters = []
+        self._masters, self._reached = [], {}
         del self._engine
         gc.collect()
 
@@ -280,6 +310,34 @@ def _groups(
     ]
 
 
+def _is_stage_3(wrapper: Any) -> bool:
+    return hasattr(wrapper, "fp32_partitioned_groups_flat")
+
+
+def _adopt_hidden_parameters(deepspeed: Any, objective: nn.Module) -> None:
+    """Keep parameters whole through the backward pass where ZeRO-3 does not see it begin.
+
+    It finds the tensors that a module returns in tuples, lists and dicts, not in other objects (a `Prediction`). The own parameters of
+    such a module become the objective's, whose loss it does see.
+    """
+
+    def adopt(module: nn.Module, inputs: Any, output: Any) -> None:
+        if not isinstance(output, (Tensor, tuple, list, dict)):
+            for parameter in module.parameters(recurse=False):
+                deepspeed.zero.register_external_parameter(objective, parameter)
+
+    for module in objective.modules():
+        module.register_forward_hook(adopt)
+
+
+def _forget_gradients(wrapper: Any) -> None:
+    """Zero ZeRO-3's gradient buffers: it would apply the last step's gradient again to a parameter that is unused in the next."""
+    wrapper.grad_partitions_flat_buffer.zero_()
+    for master in wrapper.fp32_partitioned_groups_flat:
+        if master.grad is not None:
+            master.grad.zero_()
+
+
 def _masters(wrapper: Any, trained: dict[str, nn.Parameter]) -> list[Tensor]:
     """The float32 tensors that AdamW updates on this rank."""
     for attribute in (
@@ -298,7 +356,7 @@ def _pieces(wrapper: Any, trained: dict[str, nn.Parameter]) -> Iterator[Piece]:
     for i, (name, p) in enumerate(trained.items()):
         if isinstance(wrapper, _ClippedAdamW):
             yield Piece(name=name, start=0, numel=p.numel(), flat=i, offset=0)
-        elif hasattr(wrapper, "fp32_partitioned_groups_flat"):
+        elif _is_stage_3(wrapper):
             flat, offset, numel = wrapper.grad_position[wrapper.get_param_id(p)]
             start = numel * wrapper._get_param_partition_rank(p)
             held = min(numel, p.ds_numel - start)  # the last rank's end is padding

@@ -68,22 +68,30 @@ class Head(nn.Module):
         self.linear = nn.Linear(H, S, bias=False)
 
 
+@dataclass
+class Prediction:
+    features: Tensor
+    weight: Tensor  # taken inside the student's forward, used after it
+
+
 class Student(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.embed = nn.Embedding(S, H)
         self.body = nn.Sequential(nn.Linear(H, 2 * H), nn.GELU(), nn.Linear(2 * H, H))
         self.latent = nn.Sequential(nn.Linear(1, H), nn.GELU(), nn.Linear(H, H))
+        self.gain = nn.Parameter(torch.ones(H))
         self.scale = nn.Parameter(torch.full((H,), 0.5), requires_grad=False)
         self.output_layer = Head()
         self.again = self.output_layer.linear  # tied: a second name for the same weight
         self.register_buffer("angles", torch.linspace(0, 1, H))
 
-    def forward(self, x: Tensor, lam: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, lam: Tensor | None) -> Prediction:
         hidden = self.embed(x)
         if lam is not None:
             hidden = hidden + self.latent(lam[:, None, None].to(hidden.dtype))
-        return self.body(hidden) * self.scale + self.angles.to(hidden.dtype)
+        hidden = self.body(hidden) * self.gain * self.scale + self.angles.to(hidden.dtype)
+        return Prediction(hidden, self.output_layer.linear.weight)
 
 
 class Objective(nn.Module):
@@ -103,8 +111,8 @@ class Objective(nn.Module):
         with torch.no_grad():
             self.student(batch.x, None)  # as the objective samples from the student
             target = self.teacher[0](batch.x.float())
-        features = self.student(batch.x, lam)
-        logits = Readout.apply(features, self.student.output_layer.linear.weight)
+        prediction = self.student(batch.x, lam)
+        logits = Readout.apply(prediction.features, prediction.weight)
         assert isinstance(logits, Tensor)
         loss_B = nn.functional.cross_entropy(logits.float().transpose(1, 2), batch.x, reduction="none").mean(1)
         loss = loss_B.mean() + 1e-3 * target.mean()
