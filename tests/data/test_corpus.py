@@ -12,6 +12,7 @@ import torch
 from di4c_lm.config import DataConfig
 from di4c_lm.data.batches import PackedSource, StreamingSource
 from di4c_lm.data.corpus import Corpus, load_corpus
+from di4c_lm.data.tokenizers import END_OF_TEXT
 
 SHARED = Path(os.environ.get("DI4C_SHARED", "absent")) / "data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the real data of $DI4C_SHARED are absent")
@@ -60,8 +61,8 @@ def test_states_and_shapes(path: str) -> None:
 def test_wrap_frames_every_sequence(path: str) -> None:
     corpus = load(path, wrap=True)
     rows = torch.cat([corpus.train.read(0, 50).x, corpus.validation])
-    assert set(rows[:, 0].tolist()) == {corpus.tokenizer.bos_token_id}
-    assert set(rows[:, -1].tolist()) == {corpus.tokenizer.eos_token_id}
+    assert set(rows[:, 0].tolist()) == set(corpus.tokenizer.encode(END_OF_TEXT))
+    assert set(rows[:, -1].tolist()) == set(corpus.tokenizer.encode(END_OF_TEXT))
 
 
 def test_streaming_gives_the_same_sequences_and_split(path: str) -> None:
