@@ -11,6 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from di4c_lm.checkpoints.pickles import read_pickle
+
 WEIGHTS_FILE = "model.safetensors"
 PICKLE_FILE = "pytorch_model.bin"
 CONFIG_FILE = "config.json"
@@ -40,6 +42,19 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(
             f"{path}: expected a whole safetensors file, found {size} bytes that are truncated or another format: {error}"
         ) from error
+
+
+def read_weights_file(folder: Path) -> dict[str, Tensor]:
+    """The tensors of `model.safetensors`, or else of `pytorch_model.bin`. Raises `ValueError`, also where neither is there."""
+    if (folder / WEIGHTS_FILE).is_file():
+        return read_safetensors(folder / WEIGHTS_FILE)
+    if not (folder / PICKLE_FILE).is_file():
+        inside = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
+        raise ValueError(f"{folder}: expected {WEIGHTS_FILE} or {PICKLE_FILE}, found {inside}")
+    content = read_pickle(folder / PICKLE_FILE)
+    if odd := sorted(str(name) for name, value in content.items() if not isinstance(value, Tensor)):
+        raise ValueError(f"{folder / PICKLE_FILE}: expected a dict of tensors, found other values under {odd}")
+    return content
 
 
 def write_checkpoint(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:

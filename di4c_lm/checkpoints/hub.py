@@ -1,0 +1,78 @@
+"""The Hugging Face hub, with patience; where it does not answer, the error names the folder that would do instead."""
+
+from pathlib import Path
+
+from di4c_lm.checkpoints.files import CONFIG_FILE, PICKLE_FILE, WEIGHTS_FILE
+from di4c_lm.data.hub import is_network_failure, with_patience
+
+OFFLINE_WAY = (
+    f"teacher.path=<folder with {WEIGHTS_FILE} (or {PICKLE_FILE}) + {CONFIG_FILE}>, as `hf download` writes it"
+)
+_WANTED = (WEIGHTS_FILE, PICKLE_FILE, CONFIG_FILE, "tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json")
+
+
+def snapshot(name: str, revision: str | None = None, cache_dir: str | Path | None = None) -> Path:
+    """The local folder of a model on the hub: weights, config and tokenizer, and no code. Cached; a cached copy serves offline.
+
+    Raises:
+        ConnectionError: the hub did not answer after several attempts; it names the offline way.
+        ValueError: no such name or revision, or it is private or gated.
+    """
+    import httpx
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    what = f"{name} at revision {revision or 'main'}"
+
+    def download() -> str:
+        return snapshot_download(name, revision=revision, cache_dir=cache_dir, allow_patterns=list(_WANTED))
+
+    try:
+        return Path(with_patience(download, what, OFFLINE_WAY))
+    except (HfHubHTTPError, HFValidationError, httpx.HTTPError) as error:
+        raise ValueError(
+            f"{what}: neither a file or folder here nor a model that the hub gives us: {_first_line(error)}. "
+            f"Instead: {OFFLINE_WAY}"
+        ) from error
+
+
+def push_to_hub(folder: Path | str, name: str, *, revision: str | None = None, private: bool = True) -> str:
+    """Upload a checkpoint's folder as model `name` (made where absent), on branch `revision`; returns the commit's address.
+
+    The token is the one of `hf auth login` or $HF_TOKEN.
+
+    Raises:
+        ValueError: the folder holds no checkpoint, or the hub refuses the name, the branch or the token.
+        ConnectionError: the hub did not answer after several attempts.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    folder = Path(folder)
+    absent = [file for file in (WEIGHTS_FILE, CONFIG_FILE) if not (folder / file).is_file()]
+    if absent:
+        raise ValueError(f"{folder}: expected {WEIGHTS_FILE} and {CONFIG_FILE}, lacking {', '.join(absent)}")
+
+    def upload() -> str:
+        api = HfApi()
+        api.create_repo(name, private=private, exist_ok=True)
+        if revision is not None:
+            api.create_branch(name, branch=revision, exist_ok=True)
+        commit = api.upload_folder(
+            folder_path=folder,
+            repo_id=name,
+            revision=revision,
+            commit_message="Upload a di4c-lm checkpoint",
+            ignore_patterns=[".saving-*", ".*"],
+        )
+        return str(commit.commit_url)
+
+    try:
+        return with_patience(upload, f"upload of {folder} to {name}", f"the folder is whole in {folder}")
+    except (HfHubHTTPError, HFValidationError) as error:
+        assert not is_network_failure(error)
+        raise ValueError(f"{name}: the hub refuses the upload of {folder}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

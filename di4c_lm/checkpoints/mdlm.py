@@ -1,0 +1,68 @@
+"""MDLM's hub folders: tensors under `backbone.` in `model.safetensors` or `pytorch_model.bin`, and a flat `config.json`."""
+
+from pathlib import Path
+from typing import Any
+
+from di4c_lm.checkpoints.files import CONFIG_FILE, read_json, read_weights_file, write_checkpoint
+from di4c_lm.checkpoints.published import (
+    PREFIX,
+    assemble,
+    original,
+    read_extra,
+    refuse_latent,
+    stated,
+    unwrap,
+    with_extra,
+)
+from di4c_lm.checkpoints.weights import Weights
+
+_NAMES = {
+    "hidden_size": "hidden_dim",
+    "num_blocks": "n_blocks",
+    "num_heads": "n_heads",
+    "cond_dim": "cond_dim",
+    "num_states": "vocab_size",
+    "length": "model_length",
+    "dropout": "dropout",
+    "time_conditioning": "time_conditioning",
+}
+_CODE = "kuleshov-group/mdlm-owt"  # where transformers finds MDLM's own classes for a folder that we write
+
+
+def recognises(config: dict[str, Any]) -> bool:
+    """Whether a `config.json` is MDLM's."""
+    return config.get("model_type") == "mdlm"
+
+
+def read(folder: Path, *, num_heads: int | None = None, length: int | None = None) -> Weights:
+    """The network in a folder; none of the code in it is imported. Raises `ValueError` as `assemble` and the readers of files do."""
+    config = read_json(folder / CONFIG_FILE)
+    says = stated(config, _NAMES, folder / CONFIG_FILE)
+    bare = unwrap(read_weights_file(folder), folder)
+    return assemble(bare, says, folder, num_heads=num_heads, length=length, extra=read_extra(config, "mdlm"))
+
+
+def write(folder: Path, weights: Weights) -> None:
+    """Write a folder that MDLM's own classes load, whole or not at all. Raises `ValueError` for a mixture student."""
+    refuse_latent(weights, "MDLM's format", published_allowed=False)
+    weights.check(f"saving to {folder}")
+    config = {
+        "architectures": ["MDLM"],
+        "auto_map": {
+            "AutoConfig": f"{_CODE}--configuration_mdlm.MDLMConfig",
+            "AutoModelForMaskedLM": f"{_CODE}--modeling_mdlm.MDLM",
+        },
+        "return_dict": False,
+        **original(weights, "mdlm").get("config", {}),
+        "model_type": "mdlm",
+        "hidden_dim": weights.model.hidden_size,
+        "n_blocks": weights.model.num_blocks,
+        "n_heads": weights.model.num_heads,
+        "cond_dim": weights.model.cond_dim,
+        "vocab_size": weights.num_states,
+        "model_length": weights.length,
+        "dropout": weights.model.dropout,
+        "time_conditioning": weights.model.time_conditioning,
+    }
+    tensors = {PREFIX + name: tensor for name, tensor in weights.tensors.items()}
+    write_checkpoint(folder, tensors, with_extra(config, weights, "mdlm"))

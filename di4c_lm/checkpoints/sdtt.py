@@ -1,0 +1,55 @@
+"""SDTT's hub folders: `model.safetensors` of the training module, and its training config as `config.json`. One revision a model."""
+
+from pathlib import Path
+from typing import Any
+
+from di4c_lm.checkpoints.files import CONFIG_FILE, read_json, read_weights_file, write_checkpoint
+from di4c_lm.checkpoints.published import (
+    PREFIX,
+    assemble,
+    original,
+    read_extra,
+    refuse_latent,
+    stated_by_training_config,
+    training_config,
+    unwrap,
+    with_extra,
+)
+from di4c_lm.checkpoints.weights import Weights
+
+
+def recognises(config: dict[str, Any]) -> bool:
+    """Whether a `config.json` is a training config of SDTT or of Di4C's fork of it."""
+    return isinstance(config.get("model"), dict) and "n_blocks" in config["model"]
+
+
+def read(folder: Path, *, num_heads: int | None = None, length: int | None = None) -> Weights:
+    """The network in a folder. Distilled from MDLM's hub model its names begin with `backbone.backbone.`, else with `backbone.`.
+
+    Raises `ValueError` as `assemble` and the readers of files do.
+    """
+    config = read_json(folder / CONFIG_FILE)
+    says = stated_by_training_config(config, folder / CONFIG_FILE)
+    tensors = read_weights_file(folder)
+    twice = any(name.startswith(PREFIX * 2) for name in tensors)
+    extra = read_extra(config, "sdtt", prefix=PREFIX * 2 if twice else PREFIX)
+    return assemble(unwrap(tensors, folder), says, folder, num_heads=num_heads, length=length, extra=extra)
+
+
+def write(folder: Path, weights: Weights) -> None:
+    """Write a folder in SDTT's layout, whole or not at all; what was read from one gets its own config and names back.
+
+    A config of ours describes the network and the tokenizer, and leaves SDTT's training settings to SDTT.
+    Raises `ValueError` for a student whose λ is not as published.
+    """
+    refuse_latent(weights, "SDTT's format", published_allowed=True)
+    weights.check(f"saving to {folder}")
+    kept = original(weights, "sdtt")
+    config: dict[str, Any] = {"tokenizer": {"name": "gpt2"}, **kept.get("config", {})}
+    for key, value in training_config(weights).items():
+        if key == "is_di4c" and not value and key not in config and kept:
+            continue
+        config[key] = {**config.get(key, {}), **value} if isinstance(value, dict) else value
+    prefix = kept.get("prefix", PREFIX)
+    tensors = {prefix + name: tensor for name, tensor in weights.tensors.items()}
+    write_checkpoint(folder, tensors, with_extra(config, weights, "sdtt"))

@@ -1,0 +1,52 @@
+"""A student that begins as its teacher, and the check that both read the same tokens."""
+
+import torch
+
+from di4c_lm.checkpoints.weights import Loaded, check_tensors
+from di4c_lm.config import LatentConfig, ModelConfig
+from di4c_lm.models.dit import DIT, LATENT_PREFIXES
+
+TOKENIZER_KEY = "tokenizer"  # in `extra`: the fingerprint of the tokenizer that the network was trained with
+
+
+def student_from_teacher(
+    teacher: DIT, latent: LatentConfig | None, generator: torch.Generator, *, model: ModelConfig | None = None
+) -> DIT:
+    """A new network with all of `teacher`'s weights and a λ path drawn from `generator`; the global generator is left alone.
+
+    A teacher that is a mixture itself (a second round) hands on its λ path too. `model` may differ from the teacher's in what has no
+    shape, such as dropout. On the teacher's device, in its dtype, in training mode, every parameter trainable.
+
+    Raises `ValueError` where shapes differ, all of them listed, or where the teacher's λ is of another kind than `latent`.
+    """
+    if teacher.latent is not None and teacher.latent != latent:
+        raise ValueError(f"lambda={latent} differs from that of the teacher, which is a mixture with {teacher.latent}")
+    given = {name: tensor.detach() for name, tensor in teacher.state_dict().items()}
+    seed = int(torch.randint(2**63 - 1, (), generator=generator, device=generator.device))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        student = DIT(model or teacher.config, num_states=teacher.num_states, latent=latent)
+    own = student.state_dict()
+    fresh = {} if teacher.latent is not None else {k: v for k, v in own.items() if k.startswith(LATENT_PREFIXES)}
+    check_tensors({**given, **fresh}, own, "the student of this teacher")
+    reference = next(teacher.parameters())
+    student.to(device=reference.device, dtype=reference.dtype)
+    student.load_state_dict({**student.state_dict(), **given}, strict=True)
+    return student.train()
+
+
+def check_tokenizer(loaded: Loaded, *, fingerprint: str, num_states: int, source: object) -> None:
+    """Raise `ValueError` where the checkpoint at `source` was trained with another tokenizer.
+
+    `fingerprint` and `num_states` (entries, MASK included) are the tokenizer's in use. Published checkpoints carry no fingerprint:
+    for them only the number of states is compared.
+    """
+    if loaded.network.num_states != num_states:
+        raise ValueError(
+            f"{source}: its network has {loaded.network.num_states} states, the tokenizer {num_states} (MASK included)"
+        )
+    trained_with = loaded.extra.get(TOKENIZER_KEY)
+    if trained_with is not None and trained_with != fingerprint:
+        raise ValueError(
+            f"{source}: trained with another tokenizer: fingerprint {trained_with}, the one in use has {fingerprint}"
+        )
