@@ -60,7 +60,7 @@ def table(rows: Sequence[Row], comparisons: Sequence[Row] = ()) -> str:
         [
             str(row["model"]),
             str(row["steps"] or "-"),
-            f"{row['nfe']:g}" if row["steps"] else "-",
+            f"{row['nfe']:.4g}" if row["steps"] else "-",
             _short(row["gen_ppl"]),
             f"{_short(row['gen_ppl_low'])} to {_short(row['gen_ppl_high'])}",
             f"{row['entropy']:.3f}",
