@@ -22,7 +22,7 @@ def check(ok: object, key: str, value: object, allowed: str) -> None:
         raise ValueError(f"{key}={value!r} is impossible: allowed is {allowed}")
 
 
-def _at_least(owner: object, low: float, *names: str) -> None:
+def _at_least(owner: object, low: int | float, *names: str) -> None:
     for name in names:
         value = getattr(owner, name)
         check(value >= low, name, value, f"a value of at least {low}")

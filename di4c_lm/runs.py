@@ -1,5 +1,6 @@
 """A training run of text, from its settings to its closing report: the one place that joins the text domain with training."""
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -10,9 +11,9 @@ from pathlib import Path
 import torch
 
 from di4c_lm import cli
-from di4c_lm.checkpoints.load import student_from_teacher
-from di4c_lm.config import Config, OptimConfig, TrainConfig, ZeroConfig, to_dict
-from di4c_lm.data.batches import BatchStream
+from di4c_lm.checkpoints.student import student_from_teacher
+from di4c_lm.config import Config, ModelConfig, OptimConfig, TrainConfig, ZeroConfig, to_dict
+from di4c_lm.data.batches import BatchStream, PackedSource
 from di4c_lm.data.corpus import Corpus, load_corpus
 from di4c_lm.domains.text import SETTINGS, STUDENT, TextModel, load_run, load_teacher, random_teacher, write_parts
 from di4c_lm.metrics.judge import train_judge
@@ -46,7 +47,10 @@ def run_text(config: Config) -> int:
     if status:
         return status
     logger.info("3/5 distillation: %d updates", config.train.steps)
-    student = student_from_teacher(teacher.denoiser, config.latent, seed=config.train.seed)
+    fresh = torch.Generator().manual_seed(config.train.seed)
+    student = student_from_teacher(
+        teacher.denoiser, config.latent, fresh, model=student_shape(config, teacher.denoiser)
+    )
     trained = distil(config, student, teacher, corpus, world, run_dir)
     if trained.progress.signal:
         return 128 + trained.progress.signal
@@ -57,10 +61,7 @@ def run_text(config: Config) -> int:
         exported.save_pretrained(run_dir / STUDENT, trained.ema)
         if judge == "train" and not config.eval.skip:
             logger.info("5/5 report: a judge, then samples")
-            tokens_ND = torch.from_numpy(corpus.train.tokens_ND.astype("int64"))
-            judge = train_judge(
-                tokens_ND, corpus.tokenizer, config.judge, cache_dir=cache_dir, device=str(world.device)
-            ).name
+            judge = trained_judge(config, corpus, world, cache_dir)
         write_parts(run_dir, teacher=teacher_path, judge=judge, validation=corpus.validation)
         if not config.eval.skip:
             report(run_dir, config)
@@ -155,6 +156,11 @@ def train_teacher(config: Config, corpus: Corpus, world: World, folder: Path) ->
     return 0
 
 
+def student_shape(config: Config, teacher: DIT) -> ModelConfig:
+    """The teacher's architecture, with the dropout and the attention kernel of `config.model`."""
+    return dataclasses.replace(teacher.config, dropout=config.model.dropout, attention=config.model.attention)
+
+
 def distil(config: Config, student: DIT, teacher: TextModel, corpus: Corpus, world: World, run_dir: Path) -> Trained:
     """Train the student by Di4C under DeepSpeed."""
     teacher.denoiser.to(world.device, _DTYPES[config.train.dtype])
@@ -182,6 +188,13 @@ def distil(config: Config, student: DIT, teacher: TextModel, corpus: Corpus, wor
         label="distil",
         settings=to_dict(config),
     )
+
+
+def trained_judge(config: Config, corpus: Corpus, world: World, cache_dir: Path) -> str:
+    """The folder of a small GPT-2 trained on the corpus, or taken from the cache."""
+    assert isinstance(corpus.train, PackedSource)
+    tokens_ND = torch.from_numpy(corpus.train.tokens_ND.astype("int64"))
+    return train_judge(tokens_ND, corpus.tokenizer, config.judge, cache_dir=cache_dir, device=str(world.device)).name
 
 
 def report(run_dir: Path, config: Config) -> None:

@@ -43,10 +43,12 @@ def check_tokenizer(loaded: Loaded, *, fingerprint: str, num_states: int, source
     """
     if loaded.network.num_states != num_states:
         raise ValueError(
-            f"{source}: its network has {loaded.network.num_states} states, the tokenizer {num_states} (MASK included)"
+            f"{source}: its network has {loaded.network.num_states} states, the tokenizer {num_states} (MASK included); choose "
+            "the tokenizer it was trained with by data.tokenizer"
         )
     trained_with = loaded.extra.get(TOKENIZER_KEY)
     if trained_with is not None and trained_with != fingerprint:
         raise ValueError(
-            f"{source}: trained with another tokenizer: fingerprint {trained_with}, the one in use has {fingerprint}"
+            f"{source}: trained with another tokenizer: fingerprint {trained_with}, the one in use has {fingerprint}; choose it "
+            f"by data.tokenizer, for instance data.tokenizer={source}"
         )

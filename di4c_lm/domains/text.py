@@ -10,6 +10,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from di4c_lm.checkpoints.di4c import load_denoiser, save_denoiser
+from di4c_lm.checkpoints.student import TOKENIZER_KEY, check_tokenizer
 from di4c_lm.config import Config
 from di4c_lm.data.tokenizers import fingerprint
 from di4c_lm.models.dit import DIT
@@ -46,7 +47,7 @@ class TextModel:
 
     def save_pretrained(self, folder: Path | str, state: "Mapping[str, Tensor] | None" = None) -> None:
         """Write `model.safetensors`, `config.json` and the tokenizer; `state` holds the weights where the network's own are not meant."""
-        extra = {"tokenizer": fingerprint(self.tokenizer)}
+        extra = {TOKENIZER_KEY: fingerprint(self.tokenizer)}
         save_denoiser(folder, self.denoiser, length=self.length, extra=extra, state=state)
         self.tokenizer.save_pretrained(str(folder))
 
@@ -61,7 +62,7 @@ class TextModel:
         folder = _folder(source)
         loaded = load_denoiser(folder)
         tokenizer = AutoTokenizer.from_pretrained(str(folder))
-        check_tokenizer(tokenizer, num_states=loaded.network.num_states, extra=loaded.extra, source=str(source))
+        check_tokenizer(loaded, fingerprint=fingerprint(tokenizer), num_states=len(tokenizer), source=source)
         return cls(denoiser=loaded.network.to(device).eval(), tokenizer=tokenizer, length=loaded.length)
 
     def push_to_hub(self, name: str) -> None:
@@ -135,29 +136,13 @@ class Run:
     judge: str
 
 
-def check_tokenizer(
-    tokenizer: "PreTrainedTokenizerFast", *, num_states: int, extra: dict[str, Any], source: str
-) -> None:
-    """Raise `ValueError` unless a checkpoint of `num_states` states, which may say its tokenizer's fingerprint, goes with `tokenizer`."""
-    if len(tokenizer) != num_states:
-        raise ValueError(
-            f"{source}: a checkpoint of {num_states} states (MASK included) does not go with a tokenizer of {len(tokenizer)}; "
-            "choose the tokenizer it was trained with by data.tokenizer"
-        )
-    if "tokenizer" in extra and extra["tokenizer"] != fingerprint(tokenizer):
-        raise ValueError(
-            f"{source}: the checkpoint was trained with another tokenizer (fingerprint {extra['tokenizer'][:12]}, "
-            f"this one's {fingerprint(tokenizer)[:12]}); choose it by data.tokenizer, for instance data.tokenizer={source}"
-        )
-
-
 def load_teacher(config: Config, tokenizer: "PreTrainedTokenizerFast") -> TextModel:
     """The checkpoint named by `teacher.path`, in any of the field's formats, checked against the corpus' tokenizer."""
     from di4c_lm.checkpoints.load import load_checkpoint
 
     assert config.teacher.path is not None
     loaded = load_checkpoint(config.teacher.path, revision=config.teacher.revision, weights=config.teacher.weights)
-    check_tokenizer(tokenizer, num_states=loaded.network.num_states, extra=loaded.extra, source=config.teacher.path)
+    check_tokenizer(loaded, fingerprint=fingerprint(tokenizer), num_states=len(tokenizer), source=config.teacher.path)
     return TextModel(denoiser=loaded.network, tokenizer=tokenizer, length=config.data.length)
 
 
