@@ -141,7 +141,7 @@ def train(
     with _Signals() as signals, journal:
         while progress.step < train.steps and not progress.signal:
             lr = learning_rate(progress.step, optim, train.steps)
-            step = update(engine, batches, lr, signals.received)
+            step = update(engine, batches, lr, lambda: signals.received)
             if step.applied:
                 ema.update()
             advance(progress, step)
@@ -163,8 +163,8 @@ def train(
     return Trained(progress=progress, raw=raw, ema=average)
 
 
-def update(engine: Engine, batches: Batches, lr: float, received: int) -> Step:
-    """One optimiser step over as many micro batches as the engine accumulates. `received`: the signal this rank got, or 0."""
+def update(engine: Engine, batches: Batches, lr: float, received: Callable[[], int]) -> Step:
+    """One optimiser step over as many micro batches as the engine accumulates. `received()`: the signal this rank got, or 0."""
     totals: dict[str, Tensor] = {}
     samples, sequences, tokens, micro_steps = [], 0, 0, 0
     at_boundary = False
@@ -183,8 +183,10 @@ def update(engine: Engine, batches: Batches, lr: float, received: int) -> Step:
         micro_steps += 1
     names = sorted(totals)
     local = torch.stack([totals[name].reshape(()) for name in names])
-    shared = sum_over_ranks(torch.cat([local, local.new_tensor([received == number for number in _ASKED])])).tolist()
-    values = {name: total / (micro_steps * world_size()) for name, total in zip(names, shared[: len(names)], strict=True)}
+    shared = sum_over_ranks(torch.cat([local, local.new_tensor([received() == number for number in _ASKED])])).tolist()
+    values = {
+        name: total / (micro_steps * world_size()) for name, total in zip(names, shared[: len(names)], strict=True)
+    }
     asked = [number for number, ranks in zip(_ASKED, shared[-len(_ASKED) :], strict=True) if ranks]
     return Step(
         values={**values, "grad_norm": engine.grad_norm},

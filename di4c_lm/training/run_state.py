@@ -176,8 +176,8 @@ class Checkpoint:
             "files": {name: entry for of_rank in files for name, entry in of_rank.items()},
         }
         path = new / _MANIFEST
-        path.write_text(json.dumps(manifest, indent=1))
-        _sync_and_sum(path)
+        path.write_text(json.dumps({**manifest, "sha256": _seal(manifest)}, indent=1))
+        _sync(path)
         _sync(new)
         if final.exists():  # a damaged one that was passed over on resume
             shutil.rmtree(final)
@@ -191,7 +191,7 @@ class Checkpoint:
             shutil.rmtree(doomed)
 
     def _load(self, path: Path) -> None:
-        manifest = json.loads((path / _MANIFEST).read_text())
+        manifest = _read_manifest(path)
         _check_shapes(path, manifest["parameters"], self._partition)
         saved_ranks = int(manifest["world_size"])
         wanted = {kind: flats for sharded in self._sharded.values() for kind, flats in sharded.flats().items()}
@@ -252,12 +252,22 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def _seal(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    manifest = json.loads((path / _MANIFEST).read_text())
+    if not isinstance(manifest, dict) or manifest.pop("sha256", None) != _seal(manifest):
+        raise ValueError("its checksum does not fit")
+    return manifest
+
+
 def _problem(path: Path) -> str | None:
     """Why this checkpoint is not whole, or None. Each rank reads its share of the files."""
     try:
-        manifest = json.loads((path / _MANIFEST).read_text())
-        files = sorted(manifest["files"].items())
-    except (OSError, json.JSONDecodeError, KeyError) as error:
+        files = sorted(_read_manifest(path)["files"].items())
+    except (OSError, ValueError) as error:
         return f"{_MANIFEST} is missing or damaged: {error}"
     for name, entry in files[rank() :: world_size()]:
         file = path / name

@@ -1,4 +1,4 @@
-"""A toy run for the tests of training: `python toy.py '{"run_dir": ..., ...}'`, under any launcher.
+"""Toy runs for the tests of training, one after the other: `python toy.py '[{"run_dir": ..., ...}, ...]'`, under any launcher.
 
 Its objective has what is awkward in the real one: a weight used outside the module that owns it by an autograd function that uses it
 again in its backward pass, parameters unused in half of the steps, a frozen parameter, a tied one, a buffer, and a frozen teacher.
@@ -32,8 +32,13 @@ class Batches:
 
     def __init__(self, micro: int, rank: int, world: int) -> None:
         self.micro, self.rank, self.world, self.taken = micro, rank, world, 0
+        self.signals: dict[int, int] = {}  # to send oneself, by the number of steps done
 
     def __next__(self) -> Batch:
+        if self.signals and self.taken * self.world * self.micro % 8 == 0:
+            number = self.signals.pop(self.taken * self.world * self.micro // 8, None)
+            if number is not None:
+                os.kill(os.getpid(), number)
         first = (self.taken * self.world + self.rank) * self.micro
         self.taken += 1
         ids = torch.arange(first, first + self.micro)
@@ -121,36 +126,13 @@ class Objective(nn.Module):
         return loss, {"distil": loss_B.detach().mean()}
 
 
-def main(spec: dict[str, Any]) -> int:
-    from safetensors.torch import save_file
-
-    from di4c_lm.training.distributed import init_distributed, shutdown
-    from di4c_lm.training.loop import train
-
-    world = init_distributed("cpu")
-    torch.set_num_threads(1)
-    run_dir = Path(spec["run_dir"])
+def settings(spec: dict[str, Any], world_size: int) -> dict[str, Any]:
+    """The sections that `train` gets; eight sequences a step, whatever the number of ranks."""
     accumulation = spec.get("accumulation", 1)
-    micro = 8 // world.size // accumulation
-    objective = Objective(bad=spec.get("bad", []), external=spec.get("external", True))
-    before = [p.clone() for p in objective.teacher[0].parameters()]
-    batches = Batches(micro, world.rank, world.size)
-    if "kill_at" in spec or "term_at" in spec:
-        number, step = (signal.SIGKILL, spec["kill_at"]) if "kill_at" in spec else (signal.SIGTERM, spec["term_at"])
-        take = Batches.__next__
-
-        def next_or_die(self: Batches) -> Batch:
-            if self.taken == step * accumulation and world.rank == world.size - 1:
-                os.kill(os.getpid(), number)
-            return take(self)
-
-        Batches.__next__ = next_or_die
-    trained = train(
-        objective,
-        batches,
-        train=TrainConfig(
+    return {
+        "train": TrainConfig(
             steps=spec.get("steps", 20),
-            micro_batch_size=micro,
+            micro_batch_size=8 // world_size // accumulation,
             gradient_accumulation=accumulation,
             dtype=spec.get("dtype", "float32"),
             save_every=spec.get("save_every", 5),
@@ -158,19 +140,48 @@ def main(spec: dict[str, Any]) -> int:
             log_every=1,
             max_bad_steps=spec.get("max_bad_steps", 3),
         ),
-        optim=OptimConfig(lr=1e-2, warmup_steps=4, weight_decay=0.01, clip_norm=0.5, ema_decay=0.9, latent_lr_scale=0.5),
-        zero=ZeroConfig(stage=spec.get("stage", 0), offload=spec.get("offload", False), config=spec.get("config")),
-        run_dir=run_dir,
-        device="cpu",
-        is_latent=lambda name: name.startswith("latent"),
-    )
-    assert all(torch.equal(a, b) for a, b in zip(before, objective.teacher[0].parameters(), strict=True))
-    assert all(p.dtype == torch.float32 for p in objective.teacher[0].parameters())
+        "optim": OptimConfig(
+            lr=1e-2, warmup_steps=4, weight_decay=0.01, clip_norm=0.5, ema_decay=0.9, latent_lr_scale=0.5
+        ),
+        "zero": ZeroConfig(stage=spec.get("stage", 0), offload=spec.get("offload", False), config=spec.get("config")),
+    }
+
+
+def is_latent(name: str) -> bool:
+    return name.startswith("latent")
+
+
+def run(spec: dict[str, Any], rank: int, world_size: int) -> int:
+    """One run; the signal that ended it, or 0. `kill_at`, `term_at`: the step in which the last rank sends itself a signal."""
+    from safetensors.torch import save_file
+
+    from di4c_lm.training.loop import train
+
+    run_dir = Path(spec["run_dir"])
+    sections = settings(spec, world_size)
+    objective = Objective(bad=spec.get("bad", []), external=spec.get("external", True))
+    before = [p.clone() for p in objective.teacher[0].parameters()]
+    batches = Batches(sections["train"].micro_batch_size, rank, world_size)
+    if rank == world_size - 1:
+        fatal = {"kill_at": signal.SIGKILL, "term_at": signal.SIGTERM}
+        batches.signals = {spec[key]: number for key, number in fatal.items() if key in spec}
+    trained = train(objective, batches, **sections, run_dir=run_dir, device="cpu", is_latent=is_latent)
+    after = list(objective.teacher[0].parameters())
+    assert all(torch.equal(a, b) and b.dtype == torch.float32 for a, b in zip(before, after, strict=True))
     if trained.raw:
         for name, weights in {"raw": trained.raw, "ema": trained.ema}.items():
             save_file({key: value.clone() for key, value in weights.items()}, run_dir / f"{name}.safetensors")
+    return trained.progress.signal
+
+
+def main(specs: list[dict[str, Any]]) -> int:
+    from di4c_lm.training.distributed import init_distributed, shutdown
+
+    world = init_distributed("cpu")
+    torch.set_num_threads(1)
+    signals = [run(spec, world.rank, world.size) for spec in specs]
     shutdown()
-    return 128 + trained.progress.signal if trained.progress.signal else 0
+    return 128 + signals[-1] if signals[-1] else 0
 
 
 if __name__ == "__main__":

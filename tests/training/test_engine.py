@@ -1,0 +1,188 @@
+"""DeepSpeed behind its fence: the same training at every ZeRO stage and on any number of ranks, and equal to plain PyTorch."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from di4c_lm.training.schedule import learning_rate
+
+RELEASE = {"stage3_param_persistence_threshold": 0, "stage3_max_live_parameters": 0}
+
+
+def load_toy() -> Any:
+    spec = importlib.util.spec_from_file_location("toy", Path(__file__).with_name("toy.py"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["toy"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def plain_run(bad: tuple[int, ...] = ()) -> tuple[list[float], dict[str, Any], dict[str, Any]]:
+    """The toy run by a loop of plain PyTorch in one process: losses, raw weights, EMA. `bad`: steps that are skipped."""
+    toy = load_toy()
+    sections = toy.settings({}, 1)
+    train, optim = sections["train"], sections["optim"]
+    objective = toy.Objective(bad=[], external=False)
+    named = {name: p for name, p in objective.student.named_parameters() if p.requires_grad}
+    for p in named.values():
+        p.grad = torch.zeros_like(p)
+    groups = [
+        {"params": [p for name, p in named.items() if toy.is_latent(name) == latent], "scale": scale}
+        for latent, scale in ((False, 1.0), (True, optim.latent_lr_scale))
+    ]
+    adam = torch.optim.AdamW(groups, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay)
+    average = {name: p.detach().clone() for name, p in named.items()}
+    batches = toy.Batches(train.micro_batch_size, 0, 1)
+    losses, updates = [], 0
+    for step in range(train.steps):
+        adam.zero_grad(set_to_none=False)  # what is unused has the gradient zero
+        loss, _ = objective(next(batches))
+        losses.append(loss.item())
+        if step in bad:
+            continue
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(list(named.values()), optim.clip_norm)
+        for group in adam.param_groups:
+            group["lr"] = learning_rate(step, optim, train.steps) * group["scale"]
+        adam.step()
+        updates += 1
+        decay = min(optim.ema_decay, (1 + updates) / (10 + updates))
+        for name, p in named.items():
+            average[name] = decay * average[name] + (1 - decay) * p.detach()
+    return losses, {name: p.detach() for name, p in named.items()}, average
+
+
+def check_run(run_dir: Path, lines: list[dict[str, Any]], expected: Any, tolerance: float = 1e-5) -> None:
+    losses, raw, average = expected
+    assert [line["step"] for line in lines] == list(range(1, len(losses) + 1))
+    torch.testing.assert_close([line["loss"] for line in lines], losses, rtol=tolerance, atol=0)
+    for name, weights in (("raw", raw), ("ema", average)):
+        exported = load_file(run_dir / f"{name}.safetensors")
+        for key, value in weights.items():
+            error = (exported[key] - value).abs().max() / value.abs().max()
+            assert error < tolerance, (name, key, error)
+        assert torch.equal(exported["again.weight"], exported["output_layer.linear.weight"])
+        assert torch.equal(exported["scale"], torch.full((12,), 0.5))
+        assert torch.equal(exported["angles"], torch.linspace(0, 1, 12))
+
+
+def test_one_rank_trains_like_plain_pytorch(tmp_path, run_toy, read_trace):
+    dirs = [tmp_path / f"stage_{stage}" for stage in (0, 3)]
+    run_toy([{"run_dir": str(path), "stage": stage} for path, stage in zip(dirs, (0, 3), strict=True)]).check()
+    for path in dirs:
+        check_run(path, read_trace(path), plain_run())
+
+
+ALIKE = {
+    "stage 0": {"stage": 0},
+    "stage 1, accumulating": {"stage": 1, "accumulation": 2},
+    "stage 2": {"stage": 2},
+    "stage 3": {"stage": 3},
+    "stage 3, parameters released": {"stage": 3, "accumulation": 2, "config": "release.json"},
+    "stage 1, offloaded": {"stage": 1, "offload": True},
+    "stage 2, offloaded": {"stage": 2, "offload": True, "accumulation": 2},
+    "stage 3, offloaded": {"stage": 3, "offload": True, "accumulation": 2, "config": "release.json"},
+}
+BFLOAT16 = {f"bfloat16 {s}": {"stage": s, "dtype": "bfloat16", "accumulation": 2} for s in range(4)}
+BAD = {f"bad {s}": {"stage": s, "bad": [12 * 8 + 7, 13 * 8 + 6]} for s in range(4)}  # in the last rank's share
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory, run_toy) -> Path:
+    """A folder with the runs of `ALIKE`, `BFLOAT16` and `BAD` by two ranks: one engine after another in the same processes."""
+    folder = tmp_path_factory.mktemp("two_ranks")
+    (folder / "release.json").write_text(json.dumps({"zero_optimization": RELEASE}))
+    specs = [{**spec, "run_dir": str(folder / name)} for name, spec in {**ALIKE, **BFLOAT16, **BAD}.items()]
+    for spec in specs:
+        if "config" in spec:
+            spec["config"] = str(folder / spec["config"])
+    run_toy(specs, ranks=2).check()
+    return folder
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_two_ranks_train_alike_at_every_stage(name, two_ranks, read_trace):
+    check_run(two_ranks / name, read_trace(two_ranks / name), plain_run())
+
+
+@pytest.mark.parametrize("name", BFLOAT16)
+def test_bfloat16_stays_near_float32_and_exports_the_float32_masters(name, two_ranks, read_trace):
+    losses, _, _ = plain_run()
+    torch.testing.assert_close([line["loss"] for line in read_trace(two_ranks / name)], losses, rtol=1e-2, atol=0)
+    weight = load_file(two_ranks / name / "raw.safetensors")["embed.weight"]
+    assert weight.dtype == torch.float32 and not torch.equal(weight, weight.bfloat16().float())
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_steps_that_are_not_finite_are_skipped_by_all_ranks(name, two_ranks, read_trace):
+    losses, raw, average = plain_run(bad=(12, 13))
+    lines = read_trace(two_ranks / name)
+    assert [line["skipped"] for line in lines] == [0] * 12 + [1] + [2] * 7
+    for step in (12, 13):
+        assert lines[step]["loss"] is None and lines[step]["grad_norm"] is None
+        lines[step]["loss"] = losses[step]
+    check_run(two_ranks / name, lines, (losses, raw, average))
+
+
+@pytest.mark.parametrize("name", [*ALIKE, *BFLOAT16])
+def test_each_rank_keeps_only_its_own_part(name, two_ranks):
+    """EMA, masters and moments are 1/N of the model on each of N ranks, and no teacher is among them."""
+    spec = {**ALIKE, **BFLOAT16}[name]
+    sizes = []
+    for rank in range(2):
+        tensors = load_file(two_ranks / name / "checkpoints" / "step_00000020" / f"rank_{rank:05d}.safetensors")
+        kinds = {kind: 0 for kind in ("master", "exp_avg", "exp_avg_sq", "ema")}
+        for key, tensor in tensors.items():
+            if not key.startswith("rng/"):
+                kinds[key.split("/")[0]] += tensor.numel()
+        assert len(set(kinds.values())) == 1
+        assert not any("teacher" in key for key in tensors)
+        sizes.append(kinds["ema"])
+    whole = sum(p.numel() for p in load_toy().Student().parameters() if p.requires_grad)
+    assert sum(sizes) == whole
+    if spec["stage"] == 0 and "dtype" not in spec:
+        assert sizes == [whole, 0]  # replicated: written once
+    else:
+        assert max(sizes) <= whole / 2 + 32  # the last rank's end is padding
+
+
+def test_the_deepspeed_launcher_and_a_run_ended_by_bad_steps(tmp_path, read_trace, free_port, environment):
+    good, bad = tmp_path / "good", tmp_path / "bad"
+    endless = {"run_dir": str(bad), "bad": [6 * 8 + 1, 7 * 8 + 7], "max_bad_steps": 2}
+    command = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "2", "--master_port", str(free_port)]
+    command += [str(Path(__file__).with_name("toy.py")), json.dumps([{"run_dir": str(good), "steps": 3}, endless])]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    output = done.stdout + done.stderr
+    assert [line["step"] for line in read_trace(good)] == [1, 2, 3], output
+    assert done.returncode != 0
+    assert "NonFiniteError" in output and "bad_batch.json" in output
+    report = json.loads((bad / "bad_batch.json").read_text())
+    assert report["step"] == 8
+    assert [batch["sample_id"] for batch in report["micro_batches"]] == [[56, 57, 58, 59], [60, 61, 62, 63]]
+    assert report["micro_batches"][1]["loss"] == "inf" and isinstance(report["micro_batches"][0]["loss"], float)
+
+
+def test_parameters_outside_the_student_are_refused():
+    from di4c_lm.config import OptimConfig, TrainConfig, ZeroConfig
+    from di4c_lm.training.distributed import World
+    from di4c_lm.training.engine import DeepSpeedEngine
+
+    world = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
+    objective = torch.nn.Module()
+    objective.student = torch.nn.Linear(2, 2)
+    objective.teacher = torch.nn.Linear(2, 2).requires_grad_(False)
+    sections = {"train": TrainConfig(), "optim": OptimConfig(), "zero": ZeroConfig(), "world": world}
+    with pytest.raises(ValueError, match="outside its student.*teacher.weight"):
+        DeepSpeedEngine(objective, **sections)
+    del objective.teacher
+    objective.student.requires_grad_(False)
+    with pytest.raises(ValueError, match="no parameter to train"):
+        DeepSpeedEngine(objective, **sections)
