@@ -46,10 +46,12 @@ def parse(argv: Sequence[str], config_dir: Path, config_name: str, program: str)
 def load(words: Sequence[str], config_dir: Path, config_name: str) -> Config:
     """As `parse`, but raises `ValueError`."""
     from hydra import compose, initialize_config_dir
+    from hydra.core.config_store import ConfigStore
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    ConfigStore.instance().store(name="every_key", node=to_dict(Config()))  # the first of the files' defaults
     overrides = [override for word in words for override in _override(word, config_dir)]
     try:
         with initialize_config_dir(str(config_dir.resolve()), version_base="1.3"):

@@ -1,7 +1,7 @@
 """A prediction kept in two factors: hidden features, and the readout that turns some of them into logits."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol, final, runtime_checkable
 
 import torch
@@ -20,7 +20,7 @@ class Readout(Protocol):
     parameters: tuple[Tensor, ...]
 
     def logits(self, features_NH: Float[Tensor, "N H"], positions_N: Int64[Tensor, " N"]) -> Float[Tensor, "N S"]:
-        """Unnormalised log-probabilities, in at least float32."""
+        """Unnormalised log-probabilities, in at least float32: a fresh tensor, which the caller may use up."""
         ...
 
     def vjp(
@@ -48,6 +48,7 @@ class LinearReadout(Readout):
     bias_S: Float[Tensor, " S"] | None = None
     impossible: int | None = None
     matmul_dtype: torch.dtype | None = None
+    _casts: dict[torch.dtype, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def num_states(self) -> int:
@@ -61,8 +62,8 @@ class LinearReadout(Readout):
 
     def logits(self, features_NH: Float[Tensor, "N H"], positions_N: Int64[Tensor, " N"]) -> Float[Tensor, "N S"]:
         """W h + b, in at least float32."""
-        dtype = self.matmul_dtype or features_NH.dtype
-        product_NS = F.linear(features_NH.to(dtype), self.weight_SH.to(dtype)).to(widest(features_NH.dtype))
+        weight_SH = self._weight_for(features_NH)
+        product_NS = F.linear(features_NH.to(weight_SH.dtype), weight_SH).to(widest(features_NH.dtype))
         if self.bias_S is not None:
             product_NS = product_NS + self.bias_S if product_NS.requires_grad else product_NS.add_(self.bias_S)
         if self.impossible is None:
@@ -82,13 +83,22 @@ class LinearReadout(Readout):
         """grad W for the features; grad^T h for the weight, the column sums for the bias. `grad_NS` may be changed."""
         if self.impossible is not None:
             grad_NS[:, self.impossible] = 0
-        dtype = self.matmul_dtype or features_NH.dtype
-        narrow_NS = grad_NS.to(dtype)
+        weight_SH = self._weight_for(features_NH)
+        narrow_NS = grad_NS.to(weight_SH.dtype)
         if parameter_grads[0] is not None:
-            _add_product(parameter_grads[0], narrow_NS.T, features_NH.to(dtype))
+            _add_product(parameter_grads[0], narrow_NS.T, features_NH.to(weight_SH.dtype))
         if len(parameter_grads) > 1 and parameter_grads[1] is not None:
             parameter_grads[1].add_(grad_NS.sum(0))
-        return (narrow_NS @ self.weight_SH.to(dtype)).to(features_NH.dtype)
+        return (narrow_NS @ weight_SH).to(features_NH.dtype)
+
+    def _weight_for(self, features_NH: Float[Tensor, "N H"]) -> Float[Tensor, "S H"]:
+        """The weight in the dtype of the products; cast once for all chunks where no gradient is recorded."""
+        dtype = self.matmul_dtype or features_NH.dtype
+        if self.weight_SH.dtype == dtype or torch.is_grad_enabled():
+            return self.weight_SH.to(dtype)
+        if dtype not in self._casts:
+            self._casts[dtype] = self.weight_SH.to(dtype)
+        return self._casts[dtype]
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
@@ -129,3 +139,24 @@ class Prediction:
         positions_N = torch.arange(num_positions, device=self.features.device).repeat(num_batch * num_lambdas)
         logits_NS = self.readout.logits(self.features.flatten(0, 2), positions_N)
         return logits_NS.log_softmax(-1).view(num_batch, num_lambdas, num_positions, -1)
+
+
+@runtime_checkable
+class Denoiser(Protocol):
+    """p(x_0 | x_t; λ), factored: all that samplers and objectives ask of a network."""
+
+    def __call__(
+        self, x_t: Int64[Tensor, "B D"], t: Float[Tensor, " B"], lam: Tensor | None = None, cond: None = None
+    ) -> Prediction:
+        """Predict x_0 once for each λ of each sequence."""
+        ...
+
+    def sample_latents(
+        self, num_batch: int, num_lambdas: int, uniform: Callable[[tuple[int, ...]], Tensor]
+    ) -> Tensor | None:
+        """L draws of λ a sequence, (B, L, K), or None for a network without λ."""
+        ...
+
+    def readout(self) -> Readout:
+        """The readout that its predictions carry."""
+        ...

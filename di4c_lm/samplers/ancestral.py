@@ -3,32 +3,17 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
 
 import torch
 from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
-from di4c_lm.models.readout import Prediction
+from di4c_lm.models.readout import Denoiser, Prediction
 from di4c_lm.processes.categorical import sample_categorical
 from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.processes.rng import Rng, uniform
 
 _ROWS = 256  # rows read out at once
-
-
-class Denoiser(Protocol):
-    """What a sampler asks of a network."""
-
-    def __call__(self, x_t: Tensor, t: Tensor, lam: Tensor | None = None, cond: None = None) -> Prediction:
-        """Predict x_0."""
-        ...
-
-    def sample_latents(
-        self, num_batch: int, num_lambdas: int, uniform: Callable[[tuple[int, ...]], Tensor]
-    ) -> Tensor | None:
-        """Draws of λ, or None."""
-        ...
 
 
 @dataclass(frozen=True)

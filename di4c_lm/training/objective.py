@@ -1,6 +1,5 @@
 """Objectives: modules that turn a batch into a loss. The engine wraps one, so that it sees every use of the student's parameters."""
 
-from collections.abc import Callable
 from typing import Protocol, cast
 
 import torch
@@ -12,7 +11,7 @@ from di4c_lm.losses.di4c import Sites, Terms, UpperSide, di4c_terms
 from di4c_lm.losses.mdlm import log_linear_weight, mdlm_bound
 from di4c_lm.losses.mixture import draw_components, mean_law, row_chunks
 from di4c_lm.losses.weights import alpha
-from di4c_lm.models.readout import Prediction, Readout
+from di4c_lm.models.readout import Denoiser, Prediction
 from di4c_lm.processes.categorical import sample_categorical
 from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.processes.rng import KeyedRng, Rng, split, uniform
@@ -27,26 +26,6 @@ class Batch(Protocol):
     x: Int64[Tensor, "B D"]
     sample_id: Int64[Tensor, " B"]
     epoch: Int64[Tensor, " B"]
-
-
-class Denoiser(Protocol):
-    """p(x_0 | x_t; λ), factored."""
-
-    def __call__(
-        self, x_t: Int64[Tensor, "B D"], t: Float[Tensor, " B"], lam: Tensor | None = None, cond: None = None
-    ) -> Prediction:
-        """Predict x_0 once for each λ of each sequence."""
-        ...
-
-    def sample_latents(
-        self, num_batch: int, num_lambdas: int, uniform: Callable[[tuple[int, ...]], Tensor]
-    ) -> Tensor | None:
-        """Draws of λ, or None for a network without it."""
-        ...
-
-    def readout(self) -> Readout:
-        """The readout that its predictions carry."""
-        ...
 
 
 def batch_rng(seed: int, batch: Batch) -> KeyedRng:
