@@ -18,9 +18,8 @@ def snapshot(name: str, revision: str | None = None, cache_dir: str | Path | Non
         ConnectionError: the hub did not answer after several attempts; it names the offline way.
         ValueError: no such name or revision, or it is private or gated.
     """
-    import httpx
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 
     what = f"{name} at revision {revision or 'main'}"
 
@@ -29,7 +28,7 @@ def snapshot(name: str, revision: str | None = None, cache_dir: str | Path | Non
 
     try:
         return Path(with_patience(download, what, OFFLINE_WAY))
-    except (HfHubHTTPError, HFValidationError, httpx.HTTPError) as error:
+    except (HfHubHTTPError, HFValidationError, EntryNotFoundError) as error:
         raise ValueError(
             f"{what}: neither a file or folder here nor a model that the hub gives us: {_first_line(error)}. "
             f"Instead: {OFFLINE_WAY}"

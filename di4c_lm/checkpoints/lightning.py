@@ -16,10 +16,13 @@ from di4c_lm.checkpoints.published import (
     PREFIX,
     Stated,
     assemble,
+    original,
+    read_extra,
     refuse_latent,
     stated_by_training_config,
     training_config,
     unwrap,
+    with_extra,
 )
 from di4c_lm.checkpoints.weights import Weights, meta_dit
 
@@ -40,9 +43,10 @@ def read(
             f"{path}: expected 'state_dict' or a dict of tensors, found the keys {sorted(map(str, content))}"
         )
     bare = unwrap(state, path)
-    extra = content.get(EXTRA_KEY)
-    says = _stated(content, path)
-    raw = assemble(bare, says, path, num_heads=num_heads, length=length, extra=extra if isinstance(extra, dict) else {})
+    config = _config(content)
+    says = stated_by_training_config(config, path) if config else Stated()
+    extra = read_extra({**config, **{k: v for k, v in content.items() if k == EXTRA_KEY}}, "lightning")
+    raw = assemble(bare, says, path, num_heads=num_heads, length=length, extra=extra)
     if weights == "raw" or content is state or content.get("ema") is None:
         return raw
     tensors = {**raw.tensors, **_averaged(content["ema"], bare, raw, path)}
@@ -60,22 +64,22 @@ def write(path: Path, weights: Weights) -> None:
     content = {
         "state_dict": {PREFIX + name: weights.tensors[name] for name in _state_names(weights)},
         "ema": {"decay": 0.9999, "num_updates": 0, "shadow_params": [weights.tensors[name] for name in names]},
-        "hyper_parameters": {"config": training_config(weights)},
+        "hyper_parameters": {"config": training_config(weights, original(weights, "lightning").get("config", {}))},
         "epoch": 0,
         "global_step": 0,
         "pytorch-lightning_version": "2.2.1",
-        EXTRA_KEY: weights.extra,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".saving-") as temporary:
-        torch.save(content, Path(temporary) / "whole")
+        torch.save(with_extra(content, weights, "lightning"), Path(temporary) / "whole")
         os.replace(Path(temporary) / "whole", path)
 
 
-def _stated(content: Mapping[str, Any], path: Path) -> Stated:
+def _config(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The training config among the hyper-parameters; empty where there is none."""
     parameters = plain(content.get("hyper_parameters"))
     config = parameters.get("config") if isinstance(parameters, dict) else None
-    return stated_by_training_config(config, path) if isinstance(config, dict) else Stated()
+    return config if isinstance(config, dict) else {}
 
 
 def _averaged(ema: Any, bare: Mapping[str, Tensor], raw: Weights, path: Path) -> dict[str, Tensor]:

@@ -97,12 +97,15 @@ def _refuse_code(path: Path, names: list[str]) -> None:
 
 
 def plain(value: Any) -> Any:
-    """Numbers, text, lists and dicts as they are; an OmegaConf stub as the values in it; any other object as None."""
+    """Numbers, text, lists and dicts as they are; an OmegaConf stub as the values in it; any other object as None.
+
+    Keys become text, so that the result fits into JSON.
+    """
     if isinstance(value, _Inert):
         state = value.state if isinstance(value.state, dict) else {}
         return plain(state.get("_content", state.get("_val")))
     if isinstance(value, dict):
-        return {plain(key): plain(item) for key, item in value.items()}
+        return {str(plain(key)): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     return value if isinstance(value, str | int | float | bool) else None

@@ -164,20 +164,24 @@ def assemble(
     return weights
 
 
-def training_config(weights: Weights) -> dict[str, Any]:
-    """The inverse of `stated_by_training_config`: the part of a training config that describes the network."""
-    return {
-        "model": {
-            "hidden_size": weights.model.hidden_size,
-            "cond_dim": weights.model.cond_dim,
-            "length": weights.length,
-            "n_blocks": weights.model.num_blocks,
-            "n_heads": weights.model.num_heads,
-            "dropout": weights.model.dropout,
-        },
-        "time_conditioning": weights.model.time_conditioning,
-        "is_di4c": weights.latent is not None,
+def training_config(weights: Weights, kept: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `stated_by_training_config`: what describes the network, written into the config `kept` from the source."""
+    network = {
+        "hidden_size": weights.model.hidden_size,
+        "cond_dim": weights.model.cond_dim,
+        "length": weights.length,
+        "n_blocks": weights.model.num_blocks,
+        "n_heads": weights.model.num_heads,
+        "dropout": weights.model.dropout,
     }
+    config = {
+        **kept,
+        "model": {**kept.get("model", {}), **network},
+        "time_conditioning": weights.model.time_conditioning,
+    }
+    if weights.latent is not None or "is_di4c" in kept:
+        config["is_di4c"] = weights.latent is not None
+    return config
 
 
 def read_extra(config: dict[str, Any], origin: str, **more: Any) -> dict[str, Any]:

@@ -45,11 +45,7 @@ def write(folder: Path, weights: Weights) -> None:
     refuse_latent(weights, "SDTT's format", published_allowed=True)
     weights.check(f"saving to {folder}")
     kept = original(weights, "sdtt")
-    config: dict[str, Any] = {"tokenizer": {"name": "gpt2"}, **kept.get("config", {})}
-    for key, value in training_config(weights).items():
-        if key == "is_di4c" and not value and key not in config and kept:
-            continue
-        config[key] = {**config.get(key, {}), **value} if isinstance(value, dict) else value
+    config = training_config(weights, kept.get("config", {"tokenizer": {"name": "gpt2"}}))
     prefix = kept.get("prefix", PREFIX)
     tensors = {prefix + name: tensor for name, tensor in weights.tensors.items()}
     write_checkpoint(folder, tensors, with_extra(config, weights, "sdtt"))

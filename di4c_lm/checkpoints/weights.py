@@ -11,7 +11,7 @@ from di4c_lm.config import LatentConfig, ModelConfig
 from di4c_lm.models.dit import DIT
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Loaded:
     """A network in evaluation mode on the CPU, the number of positions it was trained for, and what else its file says."""
 
@@ -20,7 +20,7 @@ class Loaded:
     extra: dict[str, Any]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Weights:
     """What every format is read into and written from: tensors under the names of `DIT.state_dict()`, in the file's own dtypes."""
 

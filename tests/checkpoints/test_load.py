@@ -260,12 +260,12 @@ def _golden(name: str) -> Path:
 
 
 @pytest.mark.parametrize("name", ["lm_dit", "lm_dit_di4c"])
-@pytest.mark.parametrize("kind", ["mdlm", "ckpt"])
+@pytest.mark.parametrize("kind", ["folder", "ckpt"])
 def test_golden_weights_give_the_golden_logits_through_every_format(tmp_path, name, kind):
     tensors = {f"backbone.{key}": value for key, value in load_file(_golden(name)).items()}
     golden = np.load(_golden(name).with_suffix(".npz"))
     config = {"hidden_size": 32, "cond_dim": 16, "n_blocks": 3, "n_heads": 4, "length": 12, "dropout": 0.1}
-    if kind == "mdlm":
+    if kind == "folder":
         source = write_folder(tmp_path / "folder", tensors, {"model": config, "time_conditioning": False})
     else:
         source = tmp_path / "last.ckpt"

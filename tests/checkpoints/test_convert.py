@@ -1,0 +1,154 @@
+"""From each format to each other and back without a bit lost."""
+
+import importlib.util
+import itertools
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from di4c_lm.checkpoints import di4c, lightning, mdlm, sdtt
+from di4c_lm.checkpoints.di4c import save_denoiser
+from di4c_lm.checkpoints.load import load_checkpoint, read_checkpoint
+from di4c_lm.config import LatentConfig
+from di4c_lm.models.dit import DIT
+
+from .formats import LENGTH, mdlm_config, named, training_config, write_ckpt, write_folder
+from .tiny import PUBLISHED_LATENT, assert_same_tensors, tiny_dit
+
+SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "convert_checkpoint.py"
+TEACHER_FORMATS = ("mdlm", "mdlm_bin", "sdtt", "sdtt_twice", "ckpt", "di4c")
+STUDENT_FORMATS = ("sdtt", "ckpt", "di4c")
+WRITERS = {"mdlm": mdlm.write, "sdtt": sdtt.write, "ckpt": lightning.write, "di4c": di4c.write}
+ADALN = LatentConfig(law="gaussian", dim=3, path="adaln", inject_at=1)
+
+
+def _source(folder: Path, kind: str, network: DIT) -> Path:
+    """A checkpoint of format `kind` that none of our published-format writers wrote."""
+    latent = {} if network.latent is None else {"is_di4c": True}
+    if kind in ("mdlm", "mdlm_bin"):
+        return write_folder(folder / kind, named(network), mdlm_config(network), pickled=kind == "mdlm_bin")
+    if kind in ("sdtt", "sdtt_twice"):
+        prefix = "backbone.backbone." if kind == "sdtt_twice" else "backbone."
+        return write_folder(folder / kind, named(network, prefix), training_config(network, **latent))
+    if kind == "ckpt":
+        more = {"hyper_parameters": {"config": training_config(network, parameterization="subs", **latent)}}
+        return write_ckpt(folder / "last.ckpt", tiny_dit(network.latent, seed=99), network, more=more)
+    save_denoiser(folder / kind, network, length=LENGTH, extra={"tokenizer": "abc"})
+    return folder / kind
+
+
+def _file_of(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors under the names in the file."""
+    if path.suffix == ".ckpt":
+        return torch.load(path, weights_only=True)["state_dict"]
+    if (path / "pytorch_model.bin").exists():
+        return torch.load(path / "pytorch_model.bin", weights_only=True)
+    return load_file(path / "model.safetensors")
+
+
+def _there_and_back(tmp_path: Path, network: DIT, kind: str, between: str) -> None:
+    source = _source(tmp_path, kind, network)
+    first = read_checkpoint(source)
+    middle = tmp_path / ("middle.ckpt" if between == "ckpt" else "middle")
+    WRITERS[between](middle, first)
+    via = read_checkpoint(middle)
+    assert_same_tensors(via.tensors, network.state_dict())
+    assert (via.model, via.latent, via.length) == (first.model, first.latent, first.length)
+    home = kind.split("_")[0]
+    back = tmp_path / ("back.ckpt" if home == "ckpt" else "back")
+    WRITERS[home](back, via)
+    again = read_checkpoint(back)
+    assert (again.model, again.latent, again.length, again.extra) == (
+        first.model,
+        first.latent,
+        first.length,
+        first.extra,
+    )
+    assert_same_tensors(again.tensors, network.state_dict())
+    if kind != "ckpt":
+        assert_same_tensors(_file_of(back), _file_of(source))
+        assert json.loads((back / "config.json").read_text()) == json.loads((source / "config.json").read_text())
+
+
+@pytest.mark.parametrize("kind, between", [*itertools.product(TEACHER_FORMATS, WRITERS)])
+def test_a_teacher_there_and_back(tmp_path, kind, between):
+    _there_and_back(tmp_path, tiny_dit(), kind, between)
+
+
+@pytest.mark.parametrize("kind, between", [*itertools.product(STUDENT_FORMATS, STUDENT_FORMATS)])
+def test_a_student_there_and_back(tmp_path, kind, between):
+    _there_and_back(tmp_path, tiny_dit(PUBLISHED_LATENT), kind, between)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_dtypes_survive(tmp_path, dtype):
+    _there_and_back(tmp_path, tiny_dit().to(dtype), "mdlm", "sdtt")
+
+
+@pytest.mark.parametrize(
+    "latent, target, complaint",
+    [
+        (PUBLISHED_LATENT, "mdlm", "no place for λ"),
+        (ADALN, "mdlm", "no place for λ"),
+        (ADALN, "sdtt", "knows λ only as"),
+        (ADALN, "ckpt", "knows λ only as"),
+        (LatentConfig(law="stratified"), "sdtt", "knows λ only as"),
+    ],
+)
+def test_what_a_format_cannot_hold_is_refused_and_nothing_written(tmp_path, latent, target, complaint):
+    weights = read_checkpoint(_source(tmp_path, "di4c", tiny_dit(latent)))
+    with pytest.raises(ValueError, match=complaint):
+        WRITERS[target](tmp_path / "out", weights)
+    assert not (tmp_path / "out").exists()
+
+
+def test_mdlm_folder_from_another_format_names_where_its_code_lies(tmp_path):
+    """So that `transformers` loads it with MDLM's own classes."""
+    mdlm.write(tmp_path / "out", read_checkpoint(_source(tmp_path, "di4c", tiny_dit())))
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["auto_map"]["AutoModelForMaskedLM"] == "kuleshov-group/mdlm-owt--modeling_mdlm.MDLM"
+    assert (config["vocab_size"], config["hidden_dim"], config["n_heads"]) == (11, 16, 2)
+
+
+def _main() -> Callable[[Sequence[str]], int]:
+    spec = importlib.util.spec_from_file_location("convert_checkpoint", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+@pytest.mark.parametrize("weights, seed", [("ema", 0), ("raw", 99)])
+def test_command_converts_by_choice_of_weights(tmp_path, capsys, weights, seed):
+    source = _source(tmp_path, "ckpt", tiny_dit(PUBLISHED_LATENT))
+    assert _main()([str(source), str(tmp_path / "out"), "--to", "di4c", "--weights", weights]) == 0
+    expected = tiny_dit(PUBLISHED_LATENT, seed=seed).state_dict()
+    assert f"{len(expected)} tensors" in capsys.readouterr().out
+    assert_same_tensors(load_checkpoint(tmp_path / "out").network.state_dict(), expected)
+
+
+def test_command_writes_a_lightning_file_for_a_name_in_ckpt(tmp_path):
+    source = _source(tmp_path, "mdlm", tiny_dit())
+    assert _main()([str(source), str(tmp_path / "out.ckpt"), "--to", "mdlm"]) == 0
+    assert_same_tensors(load_checkpoint(tmp_path / "out.ckpt").network.state_dict(), tiny_dit().state_dict())
+
+
+def test_command_refuses_bad_input_with_exit_2(tmp_path, capsys):
+    assert _main()([str(tmp_path / "nowhere"), str(tmp_path / "out"), "--to", "di4c"]) == 2
+    assert "found nothing" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(SystemExit) as caught:
+        _main()(["a", "b", "--to", "onnx"])
+    assert caught.value.code == 2
+
+
+def test_command_has_help():
+    done = subprocess.run([sys.executable, SCRIPT, "--help"], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0
+    assert "--weights" in done.stdout

@@ -1,0 +1,151 @@
+"""Against a local server that answers as the hub does, failures included."""
+
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from di4c_lm.checkpoints.di4c import load_denoiser, save_denoiser
+from di4c_lm.checkpoints.hub import push_to_hub, snapshot
+from di4c_lm.checkpoints.load import load_checkpoint
+
+from .formats import LENGTH, mdlm_config, named, training_config, write_folder
+from .hub_server import SHA, Hub, serving
+from .tiny import assert_same_tensors, tiny_dit
+
+MDLM, SDTT = "kuleshov-group/mdlm-owt", "jdeschena/sdtt"
+REVISION = "baselines_kld_step_70000"
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def _point_at(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What HF_ENDPOINT does where it is set before the import."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", url)
+    template = url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub with MDLM's model, and SDTT's in one revision besides main; an empty cache; no wait between attempts."""
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_TOKEN", "hf_test")
+    first, seventh = tiny_dit(), tiny_dit(seed=7)
+    with serving() as served:
+        _point_at(served.url, monkeypatch)
+        mdlm = write_folder(tmp_path / "mdlm", named(first), mdlm_config(first))
+        (mdlm / "modeling_mdlm.py").write_text("raise SystemExit")
+        served.files[(MDLM, "main")] = _files(mdlm)
+        round_7 = write_folder(tmp_path / "sdtt", named(seventh, "backbone.backbone."), training_config(seventh))
+        served.files[(SDTT, REVISION)] = _files(round_7)
+        yield served
+
+
+def test_a_model_is_loaded_by_name_and_its_code_is_not_even_fetched(hub, tmp_path):
+    assert_same_tensors(load_checkpoint(MDLM).network.state_dict(), tiny_dit().state_dict())
+    assert not list((tmp_path / "cache").rglob("*.py"))
+    assert not any("modeling" in request for request in hub.requests)
+
+
+def test_a_revision_is_a_model(hub):
+    loaded = load_checkpoint(SDTT, revision=REVISION)
+    assert_same_tensors(loaded.network.state_dict(), tiny_dit(seed=7).state_dict())
+    assert loaded.length == LENGTH
+
+
+@pytest.mark.parametrize("failures", [[503], [503, 503], [429, 500]])
+def test_failures_are_tried_again(hub, failures):
+    hub.failures = list(failures)
+    assert_same_tensors(load_checkpoint(MDLM).network.state_dict(), tiny_dit().state_dict())
+    assert hub.failures == []
+
+
+@pytest.mark.parametrize("request_part", ["HEAD ", "GET /kuleshov-group/mdlm-owt/resolve", "/tree/"])
+def test_a_failure_half_way_is_tried_again(hub, request_part):
+    hub.failures, hub.failing = [503, 503], request_part
+    assert_same_tensors(load_checkpoint(MDLM).network.state_dict(), tiny_dit().state_dict())
+    assert hub.failures == []
+
+
+def test_an_error_after_all_attempts_names_the_offline_way(hub):
+    hub.failures = [503] * 100
+    with pytest.raises(ConnectionError, match="no answer after 3 attempts") as caught:
+        load_checkpoint(MDLM)
+    assert MDLM in str(caught.value)
+    assert "teacher.path=<folder with model.safetensors" in str(caught.value)
+
+
+def test_a_server_that_is_not_there_names_the_offline_way(hub, monkeypatch):
+    _point_at("http://127.0.0.1:9", monkeypatch)
+    with pytest.raises(ConnectionError, match="Offline: teacher.path=<folder"):
+        load_checkpoint(MDLM)
+
+
+def test_a_cached_model_serves_offline(hub, monkeypatch):
+    load_checkpoint(MDLM)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    hub.requests.clear()
+    assert_same_tensors(load_checkpoint(MDLM).network.state_dict(), tiny_dit().state_dict())
+    assert hub.requests == []
+    with pytest.raises(ConnectionError, match="no answer after 1 attempts.*Offline: teacher.path="):
+        load_checkpoint(SDTT, revision=REVISION)
+
+
+@pytest.mark.parametrize("name, revision", [("nobody/nothing", None), (SDTT, None), (MDLM, "lost"), ("a..b/c", None)])
+def test_what_is_not_there_is_named_at_once(hub, name, revision):
+    with pytest.raises(ValueError) as caught:
+        load_checkpoint(name, revision=revision)
+    assert f"{name} at revision {revision or 'main'}" in str(caught.value)
+    assert "teacher.path=<folder with model.safetensors" in str(caught.value)
+    assert len(hub.requests) <= 1
+
+
+def test_a_repository_without_weights_says_what_it_holds(hub):
+    del hub.files[(MDLM, "main")]["model.safetensors"]
+    with pytest.raises(ValueError, match="expected model.safetensors or pytorch_model.bin, found config.json"):
+        load_checkpoint(MDLM)
+
+
+def test_push_sends_the_folder_and_it_loads_as_it_was(hub, tmp_path):
+    save_denoiser(tmp_path / "student", tiny_dit(seed=3), length=LENGTH)
+    (tmp_path / "student" / "tokenizer.json").write_text("{}")
+    (tmp_path / "student" / ".saving-x").mkdir()
+    (tmp_path / "student" / ".saving-x" / "half").write_text("half")
+    hub.failures = [503]
+    address = push_to_hub(tmp_path / "student", "me/student")
+    assert address == f"{hub.url}/me/student/commit/{SHA['main']}"
+    assert set(hub.pushed) == {"config.json", "model.safetensors", "tokenizer.json"}
+    (tmp_path / "back").mkdir()
+    for name, content in hub.pushed.items():
+        (tmp_path / "back" / name).write_bytes(content)
+    assert_same_tensors(load_denoiser(tmp_path / "back").network.state_dict(), tiny_dit(seed=3).state_dict())
+
+
+def test_push_refuses_a_folder_without_a_checkpoint(hub, tmp_path):
+    with pytest.raises(ValueError, match="lacking model.safetensors, config.json"):
+        push_to_hub(tmp_path, "me/student")
+    assert hub.requests == []
+
+
+def test_push_with_a_token_that_the_hub_refuses(hub, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    save_denoiser(tmp_path / "student", tiny_dit(), length=LENGTH)
+    with pytest.raises(ValueError, match="the hub refuses the upload"):
+        push_to_hub(tmp_path / "student", "me/student")
+    assert hub.pushed == {}
+
+
+def test_attempts_are_logged(hub, caplog):
+    hub.failures = [503] * 100
+    with caplog.at_level(logging.WARNING, logger="di4c_lm"), pytest.raises(ConnectionError):
+        snapshot(MDLM)
+    assert caplog.text.count("trying again in") == 2
