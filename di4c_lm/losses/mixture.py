@@ -6,8 +6,9 @@ them, from any number of examples.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -118,6 +119,9 @@ class _Plan:
     def logits(self, features_MLH: Tensor, chunk: slice) -> Float[Tensor, "C L S"]:
         return self.readout.logits(*self.rows(features_MLH, chunk)).unflatten(0, (-1, self.num_lambdas))
 
+    def log_p(self, features_MLH: Tensor, log_norm_ML: Tensor, chunk: slice) -> Float[Tensor, "C L S"]:
+        return self.logits(features_MLH, chunk).sub_(log_norm_ML[chunk][..., None])
+
     def target_index(self, chunk: slice) -> Int64[Tensor, "C L T"]:
         return self.targets[chunk][:, None].expand(-1, self.num_lambdas, -1)
 
@@ -146,8 +150,7 @@ class _ReadMixture(torch.autograd.Function):
             if mean_CS is None:
                 continue
             if _has_rare(mean_CS, laws_CS):
-                log_p_CLS = plan.logits(features_MLH, chunk).sub_(log_norm_CL[..., None])
-                log_mean_CS = log_p_CLS.logsumexp(1) - math.log(num_lambdas)
+                log_mean_CS = plan.log_p(features_MLH, log_norm_ML, chunk).logsumexp(1) - math.log(num_lambdas)
             else:
                 log_mean_CS = mean_CS.clamp_min_(_TINY).log_()
             for index, law_CS in enumerate(laws_CS):
@@ -168,12 +171,12 @@ class _ReadMixture(torch.autograd.Function):
             for p, needed in zip(parameters, ctx.needs_input_grad[2:], strict=True)
         ]
         for chunk in plan.chunks():
-            log_p_CLS = plan.logits(features_MLH, chunk).sub_(log_norm_ML[chunk][..., None])
             blames_CS = [law_MS[chunk] * -grad_divergence_MR[chunk, r, None] for r, law_MS in enumerate(plan.laws)]
             share_C = -grad_component_M[chunk] / plan.num_lambdas
             # d target / d logits = onehot - p, d component_divergence / d logits = (p - q) / L.
             pull_CL = grad_target_MLT[chunk].sum(2) + share_C[:, None]
-            grad_CLS = _logit_gradient_(log_p_CLS, blames_CS, pull_CL)
+            make_log_p = partial(plan.log_p, features_MLH, log_norm_ML, chunk)
+            grad_CLS = _logit_gradient(make_log_p, blames_CS, pull_CL)
             if plan.component_divergence and bool(share_C.any()):
                 grad_CLS += (plan.laws[0][chunk] * share_C[:, None])[:, None]
             grad_CLS.scatter_add_(2, plan.target_index(chunk), grad_target_MLT[chunk])
@@ -209,23 +212,25 @@ def _has_rare(mean_CS: Float[Tensor, "C S"], weights_CS: Sequence[Float[Tensor, 
     return bool(rare_CS.any()) and any(bool((rare_CS & (weight_CS != 0)).any()) for weight_CS in weights_CS)
 
 
-def _logit_gradient_(
-    log_p_CLS: Float[Tensor, "C L S"], blames_CS: Sequence[Float[Tensor, "C S"]], pull_CL: Float[Tensor, "C L"]
+def _logit_gradient(
+    make_log_p: Callable[[], Float[Tensor, "C L S"]],
+    blames_CS: Sequence[Float[Tensor, "C S"]],
+    pull_CL: Float[Tensor, "C L"],
 ) -> Float[Tensor, "C L S"]:
-    """Σ_v b(v) d log p̄(v) / d logits_j - pull_j p_j, for b the sum of `blames_CS` and p̄ the mean over j. Uses `log_p_CLS` up.
+    """Σ_v b(v) d log p̄(v) / d logits_j - pull_j p_j, for b the sum of `blames_CS` and p̄ the mean over j. Holds one (C, L, S).
 
     d log p̄(v) / d logits_j(w) = r_j(v) (1[v = w] - p_j(w)) with r_j(v) = p_j(v) / (L p̄(v)) the responsibility of component j.
     """
-    num_lambdas = log_p_CLS.shape[1]
+    p_CLS = make_log_p().exp_()
     if not blames_CS:
-        return log_p_CLS.exp_().mul_(-pull_CL[..., None])
+        return p_CLS.mul_(-pull_CL[..., None])
     blame_CS = sum(blames_CS[1:], start=blames_CS[0])
-    p_CLS = log_p_CLS.exp()
     mean_CS = p_CLS.mean(1)
     if _has_rare(mean_CS, blames_CS):
-        respons_CLS = log_p_CLS.softmax(1).mul_(blame_CS[:, None])
-        return respons_CLS - p_CLS * (respons_CLS.sum(2) + pull_CL)[..., None]
-    del log_p_CLS
-    ratio_CS = blame_CS / mean_CS.clamp_min_(_TINY).mul_(num_lambdas)
-    blamed_CL = torch.bmm(p_CLS, ratio_CS[..., None]).squeeze(2)
-    return p_CLS.mul_(ratio_CS[:, None] - (blamed_CL + pull_CL)[..., None])
+        respons_CLS = make_log_p().softmax(1).mul_(blame_CS[:, None])
+        return respons_CLS.sub_(p_CLS.mul_((respons_CLS.sum(2) + pull_CL)[..., None]))
+    ratio_CS = blame_CS / mean_CS.clamp_min_(_TINY).mul_(p_CLS.shape[1])
+    lost_CL = torch.bmm(p_CLS, ratio_CS[..., None]).squeeze(2) + pull_CL
+    for p_CS, lost_C in zip(p_CLS.unbind(1), lost_CL.unbind(1), strict=True):
+        p_CS.mul_(ratio_CS - lost_C[:, None])
+    return p_CLS

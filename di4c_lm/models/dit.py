@@ -15,24 +15,26 @@ from torch.utils.checkpoint import checkpoint
 from di4c_lm.config import LatentConfig, ModelConfig
 from di4c_lm.models.attention import Rotary, attend, rotate, use_flash
 from di4c_lm.models.latent import Uniform, latent_features, latent_projection, sample_latents
-from di4c_lm.models.readout import LinearReadout, Prediction
+from di4c_lm.models.norm import modulated_norm
+from di4c_lm.models.readout import LinearReadout, Prediction, widest
 from di4c_lm.processes.schedules import LogLinear
 
 LATENT_PREFIXES = ("latent_projection", "latent_codebook", "latent_modulation")
 
 
 class LayerNorm(nn.Module):
-    """Layer norm with a weight and no bias, computed in float32."""
+    """Layer norm with a weight and no bias, scaled and shifted from outside (adaLN), computed in float32."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
 
-    def forward(self, x: Float[Tensor, "*N H"]) -> Float[Tensor, "*N H"]:
-        """(x - mean) / sqrt(var + 1e-5) * weight."""
-        if x.dtype == torch.float64:
-            return F.layer_norm(x, x.shape[-1:], self.weight)
-        return F.layer_norm(x.float(), x.shape[-1:], self.weight.float()).to(x.dtype)
+    def forward(
+        self, x: Float[Tensor, "N P H"], shift: Float[Tensor, "M 1 H"], scale: Float[Tensor, "M 1 H"]
+    ) -> Float[Tensor, "N P H"]:
+        """(x - mean) / sqrt(var + 1e-5) * weight * (1 + scale) + shift."""
+        wide = widest(x.dtype)
+        return modulated_norm(x, shift.to(wide), self.weight.to(wide) * (1 + scale.to(wide)))
 
 
 class EmbeddingLayer(nn.Module):
@@ -62,12 +64,6 @@ class TimestepEmbedder(nn.Module):
         frequency = torch.exp(torch.arange(half, device=sigma.device) * (-math.log(10_000) / half))
         phase = sigma.float()[:, None] * frequency
         return self.mlp(torch.cat([phase.cos(), phase.sin()], dim=1).to(next(self.mlp.parameters()).dtype))
-
-
-def _modulate(
-    x: Float[Tensor, "N P H"], shift: Float[Tensor, "M 1 H"], scale: Float[Tensor, "M 1 H"]
-) -> Float[Tensor, "N P H"]:
-    return torch.addcmul(shift, x, 1 + scale)
 
 
 class DDiTBlock(nn.Module):
@@ -102,11 +98,12 @@ class DDiTBlock(nn.Module):
             shift_1, scale_1, shift_2, scale_2 = (
                 a + b for a, b in zip((shift_1, scale_1, shift_2, scale_2), extra, strict=True)
             )
-        qkv = self.attn_qkv(_modulate(self.norm1(x), shift_1, scale_1))
+        qkv = self.attn_qkv(self.norm1(x, shift_1, scale_1))
         q, k, v = qkv.view(*qkv.shape[:2], 3, self.num_heads, -1).unbind(2)
-        mixed = attend(rotate(q, cos, sin), rotate(k, cos, sin), v, flash=flash)
+        # A copy of v, so that q and k unrotated are not kept for the backward pass.
+        mixed = attend(rotate(q, cos, sin), rotate(k, cos, sin), v.contiguous(), flash=flash)
         x = x + gate_1 * self._drop(self.attn_out(mixed.flatten(2)))
-        return x + gate_2 * self._drop(self.mlp(_modulate(self.norm2(x), shift_2, scale_2)))
+        return x + gate_2 * self._drop(self.mlp(self.norm2(x, shift_2, scale_2)))
 
     def _drop(self, x: Float[Tensor, "N P H"]) -> Float[Tensor, "N P H"]:
         return F.dropout(x, self.dropout, self.training) if self.dropout else x
@@ -126,7 +123,7 @@ class DDitFinalLayer(nn.Module):
     def forward(self, x: Float[Tensor, "N P H"], cond: Float[Tensor, "M C"]) -> Float[Tensor, "N P H"]:
         """Features: what the linear map is applied to."""
         shift, scale = self.adaLN_modulation(cond)[:, None].chunk(2, dim=2)
-        return _modulate(self.norm_final(x), shift, scale)
+        return self.norm_final(x, shift, scale)
 
 
 class DIT(nn.Module):
@@ -197,6 +194,9 @@ class DIT(nn.Module):
     def predict(self, x_t: Int64[Tensor, "B D"], sigma: Float[Tensor, " M"], lam: Tensor | None) -> Prediction:
         """As `forward`, with the total noise `sigma` of each sequence (M = B, or 1 for all) in place of its time."""
         num_batch, num_positions = x_t.shape
+        row_N = None
+        if lam is not None and self._shares_trunk():
+            x_t, sigma, row_N = _distinct(x_t, sigma)
         flash = use_flash(self.config.attention) if x_t.is_cuda else False
         cond = F.silu(self.sigma_map(sigma))
         x = self.vocab_embed(x_t)
@@ -206,6 +206,8 @@ class DIT(nn.Module):
             if self.latent is not None and lam is not None and index == self.latent.inject_at:
                 num_lambdas = lam.shape[1]
                 embedded = self._embed_latents(self.latent, lam).to(x.dtype)
+                if row_N is not None:
+                    x, cond = x[row_N], cond if len(cond) == 1 else cond[row_N]
                 x = x.repeat_interleave(num_lambdas, 0)
                 cond = cond if len(cond) == 1 else cond.repeat_interleave(num_lambdas, 0)
                 if self.latent.path == "token":
@@ -220,6 +222,11 @@ class DIT(nn.Module):
                 x = block(x, cond, cos, sin, shift_scale, flash)
         features = self.output_layer(x[:, :num_positions], cond)
         return Prediction(features.view(num_batch, num_lambdas, num_positions, -1), self.readout())
+
+    def _shares_trunk(self) -> bool:
+        """Whether equal sequences may share the blocks before λ enters: no gradient, no dropout."""
+        late = self.latent is not None and self.latent.inject_at > 0
+        return late and not torch.is_grad_enabled() and not (self.training and self.config.dropout)
 
     def readout(self) -> LinearReadout:
         """The linear head with SUBS' first half: MASK has probability 0."""
@@ -238,3 +245,18 @@ class DIT(nn.Module):
             raise ValueError(f"lam: expected none, since this network has no λ, got shape {tuple(lam.shape)}")
         if lam is not None and (lam.dim() != 3 or len(lam) != len(x_t) or lam.shape[1] < 1):
             raise ValueError(f"lam: expected shape (B={len(x_t)}, L >= 1, K), got {tuple(lam.shape)}")
+
+
+def _distinct(
+    x_t: Int64[Tensor, "B D"], sigma: Float[Tensor, " M"]
+) -> tuple[Int64[Tensor, "U D"], Float[Tensor, " W"], Int64[Tensor, " B"]]:
+    """The distinct pairs of sequence and noise level (one level for all stays one), and which of them each row is.
+
+    After a short hop of the teacher most of the L sequences that the student is asked about are still equal.
+    """
+    if len(sigma) == 1:
+        x_UD, row_B = x_t.unique(dim=0, return_inverse=True)
+        return x_UD, sigma, row_B
+    levels, level_B = sigma.unique(return_inverse=True)
+    pair_UK, row_B = torch.cat([x_t, level_B[:, None]], 1).unique(dim=0, return_inverse=True)
+    return pair_UK[:, :-1], levels[pair_UK[:, -1]], row_B
