@@ -69,6 +69,8 @@ def write_checkpoint(folder: Path, tensors: Mapping[str, Tensor], config: Mappin
         save_file(whole, Path(temporary) / WEIGHTS_FILE, metadata={"format": "pt"})
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"
         (Path(temporary) / CONFIG_FILE).write_text(text, encoding="utf-8")
+        usual_mode = (Path(temporary) / CONFIG_FILE).stat().st_mode
+        (Path(temporary) / WEIGHTS_FILE).chmod(usual_mode)  # `save_file` lets only the owner read
         for name in (WEIGHTS_FILE, CONFIG_FILE):
             with open(Path(temporary) / name, "rb+") as file:
                 os.fsync(file.fileno())

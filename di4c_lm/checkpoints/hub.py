@@ -5,10 +5,8 @@ from pathlib import Path
 from di4c_lm.checkpoints.files import CONFIG_FILE, PICKLE_FILE, WEIGHTS_FILE
 from di4c_lm.data.hub import is_network_failure, with_patience
 
-OFFLINE_WAY = (
-    f"teacher.path=<folder with {WEIGHTS_FILE} (or {PICKLE_FILE}) + {CONFIG_FILE}>, as `hf download` writes it"
-)
-_WANTED = (WEIGHTS_FILE, PICKLE_FILE, CONFIG_FILE, "tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json")
+OFFLINE_WAY = f"teacher=<folder with {WEIGHTS_FILE} (or {PICKLE_FILE}) + {CONFIG_FILE}>, as `hf download` writes it"
+_TOKENIZER_FILES = ("tokenizer*.json", "*.model", "vocab.json", "merges.txt", "special_tokens_map.json")
 
 
 def snapshot(name: str, revision: str | None = None, cache_dir: str | Path | None = None) -> Path:
@@ -24,7 +22,11 @@ def snapshot(name: str, revision: str | None = None, cache_dir: str | Path | Non
     what = f"{name} at revision {revision or 'main'}"
 
     def download() -> str:
-        return snapshot_download(name, revision=revision, cache_dir=cache_dir, allow_patterns=list(_WANTED))
+        wanted = [WEIGHTS_FILE, CONFIG_FILE, *_TOKENIZER_FILES]
+        folder = snapshot_download(name, revision=revision, cache_dir=cache_dir, allow_patterns=wanted)
+        if not (Path(folder) / WEIGHTS_FILE).is_file():
+            folder = snapshot_download(name, revision=revision, cache_dir=cache_dir, allow_patterns=[PICKLE_FILE])
+        return folder
 
     try:
         return Path(with_patience(download, what, OFFLINE_WAY))

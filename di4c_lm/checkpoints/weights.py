@@ -33,6 +33,8 @@ class Weights:
 
     def check(self, source: object) -> None:
         """Raise a `ValueError` that names `source` and lists every missing, unknown, misshapen and non-floating tensor."""
+        if self.model.num_blocks > len(self.tensors):  # before a network of absurd depth is laid out
+            raise ValueError(f"{source}: {self.model.num_blocks} blocks cannot be made of {len(self.tensors)} tensors")
         try:
             network = meta_dit(self.model, self.num_states, self.latent)
         except ValueError as error:

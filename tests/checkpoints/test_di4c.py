@@ -1,6 +1,7 @@
 """Our own format: bit by bit there and back, whole or not at all."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,15 @@ def test_saving_again_replaces_the_two_files_and_no_other(tmp_path):
     loaded = load_denoiser(tmp_path)
     assert loaded.length == 8
     assert loaded.network.latent == PUBLISHED_LATENT
+
+
+def test_others_may_read_what_the_umask_lets_them(tmp_path):
+    old = os.umask(0o022)
+    try:
+        save_denoiser(tmp_path, tiny_dit(), length=6)
+    finally:
+        os.umask(old)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o644}
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,16 @@ def test_a_model_is_loaded_by_name_and_its_code_is_not_even_fetched(hub, tmp_pat
     assert not any("modeling" in request for request in hub.requests)
 
 
+@pytest.mark.parametrize("both", [True, False])
+def test_a_pickled_model_is_fetched_only_where_there_is_no_other(hub, tmp_path, both):
+    pickled = write_folder(tmp_path / "bin", named(tiny_dit(seed=2)), mdlm_config(tiny_dit()), pickled=True)
+    files = hub.files[(MDLM, "main")]
+    hub.files[(MDLM, "main")] = {**(files if both else {}), **_files(pickled)}
+    loaded = load_checkpoint(MDLM)
+    assert_same_tensors(loaded.network.state_dict(), tiny_dit(seed=0 if both else 2).state_dict())
+    assert any("pytorch_model.bin" in request for request in hub.requests) != both
+
+
 def test_a_revision_is_a_model(hub):
     loaded = load_checkpoint(SDTT, revision=REVISION)
     assert_same_tensors(loaded.network.state_dict(), tiny_dit(seed=7).state_dict())
@@ -81,12 +91,12 @@ def test_an_error_after_all_attempts_names_the_offline_way(hub):
     with pytest.raises(ConnectionError, match="no answer after 3 attempts") as caught:
         load_checkpoint(MDLM)
     assert MDLM in str(caught.value)
-    assert "teacher.path=<folder with model.safetensors" in str(caught.value)
+    assert "teacher=<folder with model.safetensors" in str(caught.value)
 
 
 def test_a_server_that_is_not_there_names_the_offline_way(hub, monkeypatch):
     _point_at("http://127.0.0.1:9", monkeypatch)
-    with pytest.raises(ConnectionError, match="Offline: teacher.path=<folder"):
+    with pytest.raises(ConnectionError, match="Offline: teacher=<folder"):
         load_checkpoint(MDLM)
 
 
@@ -96,7 +106,7 @@ def test_a_cached_model_serves_offline(hub, monkeypatch):
     hub.requests.clear()
     assert_same_tensors(load_checkpoint(MDLM).network.state_dict(), tiny_dit().state_dict())
     assert hub.requests == []
-    with pytest.raises(ConnectionError, match="no answer after 1 attempts.*Offline: teacher.path="):
+    with pytest.raises(ConnectionError, match="no answer after 1 attempts.*Offline: teacher="):
         load_checkpoint(SDTT, revision=REVISION)
 
 
@@ -105,7 +115,7 @@ def test_what_is_not_there_is_named_at_once(hub, name, revision):
     with pytest.raises(ValueError) as caught:
         load_checkpoint(name, revision=revision)
     assert f"{name} at revision {revision or 'main'}" in str(caught.value)
-    assert "teacher.path=<folder with model.safetensors" in str(caught.value)
+    assert "teacher=<folder with model.safetensors" in str(caught.value)
     assert len(hub.requests) <= 1
 
 
