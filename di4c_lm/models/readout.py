@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+_BLOCK = 2**13  # states whose products are held at once in a dtype narrower than the logits'
 NEVER = -1e6  # the logit of a state that cannot be: its probability is exactly 0
 
 
@@ -62,8 +63,7 @@ class LinearReadout(Readout):
 
     def logits(self, features_NH: Float[Tensor, "N H"], positions_N: Int64[Tensor, " N"]) -> Float[Tensor, "N S"]:
         """W h + b, in at least float32."""
-        weight_SH = self._weight_for(features_NH)
-        product_NS = F.linear(features_NH.to(weight_SH.dtype), weight_SH).to(widest(features_NH.dtype))
+        product_NS = self._product(features_NH)
         if self.bias_S is not None:
             product_NS = product_NS + self.bias_S if product_NS.requires_grad else product_NS.add_(self.bias_S)
         if self.impossible is None:
@@ -84,12 +84,34 @@ class LinearReadout(Readout):
         if self.impossible is not None:
             grad_NS[:, self.impossible] = 0
         weight_SH = self._weight_for(features_NH)
-        narrow_NS = grad_NS.to(weight_SH.dtype)
-        if parameter_grads[0] is not None:
-            _add_product(parameter_grads[0], narrow_NS.T, features_NH.to(weight_SH.dtype))
         if len(parameter_grads) > 1 and parameter_grads[1] is not None:
             parameter_grads[1].add_(grad_NS.sum(0))
-        return (narrow_NS @ weight_SH).to(features_NH.dtype)
+        if weight_SH.dtype == grad_NS.dtype:
+            if parameter_grads[0] is not None:
+                parameter_grads[0].addmm_(grad_NS.T, features_NH.to(grad_NS.dtype))
+            return (grad_NS @ weight_SH).to(features_NH.dtype)
+        narrow_NH = features_NH.to(weight_SH.dtype)
+        total_NH = torch.zeros_like(features_NH, dtype=grad_NS.dtype)
+        for states in self._blocks():
+            narrow_NK = grad_NS[:, states].to(weight_SH.dtype)
+            total_NH += narrow_NK @ weight_SH[states]
+            if parameter_grads[0] is not None:
+                parameter_grads[0][states] += narrow_NK.T @ narrow_NH
+        return total_NH.to(features_NH.dtype)
+
+    def _product(self, features_NH: Float[Tensor, "N H"]) -> Float[Tensor, "N S"]:
+        """W h; in a narrower dtype block by block of states, so that the narrow product is never held whole."""
+        weight_SH, wide = self._weight_for(features_NH), widest(features_NH.dtype)
+        narrow_NH = features_NH.to(weight_SH.dtype)
+        if weight_SH.dtype == wide or torch.is_grad_enabled():
+            return F.linear(narrow_NH, weight_SH).to(wide)
+        product_NS = torch.empty(len(features_NH), self.num_states, dtype=wide, device=features_NH.device)
+        for states in self._blocks():
+            product_NS[:, states] = F.linear(narrow_NH, weight_SH[states])
+        return product_NS
+
+    def _blocks(self) -> list[slice]:
+        return [slice(start, start + _BLOCK) for start in range(0, self.num_states, _BLOCK)]
 
     def _weight_for(self, features_NH: Float[Tensor, "N H"]) -> Float[Tensor, "S H"]:
         """The weight in the dtype of the products; cast once for all chunks where no gradient is recorded."""
@@ -99,13 +121,6 @@ class LinearReadout(Readout):
         if dtype not in self._casts:
             self._casts[dtype] = self.weight_SH.to(dtype)
         return self._casts[dtype]
-
-
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    if left.dtype == total.dtype:
-        total.addmm_(left, right)
-    else:
-        total.add_(left @ right)
 
 
 def vjp_by_autograd(
