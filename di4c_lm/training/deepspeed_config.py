@@ -26,7 +26,7 @@ def deepspeed_config(
     bfloat16 = train.dtype == "bfloat16"
     # Without ZeRO DeepSpeed would add up bfloat16 gradients in bfloat16; stage 1 does the same sums in float32.
     stage = 1 if bfloat16 and zero.stage == 0 else zero.stage
-    bucket = max(1, min(_BUCKET, num_parameters))
+    bucket = min(_BUCKET, num_parameters + num_parameters % 2)  # DeepSpeed insists on an even number
     offload = {"offload_optimizer": {"device": "cpu", "pin_memory": not on_cpu}} if zero.offload else {}
     settings: dict[str, Any] = {
         "train_batch_size": train.micro_batch_size * train.gradient_accumulation * world_size,

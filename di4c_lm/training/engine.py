@@ -5,7 +5,7 @@ import gc
 import logging
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Protocol, TypeVar, final, runtime_checkable
 
 import torch
@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from di4c_lm.config import OptimConfig, TrainConfig, ZeroConfig
 from di4c_lm.training.deepspeed_config import deepspeed_config
 from di4c_lm.training.distributed import World, is_main
-from di4c_lm.training.partition import Flats, Partition, Piece
+from di4c_lm.training.optimizer import ClippedAdamW, parameter_groups
+from di4c_lm.training.partition import Flats, Partition
+from di4c_lm.training.zero import forget_gradients, is_stage_3, masters_of, pieces_of, refresh_weights
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -77,32 +79,6 @@ class Engine(Protocol):
         ...
 
 
-class _ClippedAdamW(torch.optim.AdamW):
-    """AdamW that clips by global norm and skips what is not finite, as DeepSpeed's own wrappers do at the other stages.
-
-    DeepSpeed reads `overflow` and `_global_grad_norm` from whatever stands as its optimizer.
-    """
-
-    def __init__(self, groups: list[dict[str, Any]], *, clip_norm: float, **options: Any) -> None:
-        super().__init__(groups, **options)
-        self._clip_norm = clip_norm
-        self._global_grad_norm = 0.0
-        self.overflow = False
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        self.overflow = not bool(norm.isfinite())
-        self._global_grad_norm = float("inf") if self.overflow else norm.item()
-        if self.overflow:
-            return
-        torch.nn.utils.clip_grads_with_norm_(
-            [p for group in self.param_groups for p in group["params"]], self._clip_norm, norm
-        )
-        super().step()
-
-
 class _Reach(torch.autograd.Function):
     """The loss, with gradients that are all NaN if it is not finite, and zero for each of `parameters` that it does not depend on.
 
@@ -131,7 +107,7 @@ def _import_deepspeed(*, on_cpu: bool) -> Any:
     known = "A module has unknown inputs or outputs type"  # see `_adopt_hidden_parameters`
     logging.getLogger("DeepSpeed").addFilter(lambda record: known not in record.getMessage())
     if on_cpu:
-        vars(deepspeed.ops)["__compatible_ops__"] = defaultdict(bool)
+        deepspeed.ops.__dict__["__compatible_ops__"] = defaultdict(bool)
     warnings.filterwarnings("ignore", message=r"`torch\.distributed\..*deprecated", category=FutureWarning)
     return deepspeed
 
@@ -171,11 +147,12 @@ class DeepSpeedEngine(Engine):
             on_cpu=on_cpu,
         )
         shapes = {name: tuple(p.shape) for name, p in trained.items()}
-        groups = _groups(trained, optim, is_latent or (lambda name: False))
+        exact = _agreed_weights(trained, world.device) if train.dtype == "bfloat16" else {}
+        groups = parameter_groups(trained, optim, is_latent or (lambda name: False))
         options = {"betas": optim.betas, "eps": optim.eps, "weight_decay": optim.weight_decay, "fused": True}
         if plain:
             config["gradient_clipping"] = 0.0
-            self._adam: torch.optim.AdamW = _ClippedAdamW(groups, clip_norm=optim.clip_norm, **options)
+            self._adam: torch.optim.AdamW = ClippedAdamW(groups, clip_norm=optim.clip_norm, **options)
         else:
             self._adam = torch.optim.AdamW(groups, **options)
         self._objective = objective
@@ -187,7 +164,7 @@ class DeepSpeedEngine(Engine):
             for module, parameter in getattr(objective, "external_parameters", list)():
                 deepspeed.zero.register_external_parameter(module, parameter)
             _adopt_hidden_parameters(deepspeed, objective)
-        self._masters = _masters(self._engine.optimizer, trained)
+        self._masters = masters_of(self._engine.optimizer, trained)
         for master in self._masters:
             self._adam.state[master].update(
                 step=torch.zeros((), dtype=torch.float32, device=master.device),
@@ -196,10 +173,13 @@ class DeepSpeedEngine(Engine):
             )
         self.partition = Partition(
             flats=[master.detach().view(-1) for master in self._masters],
-            pieces=list(_pieces(self._engine.optimizer, trained)),
+            pieces=list(pieces_of(self._engine.optimizer, trained)),
             shapes=shapes,
             replicated=plain,
         )
+        for piece, master in self.partition.named(self.partition.flats):
+            if piece.name in exact:
+                master.copy_(exact[piece.name][piece.start : piece.start + piece.numel])
 
     def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """See `Engine.forward`; the tensors of `batch`, a dataclass, are moved to the device."""
@@ -217,11 +197,11 @@ class DeepSpeedEngine(Engine):
             self._engine.step()
             return False
         wrapper = self._engine.optimizer
-        if _is_stage_3(wrapper):
+        if is_stage_3(wrapper):
             wrapper.finalize_gradient_accumulation_boundary()
         self._engine.step()
-        if _is_stage_3(wrapper):
-            _forget_gradients(wrapper)
+        if is_stage_3(wrapper):
+            forget_gradients(wrapper)
         return self._engine.was_step_applied()
 
     @property
@@ -267,14 +247,7 @@ class DeepSpeedEngine(Engine):
         """See `Engine.load_state_dict`."""
         for master in self._masters:
             self._adam.state[master]["step"].fill_(state["adam_steps"])
-        wrapper = self._engine.optimizer
-        if _is_stage_3(wrapper):
-            wrapper.checkpoint_event_prologue()
-            for low, master in zip(wrapper.fp16_partitioned_groups_flat, self._masters, strict=True):
-                low.data.copy_(master.data)
-            wrapper.checkpoint_event_epilogue()
-        elif not self.partition.replicated:
-            wrapper.update_lp_params()
+        refresh_weights(self._engine.optimizer, self._masters)
 
     def close(self) -> None:
         """See `Engine.close`."""
@@ -299,21 +272,6 @@ def _trained_parameters(objective: nn.Module) -> dict[str, nn.Parameter]:
     return trained
 
 
-def _groups(
-    trained: dict[str, nn.Parameter], optim: OptimConfig, is_latent: Callable[[str], bool]
-) -> list[dict[str, Any]]:
-    """One group, or two where the parameters of the λ path learn at a rate of their own."""
-    scales = {name: optim.latent_lr_scale if is_latent(name) else 1.0 for name in trained}
-    return [
-        {"params": [p for name, p in trained.items() if scales[name] == scale], "lr": optim.lr, "lr_scale": scale}
-        for scale in sorted(set(scales.values()))
-    ]
-
-
-def _is_stage_3(wrapper: Any) -> bool:
-    return hasattr(wrapper, "fp32_partitioned_groups_flat")
-
-
 def _adopt_hidden_parameters(deepspeed: Any, objective: nn.Module) -> None:
     """Keep parameters whole through the backward pass where ZeRO-3 does not see it begin.
 
@@ -330,42 +288,12 @@ def _adopt_hidden_parameters(deepspeed: Any, objective: nn.Module) -> None:
         module.register_forward_hook(adopt)
 
 
-def _forget_gradients(wrapper: Any) -> None:
-    """Zero ZeRO-3's gradient buffers: it would apply the last step's gradient again to a parameter that is unused in the next."""
-    wrapper.grad_partitions_flat_buffer.zero_()
-    for master in wrapper.fp32_partitioned_groups_flat:
-        if master.grad is not None:
-            master.grad.zero_()
-
-
-def _masters(wrapper: Any, trained: dict[str, nn.Parameter]) -> list[Tensor]:
-    """The float32 tensors that AdamW updates on this rank."""
-    for attribute in (
-        "fp32_partitioned_groups_flat",  # stage 3
-        "single_partition_of_fp32_groups",  # stages 1 and 2
-        "fp32_groups_flat_partition",  # DeepSpeed's optimizer for bfloat16 at stages 0 and 1
-    ):
-        if hasattr(wrapper, attribute):
-            return list(getattr(wrapper, attribute))
-    assert isinstance(wrapper, _ClippedAdamW), f"unknown DeepSpeed optimizer {type(wrapper).__name__}"
-    return list(trained.values())
-
-
-def _pieces(wrapper: Any, trained: dict[str, nn.Parameter]) -> Iterator[Piece]:
-    """Where each parameter lies in the tensors of `_masters`."""
-    for i, (name, p) in enumerate(trained.items()):
-        if isinstance(wrapper, _ClippedAdamW):
-            yield Piece(name=name, start=0, numel=p.numel(), flat=i, offset=0)
-        elif _is_stage_3(wrapper):
-            flat, offset, numel = wrapper.grad_position[wrapper.get_param_id(p)]
-            start = numel * wrapper._get_param_partition_rank(p)
-            held = min(numel, p.ds_numel - start)  # the last rank's end is padding
-            if held > 0:
-                yield Piece(name=name, start=start, numel=held, flat=flat, offset=offset)
-        elif p._hp_mapping is not None:
-            mapping = p._hp_mapping
-            low, high = mapping.lp_fragment_address, mapping.get_hp_fragment_address()
-            yield Piece(name=name, start=low.start, numel=high.numel, flat=mapping.param_group_index, offset=high.start)
+def _agreed_weights(trained: dict[str, nn.Parameter], device: torch.device) -> dict[str, Tensor]:
+    """Rank 0's weights in float32, flat: DeepSpeed would make the masters from their roundings to bfloat16."""
+    exact = {name: p.detach().to(device, torch.float32, copy=True).view(-1) for name, p in trained.items()}
+    for value in exact.values():
+        torch.distributed.broadcast(value, src=0)
+    return {name: value.cpu() for name, value in exact.items()}
 
 
 def _to_device(batch: T, device: torch.device) -> T:

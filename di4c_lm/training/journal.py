@@ -4,7 +4,9 @@ import json
 import logging
 import math
 import os
+import secrets
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +71,7 @@ class Journal:
         if self._wandb is not None:
             self._wandb.finish(exit_code=0 if error[0] is None else 1)
 
-    def record(self, step: int, tokens: int, values: dict[str, float]) -> None:
+    def record(self, step: int, tokens: int, values: Mapping[str, float | int]) -> None:
         """Step number `step` (from 1) is done: it took `tokens` tokens over all ranks, and `values` came of it."""
         self._tokens += tokens
         if self._file is None:
@@ -102,7 +104,7 @@ class Journal:
         )
 
 
-def _plain(value: float) -> float | int | None:
+def _plain(value: float | int) -> float | int | None:
     """JSON has no NaN: null stands for what is not finite."""
     return value if math.isfinite(value) else None
 
@@ -127,9 +129,7 @@ def _drop_after(path: Path, step: int) -> None:
 
 def _wandb_id(run_dir: Path) -> str:
     """The run's id at Weights & Biases, kept in its folder so that a resumed run goes on in the same curves."""
-    import wandb
-
     path = run_dir / "wandb_id.txt"
     if not path.is_file():
-        path.write_text(wandb.util.generate_id())
+        path.write_text(secrets.token_hex(4))
     return path.read_text().strip()

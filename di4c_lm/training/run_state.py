@@ -6,11 +6,9 @@ parameter name, so that another number of ranks, another ZeRO stage or another d
 """
 
 import dataclasses
-import hashlib
 import json
 import logging
 import os
-import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +19,9 @@ from torch import Tensor
 
 from di4c_lm.training.distributed import barrier, gather_objects, is_main, rank, world_size
 from di4c_lm.training.partition import Flats, Partition
+from di4c_lm.training.snapshot import problem_of, read_manifest, snapshots, sync, sync_and_sum, write_manifest
 
 logger = logging.getLogger(__name__)
-_MANIFEST = "manifest.json"
-_NAME = re.compile(r"step_(\d{8})")
 
 
 class CheckpointError(RuntimeError):
@@ -124,14 +121,14 @@ class Checkpoint:
         Errors: `ValueError` if `how` is `never` and there are checkpoints, `must` and there are none, or the checkpoint is of another
         network; `CheckpointError` if there are some, and none is whole.
         """
-        found = sorted(_checkpoints(self._folder), reverse=True)
+        found = sorted(snapshots(self._folder), reverse=True)
         found = gather_objects(found)[0]
         if how == "never" and found:
             raise ValueError(f"train.resume='never', but {self._folder} holds {found[0].name}: choose another run.dir")
         if how == "must" and not found:
             raise ValueError(f"train.resume='must', but {self._folder} holds no checkpoint")
         for path in found:
-            problem = _first(gather_objects(_problem(path)))
+            problem = _first(gather_objects(problem_of(path, share=(rank(), world_size()))))
             if problem is None:
                 self._load(path)
                 logger.info("resumed from %s", path)
@@ -166,7 +163,7 @@ class Checkpoint:
         except Exception as error:  # the Rust side wraps the system's error in one of its own
             raise OSError(f"writing {weights.name}: {error}") from error
         values.write_text(json.dumps(states))
-        return {path.name: _sync_and_sum(path) for path in (weights, values)}
+        return {path.name: sync_and_sum(path) for path in (weights, values)}
 
     def _commit(self, new: Path, final: Path, files: list[dict[str, dict[str, Any]]]) -> None:
         manifest = {
@@ -175,23 +172,20 @@ class Checkpoint:
             "parameters": {name: list(shape) for name, shape in self._partition.shapes.items()},
             "files": {name: entry for of_rank in files for name, entry in of_rank.items()},
         }
-        path = new / _MANIFEST
-        path.write_text(json.dumps({**manifest, "sha256": _seal(manifest)}, indent=1))
-        _sync(path)
-        _sync(new)
+        write_manifest(new, manifest)
         if final.exists():  # a damaged one that was passed over on resume
             shutil.rmtree(final)
         os.rename(new, final)
-        _sync(self._folder)
+        sync(self._folder)
 
     def _prune(self) -> None:
-        for old in sorted(_checkpoints(self._folder))[: -self._keep]:
+        for old in sorted(snapshots(self._folder))[: -self._keep]:
             doomed = old.with_name(f"{old.name}.tmp")  # so that a kill while deleting leaves no half of a checkpoint
             os.rename(old, doomed)
             shutil.rmtree(doomed)
 
     def _load(self, path: Path) -> None:
-        manifest = _read_manifest(path)
+        manifest = read_manifest(path)
         _check_shapes(path, manifest["parameters"], self._partition)
         saved_ranks = int(manifest["world_size"])
         wanted = {kind: flats for sharded in self._sharded.values() for kind, flats in sharded.flats().items()}
@@ -210,10 +204,6 @@ class Checkpoint:
         self._saved_step = self._progress.step
 
 
-def _checkpoints(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if _NAME.fullmatch(path.name)] if folder.is_dir() else []
-
-
 def _together(work: Any, what: str) -> list[Any]:
     """`work()` on every rank, and what each returned; `CheckpointError` on all of them if one met an `OSError`."""
     result, failure = None, None
@@ -229,55 +219,6 @@ def _together(work: Any, what: str) -> list[Any]:
 
 def _first(items: list[str | None]) -> str | None:
     return next((item for item in items if item is not None), None)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _sync_and_sum(path: Path) -> dict[str, Any]:
-    _sync(path)
-    return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _seal(manifest: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    manifest = json.loads((path / _MANIFEST).read_text())
-    if not isinstance(manifest, dict) or manifest.pop("sha256", None) != _seal(manifest):
-        raise ValueError("its checksum does not fit")
-    return manifest
-
-
-def _problem(path: Path) -> str | None:
-    """Why this checkpoint is not whole, or None. Each rank reads its share of the files."""
-    try:
-        files = sorted(_read_manifest(path)["files"].items())
-    except (OSError, ValueError) as error:
-        return f"{_MANIFEST} is missing or damaged: {error}"
-    for name, entry in files[rank() :: world_size()]:
-        file = path / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if file.stat().st_size != entry["bytes"]:
-            return f"{name} has {file.stat().st_size} bytes, expected {entry['bytes']}"
-        if _sha256(file) != entry["sha256"]:
-            return f"{name} has another checksum than when it was written"
-    return None
 
 
 def _check_shapes(path: Path, saved: dict[str, list[int]], partition: Partition) -> None:

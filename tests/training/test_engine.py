@@ -186,3 +186,14 @@ def test_parameters_outside_the_student_are_refused():
     objective.student.requires_grad_(False)
     with pytest.raises(ValueError, match="no parameter to train"):
         DeepSpeedEngine(objective, **sections)
+
+
+def test_bfloat16_masters_start_from_the_exact_weights(tmp_path, run_toy):
+    """A run that is skipped throughout exports what it began with, not its rounding."""
+    bad = list(range(2 * 8))
+    run_toy([{"run_dir": str(tmp_path), "dtype": "bfloat16", "stage": 3, "steps": 2, "bad": bad}]).check()
+    toy = load_toy()
+    initial = dict(toy.Objective(bad=[], external=False).student.named_parameters())
+    for name in ("raw", "ema"):
+        exported = load_file(tmp_path / f"{name}.safetensors")
+        assert all(torch.equal(exported[key], value) for key, value in initial.items())

@@ -156,7 +156,7 @@ def full_disk(*_: Any, **__: Any) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.mark.parametrize("place", ["_sync_and_sum", "_sync", "_make_room", "save_file"])
+@pytest.mark.parametrize("place", ["sync_and_sum", "write_manifest", "_make_room", "save_file"])
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch, place):
     registry = Registry(tmp_path)
     registry.save(1)

@@ -108,7 +108,9 @@ class Objective(nn.Module):
         self.bad, self.external = bad, external
 
     def external_parameters(self) -> list[tuple[nn.Module, nn.Parameter]]:
-        return [(self, self.student.output_layer.linear.weight)] if self.external else []
+        weight = self.student.output_layer.linear.weight
+        assert isinstance(weight, nn.Parameter)
+        return [(self, weight)] if self.external else []
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         step = int(batch.sample_id[0]) // 8

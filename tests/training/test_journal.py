@@ -1,0 +1,73 @@
+"""The journal of a run."""
+
+import json
+import math
+import sys
+import types
+
+import pytest
+
+from di4c_lm.config import WandbConfig
+from di4c_lm.training import journal as journal_module
+from di4c_lm.training.journal import Journal
+
+
+def write(run_dir, first, last, *, total=20, every=1, **options):
+    with Journal(run_dir, step=first, total_steps=total, log_every=every, **options) as journal:
+        for step in range(first + 1, last + 1):
+            journal.record(step, 10, {"loss": float(step), "lr": 0.1})
+
+
+def steps(run_dir):
+    return [json.loads(line)["step"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_line_a_logged_step_and_the_first_and_the_last(tmp_path):
+    write(tmp_path, 0, 14, total=14, every=5)
+    assert steps(tmp_path) == [1, 5, 10, 14]
+    line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[1])
+    assert line["loss"] == 5.0 and line["lr"] == 0.1 and line["tokens_per_s"] > 0
+
+
+def test_a_resumed_run_drops_what_it_will_do_again(tmp_path):
+    write(tmp_path, 0, 9)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 10, "lo')  # cut short by a kill
+    write(tmp_path, 6, 12)
+    assert steps(tmp_path) == list(range(1, 13))
+
+
+def test_json_without_nan(tmp_path):
+    with Journal(tmp_path, step=0, total_steps=3, log_every=1) as journal:
+        journal.record(1, 1, {"loss": math.nan, "grad_norm": math.inf})
+    line = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail)
+    assert line["loss"] is None and line["grad_norm"] is None
+
+
+def test_other_ranks_are_silent(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(journal_module, "is_main", lambda: False)
+    write(tmp_path, 0, 3)
+    assert list(tmp_path.iterdir()) == [] and capsys.readouterr().err == ""
+
+
+def test_wandb_is_asked_only_if_wanted_and_resumes_the_same_run(tmp_path, monkeypatch):
+    calls = []
+
+    class Run:
+        def log(self, values, step):
+            calls.append((step, values["loss"]))
+
+        def finish(self, exit_code):
+            calls.append(("finish", exit_code))
+
+    def init(**options):
+        calls.append((options["mode"], options["id"], options["project"]))
+        return Run()
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+    write(tmp_path, 0, 1)
+    assert calls == []
+    for first in (0, 1):
+        write(tmp_path, first, first + 1, wandb=WandbConfig(mode="offline"))
+    assert calls[0] == calls[3] == ("offline", (tmp_path / "wandb_id.txt").read_text(), "di4c-lm")
+    assert calls[1:3] == [(1, 1.0), ("finish", 0)] and calls[4:] == [(2, 2.0), ("finish", 0)]
