@@ -141,7 +141,12 @@ def load_teacher(config: Config, tokenizer: "PreTrainedTokenizerFast") -> TextMo
     from di4c_lm.checkpoints.load import load_checkpoint
 
     assert config.teacher.path is not None
-    loaded = load_checkpoint(config.teacher.path, revision=config.teacher.revision, weights=config.teacher.weights)
+    loaded = load_checkpoint(
+        config.teacher.path,
+        revision=config.teacher.revision,
+        weights=config.teacher.weights,
+        length=config.data.length,
+    )
     check_tokenizer(loaded, fingerprint=fingerprint(tokenizer), num_states=len(tokenizer), source=config.teacher.path)
     return TextModel(denoiser=loaded.network, tokenizer=tokenizer, length=config.data.length)
 

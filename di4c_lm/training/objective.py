@@ -1,6 +1,6 @@
 """Objectives: modules that turn a batch into a loss. The engine wraps one, so that it sees every use of the student's parameters."""
 
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -20,6 +20,7 @@ from di4c_lm.processes.times import hop_down, sample_times
 _DRAW_ROWS = 256
 
 
+@runtime_checkable
 class Batch(Protocol):
     """Sequences and the numbers that key their noise."""
 
