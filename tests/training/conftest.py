@@ -80,6 +80,6 @@ def trace(run_dir: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in line.items() if key != "tokens_per_s"} for line in lines]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def read_trace() -> Callable[[Path], list[dict[str, Any]]]:
     return trace

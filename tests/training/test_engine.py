@@ -74,11 +74,30 @@ def check_run(run_dir: Path, lines: list[dict[str, Any]], expected: Any, toleran
         assert torch.equal(exported["angles"], torch.linspace(0, 1, 12))
 
 
-def test_one_rank_trains_like_plain_pytorch(tmp_path, run_toy, read_trace):
-    dirs = [tmp_path / f"stage_{stage}" for stage in (0, 3)]
-    run_toy([{"run_dir": str(path), "stage": stage} for path, stage in zip(dirs, (0, 3), strict=True)]).check()
-    for path in dirs:
-        check_run(path, read_trace(path), plain_run())
+@pytest.fixture(scope="module")
+def one_rank(tmp_path_factory, run_toy) -> Path:
+    """A folder with runs of one rank; `skipped`: one whose every step is bad."""
+    folder = tmp_path_factory.mktemp("one_rank")
+    specs = {
+        "stage 0": {"stage": 0},
+        "stage 3": {"stage": 3},
+        "skipped": {"stage": 3, "dtype": "bfloat16", "steps": 2, "bad": list(range(2 * 8))},
+    }
+    run_toy([{**spec, "run_dir": str(folder / name)} for name, spec in specs.items()]).check()
+    return folder
+
+
+@pytest.mark.parametrize("name", ["stage 0", "stage 3"])
+def test_one_rank_trains_like_plain_pytorch(name, one_rank, read_trace):
+    check_run(one_rank / name, read_trace(one_rank / name), plain_run())
+
+
+def test_bfloat16_masters_start_from_the_exact_weights(one_rank):
+    """A run that is skipped throughout exports what it began with, not its rounding."""
+    initial = dict(load_toy().Objective(bad=[], external=False).student.named_parameters())
+    for name in ("raw", "ema"):
+        exported = load_file(one_rank / "skipped" / f"{name}.safetensors")
+        assert all(torch.equal(exported[key], value) for key, value in initial.items())
 
 
 ALIKE = {
@@ -186,14 +205,3 @@ def test_parameters_outside_the_student_are_refused():
     objective.student.requires_grad_(False)
     with pytest.raises(ValueError, match="no parameter to train"):
         DeepSpeedEngine(objective, **sections)
-
-
-def test_bfloat16_masters_start_from_the_exact_weights(tmp_path, run_toy):
-    """A run that is skipped throughout exports what it began with, not its rounding."""
-    bad = list(range(2 * 8))
-    run_toy([{"run_dir": str(tmp_path), "dtype": "bfloat16", "stage": 3, "steps": 2, "bad": bad}]).check()
-    toy = load_toy()
-    initial = dict(toy.Objective(bad=[], external=False).student.named_parameters())
-    for name in ("raw", "ema"):
-        exported = load_file(tmp_path / f"{name}.safetensors")
-        assert all(torch.equal(exported[key], value) for key, value in initial.items())
