@@ -1,10 +1,8 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator
 from typing import Any
 
-import jaxtyping
 import pytest
 import torch
 from hypothesis import given, settings
@@ -44,6 +42,10 @@ def every_site(num_examples: int, num_positions: int) -> Sites:
 def terms_of(problem: Problem, **options: bool) -> Terms:
     readout = LinearReadout(problem.weight, problem.bias, impossible=problem.impossible)
     return di4c_terms(problem.features, readout, problem.sites, problem.x_0, problem.teacher, problem.upper, **options)
+
+
+def sum_of(terms: Terms) -> Tensor:
+    return torch.stack([getattr(terms, name).sum() for name in FIELDS]).sum()
 
 
 @FAST
@@ -101,9 +103,8 @@ def test_a_state_that_has_underflowed_everywhere_keeps_its_value_and_gradient() 
         terms = di4c_terms(
             logits_MLS.to(dtype), identity(3, dtype), sites, torch.tensor([2]), law_MS.to(dtype), upper, distil=True
         )
-        total = sum(getattr(terms, name).sum() for name in FIELDS)
         found.append([float(getattr(terms, name).detach()) for name in FIELDS])
-        gradients.append(torch.autograd.grad(total, logits_MLS)[0])
+        gradients.append(torch.autograd.grad(sum_of(terms), logits_MLS)[0])
     log_p_MLS = logits_MLS.detach().double().log_softmax(2)
     log_mean_S = log_p_MLS[0].logsumexp(0) - math.log(2)
     exact = float((law_MS[0].double() * (law_MS[0].double().log() - log_mean_S)).sum())
@@ -204,7 +205,7 @@ def test_a_certain_position_adds_exactly_nothing() -> None:
     everywhere, masked = totals(torch.ones_like(visible_M)), totals(~visible_M)
     for name in FIELDS:
         assert torch.equal(getattr(everywhere, name), getattr(masked, name)), name
-    (gradient,) = torch.autograd.grad(sum(getattr(everywhere, name).sum() for name in FIELDS), logits_MLS)
+    (gradient,) = torch.autograd.grad(sum_of(everywhere), logits_MLS)
     assert gradient[visible_M].abs().max() < 1e-6  # what is left are the roundings of sums that cancel
     assert bool((gradient[~visible_M] != 0).any())
 
@@ -239,14 +240,6 @@ BAD_SHAPES = {
     "upper.samples": lambda p: {"upper": UpperSide(samples=p.upper.samples[:, :0], marginal=p.upper.marginal)},
     "upper.marginal": lambda p: {"upper": UpperSide(samples=p.upper.samples, marginal=p.upper.marginal[1:])},
 }
-
-
-@pytest.fixture
-def no_shape_checks() -> Iterator[None]:
-    """As users run: without the type checker that tests put in front of every function."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.mark.usefixtures("no_shape_checks")
