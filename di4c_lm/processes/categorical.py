@@ -21,9 +21,10 @@ def sample_categorical(p_NS: Float[Tensor, "N S"], u: Float64[Tensor, "N *T"]) -
     if u_NT.numel() == 0:
         return torch.empty_like(u, dtype=torch.int64)
     whole = num_states // _BLOCK * _BLOCK
-    sums_NK = p_NS[:, :whole].unflatten(1, (-1, _BLOCK)).sum(-1) if whole else p_NS[:, :0]
+    wide = torch.promote_types(p_NS.dtype, torch.float32)
+    sums_NK = p_NS[:, :whole].unflatten(1, (-1, _BLOCK)).sum(-1, dtype=wide) if whole else p_NS[:, :0].to(wide)
     if whole < num_states:
-        sums_NK = torch.cat([sums_NK, p_NS[:, whole:].sum(-1, keepdim=True)], 1)
+        sums_NK = torch.cat([sums_NK, p_NS[:, whole:].sum(-1, keepdim=True, dtype=wide)], 1)
     sums_NK = sums_NK.double()
     block_NT, share_NT = _invert(sums_NK, u_NT)
     offset_W = torch.arange(min(_BLOCK, num_states), device=p_NS.device)
