@@ -1,0 +1,82 @@
+import pytest
+import torch
+from torch import Tensor
+
+from di4c_lm.models import readout as readouts
+from di4c_lm.models.readout import LinearReadout, Prediction, vjp_by_autograd
+
+N, H, S = 7, 4, 9
+
+
+def tensors(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    rng = torch.Generator().manual_seed(0)
+    return tuple(torch.randn(s, generator=rng, dtype=torch.float64).to(dtype) for s in ((S, H), (S,), (N, H), (N, S)))  # pyright: ignore
+
+
+@pytest.mark.parametrize("impossible", [None, S - 1])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_vjp_is_autograds(impossible: int | None, *, with_bias: bool) -> None:
+    weight, bias, features, gradient = tensors()
+    readout = LinearReadout(
+        weight.requires_grad_(), bias.requires_grad_() if with_bias else None, impossible=impossible
+    )
+    positions = torch.arange(N)
+    found, expected = ([torch.ones_like(p) for p in readout.parameters] for _ in range(2))
+    with torch.no_grad():
+        ours = readout.vjp(features, positions, gradient.clone(), found)
+    theirs = vjp_by_autograd(readout, features, positions, gradient, expected)
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(found, expected)
+
+
+def test_gradients_that_nobody_wants_are_not_made() -> None:
+    weight, bias, features, gradient = tensors()
+    readout = LinearReadout(weight, bias)
+    with torch.no_grad():
+        found = readout.vjp(features, torch.arange(N), gradient.clone(), [None, None])
+    torch.testing.assert_close(found, gradient @ weight)
+    torch.testing.assert_close(vjp_by_autograd(readout, features, torch.arange(N), gradient, [None, None]), found)
+
+
+@pytest.mark.parametrize("states_at_once", [4, 2**13])
+def test_narrow_products_block_by_block(states_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readouts, "_BLOCK", states_at_once)
+    weight, bias, features, gradient = tensors(torch.float32)
+    narrow = LinearReadout(weight, bias, matmul_dtype=torch.bfloat16)
+    wide = LinearReadout(weight, bias)
+    totals = [[torch.zeros_like(weight), torch.zeros_like(bias)] for _ in range(2)]
+    with torch.no_grad():
+        logits = narrow.logits(features, torch.arange(N))
+        found = narrow.vjp(features, torch.arange(N), gradient.clone(), totals[0])
+        expected = wide.vjp(features, torch.arange(N), gradient.clone(), totals[1])
+        exact = wide.logits(features, torch.arange(N))
+    assert logits.dtype == found.dtype == torch.float32
+    for ours, theirs in ((logits, exact), (found, expected), (totals[0][0], totals[1][0])):
+        assert not torch.equal(ours, theirs)
+        assert (ours - theirs).norm() < 0.01 * theirs.norm()
+    torch.testing.assert_close(totals[0][1], totals[1][1])
+
+
+def test_logits_are_the_callers_to_use_up() -> None:
+    weight, _, features, _ = tensors()
+    readout = LinearReadout(weight)
+    with torch.no_grad():
+        readout.logits(features, torch.arange(N)).zero_()
+        torch.testing.assert_close(readout.logits(features, torch.arange(N)), features @ weight.T)
+
+
+def test_an_impossible_state_has_probability_0_and_no_gradient() -> None:
+    weight, bias, features, _ = tensors()
+    readout = LinearReadout(weight, bias, impossible=3)
+    leaf = features.requires_grad_()
+    p = readout.logits(leaf, torch.arange(N)).softmax(1)
+    assert bool((p[:, 3] == 0).all())
+    (gradient,) = torch.autograd.grad(p[:, 3].sum(), leaf)
+    assert bool((gradient == 0).all())
+
+
+def test_log_probs_of_a_prediction() -> None:
+    weight, bias, _, _ = tensors()
+    features = torch.randn(2, 3, 5, H, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    log_p = Prediction(features, LinearReadout(weight, bias)).log_probs()
+    torch.testing.assert_close(log_p, (features @ weight.T + bias).log_softmax(-1))
