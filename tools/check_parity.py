@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
+from zipfile import BadZipFile
 
 from parity import lm_dit, lm_loss, maskgit_loss, tauldr_loss
 from parity.golden import Computed, Golden, Row, compare
+from safetensors import SafetensorError
 
 
 class Case(NamedTuple):
@@ -31,6 +33,8 @@ CASES = {
     "tauldr_loss": Case(tauldr_loss.compute, tauldr_loss.INPUTS),
 }
 
+UNREADABLE = (BadZipFile, EOFError, KeyError, OSError, RuntimeError, SafetensorError, TypeError, ValueError)
+
 
 def check(golden: Golden, case: Case) -> tuple[list[Row], list[str], str]:
     """The table's rows of one case, the arrays that are neither inputs nor computed, and what went wrong, if it did."""
@@ -43,7 +47,7 @@ def check(golden: Golden, case: Case) -> tuple[list[Row], list[str], str]:
             for name in golden.arrays
             if name not in known and not any(fnmatchcase(name, pattern) for pattern in case.inputs)
         ]
-    except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+    except UNREADABLE as error:
         return rows, [], f"{type(error).__name__}: {error}"
     return rows, left, ""
 
