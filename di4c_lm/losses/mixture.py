@@ -22,7 +22,7 @@ from di4c_lm.processes.categorical import sample_categorical
 _TINY = (
     1e-30  # a mean of exponentials below this is taken again in the log domain, where a law gives the state any weight
 )
-_LOGITS_AT_ONCE = 2**24
+_LOGITS_ON_CPU, _LOGITS_ON_GPU = 2**23, 2**26  # in a chunk: little memory there, work enough for the card here
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def read_mixture(
     component_divergence: bool = False,
     chunk_rows: int = 0,
 ) -> Reading:
-    """Read a mixture out at M positions, `chunk_rows` rows of logits at a time (0: as many as make 2^24 logits).
+    """Read a mixture out at M positions, `chunk_rows` rows of logits at a time (0: as the device likes).
 
     `laws` are normalised probabilities q_r that the mixture is compared with; they receive no gradient. `component_divergence` asks for
     that of each component from the first law. Memory: O(M·L·H + M·S + chunk_rows·S).
@@ -84,13 +84,18 @@ def draw_components(
         for rows in row_chunks(len(positions), rows_at_once(readout, chunk_rows)):
             p_CS = readout.logits(features[rows], positions[rows]).softmax(1)
             drawn_N[rows] = sample_categorical(p_CS, u[rows])
-            marginal.index_add_(0, into[rows], p_CS.to(marginal.dtype), alpha=weight)
+            # A product in place of index_add_, which goes row by row on CPU and in no fixed order on a GPU.
+            touched_U, row_C = into[rows].unique(return_inverse=True)
+            share_UC = torch.zeros(len(touched_U), len(row_C), dtype=p_CS.dtype, device=p_CS.device)
+            share_UC[row_C, torch.arange(len(row_C), device=row_C.device)] = weight
+            marginal[touched_U] += (share_UC @ p_CS).to(marginal.dtype)
     return drawn_N
 
 
 def rows_at_once(readout: Readout, chunk_rows: int) -> int:
-    """Rows of logits in a chunk: `chunk_rows`, or where that is 0 as many as make 2^24 logits."""
-    return chunk_rows or max(1, _LOGITS_AT_ONCE // readout.num_states)
+    """Rows of logits in a chunk: `chunk_rows`, or where that is 0 as many as make 2^23 logits on CPU, 2^26 on a GPU."""
+    on_gpu = any(parameter.is_cuda for parameter in readout.parameters)
+    return chunk_rows or max(1, (_LOGITS_ON_GPU if on_gpu else _LOGITS_ON_CPU) // readout.num_states)
 
 
 def row_chunks(total: int, size: int) -> Iterator[slice]:
