@@ -13,12 +13,13 @@ from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from di4c_lm.config import Config, to_dict
+from di4c_lm.config import Config, Di4CConfig, MdlmConfig, SdttConfig, to_dict
 
 T = TypeVar("T")
 LAUNCHER_FLAGS = ("--local_rank", "--local-rank")
 # A word such as teacher=<folder> that names no file of the group chooses this one, and the word becomes its path.
 PATH_CHOICE = {"teacher": "pretrained", "data": "files"}
+OBJECTIVES = {section.kind: section for section in (MdlmConfig, SdttConfig, Di4CConfig)}
 
 
 def fail(message: str) -> NoReturn:
@@ -27,8 +28,8 @@ def fail(message: str) -> NoReturn:
     raise SystemExit(2)
 
 
-def parse(argv: Sequence[str], config_dir: Path, config_name: str, program: str) -> Config:
-    """The settings of a run from `config_dir/config_name.yaml` and words `key=value`.
+def parse(argv: Sequence[str], config_dir: Path, config_name: str, program: str) -> tuple[Config, list[Config]]:
+    """The settings of a run from `config_dir/config_name.yaml` and words `key=value`, and those of its rounds, none if it is not a chain.
 
     `--help` prints every key with its default and ends; an unknown key, a wrong type or an impossible value ends with status 2, naming the
     key, the value and what is allowed.
@@ -38,9 +39,38 @@ def parse(argv: Sequence[str], config_dir: Path, config_name: str, program: str)
         sys.stdout.write(_help(config_dir, config_name, program))
         raise SystemExit(0)
     try:
-        return load(words, config_dir, config_name)
+        config = load(words, config_dir, config_name)
+        return config, load_rounds(config, words, config_dir, config_name)
     except ValueError as error:
         fail(str(error))
+
+
+def load_rounds(config: Config, words: Sequence[str], config_dir: Path, config_name: str) -> list[Config]:
+    """The settings of each of `config.rounds`: the run's own `words`, then those of the round. `ValueError` names the round.
+
+    What a round does not say itself: it lives in `<run>/round_<n>`, its seed is the run's plus n - 1, its `objective.*` are those said in
+    the last round of the same objective, and SDTT's `objective.round` counts the rounds of SDTT.
+    """
+    own = [word for word in words if word.partition("=")[0] != "rounds"]
+    found: list[Config] = []
+    last_said: dict[Any, dict[str, Any]] = {}
+    num_sdtt = 0
+    for number, said in enumerate(config.rounds, 1):
+        said = {**last_said.get(said.get("objective"), {}), **said}
+        last_said[said.get("objective")] = {
+            key: value for key, value in said.items() if key.startswith("objective.") and key != "objective.round"
+        }
+        place = {"run.dir": str(run_dir(config) / f"round_{number}"), "train.seed": config.train.seed + number - 1}
+        round_words = [*own, *(f"{key}={_hydra_value(key, value)}" for key, value in {**place, **said}.items())]
+        try:
+            plain: dict[str, Any] = {**to_dict(load(round_words, config_dir, config_name)), "rounds": []}
+            if plain["objective"]["kind"] == SdttConfig.kind:
+                num_sdtt = plain["objective"]["round"] if "objective.round" in said else num_sdtt + 1
+                plain["objective"]["round"] = num_sdtt
+            found.append(from_dict(plain))
+        except ValueError as error:
+            raise ValueError(f"rounds[{number - 1}]: {error}") from error
+    return found
 
 
 def load(words: Sequence[str], config_dir: Path, config_name: str) -> Config:
@@ -51,14 +81,26 @@ def load(words: Sequence[str], config_dir: Path, config_name: str) -> Config:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    ConfigStore.instance().store(name="every_key", node=to_dict(Config()))  # the first of the files' defaults
+    known = to_dict(Config())
+    choosing = {**known, "objective": {"kind": Di4CConfig.kind}}
     overrides = [override for word in words for override in _override(word, config_dir)]
+    # First which kind of objective it is, then all keys of that kind alone: `every_key` is the first of the files' defaults.
+    not_objective = [word for word in overrides if not word.lstrip("+~").startswith("objective.")]
+    kinds_said = [word.partition("=")[2] for word in overrides if word.startswith("objective.kind=")]
     try:
         with initialize_config_dir(str(config_dir.resolve()), version_base="1.3"):
+            ConfigStore.instance().store(name="every_key", node=choosing)
+            kind = compose(config_name, not_objective).objective.kind
+            for said in (kind, *kinds_said):
+                if said not in OBJECTIVES or said != kind:
+                    allowed = f"{', '.join(OBJECTIVES)}, chosen by objective=<kind>"
+                    raise ValueError(f"objective.kind={said!r} is impossible: allowed are {allowed}")
+            known["objective"] = to_dict(OBJECTIVES[kind]())
+            ConfigStore.instance().store(name="every_key", node=known)
             composed = compose(config_name, overrides)
         plain = OmegaConf.to_container(composed, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ValueError(_explain(error, words, config_dir)) from error
+        raise ValueError(_explain(error, words, config_dir, known)) from error
     assert isinstance(plain, dict)
     return from_dict({str(key): value for key, value in plain.items()})
 
@@ -141,23 +183,31 @@ def _override(word: str, config_dir: Path) -> list[str]:
     return [word]
 
 
-def _explain(error: Exception, words: Sequence[str], config_dir: Path) -> str:
+def _hydra_value(key: str, value: Any) -> str:
+    """A value as a word of Hydra's grammar, which reads JSON but for quoted keys."""
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{name}:{_hydra_value(name, one)}" for name, one in value.items()) + "}"
+    is_name = isinstance(value, str) and (value.isidentifier() or key in PATH_CHOICE)
+    return value if is_name else json.dumps(value, ensure_ascii=False)
+
+
+def _explain(error: Exception, words: Sequence[str], config_dir: Path, known: dict[str, Any]) -> str:
     for word in words:
         key, _, value = word.partition("=")
         bare = key.lstrip("+~")
         options = sorted(path.stem for path in (config_dir / bare).glob("*.yaml"))
         if options and value not in options:
             return f"{bare}={value!r} is impossible: allowed are {', '.join(options)}"
-        if not options and bare not in _leaves(to_dict(Config())):
-            return f"unknown key {bare!r} (value {value!r}){_suggest(bare)}"
+        if not options and bare not in _leaves(known):
+            return f"unknown key {bare!r} (value {value!r}){_suggest(bare, list(_leaves(known)))}"
     return str(error).splitlines()[0]
 
 
-def _suggest(key: str) -> str:
-    known = list(_leaves(to_dict(Config())))
+def _suggest(key: str, known: list[str]) -> str:
     section = key.rpartition(".")[0]
     near = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
-    allowed = [name for name in known if name.rpartition(".")[0] == section] or sorted({k.split(".")[0] for k in known})
+    allowed = [name for name in known if section and name.rpartition(".")[0] == section]
+    allowed = allowed or sorted({name.split(".")[0] for name in known})
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     return f"{hint}; allowed are {', '.join(allowed)}"
 
@@ -171,7 +221,16 @@ def _leaves(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _describe(section: type, error: Any) -> str:
     path = [str(part) for part in error["loc"]]
-    key = ".".join("lambda" if part == "latent" and not i else part for i, part in enumerate(path))
+    if path[:1] == ["objective"] and len(path) > 1:
+        section, path = OBJECTIVES[path[1]], path[2:]
+        return _describe_at(section, path, "objective.", error)
+    return _describe_at(section, path, "", error)
+
+
+def _describe_at(section: type, path: list[str], prefix: str, error: Any) -> str:
+    key = (prefix + ".".join("lambda" if part == "latent" and not i else part for i, part in enumerate(path))).rstrip(
+        "."
+    )
     value, message = error["input"], error["msg"]
     if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"unknown key {key!r} (value {value!r}); allowed are {', '.join(_names(_owner(section, path[:-1])))}"

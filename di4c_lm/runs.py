@@ -12,25 +12,49 @@ import torch
 
 from di4c_lm import cli
 from di4c_lm.checkpoints.student import student_from_teacher
-from di4c_lm.config import Config, ModelConfig, OptimConfig, TrainConfig, ZeroConfig, to_dict
+from di4c_lm.config import (
+    Config,
+    Di4CConfig,
+    MdlmConfig,
+    ModelConfig,
+    OptimConfig,
+    SdttConfig,
+    TrainConfig,
+    ZeroConfig,
+    to_dict,
+)
 from di4c_lm.data.batches import BatchStream, PackedSource
 from di4c_lm.data.corpus import Corpus, load_corpus
-from di4c_lm.domains.text import SETTINGS, STUDENT, TextModel, load_run, load_teacher, random_teacher, write_parts
+from di4c_lm.data.strata import StratifiedBatches
+from di4c_lm.domains.text import (
+    SETTINGS,
+    STUDENT,
+    STUDENT_RAW,
+    TextModel,
+    load_run,
+    load_teacher,
+    random_teacher,
+    write_parts,
+)
 from di4c_lm.metrics.judge import train_judge
 from di4c_lm.metrics.settings import GenPplConfig
 from di4c_lm.models.dit import DIT, LATENT_PREFIXES
+from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.training.distributed import World, barrier, init_distributed
 from di4c_lm.training.loop import Trained, train
 from di4c_lm.training.objective import Di4CObjective, MdlmObjective
+from di4c_lm.training.sdtt_objective import SdttObjective
 
 logger = logging.getLogger(__name__)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def run_text(config: Config) -> int:
-    """Corpus, teacher, distillation, export, report. All ranks call it. Returns the exit status: 128 + a signal, or 0.
+def run_text(config: Config, *, export_raw: bool = False, optimizer_from: Path | None = None) -> int:
+    """Corpus, teacher, training, export, report. All ranks call it. Returns the exit status: 128 + a signal, or 0.
 
-    Raises `ValueError` for bad input, `NonFiniteError` and `CheckpointError` as the training loop does.
+    `export_raw` exports the raw weights beside their average; `optimizer_from` is the folder of the run whose optimiser's moments this
+    one goes on with. Raises `ValueError` for bad input,
+    `NonFiniteError` and `CheckpointError` as the training loop does.
     """
     check_run(config)
     world = init_distributed(config.run.device)
@@ -42,16 +66,15 @@ def run_text(config: Config) -> int:
     logger.info("run %s: %d rank(s) on %s", run_dir, world.size, world.device.type)
     logger.info("1/5 corpus: %s", config.data.path or config.data.kind)
     corpus = load_corpus(config.data, config.train.seed, cache_dir)
-    logger.info("2/5 teacher: %s", config.teacher.path or config.teacher.kind)
-    teacher, teacher_path, status = find_teacher(config, corpus, world, run_dir, cache_dir)
-    if status:
-        return status
-    logger.info("3/5 distillation: %d updates", config.train.steps)
-    fresh = torch.Generator().manual_seed(config.train.seed)
-    student = student_from_teacher(
-        teacher.denoiser, config.latent, fresh, model=student_shape(config, teacher.denoiser)
-    )
-    trained = distil(config, student, teacher, corpus, world, run_dir)
+    teacher, teacher_path = None, None
+    if needs_teacher(config):
+        logger.info("2/5 teacher: %s", config.teacher.path or config.teacher.kind)
+        teacher, teacher_path, status = find_teacher(config, corpus, world, run_dir, cache_dir)
+        if status:
+            return status
+    logger.info("3/5 %s: %d updates", config.objective.kind, config.train.steps)
+    student = new_student(config, corpus, teacher)
+    trained = fit(config, student, teacher, corpus, world, run_dir, optimizer_from)
     if trained.progress.signal:
         return 128 + trained.progress.signal
     judge = config.judge.path
@@ -59,6 +82,8 @@ def run_text(config: Config) -> int:
         logger.info("4/5 export: %s", run_dir / STUDENT)
         exported = TextModel(denoiser=student, tokenizer=corpus.tokenizer, length=config.data.length)
         exported.save_pretrained(run_dir / STUDENT, trained.ema)
+        if export_raw:
+            exported.save_pretrained(run_dir / STUDENT_RAW, trained.raw)
         if judge == "train" and not config.eval.skip:
             logger.info("5/5 report: a judge, then samples")
             judge = trained_judge(config, corpus, world, cache_dir)
@@ -67,6 +92,30 @@ def run_text(config: Config) -> int:
             report(run_dir, config)
     barrier()
     return 0
+
+
+def needs_teacher(config: Config) -> bool:
+    """Whether the run begins from a teacher's weights: all but a model trained anew."""
+    return not (isinstance(config.objective, MdlmConfig) and config.objective.init == "scratch")
+
+
+def new_student(config: Config, corpus: Corpus, teacher: TextModel | None) -> DIT:
+    """What is trained: the teacher's weights, with a λ path for Di4C; or a network with weights drawn from `train.seed`.
+
+    Raises `ValueError` for a teacher with λ under an objective that has no use for it.
+    """
+    if teacher is None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.train.seed)
+            return DIT(config.model, num_states=len(corpus.tokenizer)).train()
+    latent = config.latent if isinstance(config.objective, Di4CConfig) else None
+    if latent is None and teacher.denoiser.latent is not None:
+        raise ValueError(
+            f"objective={config.objective.kind} is impossible with a teacher that is a mixture (λ): allowed is an MDLM or an SDTT "
+            "student, or objective=di4c"
+        )
+    fresh = torch.Generator().manual_seed(config.train.seed)
+    return student_from_teacher(teacher.denoiser, latent, fresh, model=student_shape(config, teacher.denoiser))
 
 
 def check_run(config: Config) -> None:
@@ -161,23 +210,28 @@ def student_shape(config: Config, teacher: DIT) -> ModelConfig:
     return dataclasses.replace(teacher.config, dropout=config.model.dropout, attention=config.model.attention)
 
 
-def distil(config: Config, student: DIT, teacher: TextModel, corpus: Corpus, world: World, run_dir: Path) -> Trained:
-    """Train the student by Di4C under DeepSpeed."""
-    teacher.denoiser.to(world.device, _DTYPES[config.train.dtype])
+def fit(
+    config: Config,
+    student: DIT,
+    teacher: TextModel | None,
+    corpus: Corpus,
+    world: World,
+    run_dir: Path,
+    optimizer_from: Path | None,
+) -> Trained:
+    """Train the student by `config.objective` under DeepSpeed."""
     student.activation_checkpointing = config.train.activation_checkpointing
-    if config.objective.matmul_dtype != "same":
-        student.matmul_dtype = _DTYPES[config.objective.matmul_dtype]
-    objective = Di4CObjective(student, teacher.denoiser, teacher.process, config.objective, seed=config.train.seed)
-    batches = BatchStream(
+    stream = BatchStream(
         corpus.train,
         micro_batch_size=config.train.micro_batch_size,
         gradient_accumulation=config.train.gradient_accumulation,
         rank=world.rank,
         world_size=world.size,
     )
+    antithetic = isinstance(config.objective, MdlmConfig) and config.objective.times == "antithetic"
     return train(
-        objective,
-        batches,
+        make_objective(config, student, teacher, world),
+        StratifiedBatches(stream) if antithetic else stream,
         train=config.train,
         optim=config.optim,
         zero=config.zero,
@@ -185,9 +239,24 @@ def distil(config: Config, student: DIT, teacher: TextModel, corpus: Corpus, wor
         wandb=config.wandb,
         device=config.run.device,
         is_latent=lambda name: name.startswith(LATENT_PREFIXES),
-        label="distil",
+        label="distil" if teacher is not None else config.objective.kind,
         settings=to_dict(config),
+        optimizer_from=optimizer_from,
     )
+
+
+def make_objective(config: Config, student: DIT, teacher: TextModel | None, world: World) -> torch.nn.Module:
+    """The objective that `config.objective` describes, its teacher on the device in the dtype of training."""
+    chosen, seed = config.objective, config.train.seed
+    if isinstance(chosen, MdlmConfig):
+        return MdlmObjective(student, MaskedProcess(student.mask_id), seed=seed, chunk_rows=chosen.chunk_rows)
+    assert teacher is not None
+    frozen = teacher.denoiser.to(world.device, _DTYPES[config.train.dtype])
+    if isinstance(chosen, SdttConfig):
+        return SdttObjective(student, frozen, teacher.process, chosen, seed=seed)
+    if chosen.matmul_dtype != "same":
+        student.matmul_dtype = _DTYPES[chosen.matmul_dtype]
+    return Di4CObjective(student, frozen, teacher.process, chosen, seed=seed)
 
 
 def trained_judge(config: Config, corpus: Corpus, world: World, cache_dir: Path) -> str:
@@ -197,12 +266,10 @@ def trained_judge(config: Config, corpus: Corpus, world: World, cache_dir: Path)
     return train_judge(tokens_ND, corpus.tokenizer, config.judge, cache_dir=cache_dir, device=str(world.device)).name
 
 
-def report(run_dir: Path, config: Config) -> None:
-    """The closing report: the table goes to the terminal."""
-    from di4c_lm.reports import gen_ppl_report
-
+def report_settings(config: Config) -> GenPplConfig:
+    """The closing report's settings, as `eval/gen_ppl.py` takes them."""
     evaluation = config.eval
-    settings = GenPplConfig(
+    return GenPplConfig(
         steps=evaluation.steps,
         num_samples=evaluation.num_samples,
         batch_size=evaluation.batch_size,
@@ -211,4 +278,13 @@ def report(run_dir: Path, config: Config) -> None:
         judge_batch_size=config.judge.batch_size,
         device=config.run.device,
     )
-    logger.info("%s", gen_ppl_report(load_run(run_dir), settings))
+
+
+def report(run_dir: Path, config: Config) -> None:
+    """The closing report: the table goes to the terminal, and for an MDLM the bound on held-out text too."""
+    from di4c_lm.reports import bound_report, gen_ppl_report
+
+    run, settings = load_run(run_dir), report_settings(config)
+    logger.info("%s", gen_ppl_report(run, settings))
+    if isinstance(config.objective, MdlmConfig):
+        logger.info("%s", bound_report(run, settings, draws=config.objective.bound_draws))

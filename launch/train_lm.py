@@ -1,4 +1,4 @@
-"""Distil a few-step student of text.
+"""Distil a few-step student of text, or a chain of them.
 
 deepspeed launch/train_lm.py [key=value ...]     --help lists the keys
 """
@@ -14,13 +14,14 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 def main(argv: list[str]) -> int:
     """Read the settings, run, and turn bad input into exit status 2."""
-    config = cli.parse(argv, CONFIGS, "train_lm", "launch/train_lm.py")
+    config, rounds = cli.parse(argv, CONFIGS, "train_lm", "launch/train_lm.py")
+    from di4c_lm.rounds import run_chain
     from di4c_lm.runs import run_text
     from di4c_lm.training.distributed import shutdown
 
     cli.log_to_terminal()
     try:
-        return run_text(config)
+        return run_chain(config, rounds) if rounds else run_text(config)
     except (ValueError, ConnectionError) as error:
         cli.fail(str(error))
     finally:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from di4c_lm import cli
-from di4c_lm.config import Config, to_dict
+from di4c_lm.config import Config, Di4CConfig, MdlmConfig, SdttConfig, to_dict
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
@@ -26,6 +26,7 @@ def test_the_default_loads_and_round_trips() -> None:
 def test_the_papers_run_is_the_papers() -> None:
     config = load("experiment=paper_owt")
     assert (config.model.num_blocks, config.model.hidden_size, config.model.num_heads) == (12, 768, 12)
+    assert isinstance(config.objective, Di4CConfig)
     assert (config.data.length, config.objective.num_lambdas, config.objective.alpha_scale) == (1024, 16, 0.1)
     assert (config.optim.lr, config.optim.ema_decay, config.optim.warmup_steps, config.optim.clip_norm) == (
         3e-5,
@@ -42,7 +43,21 @@ def test_the_papers_run_is_the_papers() -> None:
 def test_words_reach_their_keys() -> None:
     config = load("train.steps=7", "lambda.path=token", "zero.stage=2", "objective.num_lambdas=4", "eval.steps=[1,3]")
     assert (config.train.steps, config.latent.path, config.zero.stage) == (7, "token", 2)
+    assert isinstance(config.objective, Di4CConfig)
     assert (config.objective.num_lambdas, config.eval.steps) == (4, (1, 3))
+
+
+def test_an_objective_has_its_own_keys_and_no_others() -> None:
+    assert isinstance(load("objective=mdlm", "objective.times=iid").objective, MdlmConfig)
+    sdtt = load("objective=sdtt", "objective.round=3").objective
+    assert isinstance(sdtt, SdttConfig)
+    assert sdtt.step == 4 / 1024
+    with pytest.raises(
+        ValueError, match=r"unknown key 'objective.num_lambdas'.*allowed are objective.kind, objective.div"
+    ):
+        load("objective=sdtt", "objective.num_lambdas=4")
+    for config in (load("objective=mdlm"), load("objective=sdtt"), load()):
+        assert cli.from_dict(to_dict(config)) == config
 
 
 def test_a_teacher_or_data_of_ones_own() -> None:
@@ -62,6 +77,7 @@ def test_a_teacher_or_data_of_ones_own() -> None:
         ("train.steps=true", "train.steps=True", "valid integer"),
         ("zero.stage=7", "zero.stage=7", "0, 1, 2 or 3"),
         ("objective=di5c", "objective='di5c'", "di4c, di4c_paper"),
+        ("objective.kind=sdtt", "objective.kind='sdtt'", "chosen by objective=<kind>"),
         ("objective.hop.law=x", "objective.hop.law='x'", "'fixed', 'fraction'"),
         ("objective.times.mass_at_one=2", "objective.times.mass_at_one=2", "[0, 1]"),
         ("lambda.inject_at=9", "lambda.inject_at=9", "below model.num_blocks=4"),

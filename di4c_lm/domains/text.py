@@ -24,12 +24,9 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedTokenizerFast
 
-SETTINGS, PARTS, VALIDATION, STUDENT = (
-    "config.yaml",
-    "parts.json",
-    "validation.safetensors",
-    "student",
-)  # in a run's folder
+# In a run's folder. `student` holds the averaged weights, `student_raw` the others, where a next round wants them.
+SETTINGS, PARTS, VALIDATION = "config.yaml", "parts.json", "validation.safetensors"
+STUDENT, STUDENT_RAW = "student", "student_raw"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,15 +122,34 @@ class TextModel:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A finished run: its settings, its student, the teacher behind it, held-out text, and the judge's folder or hub name."""
+    """A finished run, or a chain of rounds: its settings, its models by name, held-out text, and the judge's folder or hub name."""
 
     settings: dict[str, Any]  # as in its config.yaml
     folder: Path
-    student: TextModel
-    teacher: TextModel
-    teacher_path: Path
+    models: dict[str, TextModel]  # "teacher", if there was one, and "student"; of a chain those of its rounds
+    paths: dict[str, Path]  # where each was loaded from
     validation: Int64[Tensor, "N D"]
     judge: str
+
+    @property
+    def student(self) -> TextModel:
+        """What was trained, in a chain the last."""
+        return list(self.models.values())[-1]
+
+    @property
+    def teacher(self) -> TextModel:
+        """What it was trained from. Raises `ValueError` where there was none."""
+        return self.models[self._check("teacher")]
+
+    @property
+    def teacher_path(self) -> Path:
+        """The folder of the teacher. Raises `ValueError` where there was none."""
+        return self.paths[self._check("teacher")]
+
+    def _check(self, name: str) -> str:
+        if name not in self.models:
+            raise ValueError(f"{self.folder}: expected a model {name!r}, found {', '.join(self.models)}")
+        return name
 
 
 def load_teacher(config: Config, tokenizer: "PreTrainedTokenizerFast") -> TextModel:
@@ -160,30 +176,46 @@ def random_teacher(config: Config, tokenizer: "PreTrainedTokenizerFast") -> Text
     return TextModel(denoiser=denoiser.eval(), tokenizer=tokenizer, length=config.data.length)
 
 
-def write_parts(run_dir: Path, *, teacher: Path, judge: str, validation: Int64[Tensor, "N D"]) -> None:
-    """Note in the run's folder what its measurement needs: the folder of its teacher, its judge, and the held-out sequences."""
+def write_parts(
+    run_dir: Path,
+    *,
+    teacher: Path | None,
+    judge: str,
+    validation: Int64[Tensor, "N D"],
+    rounds: "Mapping[str, Path] | None" = None,
+) -> None:
+    """Note in the run's folder what its measurement needs: the folder of its teacher, its judge, and the held-out sequences.
+
+    Of a chain, `rounds` are the folders of its models by name, below `run_dir`.
+    """
     from safetensors.torch import save_file
 
     run_dir.mkdir(parents=True, exist_ok=True)
     save_file({"validation": validation.int()}, str(run_dir / VALIDATION))
-    (run_dir / PARTS).write_text(json.dumps({"teacher": str(teacher), "judge": judge}, indent=1) + "\n")
+    parts: dict[str, Any] = {"teacher": None if teacher is None else str(teacher), "judge": judge}
+    if rounds is not None:
+        parts["rounds"] = {name: str(folder.relative_to(run_dir)) for name, folder in rounds.items()}
+    (run_dir / PARTS).write_text(json.dumps(parts, indent=1) + "\n")
 
 
 def load_run(run_dir: Path) -> Run:
-    """A finished run from its folder. Raises `ValueError` where the folder lacks a part, naming it."""
+    """A finished run, or chain of rounds, from its folder. Raises `ValueError` where the folder lacks a part, naming it."""
     import yaml
     from safetensors.torch import load_file
 
-    absent = [name for name in (SETTINGS, PARTS, VALIDATION, STUDENT) if not (run_dir / name).exists()]
+    parts = json.loads((run_dir / PARTS).read_text()) if (run_dir / PARTS).exists() else {}
+    expected = (SETTINGS, PARTS, VALIDATION, *parts.get("rounds", {STUDENT: STUDENT}).values())
+    absent = [name for name in expected if not (run_dir / name).exists()]
     if absent:
         raise ValueError(f"{run_dir}: expected the folder of a finished run, but it has no {', '.join(absent)}")
-    parts = json.loads((run_dir / PARTS).read_text())
+    paths = {name: run_dir / folder for name, folder in parts.get("rounds", {"student": STUDENT}).items()}
+    if parts["teacher"] is not None:
+        paths = {"teacher": Path(parts["teacher"]), **paths}
     return Run(
         settings=yaml.safe_load((run_dir / SETTINGS).read_text()),
         folder=run_dir,
-        student=TextModel.from_pretrained(run_dir / STUDENT),
-        teacher=TextModel.from_pretrained(Path(parts["teacher"])),
-        teacher_path=Path(parts["teacher"]),
+        models={name: TextModel.from_pretrained(path) for name, path in paths.items()},
+        paths=paths,
         validation=load_file(str(run_dir / VALIDATION))["validation"].long(),
         judge=parts["judge"],
     )

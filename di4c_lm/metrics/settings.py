@@ -1,15 +1,16 @@
 """What `eval/gen_ppl.py` may be told, typed. Checks itself like `di4c_lm.config`."""
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Strict
 from pydantic.dataclasses import dataclass
 
 from di4c_lm.config import EvalConfig, Ints, check
 from di4c_lm.metrics.perplexity import EosRule
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
+Words = Annotated[tuple[str, ...], Strict(strict=False)]
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -131,3 +132,16 @@ class GenPplConfig:
             prompt_length=self.prompt_length,
             continuation_length=self.continuation_length,
         )
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class CompareConfig(GenPplConfig):
+    """Generative perplexity and sample entropy of several models in one table, beside held-out text.
+
+    models               folders, or <name>=<folder>, of runs or of exported models; none: those of the chain of rounds `run`
+    run                  the run or chain whose held-out text and judge are used; null: the newest run under `outputs`
+
+    The other keys are those of eval/gen_ppl.py.
+    """
+
+    models: Words = ()

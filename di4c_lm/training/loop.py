@@ -105,12 +105,14 @@ def train(
     is_latent: Callable[[str], bool] | None = None,
     label: str = "train",
     settings: dict[str, Any] | None = None,
+    optimizer_from: Path | None = None,
 ) -> Trained:
     """Train `objective.student` for `train.steps` updates, or go on with the run in `run_dir` (`train.resume`). All ranks call it.
 
     `objective(batch)` returns the loss, a mean over the examples, and detached scalar metrics; see `DeepSpeedEngine` for what else it
     promises. Leaves `metrics.jsonl` and `checkpoints/` in `run_dir`. On SIGTERM or SIGINT the step is finished and saved, and
-    `progress.signal` tells: a script should then exit with 128 + that number.
+    `progress.signal` tells: a script should then exit with 128 + that number. A run that does not resume begins with the optimiser's
+    moments of the one in `optimizer_from`, where that is given.
 
     Errors: `ValueError` as `Checkpoint.resume` and `DeepSpeedEngine` say; `NonFiniteError` after `train.max_bad_steps` bad steps in a
     row, with the last one's sample ids in `bad_batch.json`; `CheckpointError` where a checkpoint cannot be saved.
@@ -128,7 +130,8 @@ def train(
         progress=progress,
         keep=train.keep_checkpoints,
     )
-    checkpoint.resume(train.resume)
+    if not checkpoint.resume(train.resume) and optimizer_from is not None:
+        checkpoint.adopt_optimizer(optimizer_from / "checkpoints")
     journal = Journal(
         run_dir,
         step=progress.step,

@@ -1,6 +1,6 @@
 """Objectives: modules that turn a batch into a loss. The engine wraps one, so that it sees every use of the student's parameters."""
 
-from typing import Protocol, cast, runtime_checkable
+from typing import cast
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -14,28 +14,19 @@ from di4c_lm.losses.weights import alpha
 from di4c_lm.models.readout import Denoiser, Prediction
 from di4c_lm.processes.categorical import sample_categorical
 from di4c_lm.processes.masked import MaskedProcess
-from di4c_lm.processes.rng import KeyedRng, Rng, split, uniform
+from di4c_lm.processes.rng import Rng, split, uniform
 from di4c_lm.processes.times import hop_down, sample_times
+from di4c_lm.training.batch import Batch, StratifiedBatch, batch_rng
 
 _DRAW_ROWS = 256
 
 
-@runtime_checkable
-class Batch(Protocol):
-    """Sequences and the numbers that key their noise."""
-
-    x: Int64[Tensor, "B D"]
-    sample_id: Int64[Tensor, " B"]
-    epoch: Int64[Tensor, " B"]
-
-
-def batch_rng(seed: int, batch: Batch) -> KeyedRng:
-    """Noise keyed by (seed, sample id, epoch), so that neither rank nor batch can change it."""
-    return KeyedRng(seed, torch.stack([batch.sample_id, batch.epoch], 1))
-
-
 class MdlmObjective(nn.Module):
-    """Training a masked-diffusion model from data by its continuous-time bound, one t an example."""
+    """Training a masked-diffusion model from data by its continuous-time bound, one t an example.
+
+    Of a `StratifiedBatch` the times are antithetic: one in each of G equal parts of (0, 1], G the size of the global batch, as in Sahoo
+    et al. 2024; of any other batch they are independent.
+    """
 
     def __init__(self, student: nn.Module, process: MaskedProcess, *, seed: int, chunk_rows: int = 0) -> None:
         super().__init__()
@@ -47,7 +38,8 @@ class MdlmObjective(nn.Module):
     def forward(self, batch: Batch) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Mean over the batch of the bound in nats a sequence, and the same a token."""
         rng = batch_rng(self.seed, batch)
-        t_B = 1 - uniform(rng, (len(batch.x),), batch.x.device)
+        u_B = uniform(rng, (len(batch.x),), batch.x.device)
+        t_B = 1 - (batch.spread(u_B) if isinstance(batch, StratifiedBatch) else u_B)
         x_t = self.process.corrupt(batch.x, t_B, rng)
         sites = Sites.where(x_t == self.process.mask_id)
         prediction: Prediction = self.student(x_t, t_B.float())
@@ -65,10 +57,11 @@ class MdlmObjective(nn.Module):
 
     def external_parameters(self) -> list[tuple[nn.Module, nn.Parameter]]:
         """Parameters that are used outside the module that owns them: the readout's, inside the loss."""
-        return _readout_parameters(self, self.student)
+        return readout_parameters(self, self.student)
 
 
-def _readout_parameters(objective: nn.Module, student: nn.Module) -> list[tuple[nn.Module, nn.Parameter]]:
+def readout_parameters(objective: nn.Module, student: nn.Module) -> list[tuple[nn.Module, nn.Parameter]]:
+    """The parameters of `student`'s readout, used by `objective`, which takes it out of a `Prediction`."""
     parameters = cast(Denoiser, student).readout().parameters
     return [(objective, parameter) for parameter in parameters if isinstance(parameter, nn.Parameter)]
 
@@ -120,7 +113,7 @@ class Di4CObjective(nn.Module):
 
     def external_parameters(self) -> list[tuple[nn.Module, nn.Parameter]]:
         """Parameters that are used outside the module that owns them: the readout's, inside the loss."""
-        return _readout_parameters(self, self.student)
+        return readout_parameters(self, self.student)
 
     def _in_loss(self, x_t: Int64[Tensor, "B D"]) -> Bool[Tensor, "B D"]:
         return (

@@ -138,6 +138,24 @@ class Checkpoint:
             raise CheckpointError(f"none of the {len(found)} checkpoints in {self._folder} is whole")
         return False
 
+    def adopt_optimizer(self, folder: Path) -> None:
+        """Take the optimiser's moments, and its count of updates, from the newest checkpoint in another run's `folder`; not the weights.
+
+        All ranks must call it. Errors: `ValueError` where there is none that is whole, or it is of another network.
+        """
+        whole = [path for path in sorted(snapshots(folder), reverse=True) if problem_of(path) is None]
+        path = _first(gather_objects(str(whole[0]) if whole else None))
+        if path is None:
+            raise ValueError(f"train.reset_optimizer=false, but {folder} holds no checkpoint that is whole")
+        newest = Path(path)
+        manifest = read_manifest(newest)
+        _check_shapes(newest, manifest["parameters"], self._partition)
+        engine = self._sharded["engine"]
+        moments = {kind: flats for kind, flats in engine.flats().items() if kind != "master"}
+        _fill(newest, int(manifest["world_size"]), self._partition, moments)
+        engine.load_state_dict(json.loads((newest / "rank_00000.json").read_text())["engine"])
+        logger.info("the optimiser goes on from %s", newest)
+
     def _make_room(self, new: Path) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         for left_over in self._folder.glob("step_*.tmp"):

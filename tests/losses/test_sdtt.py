@@ -52,7 +52,7 @@ def test_value_and_gradients_are_those_of_the_definition(
         readout = LinearReadout(rounded[1], rounded[2], impossible=MASK)
         law = log_q.to(torch.float64 if cast == torch.float64 else torch.float32)
         found = sdtt_divergence(name, rounded[0], positions, readout, law, chunk_rows=chunk_rows)
-        value = found if lean else plain(name, *rounded, law)
+        value = found if lean else plain(name, rounded[0], rounded[1], rounded[2], law)
         return value.detach(), list(torch.autograd.grad((value.double() * weights).sum(), rounded))
 
     exact, exact_grads = grads(torch.float64, lean=False)
