@@ -4,7 +4,6 @@ import dataclasses
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 from di4c_lm import cli
 from di4c_lm.config import Config, TeacherConfig
