@@ -1,7 +1,6 @@
 """Tokenizers: trained on the corpus, or loaded; always with EOS, BOS, and MASK as the last id."""
 
 import hashlib
-import json
 import logging
 import os
 import shutil
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from di4c_lm.config import DataConfig
 from di4c_lm.data.documents import first_characters
 from di4c_lm.data.hub import is_network_failure, with_patience
+from di4c_lm.fingerprints import fingerprint as fingerprint
 
 if TYPE_CHECKING:
     import tokenizers
@@ -185,12 +185,3 @@ def load_tokenizer(
     if config.tokenizer == "train":
         return _with_specials(_trained(documents, config.vocab_size, cache_dir))
     return _with_specials(_load_or_explain(config.tokenizer))
-
-
-def fingerprint(tokenizer: "transformers.PreTrainedTokenizerFast") -> str:
-    """SHA-256 of what ids mean: entries with their ids, merges, and the ids of BOS, EOS and MASK. Saving keeps it."""
-    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
-    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model.get("merges", ())]
-    specials = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.mask_token_id)
-    content = json.dumps([sorted(tokenizer.get_vocab().items()), merges, specials])
-    return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()

@@ -37,16 +37,19 @@ class Difference:
 
 
 def interval(
-    statistic: Statistic, arrays: Sequence[ndarray], *, resamples: int, seed: int, level: float = 0.95
+    statistic: Statistic, arrays: Sequence[ndarray], *, resamples: int, seed: int, level: float = 0.95, groups: int = 1
 ) -> Interval:
     """Percentile bootstrap interval (Efron 1979): documents are drawn with replacement, `resamples` times.
 
-    `statistic(*arrays)` reduces the last axis of arrays (N,) and of their resamples (R, N); all arrays share N.
-    Raises `ValueError` where N < 2 or the arrays differ in length.
+    `statistic(*arrays)` reduces the last axis of arrays (N,) and of their resamples (R, N); all arrays share N. Where the N documents are
+    `groups` equal blocks, one a seed, seeds are drawn with replacement first and documents within each (Davison and Hinkley 1997, 3.8).
+    Raises `ValueError` where N < 2, the arrays differ in length, or the blocks are not equal.
     """
     num_documents = _common_length(arrays)
-    draws = [statistic(*(a[index_RN] for a in arrays)) for index_RN in _resamples(num_documents, resamples, seed)]
-    low, high = _quantiles(np.concatenate(draws), level)
+    draws = [
+        statistic(*(a[index_RN] for a in arrays)) for index_RN in resamples_of(num_documents, resamples, seed, groups)
+    ]
+    low, high = quantiles(np.concatenate(draws), level)
     return Interval(estimate=float(statistic(*arrays)), low=low, high=high)
 
 
@@ -71,9 +74,9 @@ def paired_difference(
     observed = float(statistic(*a) - statistic(*b))
     draws = [
         statistic(*(x[index_RN] for x in a)) - statistic(*(x[index_RN] for x in b))
-        for index_RN in _resamples(num_documents, resamples, seed)
+        for index_RN in resamples_of(num_documents, resamples, seed)
     ]
-    low, high = _quantiles(np.concatenate(draws), level)
+    low, high = quantiles(np.concatenate(draws), level)
     rng = np.random.default_rng([seed, 1])
     extreme = 0
     for rows in _row_counts(num_documents, resamples):
@@ -100,12 +103,21 @@ def _row_counts(num_documents: int, resamples: int) -> list[int]:
     return [min(rows, resamples - start) for start in range(0, resamples, rows)]
 
 
-def _resamples(num_documents: int, resamples: int, seed: int) -> Iterator[Int[ndarray, "R N"]]:
+def resamples_of(num_documents: int, resamples: int, seed: int, groups: int = 1) -> Iterator[Int[ndarray, "R N"]]:
+    """The documents' numbers in each resample, in blocks of rows; see `interval`."""
+    if num_documents % groups:
+        raise ValueError(f"{num_documents} documents are not {groups} blocks of one size")
     rng = np.random.default_rng([seed, 0])
+    each = num_documents // groups
     for rows in _row_counts(num_documents, resamples):
-        yield rng.integers(num_documents, size=(rows, num_documents))
+        if groups == 1:
+            yield rng.integers(num_documents, size=(rows, num_documents))
+            continue
+        block_RG1 = rng.integers(groups, size=(rows, groups, 1))
+        yield (block_RG1 * each + rng.integers(each, size=(rows, groups, each))).reshape(rows, num_documents)
 
 
-def _quantiles(draws_R: Float[ndarray, " R"], level: float) -> tuple[float, float]:
+def quantiles(draws_R: Float[ndarray, " R"], level: float) -> tuple[float, float]:
+    """The ends of the central interval that holds the share `level` of the draws."""
     low, high = np.quantile(draws_R, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

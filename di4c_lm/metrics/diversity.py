@@ -1,8 +1,10 @@
 """How varied sampled tokens are, within a sample and across samples. Entropies in nats over the model's own tokens."""
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+_GRAMS_AT_ONCE = 1 << 13  # columns of the table of who holds which n-gram
 
 
 def sample_entropy(tokens_ND: Int[Tensor, "N D"]) -> Float[Tensor, " N"]:
@@ -38,9 +40,46 @@ def distinct_n(tokens_ND: Int[Tensor, "N D"], n: int) -> float:
 
     Raises `ValueError` unless 1 <= n <= D.
     """
+    gram_NG, num_grams = _grams(tokens_ND, n)
+    return num_grams / gram_NG.numel()
+
+
+def repetition(tokens_ND: Int[Tensor, "N D"], n: int = 4) -> Float[Tensor, " N"]:
+    """Rep-n (Welleck et al. 2020): the share of a sample's n-grams that it has had before, in [0, 1). Float64.
+
+    Raises `ValueError` unless 1 <= n <= D.
+    """
+    gram_NG, _ = _grams(tokens_ND, n)
+    sorted_NG = gram_NG.sort(dim=1).values
+    return (sorted_NG[:, 1:] == sorted_NG[:, :-1]).sum(1).double() / gram_NG.shape[1]
+
+
+def near_duplicates(tokens_ND: Int[Tensor, "N D"], *, n: int = 5, share: float = 0.5) -> Bool[Tensor, " N"]:
+    """Which samples have another of which they hold at least `share` of the n-grams, or it of theirs.
+
+    Containment of the sets of n-grams, |A ∩ B| / min(|A|, |B|) (Broder 1997): a shift, a cut or an appended passage does not hide a copy.
+    Memory O(N² + N·D + N·8192). Raises `ValueError` unless 1 <= n <= D.
+    """
+    gram_NG, num_grams = _grams(tokens_ND, n)
+    num_samples, per_sample = gram_NG.shape
+    sample_NG = torch.arange(num_samples, device=gram_NG.device)[:, None].expand(-1, per_sample)
+    common_NN = torch.zeros(num_samples, num_samples, device=gram_NG.device)
+    for start in range(0, num_grams, _GRAMS_AT_ONCE):
+        inside_NG = (gram_NG >= start) & (gram_NG < start + _GRAMS_AT_ONCE)
+        held_NC = torch.zeros(num_samples, min(_GRAMS_AT_ONCE, num_grams - start), device=gram_NG.device)
+        held_NC[sample_NG[inside_NG], gram_NG[inside_NG] - start] = 1
+        common_NN += held_NC @ held_NC.T
+    size_N = common_NN.diagonal().clone()
+    common_NN.fill_diagonal_(0)
+    return (common_NN >= share * torch.minimum(size_N[:, None], size_N[None])).any(1)
+
+
+def _grams(tokens_ND: Int[Tensor, "N D"], n: int) -> tuple[Int[Tensor, "N G"], int]:
+    """The n-grams of each sample by number, and how many there are."""
     if not 1 <= n <= tokens_ND.shape[1] or tokens_ND.shape[0] == 0:
         raise ValueError(
             f"n={n} is impossible for samples of shape {tuple(tokens_ND.shape)}: allowed is 1 to the length"
         )
     grams = tokens_ND.unfold(1, n, 1).reshape(-1, n)
-    return grams.unique(dim=0).shape[0] / grams.shape[0]
+    distinct, number = grams.unique(dim=0, return_inverse=True)
+    return number.view(len(tokens_ND), -1), len(distinct)

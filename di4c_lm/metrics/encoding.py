@@ -1,6 +1,5 @@
 """From a model's tokens to what a judge reads, whatever its tokenizer."""
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -8,11 +7,6 @@ from jaxtyping import Int
 from torch import Tensor
 
 from di4c_lm.metrics.perplexity import Document
-
-
-def fingerprint(tokenizer: Any) -> str:
-    """SHA-256 of a fast tokenizer's whole definition: equal if and only if it encodes alike."""
-    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
 
 def same_vocabulary(tokenizer: Any, other: Any) -> bool:

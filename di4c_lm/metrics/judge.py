@@ -6,6 +6,8 @@ import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from di4c_lm.config import JudgeConfig, to_dict
-from di4c_lm.metrics.encoding import fingerprint
+from di4c_lm.fingerprints import fingerprint
 
 _FORMAT = 1  # of the cache's key: a change in how judges are trained raises it
 _DROPOUT = 0.1
@@ -135,7 +137,8 @@ def _save(model: Any, tokenizer: Any, folder: Path, facts: dict[str, Any]) -> No
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        model.save_pretrained(beside)
+        with _no_bars():
+            model.save_pretrained(beside)
         tokenizer.save_pretrained(beside)
         (beside / "judge.json").write_text(json.dumps(facts, indent=2))
         try:
@@ -146,6 +149,20 @@ def _save(model: Any, tokenizer: Any, folder: Path, facts: dict[str, Any]) -> No
             _log.info("another process trained the same judge first: %s", folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Without the progress bars of transformers ("Loading weights", "Writing model shards"); then as it was."""
+    from transformers.utils import logging as transformers_logging
+
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def load_judge(path: str, *, device: str = "cpu", dtype: torch.dtype | None = None) -> Judge:
@@ -166,7 +183,8 @@ def load_judge(path: str, *, device: str = "cpu", dtype: torch.dtype | None = No
         raise ValueError(f"judge={path!r}: expected {expected}; found no such folder")
     source = str(folder) if folder.is_dir() else path
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype or "auto", output_loading_info=True)
+        with _no_bars():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype or "auto", output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"judge={path!r}: expected {expected}; found: {error}") from error

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from di4c_lm.config import to_dict
-from di4c_lm.metrics.encoding import fingerprint, same_vocabulary
+from di4c_lm.fingerprints import fingerprint
+from di4c_lm.metrics.encoding import same_vocabulary
 from di4c_lm.metrics.gen_ppl import Measurement
 from di4c_lm.metrics.judge import Judge
 from di4c_lm.metrics.manifest import manifest, weights_hash

@@ -72,3 +72,14 @@ def test_named_errors() -> None:
         bootstrap.interval(mean, [np.ones(1)], resamples=10, seed=0)
     with pytest.raises(ValueError, match=r"one length are needed, got \[3, 4\]"):
         bootstrap.paired_difference(mean, [np.ones(3)], [np.ones(4)], resamples=10, seed=0)
+
+
+def test_seeds_are_resampled_before_documents() -> None:
+    rng = np.random.default_rng(0)
+    values = (rng.normal(size=(4, 1)) * 5 + rng.normal(size=(4, 200))).reshape(-1)
+
+    plain = bootstrap.interval(mean, (values,), resamples=500, seed=0)
+    nested = bootstrap.interval(mean, (values,), resamples=500, seed=0, groups=4)
+    assert nested.high - nested.low > 4 * (plain.high - plain.low)
+    with pytest.raises(ValueError, match="800 documents are not 3 blocks"):
+        bootstrap.interval(mean, (values,), resamples=5, seed=0, groups=3)

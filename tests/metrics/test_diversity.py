@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from di4c_lm.metrics.diversity import corpus_entropy, distinct_n, sample_entropy
+from di4c_lm.metrics.diversity import corpus_entropy, distinct_n, near_duplicates, repetition, sample_entropy
 
 SAMPLES = st.lists(st.lists(st.integers(0, 5), min_size=6, max_size=6), min_size=1, max_size=4).map(torch.tensor)
 
@@ -57,3 +57,19 @@ def test_named_errors() -> None:
         sample_entropy(torch.zeros(2, 0, dtype=torch.long))
     with pytest.raises(ValueError, match="n=4 is impossible"):
         distinct_n(torch.zeros(2, 3, dtype=torch.long), 4)
+
+
+def test_repetition_is_the_share_of_seen_n_grams() -> None:
+    tokens = torch.tensor([[1, 2, 1, 2, 1, 2], [1, 2, 3, 4, 5, 6]])
+    assert repetition(tokens, 2).tolist() == pytest.approx([3 / 5, 0])
+    with pytest.raises(ValueError, match="n=7 is impossible"):
+        repetition(tokens, 7)
+
+
+def test_near_duplicates_are_found_past_a_shift_and_unlike_samples_are_not() -> None:
+    rng = torch.Generator().manual_seed(0)
+    own = torch.randint(1000, (6, 40), generator=rng)
+    shifted = torch.cat([own[0, 10:], torch.randint(1000, (10,), generator=rng)])[None]
+    found = near_duplicates(torch.cat([own, shifted]))
+    assert found.tolist() == [True, False, False, False, False, False, True]
+    assert near_duplicates(own[:1].repeat(5, 1)).all()

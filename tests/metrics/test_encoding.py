@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from di4c_lm.metrics.encoding import documents, fingerprint, same_vocabulary
+from di4c_lm.fingerprints import fingerprint
+from di4c_lm.metrics.encoding import documents, same_vocabulary
 
 from .tiny import letters, words
 
