@@ -1,12 +1,12 @@
 """Text: a masked process on tokens, DiT networks, their checkpoints and tokenizers, and how they write."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from di4c_lm.checkpoints.di4c import load_denoiser, save_denoiser
@@ -16,17 +16,24 @@ from di4c_lm.data.tokenizers import fingerprint
 from di4c_lm.models.dit import DIT
 from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.processes.rng import KeyedRng
-from di4c_lm.samplers.ancestral import sample
-from di4c_lm.samplers.grids import uniform_grid
+from di4c_lm.samplers.blocks import Blocks
+from di4c_lm.samplers.draw import Draw, Noise
+from di4c_lm.samplers.grids import make_grid, uniform_grid
+from di4c_lm.samplers.optimised import measure_errors
+from di4c_lm.samplers.registry import make_sampler
+from di4c_lm.samplers.trajectory import sample
+from di4c_lm.samplers.walk import Sampler
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from transformers import PreTrainedTokenizerFast
 
 # In a run's folder. `student` holds the averaged weights, `student_raw` the others, where a next round wants them.
 SETTINGS, PARTS, VALIDATION = "config.yaml", "parts.json", "validation.safetensors"
 STUDENT, STUDENT_RAW = "student", "student_raw"
+_GRID_TRAJECTORIES = 16  # on which a grid is optimised
+_GRID_KEYS = 2**40  # the numbers of those, apart from those of samples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,27 +104,78 @@ class TextModel:
         seed: int,
         batch_size: int = 64,
         x_init: Int64[Tensor, "N D"] | None = None,
+        sampler: "Sampler | str" = "ancestral",
+        grid: "str | Sequence[float]" = "uniform",
         temperature: float = 1.0,
+        top_p: float = 1.0,
+        noise: Noise = "exact",
+        hold_latents: bool = False,
+        teacher: "TextModel | None" = None,
         on_step: "Callable[[Int64[Tensor, 'B D']], None] | None" = None,
     ) -> tuple[Int64[Tensor, "N D"], float]:
-        """Tokens of `num_samples` sequences on the uniform grid of `steps` steps, and the mean NFE.
+        """Tokens of `num_samples` sequences, and the mean NFE.
 
-        `x_init` (N, D) holds what is given, MASK elsewhere. Sample n depends on (seed, n) alone, whatever the batch size.
+        `x_init` (N, D) holds what is given, MASK elsewhere. `sampler` is an object or a name, `grid` a name of `make_grid`, times, or
+        one optimised on this model: `optimised` the best of `steps` steps, `fewest` the shortest as good as `steps` equal ones. `teacher`
+        is the second network of the sampler `hybrid`. Sample n depends on (seed, n) alone, whatever the batch size. Raises `ValueError` for
+        sizes and settings that do not fit, and for sequences longer than the context, which take the sampler `blocks`.
         """
+        if num_samples < 1:
+            raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         device = next(self.denoiser.parameters()).device
         if x_init is None:
             x_init = torch.full((num_samples, self.length), self.process.mask_id)
         if x_init.shape[0] != num_samples:
             raise ValueError(f"x_init: expected {num_samples} rows, got shape {tuple(x_init.shape)}")
-        grid = uniform_grid(steps)
+        chosen = self._sampler(sampler, x_init.shape[1])
+        if teacher is not None and fingerprint(teacher.tokenizer) != fingerprint(self.tokenizer):
+            raise ValueError("teacher: its tokenizer is not that of the student")
+        draw = Draw(temperature=temperature, top_p=top_p, noise=noise)
+        times = self.time_grid(grid, steps, seed=seed, x_init=x_init[: min(batch_size, _GRID_TRAJECTORIES)], draw=draw)
         rows, calls = [], 0.0
         for number_B in torch.arange(num_samples).split(batch_size):
-            rng = KeyedRng(seed, number_B.to(device))
-            start = x_init[number_B].to(device)
-            drawn = sample(self.denoiser, self.process, start, grid, rng, temperature=temperature, on_step=on_step)
+            drawn = sample(
+                self.denoiser,
+                self.process,
+                x_init[number_B].to(device),
+                times,
+                KeyedRng(seed, number_B.to(device)),
+                sampler=chosen,
+                draw=draw,
+                hold_latents=hold_latents,
+                teacher=None if teacher is None else teacher.denoiser,
+                on_step=on_step,
+            )
             rows.append(drawn.x.cpu())
             calls += drawn.nfe * len(number_B)
         return torch.cat(rows), calls / num_samples
+
+    def time_grid(
+        self, grid: "str | Sequence[float]", steps: int, *, seed: int, x_init: Int64[Tensor, "B D"], draw: Draw
+    ) -> Float64[Tensor, " n"]:
+        """The grid that `sample` goes down; `optimised` and `fewest` are measured on trajectories from `x_init`, cut to the context."""
+        if grid not in ("optimised", "fewest"):
+            return make_grid(grid, steps)
+        device = next(self.denoiser.parameters()).device
+        equal = uniform_grid(steps)
+        start = x_init[:, : self.length].to(device)
+        rng = KeyedRng(seed, torch.arange(len(start), device=device) + _GRID_KEYS)
+        errors = measure_errors(
+            self.denoiser, self.process, start, rng, nodes=max(32, 2 * steps), draw=replace(draw, noise="exact")
+        )
+        return errors.best(steps) if grid == "optimised" else errors.fewest(equal)
+
+    def _sampler(self, sampler: "Sampler | str", length: int) -> Sampler:
+        if isinstance(sampler, str):
+            sampler = make_sampler(sampler, {"context": self.length} if sampler == "blocks" else None)
+        if (sampler.context if isinstance(sampler, Blocks) else length) > self.length:
+            raise ValueError(
+                f"x_init: {length} positions by {type(sampler).__name__} exceed the context of {self.length}; "
+                f"longer text takes sampler=blocks with a context of at most {self.length}"
+            )
+        return sampler
 
 
 @dataclass(frozen=True, kw_only=True)
