@@ -1,4 +1,4 @@
-"""Compare our losses and networks with golden files of the reference: python tools/check_parity.py [DIR]
+"""Compare our losses, networks and samplers with golden files of the reference: python tools/check_parity.py [DIR]
 
 DIR holds `.npz` cases (default `$DI4C_SHARED/golden`). Prints a table of errors, then a line a case: ok, FAILED or not computed.
 Exit code 1 if any case failed, 2 if there is nothing to read.
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 from zipfile import BadZipFile
 
-from parity import lm_dit, lm_loss, maskgit_loss, tauldr_loss
+from parity import lm_dit, lm_loss, lm_sampling, maskgit_loss, tauldr_loss
 from parity.golden import Computed, Golden, Row, compare
 from safetensors import SafetensorError
 
@@ -29,6 +29,7 @@ CASES = {
     "lm_dit": Case(lm_dit.compute, lm_dit.INPUTS),
     "lm_dit_di4c": Case(lm_dit.compute, lm_dit.INPUTS),
     "lm_loss": Case(lm_loss.compute, lm_loss.INPUTS),
+    "lm_sampling": Case(lm_sampling.compute, lm_sampling.INPUTS),
     "maskgit_loss": Case(maskgit_loss.compute, maskgit_loss.INPUTS),
     "tauldr_loss": Case(tauldr_loss.compute, tauldr_loss.INPUTS),
 }
