@@ -164,6 +164,12 @@ def test_the_chains_that_are_shipped_say_what_their_names_say() -> None:
     assert isinstance(di4c[0].objective, MdlmConfig)
     assert isinstance(di4c[1].objective, Di4CConfig)
     assert all(one.rounds == () for one in di4c)
+    _, paper = chain("experiment=paper_sdtt", "run.dir=x")
+    assert [one.objective.step for one in paper if isinstance(one.objective, SdttConfig)] == [
+        2**k / 1024 for k in range(7)
+    ]
+    assert [one.teacher.weights for one in paper] == ["ema"] + 6 * ["raw"]
+    assert (paper[0].teacher.path, paper[0].data.dataset) == ("kuleshov-group/mdlm-owt", "Skylion007/openwebtext")
 
 
 def test_words_of_the_command_line_reach_all_rounds_and_give_way_to_theirs() -> None:
