@@ -1,0 +1,189 @@
+"""Seconds a step and tokens/s of ancestral sampling, ours against the published way:
+
+    python tools/bench_sampling.py steps=16 B=4 D=256 S=50258 H=768 blocks=2 heads=12 threads=2 [--json]
+
+Each way runs in a process of its own on the same weights: `fast` chooses the positions first and reads out those alone, `plain` holds
+logits, softmax and float32 noise over (B, D, S). More settings: latent=false|true (a student with λ, which no cache helps), repeat=1 (the
+fastest trajectory counts), ways=fast,plain, device=auto|cpu|cuda. Seconds a step are those of a trajectory over `steps`. `--json`
+prints one object on the last line.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from benchmark import plain_sampling
+from torch import nn
+
+from di4c_lm.config import LatentConfig, ModelConfig
+from di4c_lm.models.dit import DIT
+from di4c_lm.processes.masked import MaskedProcess
+from di4c_lm.samplers.grids import uniform_grid
+from di4c_lm.samplers.trajectory import sample
+
+WAYS = ("fast", "plain")
+DEVICES = ("auto", "cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Sizes and ways, as named on the command line."""
+
+    steps: int = 16
+    B: int = 4
+    D: int = 256
+    S: int = 50258
+    H: int = 768
+    blocks: int = 2
+    heads: int = 12
+    threads: int = 2
+    latent: bool = False
+    repeat: int = 1
+    ways: str = "fast,plain"
+    device: str = "auto"
+
+    @classmethod
+    def parse(cls, assignments: list[str]) -> "Settings":
+        """From key=value; raises `ValueError` for an unknown key, or a value that is impossible."""
+        types = {field.name: type(field.default) for field in dataclasses.fields(cls)}
+        values: dict[str, Any] = {}
+        for assignment in assignments:
+            key, equals, value = assignment.partition("=")
+            if not equals or key not in types:
+                raise ValueError(f"{assignment!r}: expected key=value with a key among {', '.join(types)}")
+            if types[key] is bool and value not in ("true", "false"):
+                raise ValueError(f"{assignment!r}: allowed are true and false")
+            if types[key] is int and (not value.isdecimal() or int(value) < 1):
+                raise ValueError(f"{assignment!r}: allowed is an integer of at least 1")
+            values[key] = value == "true" if types[key] is bool else types[key](value)
+        settings = cls(**values)
+        if settings.device not in DEVICES or not set(settings.ways.split(",")) <= set(WAYS):
+            raise ValueError(
+                f"device={settings.device} ways={settings.ways}: allowed are {', '.join(DEVICES)} and {', '.join(WAYS)}"
+            )
+        return settings
+
+    def assignments(self) -> list[str]:
+        """What `parse` reads."""
+        return [
+            f"{key}={str(value).lower()}" if isinstance(value, bool) else f"{key}={value}"
+            for key, value in self._items()
+        ]
+
+    def torch_device(self) -> torch.device:
+        """CUDA where there is one, unless told."""
+        automatic = "cuda" if torch.cuda.is_available() else "cpu"
+        return torch.device(automatic if self.device == "auto" else self.device)
+
+    def _items(self) -> list[tuple[str, Any]]:
+        return list(dataclasses.asdict(self).items())
+
+
+def build(settings: Settings) -> DIT:
+    """A network with random weights everywhere, the same for both ways."""
+    torch.manual_seed(0)
+    model = ModelConfig(hidden_size=settings.H, num_blocks=settings.blocks, num_heads=settings.heads)
+    latent = LatentConfig(law="uniform", path="token", inject_at=0) if settings.latent else None
+    network = DIT(model, num_states=settings.S, latent=latent)
+    for layer in network.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.normal_(layer.weight, std=0.02)
+    return network.to(settings.torch_device()).eval().requires_grad_(False)
+
+
+def measure(way: str, settings: Settings) -> dict[str, float]:
+    """Seconds a step, tokens a second and NFE of one way, in this process, after one step to warm up."""
+    if settings.torch_device().type != "cuda":
+        torch.set_num_threads(settings.threads)
+    network = build(settings)
+    process = MaskedProcess(network.mask_id)
+    x_init = torch.full((settings.B, settings.D), network.mask_id, device=settings.torch_device())
+
+    def fast(steps: int) -> float:
+        rng = torch.Generator(settings.torch_device()).manual_seed(1)
+        return sample(network, process, x_init, uniform_grid(steps), rng).nfe
+
+    def plain(steps: int) -> float:
+        torch.manual_seed(1)
+        calls = 0
+
+        def count(*_: Any) -> None:
+            nonlocal calls
+            calls += 1
+
+        hook = network.register_forward_pre_hook(count)
+        plain_sampling.sample(network, process, x_init, steps)
+        hook.remove()
+        return float(calls)
+
+    run = {"fast": fast, "plain": plain}[way]
+    run(1)
+    seconds, nfe = min(_timed(run, settings) for _ in range(settings.repeat))
+    return {
+        "seconds_per_step": seconds / settings.steps,
+        "tokens_per_s": settings.B * settings.D / seconds,
+        "nfe": nfe,
+    }
+
+
+def _timed(run: Callable[[int], float], settings: Settings) -> tuple[float, float]:
+    cuda = settings.torch_device().type == "cuda"
+    if cuda:
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    nfe = run(settings.steps)
+    if cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - started, nfe
+
+
+def run_apart(way: str, settings: Settings) -> dict[str, float]:
+    """`measure` in a process of its own."""
+    command = [sys.executable, __file__, "--way", way, *settings.assignments()]
+    environment = os.environ | {"OMP_NUM_THREADS": str(settings.threads)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"the {way} way ended with exit code {done.returncode}\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def print_table(results: dict[str, dict[str, float]]) -> None:
+    """One column a way, and their ratio."""
+    ways = list(results)
+    print(f"{'':18}" + "".join(f"{way:>10}" for way in ways) + ("     ratio" if len(ways) > 1 else ""))
+    for name in ("seconds_per_step", "tokens_per_s", "nfe"):
+        values = [results[way][name] for way in ways]
+        ratio = f"{values[0] / values[1]:10.3f}" if len(values) > 1 else ""
+        print(f"{name:18}" + "".join(f"{value:10.3f}" for value in values) + ratio)
+
+
+def main() -> None:
+    """Measure each way and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("settings", nargs="*", help="key=value")
+    parser.add_argument("--json", action="store_true", help="print one object on the last line")
+    parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    try:
+        settings = Settings.parse(arguments.settings)
+    except ValueError as error:
+        parser.error(str(error))
+    if arguments.way:
+        print(json.dumps(measure(arguments.way, settings)))
+        return
+    results = {way: run_apart(way, settings) for way in settings.ways.split(",")}
+    print_table(results)
+    if arguments.json:
+        print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
