@@ -1,12 +1,12 @@
 """Text: a masked process on tokens, DiT networks, their checkpoints and tokenizers, and how they write."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Int64
 from torch import Tensor
 
 from di4c_lm.checkpoints.di4c import load_denoiser, save_denoiser
@@ -16,11 +16,9 @@ from di4c_lm.data.tokenizers import fingerprint
 from di4c_lm.models.dit import DIT
 from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.processes.rng import KeyedRng
-from di4c_lm.samplers.blocks import Blocks
 from di4c_lm.samplers.draw import Draw, Noise
-from di4c_lm.samplers.grids import make_grid, uniform_grid
-from di4c_lm.samplers.optimised import measure_errors
-from di4c_lm.samplers.registry import make_sampler
+from di4c_lm.samplers.optimised import grid_for
+from di4c_lm.samplers.registry import fit_context
 from di4c_lm.samplers.trajectory import sample
 from di4c_lm.samplers.walk import Sampler
 
@@ -28,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from transformers import PreTrainedTokenizerFast
+
+    from di4c_lm.checkpoints.lightning import WhichWeights
 
 # In a run's folder. `student` holds the averaged weights, `student_raw` the others, where a next round wants them.
 SETTINGS, PARTS, VALIDATION = "config.yaml", "parts.json", "validation.safetensors"
@@ -66,6 +66,26 @@ class TextModel:
         folder = _folder(source)
         loaded = load_denoiser(folder)
         tokenizer = AutoTokenizer.from_pretrained(str(folder))
+        check_tokenizer(loaded, fingerprint=fingerprint(tokenizer), num_states=len(tokenizer), source=source)
+        return cls(denoiser=loaded.network.to(device).eval(), tokenizer=tokenizer, length=loaded.length)
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        source: Path | str,
+        tokenizer: "PreTrainedTokenizerFast",
+        *,
+        revision: str | None = None,
+        weights: "WhichWeights" = "ema",
+        device: torch.device | str = "cpu",
+    ) -> "TextModel":
+        """A checkpoint in any of the field's formats with the tokenizer it was trained with, in eval mode.
+
+        Raises `ValueError` as `load_checkpoint` does, or where the tokenizer has another number of states.
+        """
+        from di4c_lm.checkpoints.load import load_checkpoint
+
+        loaded = load_checkpoint(source, revision=revision, weights=weights)
         check_tokenizer(loaded, fingerprint=fingerprint(tokenizer), num_states=len(tokenizer), source=source)
         return cls(denoiser=loaded.network.to(device).eval(), tokenizer=tokenizer, length=loaded.length)
 
@@ -129,11 +149,13 @@ class TextModel:
             x_init = torch.full((num_samples, self.length), self.process.mask_id)
         if x_init.shape[0] != num_samples:
             raise ValueError(f"x_init: expected {num_samples} rows, got shape {tuple(x_init.shape)}")
-        chosen = self._sampler(sampler, x_init.shape[1])
+        chosen = fit_context(sampler, length=x_init.shape[1], context=self.length)
         if teacher is not None and fingerprint(teacher.tokenizer) != fingerprint(self.tokenizer):
             raise ValueError("teacher: its tokenizer is not that of the student")
         draw = Draw(temperature=temperature, top_p=top_p, noise=noise)
-        times = self.time_grid(grid, steps, seed=seed, x_init=x_init[: min(batch_size, _GRID_TRAJECTORIES)], draw=draw)
+        start = x_init[: min(batch_size, _GRID_TRAJECTORIES), : self.length].to(device)
+        grid_rng = KeyedRng(seed, _GRID_KEYS + torch.arange(len(start), device=device))
+        times = grid_for(self.denoiser, self.process, start, grid, steps, grid_rng, draw=draw)
         rows, calls = [], 0.0
         for number_B in torch.arange(num_samples).split(batch_size):
             drawn = sample(
@@ -151,31 +173,6 @@ class TextModel:
             rows.append(drawn.x.cpu())
             calls += drawn.nfe * len(number_B)
         return torch.cat(rows), calls / num_samples
-
-    def time_grid(
-        self, grid: "str | Sequence[float]", steps: int, *, seed: int, x_init: Int64[Tensor, "B D"], draw: Draw
-    ) -> Float64[Tensor, " n"]:
-        """The grid that `sample` goes down; `optimised` and `fewest` are measured on trajectories from `x_init`, cut to the context."""
-        if grid not in ("optimised", "fewest"):
-            return make_grid(grid, steps)
-        device = next(self.denoiser.parameters()).device
-        equal = uniform_grid(steps)
-        start = x_init[:, : self.length].to(device)
-        rng = KeyedRng(seed, torch.arange(len(start), device=device) + _GRID_KEYS)
-        errors = measure_errors(
-            self.denoiser, self.process, start, rng, nodes=max(32, 2 * steps), draw=replace(draw, noise="exact")
-        )
-        return errors.best(steps) if grid == "optimised" else errors.fewest(equal)
-
-    def _sampler(self, sampler: "Sampler | str", length: int) -> Sampler:
-        if isinstance(sampler, str):
-            sampler = make_sampler(sampler, {"context": self.length} if sampler == "blocks" else None)
-        if (sampler.context if isinstance(sampler, Blocks) else length) > self.length:
-            raise ValueError(
-                f"x_init: {length} positions by {type(sampler).__name__} exceed the context of {self.length}; "
-                f"longer text takes sampler=blocks with a context of at most {self.length}"
-            )
-        return sampler
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,16 +45,16 @@ GRIDS: dict[str, Callable[[int], Tensor]] = {
 }
 
 
-def make_grid(grid: str | Sequence[float], steps: int) -> Float64[Tensor, " n"]:
+def make_grid(grid: str | Sequence[float], steps: int, *, others: Sequence[str] = ()) -> Float64[Tensor, " n"]:
     """A grid by name with `steps` steps, or the listed times, whose number then is one more than the steps.
 
     Raises `ValueError` for an unknown name, `steps` < 1, or a list that does not descend from 1 to 0. A grid optimised on a model comes
-    from `optimised.measure_errors`.
+    from `optimised.grid_for`, which accepts the names `others` too.
     """
     if not isinstance(grid, str):
         return listed_grid(grid)
     if grid not in GRIDS:
-        raise ValueError(f"grid must be one of {', '.join(GRIDS)} or a list of times, got {grid!r}")
+        raise ValueError(f"grid must be one of {', '.join([*GRIDS, *others])} or a list of times, got {grid!r}")
     return GRIDS[grid](steps)
 
 

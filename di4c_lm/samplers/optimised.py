@@ -1,5 +1,7 @@
 """A time grid optimised on the model: where a step may be long, and where it costs."""
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -12,8 +14,11 @@ from di4c_lm.processes.categorical import sample_categorical
 from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.processes.rng import Rng, uniform
 from di4c_lm.samplers.draw import Draw
-from di4c_lm.samplers.grids import check_grid, uniform_grid
+from di4c_lm.samplers.grids import check_grid, make_grid, uniform_grid
 from di4c_lm.samplers.walk import ROWS
+
+MEASURED = ("optimised", "fewest")
+_NODES = 32
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ def measure_errors(
     x_init: Int64[Tensor, "B D"],
     rng: Rng,
     *,
-    nodes: int = 32,
+    nodes: int = _NODES,
     draw: Draw | None = None,
 ) -> IntervalErrors:
     """Estimate what a step of any length costs, on B trajectories of the model itself over `nodes` equal small steps.
@@ -99,6 +104,28 @@ def measure_errors(
                 gain_KK[i, k + 1] += (score_k - _log_share(earlier, token_C)).sum()
     error_KK = (gain_KK.cumsum(1) / num_batch).cummax(1).values.clamp_min(0)
     return IntervalErrors(grid_K.cpu(), error_KK.cpu())
+
+
+def grid_for(
+    denoiser: Denoiser,
+    process: MaskedProcess,
+    x_init: Int64[Tensor, "B D"],
+    grid: str | Sequence[float],
+    steps: int,
+    rng: Rng,
+    *,
+    draw: Draw | None = None,
+) -> Float64[Tensor, " n"]:
+    """A grid as settings name it: by `make_grid`, or measured on trajectories from `x_init`.
+
+    `optimised` is the best of `steps` steps, `fewest` the shortest whose estimated error is not above that of `steps` equal ones.
+    """
+    if grid not in MEASURED:
+        return make_grid(grid, steps, others=MEASURED)
+    equal = uniform_grid(steps)
+    exact = dataclasses.replace(draw or Draw(), noise="exact")
+    errors = measure_errors(denoiser, process, x_init, rng, nodes=max(_NODES, 2 * steps), draw=exact)
+    return errors.best(steps) if grid == MEASURED[0] else errors.fewest(equal)
 
 
 def _logits(prediction: Prediction, row_C: Tensor, position_C: Tensor) -> Tensor:

@@ -58,6 +58,22 @@ def make_sampler(name: str, settings: Mapping[str, Any] | None = None) -> Sample
     return kind(**{**implied, **plain})
 
 
+def fit_context(sampler: Sampler | str, *, length: int, context: int) -> Sampler:
+    """The sampler, by name with default settings, for sequences of `length` under a network trained on `context` positions.
+
+    Raises `ValueError` where it would run the network on more: longer text takes `blocks`.
+    """
+    if isinstance(sampler, str):
+        sampler = make_sampler(sampler, {"context": context} if sampler == "blocks" else None)
+    longest = min(sampler.context, length) if isinstance(sampler, Blocks) else length
+    if longest > context:
+        raise ValueError(
+            f"{length} positions by {type(sampler).__name__} exceed the context of {context}: "
+            f"longer text takes sampler=blocks with a context of at most {context}"
+        )
+    return sampler
+
+
 def _make_inner(outer: str, name: Any, settings: Mapping[str, Any], allowed: Any) -> Sampler:
     if allowed is None:
         raise ValueError(f"sampler={outer} has no inner sampler, got {', '.join(settings)} for one")
