@@ -82,6 +82,19 @@ def test_a_divergence_is_not_negative_and_is_zero_with_no_pull_at_the_teacher(
     assert pull.abs().max() < 1e-9
 
 
+@pytest.mark.parametrize("name", ["kl_forward", "kl_backward"])
+def test_what_a_student_makes_of_many_targets(name: DivergenceName) -> None:
+    """Forward KL is least at their mean, backward KL at their normalised geometric mean, which is the sharper."""
+    *_, log_q = problem(6)
+    best = log_q.exp().mean(0).log() if name == "kl_forward" else log_q.mean(0)
+    best = best.log_softmax(0)
+    bias = best.nan_to_num(neginf=-1e6).requires_grad_()
+    readout = LinearReadout(torch.zeros(7, 5).double(), bias, impossible=MASK)
+    value = sdtt_divergence(name, torch.zeros(9, 5).double(), torch.zeros(9, dtype=torch.int64), readout, log_q)
+    (pull,) = torch.autograd.grad(value.mean(), bias)
+    assert pull.abs().max() < 1e-12
+
+
 def test_forward_kl_is_the_mixtures_at_one_component() -> None:
     features, weight, bias, positions, log_q = problem(3)
     readout = LinearReadout(weight, bias, impossible=MASK)
