@@ -99,12 +99,20 @@ class _ReadDivergence(torch.autograd.Function):
 def _value(name: DivergenceName, log_p_CS: Tensor, log_q_CS: Tensor, can_be_CS: Tensor) -> Float[Tensor, " C"]:
     gap_CS = (log_p_CS - log_q_CS).masked_fill_(~can_be_CS, 0)
     if name == "kl_forward":
-        return -(log_q_CS.exp() * gap_CS).sum(1)
+        return _relative_entropy(log_q_CS.exp(), log_p_CS.exp(), -gap_CS)
     if name == "kl_backward":
-        return (log_p_CS.exp() * gap_CS).sum(1)
+        return _relative_entropy(log_p_CS.exp(), log_q_CS.exp(), gap_CS)
     if name == "tv":
         return (log_p_CS.exp() - log_q_CS.exp()).abs().sum(1) / 2
     return gap_CS.square().sum(1) / can_be_CS.sum(1)
+
+
+def _relative_entropy(
+    a_CS: Float[Tensor, "C S"], b_CS: Float[Tensor, "C S"], gap_CS: Float[Tensor, "C S"]
+) -> Float[Tensor, " C"]:
+    """KL(a ‖ b) as Σ_v a gap - a + b, gap = log a - log b: no term is negative, and where a is near b none is lost to rounding."""
+    near_CS = a_CS * (gap_CS + torch.expm1(-gap_CS))
+    return torch.where(gap_CS.abs() < 1, near_CS, a_CS * gap_CS - a_CS + b_CS).sum(1)
 
 
 def _logit_gradient(

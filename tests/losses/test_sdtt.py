@@ -83,6 +83,20 @@ def test_a_divergence_is_not_negative_and_is_zero_with_no_pull_at_the_teacher(
 
 
 @pytest.mark.parametrize("name", ["kl_forward", "kl_backward"])
+def test_float32_keeps_a_small_divergence(name: DivergenceName) -> None:
+    features, weight, bias, positions, _ = problem(7)
+    law = LinearReadout(weight.float(), bias.float(), impossible=MASK)
+    near = (features.float() + 1e-4 * torch.linspace(-1, 1, 45).view(9, 5)).detach()
+    log_q = law.logits(near, positions).log_softmax(1)
+    found = sdtt_divergence(name, features.float(), positions, law, log_q)
+    wide = LinearReadout(weight.float().double(), bias.float().double(), impossible=MASK)
+    exact_q = wide.logits(near.double(), positions).log_softmax(1)
+    exact = sdtt_divergence(name, features.float().double(), positions, wide, exact_q)
+    assert (exact < 1e-7).all()
+    torch.testing.assert_close(found.double(), exact, rtol=0.05, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["kl_forward", "kl_backward"])
 def test_what_a_student_makes_of_many_targets(name: DivergenceName) -> None:
     """Forward KL is least at their mean, backward KL at their normalised geometric mean, which is the sharper."""
     *_, log_q = problem(6)
