@@ -265,6 +265,7 @@ class Di4CConfig:
 
     kind: Literal["di4c"] = "di4c"
     num_lambdas: int = 16  # L
+    consistency_samples: int = 0  # x_u and x̂ drawn for each x_t; 0: L, as in the paper
     alpha: Literal["sigmoid", "linear", "constant"] = "sigmoid"
     alpha_scale: float = 0.1
     data_weight: float = 1.0  # multiplies the datapoint term
@@ -276,13 +277,14 @@ class Di4CConfig:
     delta: float = 0.02
     delta_weight: bool = False  # weight the distillation term by 1/δ
     positions: Literal["masked", "all"] = "masked"
-    chunk_rows: int = 0  # rows of logits (positions times L) read out at once; 0: as many as make 2^24 logits
+    chunk_rows: int = 0  # rows of logits (positions times L) read out at once; 0: 2^23 logits on a CPU, 2^26 on a GPU
     matmul_dtype: Literal["same", "bfloat16"] = "same"
     times: TimesConfig = field(default_factory=TimesConfig)
     hop: HopConfig = field(default_factory=HopConfig)
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "num_lambdas")
+        _at_least(self, 0, "consistency_samples")
         _at_least(
             self,
             0,

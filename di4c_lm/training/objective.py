@@ -97,7 +97,7 @@ class Di4CObjective(nn.Module):
         low_B = t_B < config.delta
         teacher_MS, x_u, u_B = self._teacher_side(x_t, sites, t_B, rng)
         upper = self._upper_side(x_u, u_B, sites, teacher_MS, sites.gather(batch.x), ~low_B, rng)
-        lam = self._latents(cast(Denoiser, self.student), x_t, rng)
+        lam = self._latents(cast(Denoiser, self.student), x_t, config.num_lambdas, rng)
         prediction: Prediction = self.student(x_t, t_B.float(), lam)
         terms = di4c_terms(
             prediction.features[sites.example, :, sites.position],
@@ -120,49 +120,55 @@ class Di4CObjective(nn.Module):
             x_t == self.process.mask_id if self.config.positions == "masked" else torch.ones_like(x_t, dtype=torch.bool)
         )
 
-    def _latents(self, network: Denoiser, x: Int64[Tensor, "B *D"], rng: Rng) -> Tensor | None:
-        return network.sample_latents(len(x), self.config.num_lambdas, lambda shape: uniform(rng, shape, x.device))
+    @property
+    def num_samples(self) -> int:
+        """I, draws of x_u, and of x̂ from each, for one x_t."""
+        return self.config.consistency_samples or self.config.num_lambdas
+
+    @staticmethod
+    def _latents(network: Denoiser, x: Int64[Tensor, "B *D"], count: int, rng: Rng) -> Tensor | None:
+        return network.sample_latents(len(x), count, lambda shape: uniform(rng, shape, x.device))
 
     @torch.no_grad()
     def _teacher_side(
         self, x_t: Int64[Tensor, "B D"], sites: Sites, t_B: Float[Tensor, " B"], rng: Rng
-    ) -> tuple[Float[Tensor, "M S"], Int64[Tensor, "B L D"], Float[Tensor, " B"]]:
-        """The teacher's law at the sites, x_u^i ~ teacher from x_t for each of L rows, and u."""
-        num_lambdas, hop = self.config.num_lambdas, self.config.hop
+    ) -> tuple[Float[Tensor, "M S"], Int64[Tensor, "B I D"], Float[Tensor, " B"]]:
+        """The teacher's law at the sites, x_u^i ~ teacher from x_t for each of I rows, and u."""
+        num_samples, hop = self.num_samples, self.config.hop
         u_B = hop_down(hop, t_B, rng)
         times_SB = [t_B + (u_B - t_B) * k / hop.teacher_steps for k in range(hop.teacher_steps + 1)]
-        law_MS, x_BLD = self._first_step(x_t, sites, times_SB[0], times_SB[1], rng)
+        law_MS, x_BID = self._first_step(x_t, sites, times_SB[0], times_SB[1], rng)
         for t_from_B, t_to_B in zip(times_SB[1:-1], times_SB[2:], strict=True):
-            x_ND = x_BLD.flatten(0, 1)
-            t_N, s_N = (t.repeat_interleave(num_lambdas) for t in (t_from_B, t_to_B))
-            rows_rng = split(rng, num_lambdas)
-            x_BLD = self._later_step(x_ND, t_N, s_N, rows_rng).view_as(x_BLD)
-        return law_MS, x_BLD, u_B
+            x_ND = x_BID.flatten(0, 1)
+            t_N, s_N = (t.repeat_interleave(num_samples) for t in (t_from_B, t_to_B))
+            rows_rng = split(rng, num_samples)
+            x_BID = self._later_step(x_ND, t_N, s_N, rows_rng).view_as(x_BID)
+        return law_MS, x_BID, u_B
 
     def _first_step(
         self, x_t: Int64[Tensor, "B D"], sites: Sites, t_B: Tensor, s_B: Tensor, rng: Rng
-    ) -> tuple[Float[Tensor, "M S"], Int64[Tensor, "B L D"]]:
-        """The teacher is run once a sequence; its law at each site is drawn from L times."""
-        num_lambdas = self.config.num_lambdas
-        lam = self._latents(self.teacher, x_t, rng)
+    ) -> tuple[Float[Tensor, "M S"], Int64[Tensor, "B I D"]]:
+        """The teacher is run once a sequence; its law at each site is drawn from I times."""
+        num_samples = self.num_samples
+        lam = self._latents(self.teacher, x_t, num_samples, rng)
         prediction = self.teacher(x_t, t_B.float(), lam)
-        features_MLH = prediction.features[sites.example, :, sites.position]
-        u_ML = self._at_sites(sites, rng, x_t.shape[1])
+        features_MIH = prediction.features[sites.example, :, sites.position]
+        u_MI = self._at_sites(sites, rng, x_t.shape[1])
         if lam is None:
-            law_MS = mean_law(features_MLH, sites.position, prediction.readout, chunk_rows=self.config.chunk_rows)
-            drawn_ML = torch.empty_like(u_ML, dtype=torch.int64)
-            for rows in row_chunks(len(u_ML), _DRAW_ROWS):
-                drawn_ML[rows] = sample_categorical(law_MS[rows], u_ML[rows])
+            law_MS = mean_law(features_MIH, sites.position, prediction.readout, chunk_rows=self.config.chunk_rows)
+            drawn_MI = torch.empty_like(u_MI, dtype=torch.int64)
+            for rows in row_chunks(len(u_MI), _DRAW_ROWS):
+                drawn_MI[rows] = sample_categorical(law_MS[rows], u_MI[rows])
         else:
-            law_MS = torch.zeros(len(u_ML), prediction.readout.num_states, device=x_t.device)
-            drawn_ML = self._draw_all(features_MLH, sites, prediction, u_ML, law_MS)
+            law_MS = torch.zeros(len(u_MI), prediction.readout.num_states, device=x_t.device)
+            drawn_MI = self._draw_all(features_MIH, sites, prediction, u_MI, law_MS)
         keep_B = self.process.schedule.mask_prob(s_B) / self.process.schedule.mask_prob(t_B)
-        hidden_ML = self._at_sites(sites, rng, x_t.shape[1]) < keep_B[sites.example, None]
-        x_BLD = x_t[:, None].repeat(1, num_lambdas, 1)
+        hidden_MI = self._at_sites(sites, rng, x_t.shape[1]) < keep_B[sites.example, None]
+        x_BID = x_t[:, None].repeat(1, num_samples, 1)
         masked_M1 = (sites.gather(x_t) == self.process.mask_id)[:, None]
-        value_ML = torch.where(masked_M1 & ~hidden_ML, drawn_ML, sites.gather(x_t)[:, None])
-        x_BLD[sites.example, :, sites.position] = value_ML
-        return law_MS, x_BLD
+        value_MI = torch.where(masked_M1 & ~hidden_MI, drawn_MI, sites.gather(x_t)[:, None])
+        x_BID[sites.example, :, sites.position] = value_MI
+        return law_MS, x_BID
 
     def _later_step(
         self, x_ND: Int64[Tensor, "N D"], t_N: Float[Tensor, " N"], s_N: Float[Tensor, " N"], rng: Rng
@@ -182,31 +188,31 @@ class Di4CObjective(nn.Module):
         x_s[row_M, position_M] = drawn_M
         return x_s
 
-    def _at_sites(self, sites: Sites, rng: Rng, num_positions: int) -> Float[Tensor, "M L"]:
-        u_BLD = uniform(rng, (sites.num_examples, self.config.num_lambdas, num_positions), sites.example.device)
-        return u_BLD[sites.example, :, sites.position]
+    def _at_sites(self, sites: Sites, rng: Rng, num_positions: int) -> Float[Tensor, "M I"]:
+        u_BID = uniform(rng, (sites.num_examples, self.num_samples, num_positions), sites.example.device)
+        return u_BID[sites.example, :, sites.position]
 
     def _draw_all(
-        self, features_MLH: Tensor, sites: Sites, prediction: Prediction, u_ML: Tensor, law_MS: Tensor
-    ) -> Int64[Tensor, "M L"]:
+        self, features_MIH: Tensor, sites: Sites, prediction: Prediction, u_MI: Tensor, law_MS: Tensor
+    ) -> Int64[Tensor, "M I"]:
         """A state from each component at each site; the mean of the components' laws is added to `law_MS`."""
-        num_sites, num_lambdas = u_ML.shape
-        site_N = torch.arange(num_sites, device=u_ML.device).repeat_interleave(num_lambdas)
+        num_sites, num_samples = u_MI.shape
+        site_N = torch.arange(num_sites, device=u_MI.device).repeat_interleave(num_samples)
         return draw_components(
-            features_MLH.flatten(0, 1),
+            features_MIH.flatten(0, 1),
             sites.position[site_N],
             prediction.readout,
-            u_ML.flatten(),
+            u_MI.flatten(),
             law_MS,
             site_N,
-            1 / num_lambdas,
+            1 / num_samples,
             chunk_rows=self.config.chunk_rows,
-        ).view(num_sites, num_lambdas)
+        ).view(num_sites, num_samples)
 
     @torch.no_grad()
     def _upper_side(
         self,
-        x_u: Int64[Tensor, "B L D"],
+        x_u: Int64[Tensor, "B I D"],
         u_B: Float[Tensor, " B"],
         sites: Sites,
         teacher_MS: Float[Tensor, "M S"],
@@ -221,44 +227,44 @@ class Di4CObjective(nn.Module):
         """
         if self.config.consistency_weight == 0:
             return None
-        num_lambdas = self.config.num_lambdas
-        lam = self._latents(cast(Denoiser, self.student), x_u, rng)
-        u_ML = self._at_sites(sites, rng, x_u.shape[2])
+        num_samples = self.num_samples
+        lam = self._latents(cast(Denoiser, self.student), x_u, num_samples, rng)
+        u_MI = self._at_sites(sites, rng, x_u.shape[2])
         rows_B = wanted_B.nonzero().squeeze(1)
         rows_B = rows_B if len(rows_B) else wanted_B.new_zeros(1, dtype=torch.int64)
         x_ND = x_u[rows_B].flatten(0, 1)
         latents = None if lam is None else lam[rows_B].flatten(0, 1)[:, None]
         was_training = self.student.training
         self.student.eval()
-        prediction: Prediction = self.student(x_ND, u_B[rows_B].repeat_interleave(num_lambdas).float(), latents)
+        prediction: Prediction = self.student(x_ND, u_B[rows_B].repeat_interleave(num_samples).float(), latents)
         self.student.train(was_training)
 
         row_of_B = torch.full_like(u_B, -1, dtype=torch.int64)
         row_of_B[rows_B] = torch.arange(len(rows_B), device=rows_B.device)
         active_M = wanted_B[sites.example]
-        visible_ML = x_u[sites.example, :, sites.position]
-        open_ML = active_M[:, None] & self._in_loss(visible_ML)
-        site_N, lambda_N = open_ML.nonzero(as_tuple=True)
+        visible_MI = x_u[sites.example, :, sites.position]
+        open_MI = active_M[:, None] & self._in_loss(visible_MI)
+        site_N, sample_N = open_MI.nonzero(as_tuple=True)
         position_N = sites.position[site_N]
         marginal_MS = torch.zeros_like(teacher_MS)
-        features_NH = prediction.features[row_of_B[sites.example[site_N]] * num_lambdas + lambda_N, 0, position_N]
+        features_NH = prediction.features[row_of_B[sites.example[site_N]] * num_samples + sample_N, 0, position_N]
         drawn_N = draw_components(
             features_NH,
             position_N,
             prediction.readout,
-            u_ML[site_N, lambda_N],
+            u_MI[site_N, sample_N],
             marginal_MS,
             site_N,
-            1 / num_lambdas,
+            1 / num_samples,
             chunk_rows=self.config.chunk_rows,
         )
-        samples_ML = torch.where(active_M[:, None], visible_ML, x_0[:, None])
-        samples_ML[site_N, lambda_N] = drawn_N
-        closed_M, closed_L = (active_M[:, None] & ~open_ML).nonzero(as_tuple=True)
-        certain = torch.full_like(closed_M, 1 / num_lambdas, dtype=marginal_MS.dtype)
-        marginal_MS.index_put_((closed_M, visible_ML[closed_M, closed_L]), certain, accumulate=True)
+        samples_MI = torch.where(active_M[:, None], visible_MI, x_0[:, None])
+        samples_MI[site_N, sample_N] = drawn_N
+        closed_M, closed_L = (active_M[:, None] & ~open_MI).nonzero(as_tuple=True)
+        certain = torch.full_like(closed_M, 1 / num_samples, dtype=marginal_MS.dtype)
+        marginal_MS.index_put_((closed_M, visible_MI[closed_M, closed_L]), certain, accumulate=True)
         marginal_MS[~active_M] = teacher_MS[~active_M]
-        return UpperSide(samples=samples_ML, marginal=marginal_MS)
+        return UpperSide(samples=samples_MI, marginal=marginal_MS)
 
     def _weigh(
         self, terms: Terms, t_B: Float[Tensor, " B"], low_B: Bool[Tensor, " B"]

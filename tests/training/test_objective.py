@@ -59,6 +59,7 @@ SETTINGS = [
     {"times": TimesConfig(law="paper", mass_at_one=0.2, grid_share=0.3)},
     {"consistency_weight": 0.0},
     {"chunk_rows": 5},
+    {"consistency_samples": 2},
 ]
 
 
