@@ -1,49 +1,78 @@
-"""Write text with a student or teacher: unconditional, from prompts, or filling in what a prompt leaves masked.
+"""Write text with a student or teacher: unconditional, from prompts, filling in what a prompt leaves masked, or past the context.
 
-python tools/sample.py model=<run, folder or hub name> [steps=8] [prompt="The list"] [num_samples=4] ...     --help lists the keys
+python tools/sample.py model=<run, folder, file or hub name> [steps=8] [prompt="The list"]... [sampler=remasking sampler.eta=0.04]
+    [--show-steps]     --help lists the keys and the samplers
 """
 
+import dataclasses
+import json
 import sys
-from dataclasses import asdict
-from json import dumps
+from collections.abc import Sequence
+from dataclasses import asdict, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from di4c_lm import cli
-from di4c_lm.config import check
+from di4c_lm.config import DataConfig, check
+
+if TYPE_CHECKING:
+    from di4c_lm.domains.text import TextModel
+
+PROGRAM = "tools/sample.py"
+_OPTION = "sampler."
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", strict=True))
 class SampleConfig:
-    """Text from a checkpoint. A prompt may hold the tokenizer's mask token where text is to be filled in."""
+    """Text from a checkpoint. `prompt=` may be said several times, and may hold the tokenizer's mask token where text is to be filled in.
 
-    model: str | None = (
-        None  # a run's folder, a folder that save_pretrained wrote, or a hub name; absent: the newest run
-    )
+    --show-steps is show_steps=true. A sampler's own settings are said as sampler.<setting>=<value>.
+    """
+
+    # A run's folder, a folder that save_pretrained wrote, or a hub name of one; absent: the newest run. With `tokenizer`: any checkpoint.
+    model: str | None = None
     outputs: str = "outputs"  # where runs live
+    tokenizer: str | None = None  # of a checkpoint that comes without: a folder, file or hub name
+    revision: str | None = None  # of a checkpoint on the hub
+    weights: Literal["ema", "raw"] = "ema"  # of a checkpoint that holds both
     steps: int = 8
     num_samples: int = 4  # of each prompt
-    prompt: str = ""
-    prompts_file: str | None = None  # one prompt a line
+    batch_size: int = 16
+    prompt: tuple[str, ...] = ()
+    prompts_file: str | None = None  # one prompt a line; .jsonl: one object with "prompt" a line
+    length: int | None = None  # tokens; absent: the model's context. More takes sampler=blocks
+    sampler: str = "ancestral"
+    sampler_settings: dict[str, bool | int | float | str] = field(default_factory=dict)
+    grid: str | tuple[float, ...] = (
+        "uniform"  # uniform, cosine, published, optimised, fewest, or times such as [1,0.5,0]
+    )
+    teacher: str | None = None  # of sampler=hybrid; absent: the run's
     temperature: float = 1.0
+    top_p: float = 1.0
+    noise: Literal["exact", "legacy_fp32"] = "exact"
+    hold_lambda: bool = False  # one λ a sample in place of one a call
     seed: int = 0
-    show_steps: bool = False  # print the first sample after each step
+    device: Literal["cpu", "cuda"] = "cpu"
+    show_steps: bool = False  # print the first sample of each batch after each step
+    text: str | None = None  # write the texts here, blank lines between them
     jsonl: str | None = None  # write one object a sample here
 
     def __post_init__(self) -> None:
-        check(self.steps >= 1, "steps", self.steps, "a value of at least 1")
-        check(self.num_samples >= 1, "num_samples", self.num_samples, "a value of at least 1")
-        check(self.temperature > 0, "temperature", self.temperature, "a value above 0")
-        check(
-            not (self.prompt and self.prompts_file), "prompts_file", self.prompts_file, "absent where prompt is given"
-        )
+        for name in ("steps", "num_samples", "batch_size"):
+            check(getattr(self, name) >= 1, name, getattr(self, name), "a value of at least 1")
+        check(self.length is None or self.length >= 1, "length", self.length, "a value of at least 1")
+        given = not (self.prompt and self.prompts_file)
+        check(given, "prompts_file", self.prompts_file, "absent where prompt is given")
 
 
 def main(argv: list[str]) -> int:
     """Sample, print, and perhaps write; bad input ends with exit status 2."""
-    settings = cli.parse_words(SampleConfig, argv, "tools/sample.py")
+    if any(word in ("-h", "--help") for word in argv):
+        sys.stdout.write(_samplers_help())
+    settings = cli.parse_words(SampleConfig, _words(argv), PROGRAM)
     try:
         write_samples(settings)
     except (ValueError, ConnectionError, OSError) as error:
@@ -52,41 +81,151 @@ def main(argv: list[str]) -> int:
 
 
 def write_samples(settings: SampleConfig) -> None:
-    """The samples of every prompt, to the terminal and to `settings.jsonl`."""
-    from di4c_lm.domains.text import STUDENT, TextModel
-    from di4c_lm.metrics.runs import find_run
+    """The samples of every prompt, to the terminal, to `settings.text` and to `settings.jsonl`."""
+    from di4c_lm.samplers.registry import make_sampler
 
-    source = settings.model or str(find_run(None, settings.outputs))
-    student = Path(source) / STUDENT
-    model = TextModel.from_pretrained(student if student.is_dir() else source)
-    prompts = Path(settings.prompts_file).read_text().splitlines() if settings.prompts_file else [settings.prompt]
-    x_init = model.encode_prompts(prompts, settings.num_samples)
-
-    def show(x_BD) -> None:
-        print(f"    {model.tokenizer.decode(x_BD[0])!r}")
-
+    prompts = _prompts(settings)
+    options: dict[str, Any] = dict(settings.sampler_settings)
+    if settings.sampler != "blocks":
+        make_sampler(settings.sampler, options)  # a wrong setting ends before anything is loaded
+    model, teacher = _models(settings)
+    if settings.sampler == "blocks":
+        options = {"context": min(model.length, settings.length or model.length), **options}
+    x_init = model.encode_prompts(prompts, settings.num_samples, length=settings.length)
     tokens_ND, nfe = model.sample(
         len(x_init),
         settings.steps,
         seed=settings.seed,
+        batch_size=settings.batch_size,
         x_init=x_init,
+        sampler=make_sampler(settings.sampler, options),
+        grid=settings.grid,
         temperature=settings.temperature,
-        on_step=show if settings.show_steps else None,
+        top_p=settings.top_p,
+        noise=settings.noise,
+        hold_latents=settings.hold_lambda,
+        teacher=teacher,
+        on_step=_Shown(model) if settings.show_steps else None,
     )
     texts = model.tokenizer.batch_decode(tokens_ND)
     for number, text in enumerate(texts):
-        print(f"--- {number + 1}/{len(texts)} ({settings.steps} steps, {nfe:g} network calls a sample)\n{text}")
+        print(f"--- {number + 1}/{len(texts)} ({settings.sampler}, {nfe:g} network calls a sample)\n{text}")
+    if settings.text:
+        Path(settings.text).write_text("\n\n".join(texts) + "\n")
     if settings.jsonl:
+        said = {key: value for key, value in asdict(settings).items() if key not in ("prompt", "text")}
         rows = [
-            {
-                "prompt": prompts[n // settings.num_samples],
-                "text": text,
-                "tokens": tokens_ND[n].tolist(),
-                **asdict(settings),
-            }
-            for n, text in enumerate(texts)
+            {"prompt": prompts[n // settings.num_samples], "text": text, "tokens": tokens, "nfe": nfe, "settings": said}
+            for n, (text, tokens) in enumerate(zip(texts, tokens_ND.tolist(), strict=True))
         ]
-        Path(settings.jsonl).write_text("".join(dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        Path(settings.jsonl).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+class _Shown:
+    """Prints how the first sample of a batch appears: MASK as a block, step by step."""
+
+    def __init__(self, model: "TextModel") -> None:
+        self._model = model
+        self._steps = 0
+
+    def __call__(self, x_BD: Any) -> None:
+        self._steps += 1
+        mask = self._model.tokenizer.decode([self._model.process.mask_id])
+        masked = int((x_BD[0] == self._model.process.mask_id).sum())
+        text = str(self._model.tokenizer.decode(x_BD[0])).replace(str(mask), "█")
+        print(f"step {self._steps:3}, {masked} masked: {text}")
+
+
+def _words(argv: Sequence[str]) -> list[str]:
+    """The words as `parse_words` reads them: text is not YAML, repeated prompts and a sampler's settings are collected."""
+    import yaml
+
+    words, prompts, options = [], [], {}
+    for word in argv:
+        key, equals, text = word.partition("=")
+        if word == "--show-steps":
+            words.append("show_steps=true")
+        elif key == "prompt" and equals:
+            prompts.append(text)
+        elif key.startswith(_OPTION) and equals:
+            options[key.removeprefix(_OPTION)] = yaml.safe_load(text)
+        else:
+            words.append(word)
+    if prompts:
+        words.append(f"prompt={json.dumps(prompts)}")
+    return [*words, f"sampler_settings={json.dumps(options)}"] if options else words
+
+
+def _prompts(settings: SampleConfig) -> list[str]:
+    if settings.prompts_file is None:
+        return list(settings.prompt) or [""]
+    lines = [line for line in Path(settings.prompts_file).read_text().splitlines() if line]
+    if not lines:
+        raise ValueError(f"prompts_file={settings.prompts_file!r} holds no prompt")
+    if not settings.prompts_file.endswith(".jsonl"):
+        return lines
+    return [_prompt_of(settings.prompts_file, number, line) for number, line in enumerate(lines, 1)]
+
+
+def _prompt_of(path: str, number: int, line: str) -> str:
+    try:
+        found = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {number}: {error}") from error
+    if not isinstance(found, dict) or not isinstance(found.get("prompt"), str):
+        raise ValueError(f'{path}, line {number}: expected an object with a text "prompt", got {line[:60]!r}')
+    return found["prompt"]
+
+
+def _models(settings: SampleConfig) -> "tuple[TextModel, TextModel | None]":
+    """What writes, and the second network of `hybrid`."""
+    from di4c_lm.domains.text import PARTS, load_run
+    from di4c_lm.metrics.runs import find_run
+
+    source = settings.model or str(find_run(None, settings.outputs))
+    model = _load(settings, source)
+    if settings.sampler != "hybrid":
+        check(settings.teacher is None, "teacher", settings.teacher, "one only with sampler=hybrid")
+        return model, None
+    if settings.teacher:
+        return model, _load(settings, settings.teacher)
+    if not (Path(source) / PARTS).exists():
+        raise ValueError(f"sampler=hybrid: {source} is no run with a teacher; name one by teacher=<checkpoint>")
+    return model, load_run(Path(source)).teacher.to(settings.device)
+
+
+def _load(settings: SampleConfig, source: str) -> "TextModel":
+    """A run's student, a folder of ours, or any checkpoint with `settings.tokenizer`."""
+    from di4c_lm.domains.text import PARTS, STUDENT, TextModel, load_run
+
+    folder = Path(source)
+    if (folder / STUDENT).is_dir():
+        return TextModel.from_pretrained(folder / STUDENT, device=settings.device)
+    if (folder / PARTS).exists():
+        return load_run(folder).student.to(settings.device)
+    if settings.tokenizer is None or (folder / "tokenizer.json").exists():
+        return TextModel.from_pretrained(source, device=settings.device)
+    from di4c_lm.data.tokenizers import load_tokenizer
+
+    check(settings.tokenizer != "train", "tokenizer", settings.tokenizer, "a folder, file or hub name")
+    tokenizer = load_tokenizer(DataConfig(tokenizer=settings.tokenizer), (), Path())
+    return TextModel.from_checkpoint(
+        source, tokenizer, revision=settings.revision, weights=settings.weights, device=settings.device
+    )
+
+
+def _samplers_help() -> str:
+    from di4c_lm.samplers.registry import SAMPLERS
+
+    lines = ["samplers and their settings, sampler.<setting>=<value>:"]
+    for name, (kind, implied) in SAMPLERS.items():
+        fields = []
+        for one in dataclasses.fields(kind):
+            default = implied.get(one.name, one.default)
+            shown = "ancestral" if one.name == "inner" else "the model's" if one.name == "context" else default
+            fields.append(f"{one.name}={shown}")
+        lines.append(f"  {name:24}{' '.join(fields)}")
+    return "\n".join(lines) + "\n\n"
 
 
 if __name__ == "__main__":

@@ -89,6 +89,11 @@ class TextModel:
         check_tokenizer(loaded, fingerprint=fingerprint(tokenizer), num_states=len(tokenizer), source=source)
         return cls(denoiser=loaded.network.to(device).eval(), tokenizer=tokenizer, length=loaded.length)
 
+    def to(self, device: torch.device | str) -> "TextModel":
+        """The same model, its network moved to `device`."""
+        self.denoiser.to(device)
+        return self
+
     def push_to_hub(self, name: str) -> None:
         """Upload what `save_pretrained` writes to the hub repository `name`."""
         from tempfile import TemporaryDirectory

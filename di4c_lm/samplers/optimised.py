@@ -47,7 +47,7 @@ class IntervalErrors:
             path.append(int(parent_K[path[-1]]))
         return self.times_K[torch.tensor([0, *reversed(path)])]
 
-    def fewest(self, as_good_as: Float64[Tensor, " n"]) -> Float64[Tensor, " n"]:
+    def fewest(self, as_good_as: Float64[Tensor, " n"]) -> Float64[Tensor, " k"]:
         """The grid of the fewest steps whose total error is not above that of the grid `as_good_as`."""
         allowed = self.total(as_good_as)
         for steps in range(1, len(self.times_K)):

@@ -41,11 +41,11 @@ def make_sampler(name: str, settings: Mapping[str, Any] | None = None) -> Sample
     nested = {key.removeprefix(_INNER + "."): v for key, v in (settings or {}).items() if key.startswith(_INNER + ".")}
     plain = {key: value for key, value in (settings or {}).items() if not key.startswith(_INNER + ".")}
     fields = [field.name for field in dataclasses.fields(kind)]
-    for key, value in plain.items():
+    for key, value in list(plain.items()):
         if key not in fields:
             raise ValueError(f"sampler={name} has no setting {key!r}; allowed are {', '.join(fields) or 'none'}")
         if key != _INNER:
-            _check_type(f"{name}.{key}", value, hints[key])
+            plain[key] = _checked(f"{name}.{key}", value, hints[key])
     if nested or _INNER in plain:
         plain[_INNER] = _make_inner(name, plain.get(_INNER, "ancestral"), nested, hints.get(_INNER))
     missing = [
@@ -85,7 +85,7 @@ def _make_inner(outer: str, name: Any, settings: Mapping[str, Any], allowed: Any
     return inner
 
 
-def _check_type(key: str, value: Any, hint: Any) -> None:
+def _checked(key: str, value: Any, hint: Any) -> Any:
     if get_origin(hint) is Literal:
         ok, allowed = value in get_args(hint), ", ".join(get_args(hint))
     elif hint is float:
@@ -94,3 +94,4 @@ def _check_type(key: str, value: Any, hint: Any) -> None:
         ok, allowed = type(value) is hint, f"a value of type {hint.__name__}"
     if not ok:
         raise ValueError(f"{key}={value!r} is impossible: allowed is {allowed}")
+    return float(value) if hint is float else value

@@ -1,0 +1,88 @@
+"""Time grids, by name, listed, and measured on a model."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from di4c_lm.processes.masked import MaskedProcess
+from di4c_lm.processes.rng import KeyedRng
+from di4c_lm.samplers.grids import GRIDS, check_grid, make_grid
+from di4c_lm.samplers.optimised import IntervalErrors, grid_for, measure_errors
+
+
+@given(st.sampled_from(list(GRIDS)), st.integers(1, 300))
+def test_every_grid_descends_from_one_to_zero(name: str, steps: int) -> None:
+    times = make_grid(name, steps)
+    check_grid(times)
+    assert len(times) == steps + 1 + (name == "published")
+
+
+def test_named_grids_are_what_they_say() -> None:
+    assert make_grid("cosine", 3).tolist() == pytest.approx([1, math.sqrt(3) / 2, 0.5, 0])
+    assert make_grid("published", 2).tolist() == pytest.approx([1, 0.500005, 1e-5, 0])
+    assert make_grid((1.0, 0.3, 0.0), 99).tolist() == pytest.approx([1, 0.3, 0])
+
+
+@pytest.mark.parametrize(
+    "grid, steps, message",
+    [
+        ("sine", 3, "grid must be one of uniform, cosine, published or a list of times, got 'sine'"),
+        ("uniform", 0, "steps must be at least 1, got 0"),
+        ("cosine", -1, "steps must be at least 1, got -1"),
+        ((1.0, 0.5), 3, "times must descend from 1 to 0"),
+        ((1.0, 0.5, 0.6, 0.0), 3, "times must descend from 1 to 0"),
+        ((), 3, "times must descend from 1 to 0"),
+    ],
+)
+def test_what_is_no_grid_is_refused(grid, steps, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_grid(grid, steps)
+
+
+@given(st.integers(0, 10**6), st.integers(2, 6))
+def test_the_best_grid_beats_every_other(seed: int, num_nodes: int) -> None:
+    error_KK = torch.rand(
+        num_nodes, num_nodes, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    ).triu(1)
+    errors = IntervalErrors(torch.linspace(1, 0, num_nodes, dtype=torch.float64), error_KK)
+    inner = errors.times_K[1:-1]
+    for steps in range(1, num_nodes):
+        best = errors.total(errors.best(steps))
+        for chosen in torch.combinations(torch.arange(len(inner)), steps - 1) if steps > 1 else [torch.arange(0)]:
+            assert best <= errors.total(torch.cat([errors.times_K[:1], inner[chosen], errors.times_K[-1:]])) + 1e-12
+    whole = errors.fewest(errors.times_K)
+    assert errors.total(whole) <= errors.total(errors.times_K) + 1e-12
+
+
+def test_independent_positions_cost_nothing_and_one_step_is_as_good(joint, independent) -> None:
+    errors = measure_errors(
+        joint(independent), MaskedProcess(3), torch.full((20, 3), 3), KeyedRng(0, torch.arange(20)), nodes=8
+    )
+    assert float(errors.error_KK.abs().max()) < 1e-3
+    times = grid_for(
+        joint(independent), MaskedProcess(3), torch.full((20, 3), 3), "fewest", 4, KeyedRng(0, torch.arange(20))
+    )
+    assert len(times) - 1 <= 4
+
+
+def test_the_estimate_is_the_total_correlation_of_what_is_drawn_at_once(joint) -> None:
+    """Two equal bits drawn in one step miss log 2 nats, but for fine steps that reveal both (1 in 64)."""
+    errors = measure_errors(
+        joint(torch.eye(2) + 1e-6), MaskedProcess(2), torch.full((300, 2), 2), KeyedRng(0, torch.arange(300)), nodes=64
+    )
+    assert abs(float(errors.error_KK[0, -1]) - math.log(2)) < 0.05
+    assert float(errors.error_KK[0, 16]) < 0.15 < float(errors.error_KK[0, 48])
+    assert bool((errors.error_KK.diff(dim=1) >= 0).all()), "a longer step is never cheaper"
+    best = errors.best(4)
+    check_grid(best)
+    assert errors.total(best) <= errors.total(make_grid("uniform", 4))
+    assert float(best[1]) < 0.95 and errors.total(errors.best(8)) <= errors.total(best)
+
+
+def test_more_steps_than_nodes_are_refused() -> None:
+    errors = IntervalErrors(torch.linspace(1, 0, 4, dtype=torch.float64), torch.zeros(4, 4, dtype=torch.float64))
+    with pytest.raises(ValueError, match=r"steps must be in \[1, 3\] for 4 nodes, got 4"):
+        errors.best(4)
