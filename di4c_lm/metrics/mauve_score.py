@@ -1,5 +1,6 @@
 """MAUVE (Pillutla et al. 2021) by `mauve-text`, from features alone: nothing is loaded or fetched."""
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -38,6 +39,7 @@ def mauve_score(
         raise ValueError(f"MAUVE needs at least 8 documents of each, got {len(sample_NF)} and {len(reference_MF)}")
     if not 2 <= clusters <= fewest:
         raise ValueError(f"mauve_clusters={clusters} is impossible: allowed are 0 and 2 to {fewest}")
+    logging.getLogger("faiss").setLevel(logging.WARNING)
     from mauve import compute_mauve
 
     features = {"p_features": sample_NF.astype(np.float32), "q_features": reference_MF.astype(np.float32)}

@@ -48,7 +48,7 @@ def publish(
         sampler=sampler,
         nfe=nfe,
         dtypes={"noise": noise, "model": str(model_dtype), "judge": str(next(judge.model.parameters()).dtype)},
-        judge=_judge_facts(judge, tokenizer, scoring),
+        judge=judge_facts(judge, tokenizer, scoring),
         length=length,
         tokenizer=fingerprint(tokenizer),
         prompting=to_dict(prompting) if prompting else None,
@@ -65,7 +65,8 @@ def publish(
     )
 
 
-def _judge_facts(judge: Judge, tokenizer: Any, scoring: Scoring) -> dict[str, Any]:
+def judge_facts(judge: Judge, tokenizer: Any, scoring: Scoring) -> dict[str, Any]:
+    """What a manifest says of a judge: which weights, and how it reads what `tokenizer` writes."""
     folder = Path(judge.name).expanduser()
     return {
         "name": judge.name,

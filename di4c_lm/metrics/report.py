@@ -33,7 +33,6 @@ def write_report(
     """
     if not rows:
         raise ValueError("there are 0 rows to report")
-    folder.mkdir(parents=True, exist_ok=True)
     whole = {"manifest": manifest, "rows": list(rows), "comparisons": list(comparisons)}
     sheet = io.StringIO(newline="")
     writer = csv.DictWriter(sheet, fieldnames=list(rows[0]))
@@ -44,6 +43,12 @@ def write_report(
         "csv": sheet.getvalue().encode(),
         "png": plot(rows, title=title),
     }
+    return write_whole(folder, name, contents)
+
+
+def write_whole(folder: Path, name: str, contents: Mapping[str, bytes]) -> dict[str, Path]:
+    """Writes `<name>.<kind>` for each kind, whole or not at all, and returns their paths by kind."""
+    folder.mkdir(parents=True, exist_ok=True)
     paths = {}
     for kind, content in contents.items():
         paths[kind] = folder / f"{name}.{kind}"
@@ -69,7 +74,7 @@ def table(rows: Sequence[Row], comparisons: Sequence[Row] = ()) -> str:
         ]
         for row in rows
     ]
-    text = _aligned(head, lines)
+    text = aligned(head, lines)
     if not comparisons:
         return text
     head = ["difference", "steps", "metric", "value", "95 %", "p"]
@@ -84,14 +89,15 @@ def table(rows: Sequence[Row], comparisons: Sequence[Row] = ()) -> str:
         ]
         for c in comparisons
     ]
-    return f"{text}\n\n{_aligned(head, lines)}"
+    return f"{text}\n\n{aligned(head, lines)}"
 
 
 def _short(value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.1f}" if value >= 100 else f"{value:.2f}"
 
 
-def _aligned(head: list[str], lines: list[list[str]]) -> str:
+def aligned(head: list[str], lines: list[list[str]]) -> str:
+    """Columns of equal width: the first to the left, the others to the right, under a rule."""
     widths = [max(len(cell) for cell in column) for column in zip(head, *lines, strict=True)]
     rule = ["-" * width for width in widths]
     return "\n".join(
@@ -110,7 +116,7 @@ def plot(rows: Sequence[Row], *, title: str = "") -> bytes:
     figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.1, wspace=0.06)
     panels = figure.subplots(1, 2)
     for axes, (metric, label, hint) in zip(panels, _PANELS, strict=True):
-        _panel(axes, rows, metric)
+        panel(axes, rows, metric)
         axes.set_title(label, loc="left", fontsize=11.5, color=_INK, fontweight="bold", pad=10)
         axes.set_title(hint, loc="right", fontsize=9, color=_DATA, pad=10)
     handles, labels = panels[0].get_legend_handles_labels()
@@ -122,7 +128,8 @@ def plot(rows: Sequence[Row], *, title: str = "") -> bytes:
     return buffer.getvalue()
 
 
-def _panel(axes: Any, rows: Sequence[Row], metric: str) -> None:
+def panel(axes: Any, rows: Sequence[Row], metric: str) -> None:
+    """Draw a metric with its intervals against steps: a line a model, and a band for the rows of the model "data"."""
     models = [name for name in dict.fromkeys(row["model"] for row in rows) if name != "data"]
     for i, name in enumerate(models):
         own = sorted((row for row in rows if row["model"] == name), key=lambda row: row["steps"])

@@ -198,7 +198,7 @@ class _Bench:
         found["near_duplicates"] = float(near_duplicates(own, n=min(5, length)).double().mean())
         if self.config.self_bleu_samples:
             some = own[: self.config.self_bleu_samples].tolist()
-            texts = [self.tokenizer.decode(ids, skip_special_tokens=True) for ids in some]
+            texts = [self.tokenizer.decode(ids) for ids in some]
             found["self_bleu"] = float(self_bleu(texts).mean())
             if self.config.self_bleu_legacy:
                 found["self_bleu_legacy"] = float(self_bleu(texts, legacy=True).mean())

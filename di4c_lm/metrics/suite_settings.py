@@ -26,6 +26,9 @@ class ReportConfig:
     num_samples            samples a model, step count and seed
     references             held-out sequences to compare with; 0: half of them, the other half being the real text that is measured too
     seeds                  of sampling; several: intervals are over seeds and documents, and samples of all seeds are pooled
+    sampler                a name of di4c_lm.samplers.registry
+    grid                   uniform, cosine, optimised, fewest
+    noise                  exact | legacy_fp32 (the published draws; flagged)
     batch_size             sequences sampled at once
     bootstrap              resamples behind each 95 % interval
     permutations           exchanges behind each permutation test
@@ -60,6 +63,9 @@ class ReportConfig:
     num_samples: int = 128
     references: int = 0
     seeds: Ints = (0,)
+    sampler: str = "ancestral"
+    grid: str = "uniform"
+    noise: Literal["exact", "legacy_fp32"] = "exact"
     batch_size: int = 64
     bootstrap: int = 1000
     permutations: int = 999
@@ -160,3 +166,15 @@ class CostConfig(ReportConfig):
     """
 
     parts: Words = ("cost",)
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class CompareReportsConfig:
+    """Rows of several result files in one table, refused where judges, noise dtypes, lengths or tokenizers differ.
+
+    files    gen_ppl.json or report.json files, at least 2
+    force    true: show them all the same, under a warning
+    """
+
+    files: Words = ()
+    force: bool = False

@@ -49,7 +49,7 @@ def flags(row: Row, real: Row, band: Band) -> list[str]:
     - corpus entropy: below 0.9 of the real text's, the samples being as many;
     - perplexity: below the real text's under some judge, intervals apart;
     - order: the judge loses less than a tenth as much by shuffling the sample's tokens as by shuffling real text;
-    - noise: the sampler draws rare tokens less often than it should (p < 0.001 in the probe);
+    - noise: the sampler's noise is of single precision, or it draws rare tokens less often than it should (p < 0.001 in the probe);
     - not told apart is required of real text: p < 0.001 in a permutation test flags it.
     """
     found = []
@@ -66,6 +66,8 @@ def flags(row: Row, real: Row, band: Band) -> list[str]:
         found.append("perplexity below that of the text itself")
     if "order_gain" in row and row["order_gain"] < _ORDER_SHARE * real["order_gain"]:
         found.append("order of tokens means nothing")
+    if row["noise"] != "float64":
+        found.append(f"noise is {row['noise']}")
     if row.get("tail_p", 1.0) < _TAIL_P:
         found.append("rare tokens drawn too seldom")
     if row["kind"] == "data" and any(row.get(f"{name}_p", 1.0) < _TAIL_P for name in LOWER_IS_CLOSER):

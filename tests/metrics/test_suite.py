@@ -47,7 +47,8 @@ def suite() -> Suite:
         Cell(name="periodic", kind="canary", tokens=periodic(real, NUM, seed=0)),
         Cell(name="tiled", kind="canary", tokens=tiled(real, NUM)),
         Cell(name="shuffled", kind="canary", tokens=shuffled(real, NUM, seed=0)),
-        Cell(name="float32", kind="canary", tokens=markov.text(NUM, seed=4), noise="float32", tail={"tail_p": 1e-9}),
+        Cell(name="float32", kind="canary", tokens=markov.text(NUM, seed=4), noise="float32"),
+        Cell(name="truncating", kind="canary", tokens=markov.text(NUM, seed=5), tail={"tail_p": 1e-9}),
     ]
     return _measure(_model("good", 0.2), _model("bad", 0.5), *canaries)
 
@@ -59,7 +60,13 @@ def _row(suite: Suite, name: str) -> dict:
 
 @pytest.mark.parametrize(
     "canary, flag",
-    [("periodic", "near-duplicates"), ("tiled", "near-duplicates"), ("shuffled", "order"), ("float32", "rare tokens")],
+    [
+        ("periodic", "near-duplicates"),
+        ("tiled", "near-duplicates"),
+        ("shuffled", "order"),
+        ("float32", "noise is float32"),
+        ("truncating", "rare tokens"),
+    ],
 )
 def test_canaries_are_flagged_and_not_ranked(suite: Suite, canary: str, flag: str) -> None:
     row = _row(suite, canary)

@@ -1,0 +1,63 @@
+"""λ for an evaluation: as many draws as stand for the mixture, and the mixture with λ averaged out."""
+
+from typing import Any, final
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from di4c_lm.domains.text import TextModel
+from di4c_lm.models.dit import DIT
+from di4c_lm.models.latent import Uniform
+from di4c_lm.models.readout import Prediction, Readout
+from di4c_lm.processes.rng import KeyedRng, uniform
+
+
+def num_components(model: TextModel, lambdas: int) -> int:
+    """L: 1 without λ, the whole codebook where it is not larger than `lambdas`, else `lambdas`."""
+    latent = model.denoiser.latent
+    if latent is None:
+        return 1
+    return min(lambdas, latent.codebook_size) if latent.law == "codebook" else lambdas
+
+
+def predict(
+    model: TextModel, x_t: Int64[Tensor, "B D"], t: Float[Tensor, " B"], rng: KeyedRng, *, lambdas: int
+) -> Prediction:
+    """The prediction of x_0 under `num_components` draws of λ: features (B, L, D, H)."""
+    num_lambdas = num_components(model, lambdas)
+    lam = model.denoiser.sample_latents(len(x_t), num_lambdas, lambda shape: uniform(rng, shape, x_t.device))
+    return model.denoiser(x_t, t.float(), lam)
+
+
+@final
+class Averaged:
+    """A mixture as a product of its marginals, for samplers: every position of every call is drawn under a λ of its own choice.
+
+    That choice is among `lambdas` draws a sequence and call (all of a codebook that is not larger), so that a position's law is the mean
+    over λ and positions are independent, but for the chance, one in `lambdas`, that two of them share a draw of a continuous λ.
+    """
+
+    def __init__(self, model: TextModel, *, lambdas: int, seed: int) -> None:
+        self._denoiser: DIT = model.denoiser
+        self._num_lambdas = num_components(model, lambdas)
+        self._rng = torch.Generator().manual_seed(seed)
+        self.num_states, self.mask_id = self._denoiser.num_states, self._denoiser.mask_id
+
+    def sample_latents(self, num_batch: int, num_lambdas: int, uniform: Uniform) -> Tensor | None:
+        """All the draws, (B, L, K), whatever `num_lambdas` asks for."""
+        return self._denoiser.sample_latents(num_batch, self._num_lambdas, uniform)
+
+    def readout(self) -> Readout:
+        """That of the mixture."""
+        return self._denoiser.readout()
+
+    def __call__(
+        self, x_t: Int64[Tensor, "B D"], t: Float[Tensor, " B"], lam: Tensor | None = None, cond: Any = None
+    ) -> Prediction:
+        """Features (B, 1, D, H), each position's under the λ that it chose."""
+        found = self._denoiser(x_t, t, lam)
+        num_batch, num_lambdas, length, width = found.features.shape
+        choice_BD = torch.randint(num_lambdas, (num_batch, length), generator=self._rng).to(x_t.device)
+        index = choice_BD[:, None, :, None].expand(-1, 1, -1, width)
+        return Prediction(found.features.gather(1, index), found.readout)

@@ -1,0 +1,66 @@
+"""Every script of the evaluation: help that explains each key, and bad words that end with status 2."""
+
+import dataclasses
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from di4c_lm.metrics.suite_settings import ReportConfig
+
+FOLDER = Path(__file__).parents[2] / "eval"
+SCRIPTS = ("report", "diversity", "distribution", "likelihood", "mixture", "cost", "compare_reports")
+
+
+def _script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"eval_{name}", FOLDER / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        _script(name).main(["--help"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: python eval/{name}.py [key=value ...]")
+
+
+def test_the_help_of_the_report_explains_every_key(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        _script("report").main(["--help"])
+    said = capsys.readouterr().out.split("run=null")[0]
+    for field in dataclasses.fields(ReportConfig):  # pyright: ignore[reportArgumentType]
+        assert f"    {field.name} " in said, field.name
+
+
+@pytest.mark.parametrize(
+    "word, told",
+    [
+        ("num_samples=0", ["num_samples", "0", "at least 8"]),
+        ("steps=[]", ["steps", "at least 1"]),
+        ("seeds=[1,1]", ["seeds", "distinct"]),
+        ("parts=[fluency,speed]", ["parts", "speed", "likelihood"]),
+        ("permutations=5", ["permutations", "5", "at least 19"]),
+        ("lambdas=1", ["lambdas", "1", "at least 2"]),
+        ("self_bleu_samples=1", ["self_bleu_samples", "at least 2"]),
+        ("noise=float16", ["noise", "'float16'"]),
+        ("judge=gpt2", ["'judge'", "judges"]),
+        ("run=/absent", ["/absent", "student/model.safetensors"]),
+    ],
+)
+def test_bad_words_end_with_status_2(word: str, told: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        _script("report").main([word])
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert "error: " in error and all(part in error for part in told), error
+
+
+def test_files_that_do_not_compare_end_with_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        _script("compare_reports").main(["files=[/absent.json,/other.json]"])
+    assert end.value.code == 2 and "/absent.json" in capsys.readouterr().err
