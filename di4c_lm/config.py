@@ -305,19 +305,20 @@ ObjectiveConfig = Annotated[MdlmConfig | SdttConfig | Di4CConfig, Field(discrimi
 class LatentConfig:
     """λ: its law, and the way it enters the student's network.
 
-    `path=token` is the published extra token; `adaln` scales and shifts the norms. `inject_at=k` runs the blocks before k once per x_t.
+    `path=token` is the published extra token; `adaln` scales and shifts the norms. `inject_at=k` runs the blocks before k once per x_t;
+    a negative k counts from the end, -1 being the last block.
     """
 
     law: Literal["uniform", "stratified", "gaussian", "codebook"] = "uniform"
     path: Literal["token", "adaln"] = "token"
     inject_at: int = 0
     dim: int = 1  # law=gaussian: components of λ
-    codebook_size: int = 16
+    codebook_size: int = 16  # law=codebook: its vectors; 0 in a run's settings: as many as L, which enumerates them
     init_scale: float = 0.02  # standard deviation of the codebook, or of the λ path's first weights
 
     def __post_init__(self) -> None:
-        _at_least(self, 0, "inject_at")
-        _at_least(self, 1, "dim", "codebook_size")
+        _at_least(self, 0, "codebook_size")
+        _at_least(self, 1, "dim")
         _positive(self, "init_scale")
 
 
@@ -418,12 +419,14 @@ class Config:
     rounds: Rounds = ()
 
     def __post_init__(self) -> None:
+        blocks, at = self.model.num_blocks, self.latent.inject_at
+        own_shape = self.teacher.kind != "pretrained"  # else the checkpoint says how many blocks there are
         check(
-            self.latent.inject_at < self.model.num_blocks,
-            "lambda.inject_at",
-            self.latent.inject_at,
-            f"a block below model.num_blocks={self.model.num_blocks}",
+            not own_shape or -blocks <= at < blocks, "lambda.inject_at", at, f"a block below model.num_blocks={blocks}"
         )
+        if isinstance(self.objective, Di4CConfig) and self.latent.law == "codebook" and self.latent.codebook_size:
+            size, count = self.latent.codebook_size, self.objective.num_lambdas
+            check(count <= size, "objective.num_lambdas", count, f"at most lambda.codebook_size={size}")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

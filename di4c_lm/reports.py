@@ -11,12 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from di4c_lm import cli
+from di4c_lm.config import Config
+from di4c_lm.data.batches import PackedSource
+from di4c_lm.data.corpus import Corpus, load_corpus
 from di4c_lm.data.tokenizers import fingerprint
 from di4c_lm.domains.likelihood import held_out_bound
 from di4c_lm.domains.text import STUDENT, Run, TextModel
 from di4c_lm.metrics.bootstrap import interval
 from di4c_lm.metrics.gen_ppl import PromptedSampler, Sampler, measure, measure_conditional
-from di4c_lm.metrics.judge import load_judge
+from di4c_lm.metrics.judge import load_judge, train_judge
 from di4c_lm.metrics.publish import publish
 from di4c_lm.metrics.report import table
 from di4c_lm.metrics.settings import GenPplConfig
@@ -30,7 +34,7 @@ def gen_ppl_report(run: Run, settings: GenPplConfig) -> str:
     Raises `ValueError` as `measure`, `load_judge` and `publish` do, and for a GPU that is not there.
     """
     device = _device(settings.device)
-    judge = load_judge(settings.judge or run.judge, device=device)
+    judge = load_judge(judge_of(run, settings, device), device=device)
     for model in run.models.values():
         model.denoiser.to(device)
     common: dict[str, Any] = {
@@ -61,6 +65,25 @@ def gen_ppl_report(run: Run, settings: GenPplConfig) -> str:
     )
     logger.info("report: %s", ", ".join(str(path) for path in paths.values()))
     return table(found.rows, found.comparisons)
+
+
+def judge_of(run: Run, settings: GenPplConfig, device: str) -> str:
+    """The folder or hub name of the judge: the one that is asked for, else the run's own, trained now if the run left that out."""
+    name = settings.judge or run.judge
+    if name != "train":
+        return name
+    config = cli.from_dict(run.settings)
+    return trained_judge(
+        config, load_corpus(config.data, config.train.seed, cli.cache_dir(config)), cli.cache_dir(config), device
+    )
+
+
+def trained_judge(config: Config, corpus: Corpus, cache_dir: Path, device: str) -> str:
+    """The folder of a small GPT-2 trained on the corpus, or taken from the cache. Raises `ValueError` for a streamed corpus."""
+    if not isinstance(corpus.train, PackedSource):
+        raise ValueError("judge='train' is impossible on a streamed corpus: allowed is a folder or hub name")
+    tokens_ND = torch.from_numpy(corpus.train.tokens_ND.astype("int64"))
+    return train_judge(tokens_ND, corpus.tokenizer, config.judge, cache_dir=cache_dir, device=device).name
 
 
 def bound_report(run: Run, settings: GenPplConfig, *, draws: int) -> str:

@@ -9,7 +9,8 @@ from di4c_lm import cli
 from di4c_lm.config import Config, TeacherConfig
 from di4c_lm.data.corpus import load_corpus
 from di4c_lm.domains.text import PARTS, SETTINGS, STUDENT, STUDENT_RAW, load_run, write_parts
-from di4c_lm.runs import needs_teacher, report_settings, run_text, trained_judge, write_settings
+from di4c_lm.reports import gen_ppl_report, trained_judge
+from di4c_lm.runs import needs_teacher, report_settings, run_text, write_settings
 from di4c_lm.training.distributed import World, barrier, init_distributed
 
 logger = logging.getLogger(__name__)
@@ -91,13 +92,13 @@ def is_finished(one: Config) -> bool:
 
 def report_chain(config: Config, chain: Sequence[Config], world: World) -> None:
     """Note the rounds' models in the chain's folder, and measure them beside each other; the table goes to the terminal."""
-    from di4c_lm.reports import gen_ppl_report
-
     base, last = cli.run_dir(config), load_run(cli.run_dir(chain[-1]))
     judge = last.judge
     if judge == "train":
         cache_dir = cli.cache_dir(config)
-        judge = trained_judge(config, load_corpus(config.data, config.train.seed, cache_dir), world, cache_dir)
+        judge = trained_judge(
+            config, load_corpus(config.data, config.train.seed, cache_dir), cache_dir, str(world.device)
+        )
     folders = {name: cli.run_dir(one) / STUDENT for name, one in zip(names(chain), chain, strict=True)}
     write_parts(base, teacher=None, judge=judge, validation=last.validation, rounds=folders)
     logger.info("%s", gen_ppl_report(load_run(base), report_settings(config)))

@@ -15,6 +15,7 @@ from di4c_lm.checkpoints.student import student_from_teacher
 from di4c_lm.config import (
     Config,
     Di4CConfig,
+    LatentConfig,
     MdlmConfig,
     ModelConfig,
     OptimConfig,
@@ -23,7 +24,7 @@ from di4c_lm.config import (
     ZeroConfig,
     to_dict,
 )
-from di4c_lm.data.batches import BatchStream, PackedSource
+from di4c_lm.data.batches import BatchStream
 from di4c_lm.data.corpus import Corpus, load_corpus
 from di4c_lm.data.strata import StratifiedBatches
 from di4c_lm.domains.text import (
@@ -36,10 +37,10 @@ from di4c_lm.domains.text import (
     random_teacher,
     write_parts,
 )
-from di4c_lm.metrics.judge import train_judge
 from di4c_lm.metrics.settings import GenPplConfig
 from di4c_lm.models.dit import DIT, LATENT_PREFIXES
 from di4c_lm.processes.masked import MaskedProcess
+from di4c_lm.reports import bound_report, gen_ppl_report, trained_judge
 from di4c_lm.training.distributed import World, barrier, init_distributed
 from di4c_lm.training.loop import Trained, train
 from di4c_lm.training.objective import Di4CObjective, MdlmObjective
@@ -86,7 +87,7 @@ def run_text(config: Config, *, export_raw: bool = False, optimizer_from: Path |
             exported.save_pretrained(run_dir / STUDENT_RAW, trained.raw)
         if judge == "train" and not config.eval.skip:
             logger.info("5/5 report: a judge, then samples")
-            judge = trained_judge(config, corpus, world, cache_dir)
+            judge = trained_judge(config, corpus, cache_dir, str(world.device))
         write_parts(run_dir, teacher=teacher_path, judge=judge, validation=corpus.validation)
         if not config.eval.skip:
             report(run_dir, config)
@@ -108,7 +109,7 @@ def new_student(config: Config, corpus: Corpus, teacher: TextModel | None) -> DI
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.train.seed)
             return DIT(config.model, num_states=len(corpus.tokenizer)).train()
-    latent = config.latent if isinstance(config.objective, Di4CConfig) else None
+    latent = latent_of(config)
     if latent is None and teacher.denoiser.latent is not None:
         raise ValueError(
             f"objective={config.objective.kind} is impossible with a teacher that is a mixture (λ): allowed is an MDLM or an SDTT "
@@ -116,6 +117,14 @@ def new_student(config: Config, corpus: Corpus, teacher: TextModel | None) -> DI
         )
     fresh = torch.Generator().manual_seed(config.train.seed)
     return student_from_teacher(teacher.denoiser, latent, fresh, model=student_shape(config, teacher.denoiser))
+
+
+def latent_of(config: Config) -> LatentConfig | None:
+    """The λ path of the student, none but for Di4C; a codebook without a size has a vector for each of the L draws."""
+    if not isinstance(config.objective, Di4CConfig):
+        return None
+    size = config.latent.codebook_size or config.objective.num_lambdas
+    return dataclasses.replace(config.latent, codebook_size=size)
 
 
 def check_run(config: Config) -> None:
@@ -259,13 +268,6 @@ def make_objective(config: Config, student: DIT, teacher: TextModel | None, worl
     return Di4CObjective(student, frozen, teacher.process, chosen, seed=seed)
 
 
-def trained_judge(config: Config, corpus: Corpus, world: World, cache_dir: Path) -> str:
-    """The folder of a small GPT-2 trained on the corpus, or taken from the cache."""
-    assert isinstance(corpus.train, PackedSource)
-    tokens_ND = torch.from_numpy(corpus.train.tokens_ND.astype("int64"))
-    return train_judge(tokens_ND, corpus.tokenizer, config.judge, cache_dir=cache_dir, device=str(world.device)).name
-
-
 def report_settings(config: Config) -> GenPplConfig:
     """The closing report's settings, as `eval/gen_ppl.py` takes them."""
     evaluation = config.eval
@@ -282,8 +284,6 @@ def report_settings(config: Config) -> GenPplConfig:
 
 def report(run_dir: Path, config: Config) -> None:
     """The closing report: the table goes to the terminal, and for an MDLM the bound on held-out text too."""
-    from di4c_lm.reports import bound_report, gen_ppl_report
-
     run, settings = load_run(run_dir), report_settings(config)
     logger.info("%s", gen_ppl_report(run, settings))
     if isinstance(config.objective, MdlmConfig):

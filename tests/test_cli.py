@@ -81,6 +81,8 @@ def test_a_teacher_or_data_of_ones_own() -> None:
         ("objective.hop.law=x", "objective.hop.law='x'", "'fixed', 'fraction'"),
         ("objective.times.mass_at_one=2", "objective.times.mass_at_one=2", "[0, 1]"),
         ("lambda.inject_at=9", "lambda.inject_at=9", "below model.num_blocks=4"),
+        ("lambda.inject_at=-5", "lambda.inject_at=-5", "below model.num_blocks=4"),
+        ("lambda.codebook_size=8", "objective.num_lambdas=16", "lambda.codebook_size=8"),
         ("model.hidden_size=30", "model.hidden_size=30", "a multiple of"),
         ("data.validation_share=1.0", "data.validation_share=1.0", "(0, 1)"),
         ("nonsense", "'nonsense'", "key=value"),

@@ -29,7 +29,6 @@ TINY = [
     "judge.num_heads=2",
     "judge.pretrain.steps=4",
     "objective.num_lambdas=4",
-    "lambda.codebook_size=4",
     "train.micro_batch_size=2",
     "train.log_every=1",
     "eval.steps=[1,2]",
@@ -139,6 +138,14 @@ def test_the_conditional_form_runs(finished: Path, tmp_path: Path) -> None:
     subprocess.run([sys.executable, "eval/gen_ppl.py", *words], cwd=ROOT, check=True, capture_output=True)
     rows = json.loads((tmp_path / "gen_ppl_conditional.json").read_text())["rows"]
     assert {row["model"] for row in rows} == {"teacher", "student", "data"}
+
+
+def test_a_run_without_a_report_can_have_one_later(finished: Path, text: Path, tmp_path: Path) -> None:
+    words = ["train.steps=1", "eval.skip=true", f"teacher={load_run(finished).teacher_path}"]
+    assert launch(text, tmp_path / "run", *words).returncode == 0
+    later = [f"run={tmp_path / 'run'}", "steps=[1]", "num_samples=4", "bootstrap=20"]
+    subprocess.run([sys.executable, "eval/gen_ppl.py", *later], cwd=ROOT, check=True, capture_output=True)
+    assert (tmp_path / "run" / "report" / "gen_ppl.json").exists()
 
 
 def test_one_rank_of_the_same_global_batch_has_the_same_losses(finished: Path, text: Path, tmp_path: Path) -> None:

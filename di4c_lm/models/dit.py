@@ -135,10 +135,13 @@ class DIT(nn.Module):
 
     def __init__(self, model: ModelConfig, *, num_states: int, latent: LatentConfig | None = None) -> None:
         super().__init__()
-        if latent is not None and latent.inject_at >= model.num_blocks:
+        if latent is not None and not -model.num_blocks <= latent.inject_at < model.num_blocks:
             raise ValueError(f"lambda.inject_at={latent.inject_at} must be below model.num_blocks={model.num_blocks}")
+        if latent is not None and latent.law == "codebook" and latent.codebook_size < 1:
+            raise ValueError(f"lambda.codebook_size must be at least 1, got {latent.codebook_size}")
         self.config = model
         self.latent = latent
+        self.inject_at = 0 if latent is None else latent.inject_at % model.num_blocks
         self.num_states = num_states
         self.noise = LogLinear()
         self.activation_checkpointing = False
@@ -161,7 +164,7 @@ class DIT(nn.Module):
         else:
             self.latent_projection = latent_projection(latent, width)
         if latent.path == "adaln":
-            conditioned = range(latent.inject_at, self.config.num_blocks)
+            conditioned = range(self.inject_at, self.config.num_blocks)
             self.latent_modulation = nn.ModuleDict(
                 {str(i): nn.Linear(width, 4 * width, bias=False) for i in conditioned}
             )
@@ -203,7 +206,7 @@ class DIT(nn.Module):
         cos, sin = self.rotary_emb(num_positions, 0)
         num_lambdas, embedded = 1, None
         for index, block in enumerate(self.blocks):
-            if self.latent is not None and lam is not None and index == self.latent.inject_at:
+            if self.latent is not None and lam is not None and index == self.inject_at:
                 num_lambdas = lam.shape[1]
                 embedded = self._embed_latents(self.latent, lam).to(x.dtype)
                 if row_N is not None:
@@ -225,7 +228,7 @@ class DIT(nn.Module):
 
     def _shares_trunk(self) -> bool:
         """Whether equal sequences may share the blocks before λ enters: no gradient, no dropout."""
-        late = self.latent is not None and self.latent.inject_at > 0
+        late = self.latent is not None and self.inject_at > 0
         return late and not torch.is_grad_enabled() and not (self.training and self.config.dropout)
 
     def readout(self) -> LinearReadout:

@@ -182,3 +182,9 @@ def test_readout_carries_the_dtype_of_its_products() -> None:
     network.matmul_dtype = torch.bfloat16
     assert dataclasses.replace(network.readout(), matmul_dtype=None).weight_SH is network.output_layer.linear.weight
     assert network.readout().matmul_dtype is torch.bfloat16
+
+
+def test_a_negative_block_counts_from_the_end() -> None:
+    last = net(LatentConfig(path="adaln", inject_at=-1))
+    assert last.inject_at == BLOCKS - 1
+    assert [name for name in last.latent_modulation] == [str(BLOCKS - 1)]
