@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import numpy as np
 from jaxtyping import Float
@@ -42,11 +42,13 @@ def mauve_score(
     logging.getLogger("faiss").setLevel(logging.WARNING)
     from mauve import compute_mauve
 
-    features = {"p_features": sample_NF.astype(np.float32), "q_features": reference_MF.astype(np.float32)}
+    of: dict[str, Any] = {
+        "p_features": sample_NF.astype(np.float32),
+        "q_features": reference_MF.astype(np.float32),
+        "num_buckets": clusters,
+    }
     with _silent_stderr():  # faiss writes a warning for each clustering of fewer than 39 points a cluster
-        scores = [
-            float(compute_mauve(**features, num_buckets=clusters, seed=seed, verbose=False).mauve) for seed in seeds
-        ]
+        scores = [float(compute_mauve(**of, seed=seed, verbose=False).mauve) for seed in seeds]
     return Mauve(estimate=float(np.mean(scores)), deviation=float(np.std(scores)), clusters=clusters)
 
 

@@ -1,5 +1,7 @@
 """Documents as vectors: the closed form of the Fisher score against autograd, and padding that does not matter."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -24,7 +26,7 @@ def _documents(*lengths: int) -> list[Document]:
 def test_the_score_is_the_gradient() -> None:
     judge, document = _judge(), _documents(12, 12, 12, 12)[1]
     ids = torch.tensor([document.ids])
-    model = judge.model
+    model: Any = judge.model
     hidden = model(input_ids=ids, output_hidden_states=True).hidden_states[-1].detach()
     weight = model.get_output_embeddings().weight.detach()
     nudge = torch.zeros(8, 8, requires_grad=True)

@@ -1,6 +1,7 @@
 """The suite cannot be fooled: canaries are flagged or ranked last, real text passes, and bad input is named."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -145,7 +146,8 @@ def test_bad_samples_are_named(tokens: torch.Tensor, told: str) -> None:
 
 def test_a_judge_with_a_shorter_context_is_named() -> None:
     judge = markov.judge()
-    judge.model.config.get_text_config = lambda: type("C", (), {"vocab_size": 43, "max_position_embeddings": 16})
+    config: Any = judge.model.config
+    config.get_text_config = lambda: type("C", (), {"vocab_size": 43, "max_position_embeddings": 16})
     text = markov.text(NUM, seed=1)
     with pytest.raises(ValueError, match="32 tokens under the judge, which reads at most 16"):
         measure_suite(
