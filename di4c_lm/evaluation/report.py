@@ -210,7 +210,8 @@ def _likelihood(run: Run, settings: ReportConfig, judges: list[Judge]) -> dict[s
 
 def _texts(run: Run, limit: int) -> list[str]:
     """Held-out sequences as texts that end with a whole word: what follows the last space is left out."""
-    decoded = [run.student.tokenizer.decode(ids, skip_special_tokens=True) for ids in run.validation[:limit].tolist()]
+    tokenizer = run.student.tokenizer
+    decoded = [str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in run.validation[:limit].tolist()]
     texts = [" ".join(text.split()[:-1]) for text in decoded]
     return [text for text in texts if len(text.split()) >= 2]
 
