@@ -4,6 +4,7 @@ deepspeed launch/train_lm.py [key=value ...]     --help lists the keys
 """
 
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -30,4 +31,8 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    status = main(sys.argv[1:])
+    # All is saved and closed. Native threads of the collectives' libraries may outlive the interpreter, and then abort a run that is over.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

@@ -29,7 +29,6 @@ TINY = [
     "judge.num_blocks=1",
     "judge.num_heads=2",
     "judge.pretrain.steps=4",
-    "lambda.codebook_size=4",
     "train.micro_batch_size=2",
     "train.log_every=1",
     "train.steps=2",

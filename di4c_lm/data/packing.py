@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PIECE_CHARACTERS = 1 << 17
-_BATCH_CHARACTERS = 1 << 20
+BATCH_CHARACTERS = 1 << 20
 _WORD_END = re.compile(r"\S(?=\s)")
 
 
@@ -46,7 +46,7 @@ def token_dtype(num_states: int) -> type[np.unsignedinteger]:
 
 
 def _batches(documents: Iterable[str]) -> Iterator[tuple[list[str], list[bool]]]:
-    """Pieces of documents, and which of them end a document, about `_BATCH_CHARACTERS` characters at once."""
+    """Pieces of documents, and which of them end a document, about `BATCH_CHARACTERS` characters at once."""
     pieces: list[str] = []
     ends: list[bool] = []
     held = 0
@@ -56,7 +56,7 @@ def _batches(documents: Iterable[str]) -> Iterator[tuple[list[str], list[bool]]]
             pieces.append(piece)
             ends.append(number == len(split))
             held += len(piece)
-            if held >= _BATCH_CHARACTERS:
+            if held >= BATCH_CHARACTERS:
                 yield pieces, ends
                 pieces, ends, held = [], [], 0
     if pieces:
