@@ -90,7 +90,7 @@ def test_batches_and_pieces_do_not_change_the_tokens(
     tokenizer: transformers.PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = np.concatenate(list(encode_documents(TEXTS, tokenizer)))
-    monkeypatch.setattr(packing, "_BATCH_CHARACTERS", 100)
+    monkeypatch.setattr(packing, "BATCH_CHARACTERS", 100)
     monkeypatch.setattr(packing, "PIECE_CHARACTERS", 40)
     monkeypatch.setattr(packing.split_document, "__defaults__", (40,))
     runs = list(encode_documents(TEXTS, tokenizer))
