@@ -5,23 +5,13 @@ python eval/cost.py [run=<dir>] [models=[teacher,<name>=<dir>]] [steps=[1,2,4]] 
 
 import sys
 
-from di4c_lm import cli
+from di4c_lm.evaluation.script import run_part
 from di4c_lm.metrics.suite_settings import CostConfig
 
 
 def main(argv: list[str]) -> int:
     """Measure, write the report, print the table; bad input ends with exit status 2."""
-    settings = cli.parse_words(CostConfig, argv, "eval/cost.py")
-    from di4c_lm.domains.text import load_run
-    from di4c_lm.evaluation.report import full_report
-    from di4c_lm.metrics.runs import find_run
-
-    cli.log_to_terminal()
-    try:
-        print(full_report(load_run(find_run(settings.run, settings.outputs)), settings))
-    except (ValueError, ConnectionError) as error:
-        cli.fail(str(error))
-    return 0
+    return run_part(CostConfig, argv, "eval/cost.py")
 
 
 if __name__ == "__main__":

@@ -232,7 +232,9 @@ def random_teacher(config: Config, tokenizer: "PreTrainedTokenizerFast") -> Text
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.teacher.pretrain.seed)
         denoiser = DIT(config.model, num_states=len(tokenizer))
-        torch.nn.init.normal_(denoiser.output_layer.linear.weight, std=0.02)
+        for parameter in denoiser.parameters():
+            if not parameter.any():  # gates and readout begin at zero, where neither the blocks nor λ would matter
+                torch.nn.init.normal_(parameter, std=0.02)
     return TextModel(denoiser=denoiser.eval(), tokenizer=tokenizer, length=config.data.length)
 
 
