@@ -16,7 +16,7 @@ def test_exact_draws_pass(sampler: str) -> None:
 
 @pytest.mark.slow
 def test_float32_noise_fails() -> None:
-    found = tail_probe(tokenizer(), steps=64, seed=0, settings={"noise": "legacy_fp32"}, rare=1024, expected=30)
+    found = tail_probe(tokenizer(), steps=64, seed=0, settings={"noise": "legacy_fp32"}, rare=1024, expected=30.0)
     assert found["tail_rate"] < 0.6 and found["tail_p"] < 1e-3
 
 
