@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from di4c_lm.losses.mixture import row_chunks, rows_at_once
-from di4c_lm.models.readout import NEVER, Readout, widest
+from di4c_lm.models.readout import Readout, widest
+from di4c_lm.processes.masked import NEVER
 
 DivergenceName = Literal["kl_backward", "kl_forward", "mse", "tv"]
 

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from di4c_lm.processes.masked import NEVER
+
 _BLOCK = 2**13  # states whose products are held at once in a dtype narrower than the logits'
-NEVER = -1e6  # the logit of a state that cannot be: its probability is exactly 0
 
 
 @runtime_checkable
