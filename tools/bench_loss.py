@@ -10,14 +10,12 @@ chunk_rows=0. `--json` prints one object on the last line.
 import argparse
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from benchmark.apart import run_apart
 from benchmark.measure import PeakMemory, Stopwatch
 from benchmark.plain import backbone_loss
 from torch import nn
@@ -166,16 +164,6 @@ def plain_step(settings: Settings, student: DIT, teacher: DIT, batch: Tokens, wa
     return lambda: backbone_loss(student, teacher, process, batch.x, x_t, settings.t, u, settings.L, watch)
 
 
-def run_apart(way: str, settings: Settings) -> dict[str, Any]:
-    """`measure` in a process of its own."""
-    command = [sys.executable, __file__, "--way", way, *settings.assignments()]
-    environment = os.environ | {"OMP_NUM_THREADS": str(settings.threads)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"the {way} way ended with exit code {done.returncode}\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def print_table(results: dict[str, dict[str, Any]]) -> None:
     """One column a way, and their ratio."""
     ways = list(results)
@@ -210,7 +198,10 @@ def main() -> None:
     if arguments.way:
         print(json.dumps(measure(arguments.way, settings)))
         return
-    results = {way: run_apart(way, settings) for way in settings.ways.split(",")}
+    results = {
+        way: run_apart(__file__, way, settings.assignments(), threads=settings.threads)
+        for way in settings.ways.split(",")
+    }
     print_table(results)
     if arguments.json:
         print(json.dumps({**results, "ratio": ratios(results)}))

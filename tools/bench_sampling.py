@@ -11,9 +11,6 @@ prints one object on the last line.
 import argparse
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +18,7 @@ from typing import Any
 
 import torch
 from benchmark import plain_sampling
+from benchmark.apart import run_apart
 from torch import nn
 
 from di4c_lm.config import LatentConfig, ModelConfig
@@ -145,16 +143,6 @@ def _timed(run: Callable[[int], float], settings: Settings) -> tuple[float, floa
     return time.perf_counter() - started, nfe
 
 
-def run_apart(way: str, settings: Settings) -> dict[str, float]:
-    """`measure` in a process of its own."""
-    command = [sys.executable, __file__, "--way", way, *settings.assignments()]
-    environment = os.environ | {"OMP_NUM_THREADS": str(settings.threads)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"the {way} way ended with exit code {done.returncode}\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def print_table(results: dict[str, dict[str, float]]) -> None:
     """One column a way, and their ratio."""
     ways = list(results)
@@ -179,7 +167,10 @@ def main() -> None:
     if arguments.way:
         print(json.dumps(measure(arguments.way, settings)))
         return
-    results = {way: run_apart(way, settings) for way in settings.ways.split(",")}
+    results = {
+        way: run_apart(__file__, way, settings.assignments(), threads=settings.threads)
+        for way in settings.ways.split(",")
+    }
     print_table(results)
     if arguments.json:
         print(json.dumps(results))
