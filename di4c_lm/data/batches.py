@@ -29,7 +29,8 @@ class Batch:
     epoch: Int[Tensor, " B"]
 
     def to(self, device: torch.device | str) -> "Batch":
-        return Batch(*(getattr(self, f.name).to(device, non_blocking=True) for f in dataclasses.fields(self)))
+        moved = {f.name: getattr(self, f.name).to(device, non_blocking=True) for f in dataclasses.fields(self)}
+        return dataclasses.replace(self, **moved)
 
 
 @runtime_checkable

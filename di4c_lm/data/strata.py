@@ -13,13 +13,14 @@ from di4c_lm.data.batches import BatchStream
 
 @dataclasses.dataclass(frozen=True)
 class Stratified:
-    """A `data.batches.Batch` with the part of [0, 1) that belongs to each sequence: part `stratum` of `num_strata` equal ones."""
+    """A batch, of images with their `labels`, with the part of [0, 1) that belongs to each: part `stratum` of `num_strata` equal ones."""
 
     x: Int64[Tensor, "B D"]
     sample_id: Int64[Tensor, " B"]
     epoch: Int64[Tensor, " B"]
     stratum: Int64[Tensor, " B"]
     num_strata: int
+    labels: Int64[Tensor, " B"] | None = None
 
     def spread(self, u: Float64[Tensor, " B"]) -> Float64[Tensor, " B"]:
         """Uniforms `u`, one in each part: over a global batch they cover [0, 1) evenly, and each is still uniform over the batches."""
@@ -44,9 +45,7 @@ class StratifiedBatches:
         self._micro_step = (self._micro_step + 1) % stream.gradient_accumulation
         slot_B = torch.arange(first, first + len(batch.x))
         return Stratified(
-            x=batch.x,
-            sample_id=batch.sample_id,
-            epoch=batch.epoch,
+            **vars(batch),
             stratum=slot_B * self._stride % stream.global_batch_size,
             num_strata=stream.global_batch_size,
         )
