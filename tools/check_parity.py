@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 from zipfile import BadZipFile
 
-from parity import lm_dit, lm_loss, lm_sampling, maskgit_loss, tauldr_loss
+from parity import lm_dit, lm_loss, lm_sampling, maskgit_loss, maskgit_net, tauldr_loss
 from parity.golden import Computed, Golden, Row, compare
 from safetensors import SafetensorError
 
@@ -31,6 +31,8 @@ CASES = {
     "lm_loss": Case(lm_loss.compute, lm_loss.INPUTS),
     "lm_sampling": Case(lm_sampling.compute, lm_sampling.INPUTS),
     "maskgit_loss": Case(maskgit_loss.compute, maskgit_loss.INPUTS),
+    "maskgit_net": Case(maskgit_net.compute, maskgit_net.INPUTS),
+    "maskgit_net_student": Case(maskgit_net.compute, maskgit_net.INPUTS),
     "tauldr_loss": Case(tauldr_loss.compute, tauldr_loss.INPUTS),
 }
 

@@ -30,13 +30,17 @@ def attend(
     v: Float[Tensor, "N D heads dim"],
     *,
     flash: bool = False,
+    dropout: float = 0.0,
 ) -> Float[Tensor, "N D heads dim"]:
-    """softmax(q k^T / sqrt(dim)) v over all positions. `flash` needs half-precision tensors on a GPU; others take PyTorch's path."""
+    """softmax(q k^T / sqrt(dim)) v over all positions, with `dropout` on the weights, always on.
+
+    `flash` needs half-precision tensors on a GPU; others take PyTorch's path.
+    """
     if flash and q.is_cuda and q.dtype in (torch.float16, torch.bfloat16):
         from flash_attn import flash_attn_func  # pyright: ignore[reportMissingImports]
 
-        return flash_attn_func(q, k, v)
-    out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        return flash_attn_func(q, k, v, dropout_p=dropout)
+    out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), dropout_p=dropout)
     return out.transpose(1, 2)
 
 

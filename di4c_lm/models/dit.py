@@ -14,7 +14,15 @@ from torch.utils.checkpoint import checkpoint
 
 from di4c_lm.config import LatentConfig, ModelConfig
 from di4c_lm.models.attention import Rotary, attend, rotate, use_flash
-from di4c_lm.models.latent import Uniform, latent_features, latent_projection, sample_latents
+from di4c_lm.models.latent import (
+    Uniform,
+    check_latents,
+    latent_codebook,
+    latent_features,
+    latent_modulation,
+    latent_projection,
+    sample_latents,
+)
 from di4c_lm.models.norm import modulated_norm
 from di4c_lm.models.readout import LinearReadout, Prediction, widest
 from di4c_lm.processes.schedules import LogLinear
@@ -159,17 +167,11 @@ class DIT(nn.Module):
 
     def _add_latent_path(self, latent: LatentConfig, width: int) -> None:
         if latent.law == "codebook":
-            self.latent_codebook = nn.Embedding(latent.codebook_size, width)
-            nn.init.normal_(self.latent_codebook.weight, std=1.0 if latent.path == "adaln" else latent.init_scale)
+            self.latent_codebook = latent_codebook(latent, width)
         else:
             self.latent_projection = latent_projection(latent, width)
         if latent.path == "adaln":
-            conditioned = range(self.inject_at, self.config.num_blocks)
-            self.latent_modulation = nn.ModuleDict(
-                {str(i): nn.Linear(width, 4 * width, bias=False) for i in conditioned}
-            )
-            for weight in self.latent_modulation.parameters():
-                nn.init.normal_(weight, std=latent.init_scale / math.sqrt(width))
+            self.latent_modulation = latent_modulation(latent, width, range(self.inject_at, self.config.num_blocks))
 
     @property
     def mask_id(self) -> int:
@@ -183,14 +185,14 @@ class DIT(nn.Module):
         return sample_latents(self.latent, num_batch, num_lambdas, uniform)
 
     def forward(
-        self, x_t: Int64[Tensor, "B D"], t: Float[Tensor, " B"], lam: Tensor | None = None, cond: None = None
+        self, x_t: Int64[Tensor, "B D"], t: Float[Tensor, " B"], lam: Tensor | None = None, cond: Tensor | None = None
     ) -> Prediction:
         """Predict x_0 from `x_t` at times `t`, once for each of the L rows of `lam` (B, L, K).
 
-        Without `lam` a student's λ path is left out, and the prediction is that of the teacher it was made from. Raises `ValueError` where
-        `lam` is given to a network without λ, or is of another shape.
+        Without `lam` a student's λ path is left out, and the prediction is that of the teacher it was made from. Text has no classes:
+        `cond` is not looked at. Raises `ValueError` where `lam` is given to a network without λ, or is of another shape.
         """
-        self._check_latents(x_t, lam)
+        check_latents(x_t, lam, self.latent)
         sigma_M = self.noise.sigma(t) if self.config.time_conditioning else torch.zeros_like(t[:1])
         return self.predict(x_t, sigma_M, lam)
 
@@ -242,12 +244,6 @@ class DIT(nn.Module):
             return self.latent_codebook(flat[:, 0])
         features = latent_features(latent, flat)
         return self.latent_projection(features.to(next(self.latent_projection.parameters()).dtype))
-
-    def _check_latents(self, x_t: Int64[Tensor, "B D"], lam: Tensor | None) -> None:
-        if lam is not None and self.latent is None:
-            raise ValueError(f"lam: expected none, since this network has no λ, got shape {tuple(lam.shape)}")
-        if lam is not None and (lam.dim() != 3 or len(lam) != len(x_t) or lam.shape[1] < 1):
-            raise ValueError(f"lam: expected shape (B={len(x_t)}, L >= 1, K), got {tuple(lam.shape)}")
 
 
 def _distinct(

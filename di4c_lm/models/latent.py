@@ -67,3 +67,26 @@ def latent_features(config: LatentConfig, lam_NK: Float[Tensor, "N K"]) -> Float
     if config.law == "gaussian":
         return lam_NK
     return sinusoid(1000.0 * lam_NK[:, 0])
+
+
+def latent_codebook(config: LatentConfig, width: int) -> nn.Embedding:
+    """The learned vectors of law=codebook, which stand in place of the projection."""
+    codebook = nn.Embedding(config.codebook_size, width)
+    nn.init.normal_(codebook.weight, std=1.0 if config.path == "adaln" else config.init_scale)
+    return codebook
+
+
+def latent_modulation(config: LatentConfig, width: int, blocks: range) -> nn.ModuleDict:
+    """λ's embedding to shift and scale of the two norms of each of `blocks`, for path=adaln."""
+    modulation = nn.ModuleDict({str(index): nn.Linear(width, 4 * width, bias=False) for index in blocks})
+    for weight in modulation.parameters():
+        nn.init.normal_(weight, std=config.init_scale / math.sqrt(width))
+    return modulation
+
+
+def check_latents(x_t: Int64[Tensor, "B D"], lam: Tensor | None, latent: LatentConfig | None) -> None:
+    """Raise `ValueError` for `lam` where the network has no λ, or of a shape other than (B, L >= 1, K)."""
+    if lam is not None and latent is None:
+        raise ValueError(f"lam: expected none, since this network has no λ, got shape {tuple(lam.shape)}")
+    if lam is not None and (lam.dim() != 3 or len(lam) != len(x_t) or lam.shape[1] < 1):
+        raise ValueError(f"lam: expected shape (B={len(x_t)}, L >= 1, K), got {tuple(lam.shape)}")

@@ -13,7 +13,16 @@ import torch
 from torch import Tensor
 
 TOOL = Path(__file__).parents[2] / "tools" / "check_parity.py"
-COMPUTED = ("lm_dit", "lm_dit_di4c", "lm_loss", "lm_sampling", "maskgit_loss", "tauldr_loss")
+COMPUTED = (
+    "lm_dit",
+    "lm_dit_di4c",
+    "lm_loss",
+    "lm_sampling",
+    "maskgit_loss",
+    "maskgit_net",
+    "maskgit_net_student",
+    "tauldr_loss",
+)
 
 
 def run(*folder: Path, **environment: str) -> tuple[int, list[str]]:

@@ -1,0 +1,61 @@
+"""`maskgit_net` and `maskgit_net_student`: the transformer on codes, its weights loaded by their published names."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from di4c_lm.config import LatentConfig
+from di4c_lm.config_imagenet import MaskGitConfig
+from di4c_lm.models.latent import latent_features
+from di4c_lm.models.maskgit import NO_CLASS, MaskGit
+from parity.golden import Computed, Golden, Tolerance
+
+INPUTS = ("img_token", "y", "drop_label", "z")
+_VALUES = Tolerance(atol=5e-5, rtol=1e-5)
+_MIXED = Tolerance(atol=5e-4, rtol=1e-5)  # float32 sines of angles up to 1000
+_SINUSOID = Tolerance(atol=1e-5, rtol=1e-5)
+
+
+def load(golden: Golden) -> MaskGit:
+    """Our network with the file's weights, strictly; MASK keeps its share of the predictions, as published."""
+    meta = golden.meta
+    network = MaskGit(
+        MaskGitConfig(
+            hidden_size=meta["hidden"],
+            num_blocks=meta["depth"],
+            num_heads=meta["heads"],
+            mlp_size=meta["mlp"],
+            mask_state=True,
+        ),
+        num_codes=meta["K"],
+        num_classes=meta["nclass"],
+        length=meta["tokens"],
+        latent=LatentConfig(law="uniform", path="token", inject_at=0) if meta["is_student"] else None,
+    )
+    network.load_state_dict(golden.weights())
+    return network.eval()
+
+
+@torch.no_grad()
+def compute(golden: Golden) -> Iterator[Computed]:
+    """Every array that is not an input."""
+    network = load(golden)
+    x_t = golden.tensor("img_token").flatten(1)
+    told = torch.where(golden.tensor("drop_label"), NO_CLASS, golden.tensor("y"))
+    untold = torch.full_like(told, NO_CLASS)
+    yield Computed("logits_z_none", _logits(network, x_t, told), _VALUES)
+    yield Computed("logits_droplabel_none", _logits(network, x_t, None), _VALUES)
+    yield Computed("logits_all_dropped", _logits(network, x_t, untold), _VALUES)
+    if network.latent is not None:
+        lam = golden.tensor("z")[:, None]
+        features = latent_features(network.latent, lam.flatten(0, 1))
+        yield Computed("logits_z", _logits(network, x_t, told, lam), _MIXED)
+        yield Computed("z_embed_in", features, _SINUSOID)
+        yield Computed("z_embed", network.latent_projection(features), _SINUSOID)
+
+
+def _logits(network: MaskGit, x_t: Tensor, cond: Tensor | None, lam: Tensor | None = None) -> Tensor:
+    prediction = network(x_t, torch.zeros(len(x_t)), lam, cond)
+    positions_N = torch.arange(x_t.shape[1]).repeat(len(x_t))
+    return network.readout().logits(prediction.features.flatten(0, 2), positions_N).view(*x_t.shape, -1)
