@@ -172,12 +172,13 @@ class ZeroConfig:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class TimesConfig:
-    """Law of t: `uniform` on (0, 1]; `paper` (30 % on (0, δ], else on [δ, 1]).
+    """Law of t: `uniform` on (0, 1]; `paper` (30 % on (0, δ], else on [δ, 1]); `above_hop`: the hop first, then t uniform on (hop, 1].
 
-    A share `mass_at_one` of the draws is moved to t = 1, and a share `grid_share` to the uniform grids of `grid_steps` steps.
+    A share `mass_at_one` of the draws is moved to t = 1, and a share `grid_share` to the uniform grids of `grid_steps` steps. Where the
+    lowest time of a process is above 0, 0 stands for that.
     """
 
-    law: Literal["uniform", "paper"] = "uniform"
+    law: Literal["uniform", "paper", "above_hop"] = "uniform"
     mass_at_one: float = 0.0
     grid_share: float = 0.0
     grid_steps: Ints = (1, 2, 4, 8)
@@ -276,6 +277,10 @@ class Di4CConfig:
     control_variate_consistency: bool = True
     delta: float = 0.02
     delta_weight: bool = False  # weight the distillation term by 1/δ
+    # `shared`: the distillation term at x_t where t < δ, in place of consistency. `own`: always, each λ at an x of its own, whose time is
+    # the process's lowest or, as often, uniform up to δ above it.
+    distil_inputs: Literal["shared", "own"] = "shared"
+    label_drop: float = 0.0  # share of the examples whose class is hidden, where a batch has classes
     positions: Literal["masked", "all"] = "masked"
     chunk_rows: int = 0  # rows of logits (positions times L) read out at once; 0: 2^23 logits on a CPU, 2^26 on a GPU
     matmul_dtype: Literal["same", "bfloat16"] = "same"
@@ -295,7 +300,11 @@ class Di4CConfig:
             "consistency_weight",
             "distil_weight",
         )
-        _unit(self, "delta")
+        _unit(self, "delta", "label_drop")
+        if self.times.law == "above_hop":
+            law, longest = self.hop.law, self.hop.size if self.hop.law == "fixed" else self.hop.high
+            check(law != "fraction", "hop.law", law, "fixed, log_uniform or uniform where times.law=above_hop")
+            check(longest <= 0.5, "hop", longest, "at most 0.5 where times.law=above_hop")
 
 
 ObjectiveConfig = Annotated[MdlmConfig | SdttConfig | Di4CConfig, Field(discriminator="kind")]

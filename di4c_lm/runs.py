@@ -43,7 +43,8 @@ from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.reports import bound_report, gen_ppl_report, trained_judge
 from di4c_lm.training.distributed import World, barrier, init_distributed
 from di4c_lm.training.loop import Trained, train
-from di4c_lm.training.objective import Di4CObjective, MdlmObjective
+from di4c_lm.training.mdlm_objective import MdlmObjective
+from di4c_lm.training.objective import Di4CObjective
 from di4c_lm.training.sdtt_objective import SdttObjective
 
 logger = logging.getLogger(__name__)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from di4c_lm.processes.masked import NEVER
 
+NO_CLASS = -1  # the class of an example whose class is not told
 _BLOCK = 2**13  # states whose products are held at once in a dtype narrower than the logits'
 
 
@@ -162,9 +163,13 @@ class Denoiser(Protocol):
     """p(x_0 | x_t; λ), factored: all that samplers and objectives ask of a network."""
 
     def __call__(
-        self, x_t: Int64[Tensor, "B D"], t: Float[Tensor, " B"], lam: Tensor | None = None, cond: None = None
+        self,
+        x_t: Int64[Tensor, "B D"],
+        t: Float[Tensor, " B"],
+        lam: Tensor | None = None,
+        cond: Int64[Tensor, " B"] | None = None,
     ) -> Prediction:
-        """Predict x_0 once for each λ of each sequence."""
+        """Predict x_0 once for each λ of each sequence; `cond` are classes, `NO_CLASS` where one is not told."""
         ...
 
     def sample_latents(

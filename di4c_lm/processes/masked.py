@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from di4c_lm.processes.categorical import sample_categorical
@@ -25,6 +25,33 @@ class MaskedProcess:
         u_BD = uniform(rng, tuple(x_0.shape), x_0.device)
         return torch.where(u_BD < self.schedule.mask_prob(t.double())[:, None], self.mask_id, x_0)
 
+    @property
+    def min_time(self) -> float:
+        """0: networks are asked for x_0 at any time above it."""
+        return 0.0
+
+    def is_open(self, x_t: Int64[Tensor, "..."]) -> Bool[Tensor, "..."]:
+        """The masked positions."""
+        return x_t == self.mask_id
+
+    def needs_x0(
+        self, x_t: Int64[Tensor, "..."], t: Float[Tensor, "..."], s: Float[Tensor, "..."], u: Float64[Tensor, "..."]
+    ) -> Bool[Tensor, "..."]:
+        """The masked positions that become visible between t and s: those whose uniform is at least m(s) / m(t)."""
+        keep = self.schedule.mask_prob(s.double()) / self.schedule.mask_prob(t.double())
+        return self.is_open(x_t) & (u >= keep)
+
+    def bridge(
+        self,
+        x_t: Int64[Tensor, "..."],
+        x_0: Int64[Tensor, "..."],
+        t: Float[Tensor, "..."],
+        s: Float[Tensor, "..."],
+        u: Float64[Tensor, "..."],
+    ) -> Int64[Tensor, "..."]:
+        """x_s ~ q(x_s | x_0, x_t): what becomes visible is x_0, the rest stays as it is."""
+        return torch.where(self.needs_x0(x_t, t, s, u), x_0, x_t)
+
     def constrain(self, logits: Float[Tensor, "B D S"], x_t: Int64[Tensor, "B D"]) -> Float[Tensor, "B D S"]:
         """SUBS (Sahoo et al. 2024, section 3.2.3): normalised log-probabilities; MASK is impossible, a visible token certain."""
         states_S = torch.arange(logits.shape[-1], device=logits.device)
@@ -39,9 +66,7 @@ class MaskedProcess:
 
         A position masked at t = 0 would have come from nowhere; at s = 0 with a schedule of m(0) = 0 every position becomes visible.
         """
-        keep_B = self.schedule.mask_prob(s.double()) / self.schedule.mask_prob(t.double())
-        u_BD = uniform(rng, tuple(x_t.shape), x_t.device)
-        return (x_t == self.mask_id) & (u_BD >= keep_B[:, None])
+        return self.needs_x0(x_t, t[:, None], s[:, None], uniform(rng, tuple(x_t.shape), x_t.device))
 
     def step(
         self,

@@ -30,16 +30,46 @@ def sample_times(
     return torch.where(kind_B < config.mass_at_one, 1.0, t_B)
 
 
-def hop_down(config: HopConfig, t: Float[Tensor, " B"], rng: Rng) -> Float[Tensor, " B"]:
-    """u < t, the far end of the teacher's hop; never below t/2, so that the hop fits.
+def above(t: Float[Tensor, " B"], floor: float | Float[Tensor, " B"]) -> Float[Tensor, " B"]:
+    """`t` in (0, 1] moved to (floor, 1]."""
+    return floor + (1 - floor) * t
 
-    `fixed`: t - min(size, t/2) (the published rule). `fraction`: (1 - size) t. `log_uniform` and `uniform`: t - u on [low, high].
+
+def hop_down(config: HopConfig, t: Float[Tensor, " B"], rng: Rng, *, floor: float = 0.0) -> Float[Tensor, " B"]:
+    """u < t, the far end of the teacher's hop; never below half the way from t to `floor`, so that the hop fits.
+
+    With t the time above `floor`: `fixed`: t - min(size, t/2) (the published rule). `fraction`: (1 - size) t. `log_uniform` and
+    `uniform`: t - u on [low, high].
     """
+    room_B = t - floor
     if config.law == "fixed":
-        return t - torch.clamp(t / 2, max=config.size)
+        return t - torch.clamp(room_B / 2, max=config.size)
     if config.law == "fraction":
-        return t * (1 - config.size)
-    v_B = uniform(rng, (len(t),), t.device)
+        return floor + room_B * (1 - config.size)
+    return t - torch.minimum(hop_size(config, len(t), rng, t.device), room_B / 2)
+
+
+def hop_size(config: HopConfig, num_examples: int, rng: Rng, device: torch.device | str = "cpu") -> Float[Tensor, " B"]:
+    """t - u, one an example, by a law that does not look at t (so not `fraction`)."""
+    assert config.law != "fraction"
     low, high = config.low, config.high
-    hop_B = low * (high / low) ** v_B if config.law == "log_uniform" else low + (high - low) * v_B
-    return t - torch.minimum(hop_B, t / 2)
+    v_B = uniform(rng, (num_examples,), device)
+    if config.law == "fixed":
+        return torch.full_like(v_B, config.size)
+    return low * (high / low) ** v_B if config.law == "log_uniform" else low + (high - low) * v_B
+
+
+def times_and_hops(
+    times: TimesConfig,
+    hop: HopConfig,
+    num_examples: int,
+    rng: Rng,
+    *,
+    delta: float,
+    floor: float,
+    device: torch.device | str = "cpu",
+) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+    """(t, u) with the hop drawn first, and t above it: t ~ U(floor + hop, 1], u = t - hop (tauLDR, Di4C section F.1)."""
+    hop_B = hop_size(hop, num_examples, rng, device)
+    t_B = above(sample_times(times, num_examples, rng, delta=delta, device=device), floor + hop_B)
+    return t_B, t_B - hop_B

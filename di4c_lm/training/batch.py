@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from di4c_lm.processes.rng import KeyedRng
+from di4c_lm.models.readout import NO_CLASS
+from di4c_lm.processes.rng import KeyedRng, Rng, uniform
 
 
 @runtime_checkable
@@ -25,6 +26,22 @@ class StratifiedBatch(Batch, Protocol):
     def spread(self, u: Float64[Tensor, " B"]) -> Float64[Tensor, " B"]:
         """Uniforms `u`, one in each part."""
         ...
+
+
+@runtime_checkable
+class LabelledBatch(Batch, Protocol):
+    """A batch whose examples have classes, from 0 on; `NO_CLASS` for one without."""
+
+    cond: Int64[Tensor, " B"]
+
+
+def classes_of(batch: Batch, drop: float, rng: Rng) -> Int64[Tensor, " B"] | None:
+    """The classes that networks are told, each hidden with probability `drop`; None where the batch has none."""
+    if not isinstance(batch, LabelledBatch):
+        return None
+    if drop == 0:
+        return batch.cond
+    return torch.where(uniform(rng, (len(batch.x),), batch.x.device) < drop, NO_CLASS, batch.cond)
 
 
 def batch_rng(seed: int, batch: Batch) -> KeyedRng:

@@ -1,5 +1,6 @@
-"""Objectives: modules that turn a batch into a loss. The engine wraps one, so that it sees every use of the student's parameters."""
+"""The Di4C objective. An objective turns a batch into a loss; the engine wraps it, and so sees every use of the student's parameters."""
 
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -8,72 +9,25 @@ from torch import Tensor, nn
 
 from di4c_lm.config import Di4CConfig
 from di4c_lm.losses.di4c import Sites, Terms, UpperSide, di4c_terms
-from di4c_lm.losses.mdlm import log_linear_weight, mdlm_bound
-from di4c_lm.losses.mixture import draw_components, mean_law, row_chunks
+from di4c_lm.losses.mixture import draw_components, mean_law, read_mixture
 from di4c_lm.losses.weights import alpha
 from di4c_lm.models.readout import Denoiser, Prediction
-from di4c_lm.processes.categorical import sample_categorical
-from di4c_lm.processes.masked import MaskedProcess
+from di4c_lm.processes.process import Process
 from di4c_lm.processes.rng import Rng, split, uniform
-from di4c_lm.processes.times import hop_down, sample_times
-from di4c_lm.training.batch import Batch, StratifiedBatch, batch_rng
-
-_DRAW_ROWS = 256
-
-
-class MdlmObjective(nn.Module):
-    """Training a masked-diffusion model from data by its continuous-time bound, one t an example.
-
-    Of a `StratifiedBatch` the times are antithetic: one in each of G equal parts of (0, 1], G the size of the global batch, as in Sahoo
-    et al. 2024; of any other batch they are independent.
-    """
-
-    def __init__(self, student: nn.Module, process: MaskedProcess, *, seed: int, chunk_rows: int = 0) -> None:
-        super().__init__()
-        self.student = student
-        self.process = process
-        self.seed = seed
-        self.chunk_rows = chunk_rows
-
-    def forward(self, batch: Batch) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """Mean over the batch of the bound in nats a sequence, and the same a token."""
-        rng = batch_rng(self.seed, batch)
-        u_B = uniform(rng, (len(batch.x),), batch.x.device)
-        t_B = 1 - (batch.spread(u_B) if isinstance(batch, StratifiedBatch) else u_B)
-        x_t = self.process.corrupt(batch.x, t_B, rng)
-        sites = Sites.where(x_t == self.process.mask_id)
-        prediction: Prediction = self.student(x_t, t_B.float())
-        features_MH = prediction.features[sites.example, 0, sites.position]
-        bound_B = mdlm_bound(
-            features_MH,
-            prediction.readout,
-            sites,
-            sites.gather(batch.x),
-            log_linear_weight(t_B),
-            chunk_rows=self.chunk_rows,
-        )
-        loss = bound_B.mean()
-        return loss, {"bound_per_token": loss.detach() / batch.x.shape[1]}
-
-    def external_parameters(self) -> list[tuple[nn.Module, nn.Parameter]]:
-        """Parameters that are used outside the module that owns them: the readout's, inside the loss."""
-        return readout_parameters(self, self.student)
-
-
-def readout_parameters(objective: nn.Module, student: nn.Module) -> list[tuple[nn.Module, nn.Parameter]]:
-    """The parameters of `student`'s readout, used by `objective`, which takes it out of a `Prediction`."""
-    parameters = cast(Denoiser, student).readout().parameters
-    return [(objective, parameter) for parameter in parameters if isinstance(parameter, nn.Parameter)]
+from di4c_lm.processes.times import above, hop_down, sample_times, times_and_hops
+from di4c_lm.training.batch import Batch, batch_rng, classes_of
+from di4c_lm.training.external import readout_parameters
+from di4c_lm.training.teacher_hop import TeacherHop, at_sites, latents
 
 
 class Di4CObjective(nn.Module):
-    """Di4C on a masked process (Hayakawa et al. 2025, section 3), for any batch, each example with its own t.
+    """Di4C (Hayakawa et al. 2025, section 3) on any process, for any batch, each example with its own t.
 
     The teacher is held outside the module's parameters: it is neither optimised, saved nor partitioned.
     """
 
     def __init__(
-        self, student: nn.Module, teacher: nn.Module, process: MaskedProcess, config: Di4CConfig, *, seed: int
+        self, student: nn.Module, teacher: nn.Module, process: Process, config: Di4CConfig, *, seed: int
     ) -> None:
         super().__init__()
         self.student = student
@@ -91,14 +45,16 @@ class Di4CObjective(nn.Module):
         """Mean over the batch of the weighted terms (nats a sequence), and the mean of each term."""
         rng = batch_rng(self.seed, batch)
         config = self.config
-        t_B = sample_times(config.times, len(batch.x), rng, delta=config.delta, device=batch.x.device)
+        cond_B = classes_of(batch, config.label_drop, rng)
+        t_B, u_B = self._times(len(batch.x), rng, batch.x.device)
         x_t = self.process.corrupt(batch.x, t_B, rng)
         sites = Sites.where(self._in_loss(x_t))
-        low_B = t_B < config.delta
-        teacher_MS, x_u, u_B = self._teacher_side(x_t, sites, t_B, rng)
-        upper = self._upper_side(x_u, u_B, sites, teacher_MS, sites.gather(batch.x), ~low_B, rng)
-        lam = self._latents(cast(Denoiser, self.student), x_t, config.num_lambdas, rng)
-        prediction: Prediction = self.student(x_t, t_B.float(), lam)
+        own = config.distil_inputs == "own"
+        low_B = torch.zeros_like(t_B, dtype=torch.bool) if own else t_B - self.process.min_time < config.delta
+        teacher_MS, x_u, u_B = self._teacher_side(x_t, sites, t_B, rng, u_B, cond_B)
+        upper = self._upper_side(x_u, u_B, sites, teacher_MS, sites.gather(batch.x), ~low_B, rng, cond_B)
+        lam = latents(cast(Denoiser, self.student), x_t, config.num_lambdas, rng)
+        prediction: Prediction = self.student(x_t, t_B.float(), lam, cond_B)
         terms = di4c_terms(
             prediction.features[sites.example, :, sites.position],
             prediction.readout,
@@ -109,15 +65,17 @@ class Di4CObjective(nn.Module):
             distil=bool(low_B.any()) and config.distil_weight > 0,
             chunk_rows=config.chunk_rows,
         )
+        if own and config.distil_weight > 0:
+            terms = replace(terms, distil=self._own_distil(batch.x, lam, cond_B, rng))
         return self._weigh(terms, t_B, low_B)
 
     def external_parameters(self) -> list[tuple[nn.Module, nn.Parameter]]:
         """Parameters that are used outside the module that owns them: the readout's, inside the loss."""
         return readout_parameters(self, self.student)
 
-    def _in_loss(self, x_t: Int64[Tensor, "B D"]) -> Bool[Tensor, "B D"]:
+    def _in_loss(self, x_t: Int64[Tensor, "..."]) -> Bool[Tensor, "..."]:
         return (
-            x_t == self.process.mask_id if self.config.positions == "masked" else torch.ones_like(x_t, dtype=torch.bool)
+            self.process.is_open(x_t) if self.config.positions == "masked" else torch.ones_like(x_t, dtype=torch.bool)
         )
 
     @property
@@ -125,89 +83,65 @@ class Di4CObjective(nn.Module):
         """I, draws of x_u, and of x̂ from each, for one x_t."""
         return self.config.consistency_samples or self.config.num_lambdas
 
-    @staticmethod
-    def _latents(network: Denoiser, x: Int64[Tensor, "B *D"], count: int, rng: Rng) -> Tensor | None:
-        return network.sample_latents(len(x), count, lambda shape: uniform(rng, shape, x.device))
+    def _times(
+        self, num_examples: int, rng: Rng, device: torch.device
+    ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"] | None]:
+        """t, and u where the hop is drawn before t."""
+        config, floor = self.config, self.process.min_time
+        if config.times.law == "above_hop":
+            return times_and_hops(
+                config.times, config.hop, num_examples, rng, delta=config.delta, floor=floor, device=device
+            )
+        return above(sample_times(config.times, num_examples, rng, delta=config.delta, device=device), floor), None
 
     @torch.no_grad()
     def _teacher_side(
-        self, x_t: Int64[Tensor, "B D"], sites: Sites, t_B: Float[Tensor, " B"], rng: Rng
+        self,
+        x_t: Int64[Tensor, "B D"],
+        sites: Sites,
+        t_B: Float[Tensor, " B"],
+        rng: Rng,
+        u_B: Float[Tensor, " B"] | None = None,
+        cond_B: Int64[Tensor, " B"] | None = None,
     ) -> tuple[Float[Tensor, "M S"], Int64[Tensor, "B I D"], Float[Tensor, " B"]]:
-        """The teacher's law at the sites, x_u^i ~ teacher from x_t for each of I rows, and u."""
-        num_samples, hop = self.num_samples, self.config.hop
-        u_B = hop_down(hop, t_B, rng)
+        """The teacher's law at the sites, x_u^i ~ teacher from x_t for each of I rows, and u (drawn here unless given)."""
+        hop = self.config.hop
+        u_B = hop_down(hop, t_B, rng, floor=self.process.min_time) if u_B is None else u_B
         times_SB = [t_B + (u_B - t_B) * k / hop.teacher_steps for k in range(hop.teacher_steps + 1)]
-        law_MS, x_BID = self._first_step(x_t, sites, times_SB[0], times_SB[1], rng)
-        for t_from_B, t_to_B in zip(times_SB[1:-1], times_SB[2:], strict=True):
-            x_ND = x_BID.flatten(0, 1)
-            t_N, s_N = (t.repeat_interleave(num_samples) for t in (t_from_B, t_to_B))
-            rows_rng = split(rng, num_samples)
-            x_BID = self._later_step(x_ND, t_N, s_N, rows_rng).view_as(x_BID)
-        return law_MS, x_BID, u_B
-
-    def _first_step(
-        self, x_t: Int64[Tensor, "B D"], sites: Sites, t_B: Tensor, s_B: Tensor, rng: Rng
-    ) -> tuple[Float[Tensor, "M S"], Int64[Tensor, "B I D"]]:
-        """The teacher is run once a sequence; its law at each site is drawn from I times."""
-        num_samples = self.num_samples
-        lam = self._latents(self.teacher, x_t, num_samples, rng)
-        prediction = self.teacher(x_t, t_B.float(), lam)
-        features_MIH = prediction.features[sites.example, :, sites.position]
-        u_MI = self._at_sites(sites, rng, x_t.shape[1])
-        if lam is None:
-            law_MS = mean_law(features_MIH, sites.position, prediction.readout, chunk_rows=self.config.chunk_rows)
-            drawn_MI = torch.empty_like(u_MI, dtype=torch.int64)
-            for rows in row_chunks(len(u_MI), _DRAW_ROWS):
-                drawn_MI[rows] = sample_categorical(law_MS[rows], u_MI[rows])
-        else:
-            law_MS = torch.zeros(len(u_MI), prediction.readout.num_states, device=x_t.device)
-            drawn_MI = self._draw_all(features_MIH, sites, prediction, u_MI, law_MS)
-        keep_B = self.process.schedule.mask_prob(s_B) / self.process.schedule.mask_prob(t_B)
-        hidden_MI = self._at_sites(sites, rng, x_t.shape[1]) < keep_B[sites.example, None]
-        x_BID = x_t[:, None].repeat(1, num_samples, 1)
-        masked_M1 = (sites.gather(x_t) == self.process.mask_id)[:, None]
-        value_MI = torch.where(masked_M1 & ~hidden_MI, drawn_MI, sites.gather(x_t)[:, None])
-        x_BID[sites.example, :, sites.position] = value_MI
-        return law_MS, x_BID
-
-    def _later_step(
-        self, x_ND: Int64[Tensor, "N D"], t_N: Float[Tensor, " N"], s_N: Float[Tensor, " N"], rng: Rng
-    ) -> Int64[Tensor, "N D"]:
-        """A further teacher step from rows that have parted, as in ancestral sampling."""
-        revealed_ND = self.process.reveal(x_ND, t_N, s_N, rng)
-        latents = self.teacher.sample_latents(len(x_ND), 1, lambda shape: uniform(rng, shape, x_ND.device))
-        prediction = self.teacher(x_ND, t_N.float(), latents)
-        u_ND = uniform(rng, tuple(x_ND.shape), x_ND.device)
-        row_M, position_M = revealed_ND.nonzero(as_tuple=True)
-        drawn_M = torch.empty_like(row_M)
-        for rows in row_chunks(len(row_M), _DRAW_ROWS):
-            features_CH = prediction.features[row_M[rows], 0, position_M[rows]]
-            p_CS = prediction.readout.logits(features_CH, position_M[rows]).softmax(1)
-            drawn_M[rows] = sample_categorical(p_CS, u_ND[row_M[rows], position_M[rows]])
-        x_s = x_ND.clone()
-        x_s[row_M, position_M] = drawn_M
-        return x_s
-
-    def _at_sites(self, sites: Sites, rng: Rng, num_positions: int) -> Float[Tensor, "M I"]:
-        u_BID = uniform(rng, (sites.num_examples, self.num_samples, num_positions), sites.example.device)
-        return u_BID[sites.example, :, sites.position]
-
-    def _draw_all(
-        self, features_MIH: Tensor, sites: Sites, prediction: Prediction, u_MI: Tensor, law_MS: Tensor
-    ) -> Int64[Tensor, "M I"]:
-        """A state from each component at each site; the mean of the components' laws is added to `law_MS`."""
-        num_sites, num_samples = u_MI.shape
-        site_N = torch.arange(num_sites, device=u_MI.device).repeat_interleave(num_samples)
-        return draw_components(
-            features_MIH.flatten(0, 1),
-            sites.position[site_N],
-            prediction.readout,
-            u_MI.flatten(),
-            law_MS,
-            site_N,
-            1 / num_samples,
+        teacher_hop = TeacherHop(
+            teacher=self.teacher,
+            process=self.process,
+            num_samples=self.num_samples,
             chunk_rows=self.config.chunk_rows,
-        ).view(num_sites, num_samples)
+        )
+        return *teacher_hop(x_t, sites, times_SB, rng, cond_B), u_B
+
+    def _own_distil(
+        self, x_0: Int64[Tensor, "B D"], lam: Tensor | None, cond_B: Int64[Tensor, " B"] | None, rng: Rng
+    ) -> Float[Tensor, " B"]:
+        """mean_j Σ_d KL(teacher^d ‖ ℓ_j^d), each λ_j at an x of its own, near the process's lowest time."""
+        num_lambdas = 1 if lam is None else lam.shape[1]
+        rows_rng = split(rng, num_lambdas)
+        x_0, lam_N = x_0.repeat_interleave(num_lambdas, 0), None if lam is None else lam.flatten(0, 1)[:, None]
+        cond_N = None if cond_B is None else cond_B.repeat_interleave(num_lambdas)
+        lowest_N, share_N = uniform(rows_rng, (len(x_0), 2), x_0.device).unbind(1)
+        t_N = self.process.min_time + torch.where(lowest_N < 0.5, 0.0, self.config.delta * share_N)
+        x_t = self.process.corrupt(x_0, t_N, rows_rng)
+        sites = Sites.where(self._in_loss(x_t))
+        with torch.no_grad():
+            teacher = self.teacher(x_t, t_N.float(), latents(self.teacher, x_t, 1, rows_rng), cond_N)
+            features_MLH = teacher.features[sites.example, :, sites.position]
+            law_MS = mean_law(features_MLH, sites.position, teacher.readout, chunk_rows=self.config.chunk_rows)
+        prediction: Prediction = self.student(x_t, t_N.float(), lam_N, cond_N)
+        reading = read_mixture(
+            prediction.features[sites.example, :, sites.position],
+            sites.position,
+            prediction.readout,
+            sites.gather(x_t)[:, None][:, :0],
+            (law_MS,),
+            chunk_rows=self.config.chunk_rows,
+        )
+        return sites.per_example(reading.divergence[:, 0]).view(-1, num_lambdas).mean(1)
 
     @torch.no_grad()
     def _upper_side(
@@ -219,6 +153,7 @@ class Di4CObjective(nn.Module):
         x_0: Int64[Tensor, " M"],
         wanted_B: Bool[Tensor, " B"],
         rng: Rng,
+        cond_B: Int64[Tensor, " B"] | None = None,
     ) -> UpperSide | None:
         """x̂_i ~ student(x_u^i; fresh λ) and the marginal over i, at the sites of the examples `wanted_B`.
 
@@ -228,15 +163,16 @@ class Di4CObjective(nn.Module):
         if self.config.consistency_weight == 0:
             return None
         num_samples = self.num_samples
-        lam = self._latents(cast(Denoiser, self.student), x_u, num_samples, rng)
-        u_MI = self._at_sites(sites, rng, x_u.shape[2])
+        lam = latents(cast(Denoiser, self.student), x_u, num_samples, rng)
+        u_MI = at_sites(sites, rng, num_samples, x_u.shape[2])
         rows_B = wanted_B.nonzero().squeeze(1)
         rows_B = rows_B if len(rows_B) else wanted_B.new_zeros(1, dtype=torch.int64)
         x_ND = x_u[rows_B].flatten(0, 1)
-        latents = None if lam is None else lam[rows_B].flatten(0, 1)[:, None]
+        lam_N = None if lam is None else lam[rows_B].flatten(0, 1)[:, None]
+        cond_N = None if cond_B is None else cond_B[rows_B].repeat_interleave(num_samples)
         was_training = self.student.training
         self.student.eval()
-        prediction: Prediction = self.student(x_ND, u_B[rows_B].repeat_interleave(num_samples).float(), latents)
+        prediction: Prediction = self.student(x_ND, u_B[rows_B].repeat_interleave(num_samples).float(), lam_N, cond_N)
         self.student.train(was_training)
 
         row_of_B = torch.full_like(u_B, -1, dtype=torch.int64)

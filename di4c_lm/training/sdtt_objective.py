@@ -15,7 +15,7 @@ from di4c_lm.processes.categorical import sample_categorical
 from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.processes.rng import Rng, uniform
 from di4c_lm.training.batch import Batch, batch_rng
-from di4c_lm.training.objective import readout_parameters
+from di4c_lm.training.external import readout_parameters
 
 
 def teacher_steps(config: SdttConfig, t: Float[Tensor, " B"]) -> list[tuple[Float[Tensor, " B"], Float[Tensor, " B"]]]:

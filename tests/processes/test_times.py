@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from di4c_lm.config import HopConfig, TimesConfig
+from di4c_lm.config import Di4CConfig, HopConfig, TimesConfig
 from di4c_lm.processes.rng import KeyedRng
-from di4c_lm.processes.times import hop_down, sample_times
+from di4c_lm.processes.times import hop_down, sample_times, times_and_hops
 
 COUNT = 20_000
 DELTA = 0.02
@@ -84,3 +84,29 @@ def test_random_hops(law: str) -> None:
     assert is_uniform(place)
     short = hops(torch.full((COUNT,), 0.004, dtype=torch.float64), law=law, low=low, high=high)
     assert float(short.max()) <= 0.002
+
+
+def test_times_above_the_hop() -> None:
+    """t ~ U(floor + hop, 1] with log t - u uniform: CIFAR-10's law."""
+    hop = HopConfig(law="log_uniform", low=0.001, high=0.01)
+    rng, law = KeyedRng(0, torch.arange(COUNT)), TimesConfig(law="above_hop")
+    t, u = times_and_hops(law, hop, COUNT, rng, delta=DELTA, floor=0.01)
+    assert is_uniform((t - u).div(0.001).log() / math.log(10))
+    assert is_uniform((t - 0.01 - (t - u)) / (0.99 - (t - u)))
+    assert float(u.min()) > 0.01 and float(t.max()) <= 1
+
+
+@pytest.mark.parametrize("law", ["fixed", "fraction", "log_uniform", "uniform"])
+def test_no_hop_ends_below_the_floor(law) -> None:
+    t = 0.1 + 0.9 * times(law="uniform")
+    u = hop_down(HopConfig(law=law, size=0.5, low=0.2, high=0.4), t, KeyedRng(1, torch.arange(COUNT)), floor=0.1)
+    assert bool(((t - 0.1) / 2 <= u - 0.1 + 1e-12).all()) and bool((u < t).all())
+
+
+def test_a_hop_that_looks_at_the_time_cannot_come_first() -> None:
+    with pytest.raises(
+        ValueError, match=r"hop\.law='fraction' is impossible: allowed is fixed, log_uniform or uniform"
+    ):
+        Di4CConfig(times=TimesConfig(law="above_hop"), hop=HopConfig(law="fraction", size=0.5))
+    with pytest.raises(ValueError, match=r"hop=0\.6 is impossible: allowed is at most 0\.5"):
+        Di4CConfig(times=TimesConfig(law="above_hop"), hop=HopConfig(size=0.6))

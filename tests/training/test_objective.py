@@ -13,7 +13,8 @@ from di4c_lm.losses.di4c import Sites
 from di4c_lm.models.dit import DIT
 from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.processes.rng import KeyedRng
-from di4c_lm.training.objective import Di4CObjective, MdlmObjective
+from di4c_lm.training.mdlm_objective import MdlmObjective
+from di4c_lm.training.objective import Di4CObjective
 
 S, D = 7, 6
 MODEL = ModelConfig(hidden_size=16, num_blocks=2, num_heads=2, cond_dim=8)
@@ -60,6 +61,8 @@ SETTINGS = [
     {"consistency_weight": 0.0},
     {"chunk_rows": 5},
     {"consistency_samples": 2},
+    {"distil_inputs": "own"},
+    {"times": TimesConfig(law="above_hop"), "hop": HopConfig(law="log_uniform", low=0.01, high=0.4)},
 ]
 
 

@@ -13,7 +13,7 @@ from di4c_lm.losses.di4c import Sites
 from di4c_lm.models.dit import DIT
 from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.processes.rng import KeyedRng
-from di4c_lm.training.objective import MdlmObjective
+from di4c_lm.training.mdlm_objective import MdlmObjective
 from di4c_lm.training.sdtt_objective import SdttObjective, teacher_steps
 
 S, D = 7, 6
