@@ -32,7 +32,7 @@ class StratifiedBatch(Batch, Protocol):
 class LabelledBatch(Batch, Protocol):
     """A batch whose examples have classes, from 0 on; `NO_CLASS` for one without."""
 
-    cond: Int64[Tensor, " B"]
+    labels: Int64[Tensor, " B"]
 
 
 def classes_of(batch: Batch, drop: float, rng: Rng) -> Int64[Tensor, " B"] | None:
@@ -40,8 +40,8 @@ def classes_of(batch: Batch, drop: float, rng: Rng) -> Int64[Tensor, " B"] | Non
     if not isinstance(batch, LabelledBatch):
         return None
     if drop == 0:
-        return batch.cond
-    return torch.where(uniform(rng, (len(batch.x),), batch.x.device) < drop, NO_CLASS, batch.cond)
+        return batch.labels
+    return torch.where(uniform(rng, (len(batch.x),), batch.x.device) < drop, NO_CLASS, batch.labels)
 
 
 def batch_rng(seed: int, batch: Batch) -> KeyedRng:

@@ -133,18 +133,18 @@ def test_the_upper_side_is_a_law_and_carries_visible_tokens() -> None:
     t_B = torch.full((5,), 0.9, dtype=torch.float64)
     rng = KeyedRng(0, torch.arange(5))
     x_t = of.process.corrupt(x, t_B, rng)
-    sites = Sites.where(x_t == of.process.mask_id)
+    sites = Sites.where(x_t == S - 1)
     teacher_MS, x_u, u_B = of._teacher_side(x_t, sites, t_B, rng)
     wanted_B = torch.tensor([True, True, False, True, True])
     upper = of._upper_side(x_u, u_B, sites, teacher_MS, sites.gather(x), wanted_B, rng)
     assert upper is not None
     torch.testing.assert_close(upper.marginal.sum(1), torch.ones_like(upper.marginal[:, 0]))
-    assert int(upper.samples.max()) < of.process.mask_id
+    assert int(upper.samples.max()) < S - 1
     visible_ML = x_u[sites.example, :, sites.position]
-    shown = (visible_ML != of.process.mask_id) & wanted_B[sites.example, None]
+    shown = (visible_ML != S - 1) & wanted_B[sites.example, None]
     assert bool(shown.any())
     assert bool((upper.samples == visible_ML)[shown].all())
-    kept = x_t[:, None].expand_as(x_u) != of.process.mask_id
+    kept = x_t[:, None].expand_as(x_u) != S - 1
     assert bool((x_u == x_t[:, None])[kept].all()), "what is visible at t stays"
 
 
