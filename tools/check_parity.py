@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 from zipfile import BadZipFile
 
-from parity import lm_dit, lm_loss, lm_sampling, maskgit_loss, maskgit_net, tauldr_loss
+from parity import lm_dit, lm_loss, lm_sampling, maskgit_loss, maskgit_net, maskgit_sampling, tauldr_loss
 from parity.golden import Computed, Golden, Row, compare
 from safetensors import SafetensorError
 
@@ -30,9 +30,11 @@ CASES = {
     "lm_dit_di4c": Case(lm_dit.compute, lm_dit.INPUTS),
     "lm_loss": Case(lm_loss.compute, lm_loss.INPUTS),
     "lm_sampling": Case(lm_sampling.compute, lm_sampling.INPUTS),
+    "maskgit_denoise": Case(maskgit_sampling.compute_denoise, maskgit_sampling.DENOISE_INPUTS),
     "maskgit_loss": Case(maskgit_loss.compute, maskgit_loss.INPUTS),
     "maskgit_net": Case(maskgit_net.compute, maskgit_net.INPUTS),
     "maskgit_net_student": Case(maskgit_net.compute, maskgit_net.INPUTS),
+    "maskgit_schedules": Case(maskgit_sampling.compute_schedules, maskgit_sampling.SCHEDULES_INPUTS),
     "tauldr_loss": Case(tauldr_loss.compute, tauldr_loss.INPUTS),
 }
 

@@ -53,3 +53,31 @@ class Arccos:
     def mask_prob(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """arccos(1 - t) / (pi / 2)."""
         return torch.arccos((1 - t).clamp(-1, 1)) / (math.pi / 2)
+
+
+@dataclass(frozen=True)
+class Root:
+    """m(t) = 1 - sqrt(1 - t): of the schedules that MaskGIT compares (Chang et al. 2022, section 3.3), the one that reveals soonest."""
+
+    def mask_prob(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """1 - sqrt(1 - t)."""
+        return 1 - (1 - t).clamp_min(0).sqrt()
+
+
+@dataclass(frozen=True)
+class Square:
+    """m(t) = 1 - (1 - t)^2, of the schedules that MaskGIT compares."""
+
+    def mask_prob(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """1 - (1 - t)^2."""
+        return 1 - (1 - t) ** 2
+
+
+# MaskGIT's schedules by their published names, in time t = 1 - r.
+MASKGIT_SCHEDULES: dict[str, Schedule] = {
+    "root": Root(),
+    "linear": LogLinear(eps=0.0),
+    "square": Square(),
+    "cosine": Cosine(),
+    "arccos": Arccos(),
+}

@@ -1,13 +1,13 @@
 import pytest
 import torch
 
-from di4c_lm.processes.schedules import Arccos, Cosine, LogLinear, Schedule
+from di4c_lm.processes.schedules import MASKGIT_SCHEDULES, Arccos, Cosine, LogLinear, Schedule
 
 GRID = torch.linspace(0, 1, 101, dtype=torch.float64)
 
 
 @pytest.mark.parametrize(
-    "schedule, last", [(LogLinear(), 0.999), (LogLinear(eps=0.0), 1.0), (Cosine(), 1.0), (Arccos(), 1.0)]
+    "schedule, last", [(LogLinear(), 0.999), *((schedule, 1.0) for schedule in MASKGIT_SCHEDULES.values())]
 )
 def test_mask_probability_rises_from_0_to_its_last_value(schedule: Schedule, last: float) -> None:
     m = schedule.mask_prob(GRID)
@@ -21,6 +21,9 @@ def test_values() -> None:
     assert float(LogLinear(eps=0.1).mask_prob(t)) == pytest.approx(0.225)
     assert float(Cosine().mask_prob(t)) == pytest.approx(0.3826834323650898)
     assert float(Arccos().mask_prob(t)) == pytest.approx(0.4601069123252318)  # arccos(3/4) / (pi/2)
+    values = {"root": 0.13397459621556135, "linear": 0.25, "square": 0.4375, "cosine": 0.3826834323650898}
+    for name, value in values.items():
+        assert float(MASKGIT_SCHEDULES[name].mask_prob(t)) == pytest.approx(value)
 
 
 def test_log_linear_noise_and_its_rate() -> None:

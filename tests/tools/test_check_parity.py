@@ -18,9 +18,11 @@ COMPUTED = (
     "lm_dit_di4c",
     "lm_loss",
     "lm_sampling",
+    "maskgit_denoise",
     "maskgit_loss",
     "maskgit_net",
     "maskgit_net_student",
+    "maskgit_schedules",
     "tauldr_loss",
 )
 
