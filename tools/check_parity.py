@@ -13,7 +13,17 @@ from pathlib import Path
 from typing import NamedTuple
 from zipfile import BadZipFile
 
-from parity import lm_dit, lm_loss, lm_sampling, maskgit_loss, maskgit_net, maskgit_sampling, tauldr_loss
+from parity import (
+    lm_dit,
+    lm_loss,
+    lm_sampling,
+    maskgit_loss,
+    maskgit_net,
+    maskgit_sampling,
+    tauldr_loss,
+    tauldr_transition,
+    vqgan,
+)
 from parity.golden import Computed, Golden, Row, compare
 from safetensors import SafetensorError
 
@@ -36,6 +46,9 @@ CASES = {
     "maskgit_net_student": Case(maskgit_net.compute, maskgit_net.INPUTS),
     "maskgit_schedules": Case(maskgit_sampling.compute_schedules, maskgit_sampling.SCHEDULES_INPUTS),
     "tauldr_loss": Case(tauldr_loss.compute, tauldr_loss.INPUTS),
+    "tauldr_transition_S16": Case(tauldr_transition.compute, tauldr_transition.INPUTS),
+    "tauldr_transition_S256": Case(tauldr_transition.compute, tauldr_transition.INPUTS),
+    "vqgan": Case(vqgan.compute, vqgan.INPUTS),
 }
 
 UNREADABLE = (BadZipFile, EOFError, KeyError, OSError, RuntimeError, SafetensorError, TypeError, ValueError)

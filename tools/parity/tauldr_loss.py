@@ -4,12 +4,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from di4c_lm.losses.di4c import UpperSide
 from di4c_lm.losses.weights import alpha
 from parity.given import GRADIENT, Parts, everywhere, law_at, leaf, loss_tolerance, terms_of
-from parity.golden import Computed, Golden, sub_cases
+from parity.golden import Computed, Golden, Tolerance, sub_cases
+from parity.tauldr_transition import chain_of
 
 INPUTS = (
     "minibatch",
@@ -45,6 +47,24 @@ def compute(golden: Golden) -> Iterator[Computed]:
         grad_BLDS, grad_low_NDS = torch.autograd.grad(parts.total, [logits_BLDS, low_NDS])
         yield Computed(f"{run}_grad_logits_student_t", grad_BLDS.flatten(0, 1), GRADIENT)
         yield Computed(f"{run}_grad_logits_student_mint", grad_low_NDS, GRADIENT)
+    yield from _posteriors(golden)
+
+
+def _posteriors(golden: Golden) -> Iterator[Computed]:
+    """p(x_s | x_t) given a law of x_0, and given x_0 itself."""
+    p_NS = golden.tensor("pst_p0t").flatten(0, 1)
+    x_t_N, x_0_N = golden.tensor("pst_x_t").flatten(), golden.tensor("pst_x_0").flatten()
+    chain = chain_of(golden.meta["rate"], p_NS.shape[1])
+    certain_NS = F.one_hot(x_0_N, p_NS.shape[1]).double()
+    for number, (t, s) in enumerate(golden.meta["pst_pairs"]):
+        for name, given_NS in (("marginal", p_NS), ("given_x0", certain_NS)):
+            times = (torch.tensor(time, dtype=torch.float64) for time in (t, s))
+            law_NS = chain.posterior(x_t_N, given_NS, *times)
+            law_BDS = law_NS.view(golden.tensor("pst_p0t").shape)
+            yield Computed(f"pst{number}_{name}", law_BDS, Tolerance(atol=2e-6))
+            yield Computed(f"pst{number}_{name}_np64", law_BDS, Tolerance(atol=2e-6))
+            if name == "marginal":
+                yield Computed(f"pst{number}_logprob", law_BDS.log(), Tolerance(atol=1e-5))
 
 
 def _distil(teacher_NDS: Tensor, student_NDS: Tensor) -> Tensor:

@@ -1,0 +1,164 @@
+"""Laws of the chain with Gaussian-target rates."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from di4c_lm.processes.gaussian import GaussianChain
+from di4c_lm.processes.process import Process
+from di4c_lm.processes.rng import KeyedRng
+
+TIMES = st.floats(0.01, 1.0)
+STATES = st.integers(2, 24)
+
+
+def chain(num_states: int, **settings: float) -> GaussianChain:
+    return GaussianChain(num_states=num_states, **{"rate_sigma": 2.0, "q_sigma": 5.0, **settings})
+
+
+def at(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def random_law(num_rows: int, num_states: int, seed: int) -> Tensor:
+    rng = KeyedRng(seed, torch.arange(num_rows))
+    return (3 * rng.uniform((num_rows, num_states))).softmax(1)
+
+
+def near(counts: Tensor, law: Tensor) -> bool:
+    """Chi-squared of rows of counts, within six standard deviations over all cells."""
+    expected = law * counts.sum(-1, keepdim=True)
+    kept = expected > 5
+    statistic = float(((counts - expected) ** 2 / expected)[kept].sum())
+    freedom = int(kept.sum())
+    return abs(statistic - freedom) < 6 * math.sqrt(2 * freedom) + 6
+
+
+@settings(deadline=None, max_examples=40)
+@given(STATES, st.lists(TIMES, min_size=3, max_size=3))
+def test_transitions_are_laws_and_compose(num_states: int, times: list[float]) -> None:
+    """P(s, t) P(t, u) = P(s, u), its rows sum to 1, and P(t, t) is the identity."""
+    process, (s, t, u) = chain(num_states), at(*sorted(times))
+    q_SS = process.transition(u, s)
+    torch.testing.assert_close(q_SS.sum(1), torch.ones_like(q_SS[:, 0]))
+    assert float(q_SS.min()) > 0
+    torch.testing.assert_close(process.transition(t, s) @ process.transition(u, t), q_SS, atol=1e-12, rtol=1e-9)
+    torch.testing.assert_close(process.transition(t, t), torch.eye(num_states).double(), atol=1e-12, rtol=0)
+
+
+@settings(deadline=None, max_examples=40)
+@given(STATES, TIMES)
+def test_the_stationary_law_stays_and_balances_in_detail(num_states: int, t: float) -> None:
+    process = chain(num_states)
+    pi_S, rate_SS, q_SS = process.stationary(), process.rate_matrix(), process.transition(at(t)[0])
+    torch.testing.assert_close(pi_S @ q_SS, pi_S)
+    for matrix in (rate_SS, q_SS):
+        flow_SS = pi_S[:, None] * matrix
+        torch.testing.assert_close(flow_SS, flow_SS.T, atol=1e-12, rtol=1e-9)
+    torch.testing.assert_close(rate_SS.sum(1), torch.zeros(num_states).double(), atol=1e-12, rtol=0)
+    assert float((rate_SS - rate_SS.diag().diag()).min()) >= 0
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(2, 12), TIMES)
+def test_transitions_solve_the_forward_equation(num_states: int, t: float) -> None:
+    """dP/dt = P β'(t) R, by central differences."""
+    process, h = chain(num_states), 1e-5
+    slope_SS = (process.transition(at(t + h)[0]) - process.transition(at(t - h)[0])) / (2 * h)
+    expected_SS = process.transition(at(t)[0]) @ process.rate_matrix() * process.rate(at(t)[0])
+    torch.testing.assert_close(slope_SS, expected_SS, atol=1e-4 * float(process.rate(at(t)[0])), rtol=0)
+
+
+@settings(deadline=None, max_examples=40)
+@given(STATES, st.lists(TIMES, min_size=2, max_size=2, unique=True), st.integers(0, 99))
+def test_the_posterior_is_a_law_and_that_of_the_data_is_bayes(num_states: int, times: list[float], seed: int) -> None:
+    """With p_0 the true p(x_0 | x_t) of any data law, the posterior is the true p(x_s | x_t)."""
+    process, (s, t) = chain(num_states), at(*sorted(times))
+    data_S = random_law(1, num_states, seed)[0]
+    joint_0t = data_S[:, None] * process.transition(t)
+    p_0_NS = (joint_0t / joint_0t.sum(0)).T
+    law_NS = process.posterior(torch.arange(num_states), p_0_NS, t, s)
+    torch.testing.assert_close(law_NS.sum(1), torch.ones_like(law_NS[:, 0]))
+    joint_st = (data_S @ process.transition(s))[:, None] * process.transition(t, s)
+    torch.testing.assert_close(law_NS, (joint_st / joint_st.sum(0)).T, atol=1e-9, rtol=1e-6)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(2, 12), st.floats(0.05, 1.0), st.integers(0, 99))
+def test_reverse_rates_are_the_slope_of_the_posterior(num_states: int, t: float, seed: int) -> None:
+    """p(x_{t-h} = y | x_t = x) = h rate(x -> y) + O(h²) for y other than x."""
+    process, when = chain(num_states), at(t)[0]
+    x_N, p_0_NS = torch.arange(num_states), random_law(num_states, num_states, seed)
+    rates_NS = process.reverse_rates(x_N, p_0_NS, when)
+    h = 1e-6 / float(rates_NS.sum(1).max() + 1)
+    law_NS = process.posterior(x_N, p_0_NS, when, when - h)
+    off_NS = law_NS - law_NS.diag().diag()
+    torch.testing.assert_close(off_NS / h, rates_NS, atol=1e-4 * float(rates_NS.max()), rtol=1e-3)
+
+
+def test_draws_follow_the_laws() -> None:
+    """`prior`, `corrupt` and `bridge` against their matrices, each example with its own time."""
+    process, count = chain(6), 20_000
+    start = process.prior(1, count, KeyedRng(0, torch.arange(1)), torch.device("cpu"))
+    assert near(torch.bincount(start[0], minlength=6).double(), process.stationary())
+    times = at(0.05, 0.2, 0.7)
+    x_0 = torch.arange(6).repeat(3, count // 6)
+    x_t = process.corrupt(x_0, times, KeyedRng(1, torch.arange(3)))
+    counts = torch.zeros(3, 6, 6).index_put_(
+        (torch.arange(3)[:, None].expand_as(x_0), x_0, x_t), torch.ones(()), accumulate=True
+    )
+    assert near(counts.double(), process.transition(times))
+    lower = times / 3
+    t_BD, s_BD = times[:, None].expand_as(x_0).double(), lower[:, None].expand_as(x_0).double()
+    u_BD = KeyedRng(2, torch.arange(3)).uniform(tuple(x_0.shape))
+    fixed = torch.full_like(x_0, 4)
+    x_s = process.bridge(fixed, x_0, t_BD, s_BD, u_BD)
+    assert bool(process.needs_x0(fixed, t_BD, s_BD, u_BD).all()) and bool(process.is_open(x_t).all())
+    counts = torch.zeros(3, 6, 6).index_put_(
+        (torch.arange(3)[:, None].expand_as(x_0), x_0, x_s), torch.ones(()), accumulate=True
+    )
+    laws = [
+        process.posterior(torch.full((6,), 4), torch.eye(6).double(), t, s) for t, s in zip(times, lower, strict=True)
+    ]
+    assert near(counts.double(), torch.stack(laws))
+
+
+def test_a_guess_that_cannot_be_true_still_gives_a_law() -> None:
+    """At time 0.01 no pixel goes from 0 to 255; a network may say so all the same."""
+    process = GaussianChain()
+    t, s = at(0.012, 0.011)
+    x_t, sure_NS = torch.tensor([255, 0]), torch.eye(256).double()[[0, 255]]
+    law_NS = process.posterior(x_t, sure_NS, t, s)
+    torch.testing.assert_close(law_NS.sum(1), torch.ones(2).double())
+    drawn = process.bridge(x_t, torch.tensor([0, 255]), t.expand(2), s.expand(2), at(0.3, 0.6))
+    assert 0 <= int(drawn.min()) <= int(drawn.max()) <= 255
+    assert bool(process.reverse_rates(x_t, sure_NS, t).isfinite().all())
+
+
+def test_it_is_a_process_and_no_batch_changes_a_draw() -> None:
+    process = GaussianChain(num_states=16)
+    assert isinstance(process, Process)
+    x_0, times = torch.arange(16).repeat(5, 3), at(0.02, 0.1, 0.3, 0.9, 1.0)
+    whole = process.corrupt(x_0, times, KeyedRng(3, torch.arange(5)))
+    part = process.corrupt(x_0[3:], times[3:], KeyedRng(3, torch.arange(3, 5)))
+    assert torch.equal(whole[3:], part)
+
+
+@pytest.mark.parametrize(
+    "name, value, allowed",
+    [
+        ("num_states", 1, "at least 2"),
+        ("rate_sigma", 0.0, "above 0 and finite"),
+        ("q_sigma", math.inf, "above 0 and finite"),
+        ("time_base", -1.0, "above 0 and finite"),
+        ("time_exponential", 1.0, "above 1 and finite"),
+        ("min_time", 1.0, r"in \[0, 1\)"),
+    ],
+)
+def test_impossible_settings(name: str, value: float, allowed: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be {allowed}, got"):
+        GaussianChain(**{name: value})  # pyright: ignore[reportArgumentType]
