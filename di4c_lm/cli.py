@@ -144,7 +144,7 @@ def run_hash(config: Config) -> str:
     plain = to_dict(config)
     for key in ("run", "wandb", "eval"):
         del plain[key]
-    for key in ("save_every", "keep_checkpoints", "resume", "log_every"):
+    for key in ("save_every", "keep_checkpoints", "resume", "log_every", "rank_timeout_s"):
         del plain["train"][key]
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:8]
 

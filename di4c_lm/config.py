@@ -142,10 +142,11 @@ class TrainConfig:
     resume: Literal["auto", "never", "must"] = "auto"
     log_every: int = 10
     max_bad_steps: int = 10
+    rank_timeout_s: int | float = 600  # a rank that does not move for so long ends the run, by name; 0: never
     reset_optimizer: bool = True  # in a chain of rounds: false goes on with the moments of the round before
 
     def __post_init__(self) -> None:
-        _at_least(self, 0, "seed", "save_every")
+        _at_least(self, 0, "seed", "save_every", "rank_timeout_s")
         _at_least(
             self,
             1,

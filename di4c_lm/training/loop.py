@@ -20,6 +20,7 @@ from di4c_lm.training.engine import DeepSpeedEngine, Engine
 from di4c_lm.training.journal import Journal
 from di4c_lm.training.run_state import Checkpoint, Progress
 from di4c_lm.training.schedule import learning_rate
+from di4c_lm.training.watch import Watch
 
 logger = logging.getLogger(__name__)
 _ASKED = (int(signal.SIGTERM), int(signal.SIGINT))  # requests to save and leave
@@ -115,68 +116,86 @@ def train(
     moments of the one in `optimizer_from`, where that is given.
 
     Errors: `ValueError` as `Checkpoint.resume` and `DeepSpeedEngine` say; `NonFiniteError` after `train.max_bad_steps` bad steps in a
-    row, with the last one's sample ids in `bad_batch.json`; `CheckpointError` where a checkpoint cannot be saved.
+    row, with the last one's sample ids in `bad_batch.json`; `CheckpointError` where a checkpoint cannot be saved. If a rank dies or hangs,
+    the others name it within `train.rank_timeout_s` seconds and end their processes (`Watch`).
     """
     world = init_distributed(device)
-    engine = DeepSpeedEngine(objective, train=train, optim=optim, zero=zero, world=world, is_latent=is_latent)
-    ema = Ema(engine.partition, optim.ema_decay)
-    progress = Progress()
-    checkpoint = Checkpoint(
-        run_dir / "checkpoints",
-        partition=engine.partition,
-        engine=engine,
-        ema=ema,
-        batches=batches,
-        progress=progress,
-        keep=train.keep_checkpoints,
-    )
-    if not checkpoint.resume(train.resume) and optimizer_from is not None:
-        checkpoint.adopt_optimizer(optimizer_from / "checkpoints")
-    journal = Journal(
-        run_dir,
-        step=progress.step,
-        total_steps=train.steps,
-        log_every=train.log_every,
-        wandb=wandb,
-        label=label,
-        settings=settings,
-    )
-    with _Signals() as signals, journal:
-        while progress.step < train.steps and not progress.signal:
-            lr = learning_rate(progress.step, optim, train.steps)
-            step = update(engine, batches, lr, lambda: signals.received)
-            if step.applied:
-                ema.update()
-            advance(progress, step)
-            journal.record(progress.step, step.tokens, {**step.values, "lr": lr, "skipped": progress.skipped})
-            if progress.bad_in_a_row >= train.max_bad_steps:
-                give_up(run_dir, progress, step)
-            if (
-                progress.signal
-                or progress.step == train.steps
-                or (train.save_every and progress.step % train.save_every == 0)
-            ):
-                checkpoint.save()
-    if progress.signal:
-        logger.warning("stopped by %s after step %d, saved", signal.Signals(progress.signal).name, progress.step)
-        raw, average = {}, {}
-    else:
-        raw, average = engine.gather(), engine.complete(ema.gather())
-    engine.close()
+    with _Signals() as signals, Watch(train.rank_timeout_s) as watch:
+        engine = DeepSpeedEngine(objective, train=train, optim=optim, zero=zero, world=world, is_latent=is_latent)
+        ema = Ema(engine.partition, optim.ema_decay)
+        progress = Progress()
+        checkpoint = Checkpoint(
+            run_dir / "checkpoints",
+            partition=engine.partition,
+            engine=engine,
+            ema=ema,
+            batches=batches,
+            progress=progress,
+            keep=train.keep_checkpoints,
+        )
+        watch.beat("the search for a checkpoint")
+        if not checkpoint.resume(train.resume) and optimizer_from is not None:
+            checkpoint.adopt_optimizer(optimizer_from / "checkpoints")
+        journal = Journal(
+            run_dir,
+            step=progress.step,
+            total_steps=train.steps,
+            log_every=train.log_every,
+            wandb=wandb,
+            label=label,
+            settings=settings,
+        )
+        with journal:
+            while progress.step < train.steps and not progress.signal:
+                lr = learning_rate(progress.step, optim, train.steps)
+                step = update(engine, batches, lr, lambda: signals.received, _beat_in(watch, progress.step + 1))
+                if step.applied:
+                    ema.update()
+                advance(progress, step)
+                journal.record(progress.step, step.tokens, {**step.values, "lr": lr, "skipped": progress.skipped})
+                if progress.bad_in_a_row >= train.max_bad_steps:
+                    give_up(run_dir, progress, step)
+                if (
+                    progress.signal
+                    or progress.step == train.steps
+                    or (train.save_every and progress.step % train.save_every == 0)
+                ):
+                    watch.beat(f"saving after step {progress.step}")
+                    checkpoint.save()
+        watch.beat("the gathering of the weights")
+        if progress.signal:
+            logger.warning("stopped by %s after step %d, saved", signal.Signals(progress.signal).name, progress.step)
+            raw, average = {}, {}
+        else:
+            raw, average = engine.gather(), engine.complete(ema.gather())
+        engine.close()
     return Trained(progress=progress, raw=raw, ema=average)
 
 
-def update(engine: Engine, batches: Batches, lr: float, received: Callable[[], int]) -> Step:
-    """One optimiser step over as many micro batches as the engine accumulates. `received()`: the signal this rank got, or 0."""
+def _beat_in(watch: Watch, step: int) -> Callable[[str], None]:
+    return lambda what: watch.beat(f"{what} of step {step}")
+
+
+def update(
+    engine: Engine, batches: Batches, lr: float, received: Callable[[], int], beat: Callable[[str], None]
+) -> Step:
+    """One optimiser step over as many micro batches as the engine accumulates.
+
+    `received()`: the signal this rank got, or 0. `beat(what)` is told what comes next.
+    """
     totals: dict[str, Tensor] = {}
     samples, sequences, tokens, micro_steps = [], 0, 0, 0
     at_boundary = False
     applied = False
     while not at_boundary:
+        beat("the data")
         batch = next(batches)
         at_boundary = engine.is_boundary
+        beat("the forward pass")
         loss, metrics = engine.forward(batch)
+        beat("the backward pass")
         engine.backward(loss)
+        beat("the update")
         applied = engine.step(lr)
         for name, value in {"loss": loss.detach(), **metrics}.items():
             totals[name] = totals.get(name, 0.0) + value.to(torch.float64)
@@ -184,6 +203,7 @@ def update(engine: Engine, batches: Batches, lr: float, received: Callable[[], i
         sequences += len(batch.x)
         tokens += batch.x.numel()
         micro_steps += 1
+    beat("the sum over the ranks")
     names = sorted(totals)
     local = torch.stack([totals[name].reshape(()) for name in names])
     shared = sum_over_ranks(torch.cat([local, local.new_tensor([received() == number for number in _ASKED])])).tolist()

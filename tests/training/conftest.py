@@ -27,7 +27,7 @@ class Outcome:
         assert self.codes == [code] * len(self.codes), "\n".join(self.outputs)[-6000:]
 
 
-def find_port() -> int:
+def _find_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return sock.getsockname()[1]
@@ -40,10 +40,15 @@ def clean_environment() -> dict[str, str]:
 
 @pytest.fixture
 def free_port() -> int:
-    return find_port()
+    return _find_port()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
+def find_port() -> Callable[[], int]:
+    return _find_port
+
+
+@pytest.fixture(scope="session")
 def environment() -> dict[str, str]:
     return clean_environment()
 
@@ -53,7 +58,7 @@ def run_toy() -> Callable[..., Outcome]:
     """`run_toy(specs, ranks)`: the runs of `specs`, one after the other, in `ranks` processes over gloo."""
 
     def run(specs: list[dict[str, Any]], ranks: int = 1) -> Outcome:
-        port = str(find_port())
+        port = str(_find_port())
         processes = []
         for rank in range(ranks):
             env = clean_environment()

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+from di4c_lm.training.watch import EXIT_STATUS
+
 SPEC = {"steps": 12, "stage": 2}
 
 
@@ -29,7 +31,7 @@ def history(tmp_path_factory, run_toy, read_trace) -> History:
     folder = tmp_path_factory.mktemp("runs")
     run_dirs = {name: {"run_dir": str(folder / name)} for name in ("unbroken", "killed", "stopped", "one_to_two")}
     run_toy([{**SPEC, **run_dirs["unbroken"]}], ranks=2).check()
-    killed = run_toy([{**SPEC, **run_dirs["killed"], "kill_at": 8}], ranks=2)
+    killed = run_toy([{**SPEC, **run_dirs["killed"], "kill_at": 8, "rank_timeout_s": 10}], ranks=2)
     killed_trace = read_trace(folder / "killed")
     stopped = run_toy([{**SPEC, **run_dirs["stopped"], "term_at": 7}], ranks=2)
     stopped_trace = read_trace(folder / "stopped")
@@ -63,7 +65,8 @@ def check_same(run_dir: Path, unbroken: Path, read_trace: Any) -> None:
 
 
 def test_a_killed_run_resumes_to_the_very_same_losses(history, read_trace):
-    assert history.killed.codes[1] == -9 and history.killed.codes[0] != 0
+    assert history.killed.codes == [EXIT_STATUS, -9]
+    assert "rank 0 ends the run: rank 1 (host" in history.killed.outputs[0]
     assert history.killed_trace[-1]["step"] == 8  # beyond the checkpoint after step 5
     check_same(history.folder / "killed", history.folder / "unbroken", read_trace)
 

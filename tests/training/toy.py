@@ -141,6 +141,7 @@ def settings(spec: dict[str, Any], world_size: int) -> dict[str, Any]:
             resume=spec.get("resume", "auto"),
             log_every=1,
             max_bad_steps=spec.get("max_bad_steps", 3),
+            rank_timeout_s=spec.get("rank_timeout_s", 60),
         ),
         "optim": OptimConfig(
             lr=1e-2, warmup_steps=4, weight_decay=0.01, clip_norm=0.5, ema_decay=0.9, latent_lr_scale=0.5
