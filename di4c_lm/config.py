@@ -266,7 +266,7 @@ class Di4CConfig:
     """The Di4C objective (paper, section 3): weights, gates, laws of t and of the hop."""
 
     kind: Literal["di4c"] = "di4c"
-    num_lambdas: int = 16  # L
+    num_lambdas: int = 16  # L; 0: every code of a codebook
     consistency_samples: int = 0  # x_u and x̂ drawn for each x_t; 0: L, as in the paper
     alpha: Literal["sigmoid", "linear", "constant"] = "sigmoid"
     alpha_scale: float = 0.1
@@ -289,8 +289,10 @@ class Di4CConfig:
     hop: HopConfig = field(default_factory=HopConfig)
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "num_lambdas")
-        _at_least(self, 0, "consistency_samples")
+        _at_least(self, 0, "num_lambdas", "consistency_samples")
+        needs = self.num_lambdas == 0 and self.consistency_weight > 0
+        allowed = "at least 1 where num_lambdas=0 and consistency_weight is not"
+        check(not needs or self.consistency_samples, "consistency_samples", self.consistency_samples, allowed)
         _at_least(
             self,
             0,
@@ -316,18 +318,24 @@ class LatentConfig:
     """λ: its law, and the way it enters the student's network.
 
     `path=token` is the published extra token; `adaln` scales and shifts the norms. `inject_at=k` runs the blocks before k once per x_t;
-    a negative k counts from the end, -1 being the last block.
+    a negative k counts from the end, -1 being the last block. `path=head` enters behind the last attention, where λ may be a string of
+    codes, one a window of positions: see `di4c_lm.models.mixture_head`.
     """
 
     law: Literal["uniform", "stratified", "gaussian", "codebook"] = "uniform"
-    path: Literal["token", "adaln"] = "token"
+    path: Literal["token", "adaln", "head"] = "token"
     inject_at: int = 0
     dim: int = 1  # law=gaussian: components of λ
     codebook_size: int = 16  # law=codebook: its vectors; 0 in a run's settings: as many as L, which enumerates them
     init_scale: float = 0.02  # standard deviation of the codebook, or of the λ path's first weights
+    window: int = 0  # path=head: positions that share a code; 0: one code a sequence
+    tie: Literal["chain", "none"] = "chain"  # path=head: whether a window's code depends on the one before
+    weights: Literal["context", "uniform"] = "context"  # path=head: whether the law of the codes is predicted from x_t
 
     def __post_init__(self) -> None:
-        _at_least(self, 0, "codebook_size")
+        _at_least(self, 0, "codebook_size", "window")
+        check(self.path != "head" or self.law == "codebook", "law", self.law, "codebook when path=head")
+        check(self.path == "head" or self.window == 0, "window", self.window, f"0 when path={self.path}")
         _at_least(self, 1, "dim")
         _positive(self, "init_scale")
 

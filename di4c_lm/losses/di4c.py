@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from di4c_lm.losses.mixture import read_mixture
+from di4c_lm.models.code_chain import CodeChain
 from di4c_lm.models.readout import Readout
 
 
@@ -82,25 +83,35 @@ def di4c_terms(
     teacher: Float[Tensor, "M S"],
     upper: UpperSide | None = None,
     *,
+    chain: CodeChain | None = None,
     distil: bool = False,
     chunk_rows: int = 0,
     validate: bool = False,
 ) -> Terms:
     """All terms from one reading of the student at x_t.
 
-    `features` are the student's at the sites for L draws of λ, `x_0` the data there, `teacher` its probabilities. Without `upper`
-    the consistency terms are 0, without `distil` that term is. Shapes are always checked, and with `validate` the values too (NaN, sums,
-    indices), for callers outside the training loop: `ValueError` names the argument, its shape and what was expected.
+    `features` are the student's at the sites for L draws of λ, `x_0` the data there, `teacher` its probabilities. With `chain` they are
+    those under each of L codes, λ is a string of codes by the chain's law, and lme_j becomes the log-mean-exp over that law. Without
+    `upper` the consistency terms are 0, without `distil` that term is. Shapes are always checked, and with `validate` the values too (NaN,
+    sums, indices), for callers outside the training loop: `ValueError` names the argument, its shape and what was expected.
     """
     _check_shapes(features, readout, sites, x_0, teacher, upper)
     if validate:
         _check_values(features, readout, x_0, teacher, upper)
     targets_MT = x_0[:, None] if upper is None else torch.cat([x_0[:, None], upper.samples], 1)
     laws = (teacher,) if upper is None else (teacher, upper.marginal)
+    log_weight_ML = None if chain is None else code_weights(chain, sites)
     reading = read_mixture(
-        features, sites.position, readout, targets_MT, laws, component_divergence=distil, chunk_rows=chunk_rows
+        features,
+        sites.position,
+        readout,
+        targets_MT,
+        laws,
+        log_weight=log_weight_ML,
+        component_divergence=distil,
+        chunk_rows=chunk_rows,
     )
-    joint_BT, product_BT = joint_and_product(reading.target_log_p, sites)
+    joint_BT, product_BT = joint_and_product(reading.target_log_p, sites, chain)
     kl_BR = sites.per_example(reading.divergence)
     none_B = torch.zeros_like(joint_BT[:, 0])
     return Terms(
@@ -114,10 +125,27 @@ def di4c_terms(
     )
 
 
+def code_weights(chain: CodeChain, sites: Sites) -> Float[Tensor, "M L"]:
+    """log p(z = j) of the code at each site."""
+    return chain.log_marginal()[sites.example, chain.window_of(sites.position)]
+
+
 def joint_and_product(
-    target_log_p: Float[Tensor, "M L T"], sites: Sites
+    target_log_p: Float[Tensor, "M L T"], sites: Sites, chain: CodeChain | None = None
 ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
-    """- lme_j Σ_d ℓ_j^d(x^d) and Σ_d lme_j ℓ_j^d(x^d) of each example and target, in float64."""
+    """- lme_j Σ_d ℓ_j^d(x^d) and Σ_d lme_j ℓ_j^d(x^d) of each example and target, in float64; with `chain` over its strings of codes."""
+    if chain is not None:
+        num_batch, num_windows = chain.log_step.shape[:2]
+        slot_M = sites.example * num_windows + chain.window_of(sites.position)
+        emission = torch.zeros(
+            num_batch * num_windows, *target_log_p.shape[1:], dtype=torch.float64, device=slot_M.device
+        )
+        emission_BWLT = emission.index_add(0, slot_M, target_log_p.double()).view(
+            num_batch, num_windows, *emission.shape[1:]
+        )
+        weight_ML1 = code_weights(chain, sites).double()[..., None]
+        product_BT = sites.per_example((target_log_p + weight_ML1).logsumexp(1))
+        return -chain.log_prob(emission_BWLT.transpose(2, 3)), product_BT
     log_L = math.log(target_log_p.shape[1])
     joint_BT = log_L - sites.per_example(target_log_p).logsumexp(1)
     product_BT = sites.per_example(target_log_p.double().logsumexp(1) - log_L)

@@ -30,8 +30,8 @@ class Reading:
     """What one pass over M positions yields, differentiable with respect to the features and the readout's parameters."""
 
     target_log_p: Float[Tensor, "M L T"]  # ℓ_j^d at T targets a position
-    divergence: Float[Tensor, "M R"]  # KL(q_r ‖ mean_j exp ℓ_j) for each of R laws
-    component_divergence: Float[Tensor, " M"]  # mean_j KL(q_0 ‖ exp ℓ_j); zeros unless asked for
+    divergence: Float[Tensor, "M R"]  # KL(q_r ‖ Σ_j w_j exp ℓ_j) for each of R laws
+    component_divergence: Float[Tensor, " M"]  # Σ_j w_j KL(q_0 ‖ exp ℓ_j); zeros unless asked for
 
 
 def read_mixture(
@@ -41,29 +41,43 @@ def read_mixture(
     targets: Int64[Tensor, "M T"],
     laws: Sequence[Float[Tensor, "M S"]] = (),
     *,
+    log_weight: Float[Tensor, "M L"] | None = None,
     component_divergence: bool = False,
     chunk_rows: int = 0,
 ) -> Reading:
     """Read a mixture out at M positions, `chunk_rows` rows of logits at a time (0: as the device likes).
 
     `laws` are normalised probabilities q_r that the mixture is compared with; they receive no gradient. `component_divergence` asks for
-    that of each component from the first law. Memory: O(M·L·H + M·S + chunk_rows·S).
+    that of each component from the first law. `log_weight` are the log w_j, normalised over j, of the components at each position; without
+    it all are 1/L. Memory: O(M·L·H + M·S + chunk_rows·S).
     """
     assert not component_divergence or laws
     plan = _Plan(readout, positions, targets, tuple(laws), component_divergence, features.shape[1], chunk_rows)
-    return Reading(*_ReadMixture.apply(plan, features, *readout.parameters))
+    log_weight = equal_weights(features) if log_weight is None else log_weight.to(widest(features.dtype))
+    return Reading(*_ReadMixture.apply(plan, features, log_weight, *readout.parameters))
+
+
+def equal_weights(features: Float[Tensor, "M L H"]) -> Float[Tensor, "M L"]:
+    """log 1/L for each component."""
+    return features.new_full(features.shape[:2], -math.log(features.shape[1]), dtype=widest(features.dtype))
 
 
 def mean_law(
-    features: Float[Tensor, "M L H"], positions: Int64[Tensor, " M"], readout: Readout, *, chunk_rows: int = 0
+    features: Float[Tensor, "M L H"],
+    positions: Int64[Tensor, " M"],
+    readout: Readout,
+    *,
+    log_weight: Float[Tensor, "M L"] | None = None,
+    chunk_rows: int = 0,
 ) -> Float[Tensor, "M S"]:
-    """The marginals p̄^d = mean_j exp ℓ_j^d of a mixture (L = 1: of a product), without gradient."""
+    """The marginals p̄^d = Σ_j w_j exp ℓ_j^d of a mixture (L = 1: of a product), w_j = 1/L unless given, without gradient."""
     num_positions, num_lambdas, _ = features.shape
     law_MS = torch.empty(num_positions, readout.num_states, dtype=widest(features.dtype), device=features.device)
+    weight_M1L = (equal_weights(features) if log_weight is None else log_weight).to(law_MS.dtype).exp()[:, None]
     with torch.no_grad():
         for chunk in row_chunks(num_positions, max(1, rows_at_once(readout, chunk_rows) // num_lambdas)):
             logits_NS = readout.logits(features[chunk].flatten(0, 1), positions[chunk].repeat_interleave(num_lambdas))
-            law_MS[chunk] = logits_NS.softmax(1).unflatten(0, (-1, num_lambdas)).mean(1)
+            law_MS[chunk] = torch.bmm(weight_M1L[chunk], logits_NS.softmax(1).unflatten(0, (-1, num_lambdas)))[:, 0]
     return law_MS
 
 
@@ -132,10 +146,12 @@ class _Plan:
 
 
 class _ReadMixture(torch.autograd.Function):
-    """The pass of `read_mixture`. Saved: features, parameters, the L log-normalisers of each position, and the laws."""
+    """The pass of `read_mixture`. Saved: features, weights, parameters, the L log-normalisers of each position, and the laws."""
 
     @staticmethod
-    def forward(ctx: Any, plan: _Plan, features_MLH: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        ctx: Any, plan: _Plan, features_MLH: Tensor, log_weight_ML: Tensor, *parameters: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         num_positions, num_lambdas = features_MLH.shape[:2]
         options = {"dtype": widest(features_MLH.dtype), "device": features_MLH.device}
         target_MLT = torch.empty(num_positions, num_lambdas, plan.targets.shape[1], **options)
@@ -145,23 +161,26 @@ class _ReadMixture(torch.autograd.Function):
         for chunk in plan.chunks():
             logits_CLS = plan.logits(features_MLH, chunk)
             laws_CS = [law_MS[chunk] for law_MS in plan.laws]
+            log_weight_CL = log_weight_ML[chunk]
+            weight_CL = log_weight_CL.exp()
             target_CLT = logits_CLS.gather(2, plan.target_index(chunk))
-            mean_logit_CS = logits_CLS.mean(1) if plan.component_divergence else None
-            log_norm_CL, mean_CS = _exponentiate_(logits_CLS, need_mean=bool(laws_CS))
+            mean_logit_CS = torch.bmm(weight_CL[:, None], logits_CLS)[:, 0] if plan.component_divergence else None
+            log_norm_CL, mean_CS = _exponentiate_(logits_CLS, weight_CL if laws_CS else None)
             target_MLT[chunk] = target_CLT - log_norm_CL[..., None]
             log_norm_ML[chunk] = log_norm_CL
             if mean_logit_CS is not None:
-                component_M[chunk] = _divergence(laws_CS[0], mean_logit_CS.sub_(log_norm_CL.mean(1, keepdim=True)))
+                mean_norm_C1 = (weight_CL * log_norm_CL).sum(1, keepdim=True)
+                component_M[chunk] = _divergence(laws_CS[0], mean_logit_CS.sub_(mean_norm_C1))
             if mean_CS is None:
                 continue
             if _has_rare(mean_CS, laws_CS):
-                log_mean_CS = plan.log_p(features_MLH, log_norm_ML, chunk).logsumexp(1) - math.log(num_lambdas)
+                log_mean_CS = plan.log_p(features_MLH, log_norm_ML, chunk).add_(log_weight_CL[..., None]).logsumexp(1)
             else:
                 log_mean_CS = mean_CS.clamp_min_(_TINY).log_()
             for index, law_CS in enumerate(laws_CS):
                 divergence_MR[chunk, index] = _divergence(law_CS, log_mean_CS)
         ctx.plan = plan
-        ctx.save_for_backward(features_MLH, log_norm_ML, *parameters)
+        ctx.save_for_backward(features_MLH, log_weight_ML, log_norm_ML, *parameters)
         return target_MLT, divergence_MR, component_M
 
     @staticmethod
@@ -169,46 +188,55 @@ class _ReadMixture(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_target_MLT, grad_divergence_MR, grad_component_M = grads
         plan: _Plan = ctx.plan
-        features_MLH, log_norm_ML, *parameters = ctx.saved_tensors
-        features_grad_MLH = torch.empty_like(features_MLH)
+        features_MLH, log_weight_ML, log_norm_ML, *parameters = ctx.saved_tensors
+        features_grad_MLH, weight_grad_ML = torch.empty_like(features_MLH), torch.zeros_like(log_weight_ML)
         parameter_grads = [
             torch.zeros_like(p, dtype=widest(p.dtype)) if needed else None
-            for p, needed in zip(parameters, ctx.needs_input_grad[2:], strict=True)
+            for p, needed in zip(parameters, ctx.needs_input_grad[3:], strict=True)
         ]
         for chunk in plan.chunks():
             blames_CS = [law_MS[chunk] * -grad_divergence_MR[chunk, r, None] for r, law_MS in enumerate(plan.laws)]
-            share_C = -grad_component_M[chunk] / plan.num_lambdas
-            # d target / d logits = onehot - p, d component_divergence / d logits = (p - q) / L.
-            pull_CL = grad_target_MLT[chunk].sum(2) + share_C[:, None]
+            share_CL = -grad_component_M[chunk, None] * log_weight_ML[chunk].exp()
+            # d target / d logits = onehot - p, d component_divergence / d logits = w (p - q).
+            pull_CL = grad_target_MLT[chunk].sum(2) + share_CL
             make_log_p = partial(plan.log_p, features_MLH, log_norm_ML, chunk)
-            grad_CLS = _logit_gradient(make_log_p, blames_CS, pull_CL)
-            if plan.component_divergence and bool(share_C.any()):
-                grad_CLS += (plan.laws[0][chunk] * share_C[:, None])[:, None]
+            grad_CLS, weight_grad_ML[chunk] = _logit_gradient(make_log_p, log_weight_ML[chunk], blames_CS, pull_CL)
+            if plan.component_divergence and bool(share_CL.any()):
+                law_CS = plan.laws[0][chunk]
+                weight_grad_ML[chunk] -= share_CL * _each_divergence(law_CS, make_log_p)
+                grad_CLS += law_CS[:, None] * share_CL[..., None]
             grad_CLS.scatter_add_(2, plan.target_index(chunk), grad_target_MLT[chunk])
             rows = plan.rows(features_MLH, chunk)
             grad_NH = plan.readout.vjp(*rows, grad_CLS.flatten(0, 1), parameter_grads)
             features_grad_MLH[chunk] = grad_NH.view_as(features_MLH[chunk])
         cast = [None if g is None else g.to(p.dtype) for g, p in zip(parameter_grads, parameters, strict=True)]
-        return None, features_grad_MLH, *cast
+        return None, features_grad_MLH, weight_grad_ML, *cast
 
 
 def _exponentiate_(
-    logits_CLS: Float[Tensor, "C L S"], *, need_mean: bool
+    logits_CLS: Float[Tensor, "C L S"], weight_CL: Float[Tensor, "C L"] | None
 ) -> tuple[Float[Tensor, "C L"], Float[Tensor, "C S"] | None]:
-    """Log-normalisers, and the mean over L of the softmaxes; `logits_CLS` is used up. One exponential a logit."""
+    """Log-normalisers, and where weights are given the mean of the softmaxes; `logits_CLS` is used up. One exponential a logit."""
     top_CL1 = logits_CLS.amax(2, keepdim=True)
     e_CLS = logits_CLS.sub_(top_CL1).exp_()
     total_CL = e_CLS.sum(2)
     log_norm_CL = total_CL.log() + top_CL1.squeeze(2)
-    if not need_mean:
+    if weight_CL is None:
         return log_norm_CL, None
-    weight_C1L = (1 / (total_CL * e_CLS.shape[1]))[:, None]
-    return log_norm_CL, torch.bmm(weight_C1L, e_CLS).squeeze(1)
+    return log_norm_CL, torch.bmm((weight_CL / total_CL)[:, None], e_CLS).squeeze(1)
 
 
 def _divergence(law_CS: Float[Tensor, "C S"], log_p_CS: Float[Tensor, "C S"]) -> Float[Tensor, " C"]:
     """Σ_v q(v) (log q(v) - log p(v)); taken state by state, since the two sums would cancel where q is near p."""
     return -torch.addcmul(torch.special.entr(law_CS), law_CS, log_p_CS).sum(1)
+
+
+def _each_divergence(
+    law_CS: Float[Tensor, "C S"], make_log_p: Callable[[], Float[Tensor, "C L S"]]
+) -> Float[Tensor, "C L"]:
+    """KL(q ‖ p_j) for each component."""
+    entropy_C1 = torch.special.entr(law_CS).sum(1, keepdim=True)
+    return -entropy_C1 - torch.bmm(make_log_p(), law_CS[..., None])[..., 0]
 
 
 def _has_rare(mean_CS: Float[Tensor, "C S"], weights_CS: Sequence[Float[Tensor, "C S"]]) -> bool:
@@ -219,23 +247,28 @@ def _has_rare(mean_CS: Float[Tensor, "C S"], weights_CS: Sequence[Float[Tensor, 
 
 def _logit_gradient(
     make_log_p: Callable[[], Float[Tensor, "C L S"]],
+    log_weight_CL: Float[Tensor, "C L"],
     blames_CS: Sequence[Float[Tensor, "C S"]],
     pull_CL: Float[Tensor, "C L"],
-) -> Float[Tensor, "C L S"]:
-    """Σ_v b(v) d log p̄(v) / d logits_j - pull_j p_j, for b the sum of `blames_CS` and p̄ the mean over j. Holds one (C, L, S).
+) -> tuple[Float[Tensor, "C L S"], Float[Tensor, "C L"]]:
+    """Σ_v b(v) d log p̄(v) / d logits_j - pull_j p_j, for b the sum of `blames_CS` and p̄ = Σ_j w_j p_j. Holds one (C, L, S).
 
-    d log p̄(v) / d logits_j(w) = r_j(v) (1[v = w] - p_j(w)) with r_j(v) = p_j(v) / (L p̄(v)) the responsibility of component j.
+    d log p̄(v) / d logits_j(w) = r_j(v) (1[v = w] - p_j(w)) with r_j(v) = w_j p_j(v) / p̄(v) the responsibility of component j. Beside it
+    Σ_v b(v) d log p̄(v) / d log w_j = Σ_v b(v) r_j(v).
     """
     p_CLS = make_log_p().exp_()
     if not blames_CS:
-        return p_CLS.mul_(-pull_CL[..., None])
+        return p_CLS.mul_(-pull_CL[..., None]), torch.zeros_like(pull_CL)
     blame_CS = sum(blames_CS[1:], start=blames_CS[0])
-    mean_CS = p_CLS.mean(1)
+    weight_CL = log_weight_CL.exp()
+    mean_CS = torch.bmm(weight_CL[:, None], p_CLS)[:, 0]
     if _has_rare(mean_CS, blames_CS):
-        respons_CLS = make_log_p().softmax(1).mul_(blame_CS[:, None])
-        return respons_CLS.sub_(p_CLS.mul_((respons_CLS.sum(2) + pull_CL)[..., None]))
-    ratio_CS = blame_CS / mean_CS.clamp_min_(_TINY).mul_(p_CLS.shape[1])
-    lost_CL = torch.bmm(p_CLS, ratio_CS[..., None]).squeeze(2) + pull_CL
-    for p_CS, lost_C in zip(p_CLS.unbind(1), lost_CL.unbind(1), strict=True):
-        p_CS.mul_(ratio_CS - lost_C[:, None])
-    return p_CLS
+        respons_CLS = make_log_p().add_(log_weight_CL[..., None]).softmax(1).mul_(blame_CS[:, None])
+        share_CL = respons_CLS.sum(2)
+        return respons_CLS.sub_(p_CLS.mul_((share_CL + pull_CL)[..., None])), share_CL
+    ratio_CS = blame_CS / mean_CS.clamp_min_(_TINY)
+    share_CL = torch.bmm(p_CLS, ratio_CS[..., None]).squeeze(2) * weight_CL
+    lost_CL = share_CL + pull_CL
+    for p_CS, weight_C, lost_C in zip(p_CLS.unbind(1), weight_CL.unbind(1), lost_CL.unbind(1), strict=True):
+        p_CS.mul_(ratio_CS * weight_C[:, None] - lost_C[:, None])
+    return p_CLS, share_CL

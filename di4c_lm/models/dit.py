@@ -1,10 +1,12 @@
 """The diffusion transformer of MDLM and SDTT (after Peebles and Xie 2023), and the mixture student made of it.
 
 Parameters bear the names and shapes of the published checkpoints (without their `backbone.`). The student adds `latent_projection` (as
-published) or `latent_codebook`, and for λ by adaLN one `latent_modulation` a conditioned block.
+published) or `latent_codebook`, for λ by adaLN one `latent_modulation` a conditioned block, or for λ behind all attention `latent_head`.
 """
 
 import math
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,17 +19,19 @@ from di4c_lm.models.attention import Rotary, attend, rotate, use_flash
 from di4c_lm.models.latent import (
     Uniform,
     check_latents,
+    inject_block,
     latent_codebook,
     latent_features,
     latent_modulation,
     latent_projection,
     sample_latents,
 )
+from di4c_lm.models.mixture_head import MixtureHead
 from di4c_lm.models.norm import modulated_norm
 from di4c_lm.models.readout import LinearReadout, Prediction, widest
 from di4c_lm.processes.schedules import LogLinear
 
-LATENT_PREFIXES = ("latent_projection", "latent_codebook", "latent_modulation")
+LATENT_PREFIXES = ("latent_projection", "latent_codebook", "latent_modulation", "latent_head")
 
 
 class LayerNorm(nn.Module):
@@ -38,7 +42,7 @@ class LayerNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(
-        self, x: Float[Tensor, "N P H"], shift: Float[Tensor, "M 1 H"], scale: Float[Tensor, "M 1 H"]
+        self, x: Float[Tensor, "N P H"], shift: Float[Tensor, "M Q H"], scale: Float[Tensor, "M Q H"]
     ) -> Float[Tensor, "N P H"]:
         """(x - mean) / sqrt(var + 1e-5) * weight * (1 + scale) + shift."""
         wide = widest(x.dtype)
@@ -100,18 +104,45 @@ class DDiTBlock(nn.Module):
         flash: bool,  # noqa: FBT001 (checkpointing passes it by position)
     ) -> Float[Tensor, "N P H"]:
         """The residual stream after this block; M is 1 or N."""
-        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.adaLN_modulation(cond)[:, None].chunk(6, dim=2)
-        if latent_shift_scale is not None:
-            extra = latent_shift_scale[:, None].chunk(4, dim=2)
-            shift_1, scale_1, shift_2, scale_2 = (
-                a + b for a, b in zip((shift_1, scale_1, shift_2, scale_2), extra, strict=True)
-            )
+        if latent_shift_scale is None:
+            return self.feed(self.mix(x, cond, cos, sin, None, flash), cond, None)
+        first, second = latent_shift_scale[:, None].chunk(2, dim=2)
+        return self.feed(self.mix(x, cond, cos, sin, first, flash), cond, second)
+
+    def mix(
+        self,
+        x: Float[Tensor, "N P H"],
+        cond: Float[Tensor, "M C"],
+        cos: Tensor,
+        sin: Tensor,
+        latent_shift_scale: Float[Tensor, "N 1 twoH"] | None,
+        flash: bool,  # noqa: FBT001 (checkpointing passes it by position)
+    ) -> Float[Tensor, "N P H"]:
+        """The block's first half, attention."""
+        shift_1, scale_1, gate_1, *_ = self._modulation(cond, latent_shift_scale, slice(0, 3))
         qkv = self.attn_qkv(self.norm1(x, shift_1, scale_1))
         q, k, v = qkv.view(*qkv.shape[:2], 3, self.num_heads, -1).unbind(2)
         # A copy of v, so that q and k unrotated are not kept for the backward pass.
         mixed = attend(rotate(q, cos, sin), rotate(k, cos, sin), v.contiguous(), flash=flash)
-        x = x + gate_1 * self._drop(self.attn_out(mixed.flatten(2)))
+        return x + gate_1 * self._drop(self.attn_out(mixed.flatten(2)))
+
+    def feed(
+        self,
+        x: Float[Tensor, "N P H"],
+        cond: Float[Tensor, "M C"],
+        latent_shift_scale: Float[Tensor, "N Q twoH"] | None,
+    ) -> Float[Tensor, "N P H"]:
+        """The block's second half, the MLP, each position by itself."""
+        shift_2, scale_2, gate_2 = self._modulation(cond, latent_shift_scale, slice(3, 6))
         return x + gate_2 * self._drop(self.mlp(self.norm2(x, shift_2, scale_2)))
+
+    def _modulation(self, cond: Tensor, latent_shift_scale: Tensor | None, half: slice) -> list[Tensor]:
+        """Shift, scale and gate of one half, λ's part added to the first two."""
+        shift, scale, gate = self.adaLN_modulation(cond)[:, None].chunk(6, dim=2)[half]
+        if latent_shift_scale is not None:
+            extra_shift, extra_scale = latent_shift_scale.chunk(2, dim=2)
+            shift, scale = shift + extra_shift, scale + extra_scale
+        return [shift, scale, gate]
 
     def _drop(self, x: Float[Tensor, "N P H"]) -> Float[Tensor, "N P H"]:
         return F.dropout(x, self.dropout, self.training) if self.dropout else x
@@ -128,9 +159,17 @@ class DDitFinalLayer(nn.Module):
         for parameter in (*self.linear.parameters(), *self.adaLN_modulation.parameters()):
             nn.init.zeros_(parameter)
 
-    def forward(self, x: Float[Tensor, "N P H"], cond: Float[Tensor, "M C"]) -> Float[Tensor, "N P H"]:
+    def forward(
+        self,
+        x: Float[Tensor, "N P H"],
+        cond: Float[Tensor, "M C"],
+        latent_shift_scale: Float[Tensor, "N Q twoH"] | None = None,
+    ) -> Float[Tensor, "N P H"]:
         """Features: what the linear map is applied to."""
         shift, scale = self.adaLN_modulation(cond)[:, None].chunk(2, dim=2)
+        if latent_shift_scale is not None:
+            extra_shift, extra_scale = latent_shift_scale.chunk(2, dim=2)
+            shift, scale = shift + extra_shift, scale + extra_scale
         return self.norm_final(x, shift, scale)
 
 
@@ -149,7 +188,7 @@ class DIT(nn.Module):
             raise ValueError(f"lambda.codebook_size must be at least 1, got {latent.codebook_size}")
         self.config = model
         self.latent = latent
-        self.inject_at = 0 if latent is None else latent.inject_at % model.num_blocks
+        self.inject_at = inject_block(latent, model.num_blocks)
         self.num_states = num_states
         self.noise = LogLinear()
         self.activation_checkpointing = False
@@ -166,6 +205,9 @@ class DIT(nn.Module):
             self._add_latent_path(latent, width)
 
     def _add_latent_path(self, latent: LatentConfig, width: int) -> None:
+        if latent.path == "head":
+            self.latent_head = MixtureHead(latent, width)
+            return
         if latent.law == "codebook":
             self.latent_codebook = latent_codebook(latent, width)
         else:
@@ -208,7 +250,10 @@ class DIT(nn.Module):
         cos, sin = self.rotary_emb(num_positions, 0)
         num_lambdas, embedded = 1, None
         for index, block in enumerate(self.blocks):
-            if self.latent is not None and lam is not None and index == self.inject_at:
+            enters = self.latent is not None and lam is not None and index == self.inject_at
+            if enters and self.latent.path == "head":
+                return self._by_head(self._run(block.mix, x, cond, cos, sin, None, flash), cond, lam, row_N)
+            if enters:
                 num_lambdas = lam.shape[1]
                 embedded = self._embed_latents(self.latent, lam).to(x.dtype)
                 if row_N is not None:
@@ -221,12 +266,29 @@ class DIT(nn.Module):
             shift_scale = None
             if embedded is not None and self.latent is not None and self.latent.path == "adaln":
                 shift_scale = self.latent_modulation[str(index)](embedded)
-            if self.activation_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, cond, cos, sin, shift_scale, flash, use_reentrant=False)
-            else:
-                x = block(x, cond, cos, sin, shift_scale, flash)
+            x = self._run(block, x, cond, cos, sin, shift_scale, flash)
         features = self.output_layer(x[:, :num_positions], cond)
         return Prediction(features.view(num_batch, num_lambdas, num_positions, -1), self.readout())
+
+    def _by_head(self, x: Tensor, cond: Tensor, lam: Tensor, row_N: Int64[Tensor, " B"] | None) -> Prediction:
+        """The last MLP and norm, once for each row of `lam`, from the features behind the last attention."""
+        if row_N is not None:
+            x, cond = x[row_N], cond if len(cond) == 1 else cond[row_N]
+        modulation_CNPF, chain = self.latent_head(x, lam)
+        (num_batch, num_positions, _), num_lambdas = x.shape, lam.shape[1]
+        modulation = modulation_CNPF.to(x.dtype).expand(num_batch, -1, -1, -1).flatten(0, 1)
+        x = x.repeat_interleave(num_lambdas, 0)
+        cond = cond if len(cond) == 1 else cond.repeat_interleave(num_lambdas, 0)
+        of_block, of_output = modulation.chunk(2, dim=2)
+        x = self._run(cast(DDiTBlock, self.blocks[-1]).feed, x, cond, of_block)
+        features = self.output_layer(x, cond, of_output)
+        return Prediction(features.view(num_batch, num_lambdas, num_positions, -1), self.readout(), chain)
+
+    def _run(self, part: Callable[..., Tensor], *inputs: Any) -> Float[Tensor, "N P H"]:
+        """A block or a half of one, whose inner activations are recomputed in the backward pass where the run asks for that."""
+        if self.activation_checkpointing and torch.is_grad_enabled():
+            return checkpoint(part, *inputs, use_reentrant=False)
+        return part(*inputs)
 
     def _shares_trunk(self) -> bool:
         """Whether equal sequences may share the blocks before λ enters: no gradient, no dropout."""

@@ -26,8 +26,13 @@ def sample_latents(config: LatentConfig, num_batch: int, num_lambdas: int, unifo
     """L draws of λ for each of B sequences by the law of `config`: (B, L, dim) floats, or (B, L, 1) code numbers.
 
     `uniform` is the only source of chance. A codebook as large as L is enumerated, which makes the mixture exact; a larger one is sampled.
-    Raises `ValueError` for L = 0, or L above the codebook.
+    L = 0 asks for all the codes of a codebook. With path=head, whose λ is a string of codes, a draw is one float64 uniform, from which the
+    network makes the string, and only L = 0 enumerates. Raises `ValueError` for L = 0 under another law, or L above the codebook.
     """
+    if num_lambdas == 0 and config.law == "codebook":
+        return _every_code(config.codebook_size, uniform((num_batch, 1, 1)))
+    if config.path == "head" and num_lambdas > 0:
+        return uniform((num_batch, num_lambdas, 1))
     if num_lambdas < 1:
         raise ValueError(f"num_lambdas must be at least 1, got {num_lambdas}")
     if config.law == "uniform":
@@ -45,9 +50,18 @@ def _codes(size: int, num_batch: int, num_lambdas: int, uniform: Uniform) -> Int
     if num_lambdas > size:
         raise ValueError(f"num_lambdas={num_lambdas} exceeds lambda.codebook_size={size}")
     u_BL1 = uniform((num_batch, num_lambdas, 1))
-    if num_lambdas == size:
-        return torch.arange(size, device=u_BL1.device).view(1, -1, 1).expand(num_batch, -1, -1)
-    return (u_BL1 * size).long()
+    return _every_code(size, u_BL1) if num_lambdas == size else (u_BL1 * size).long()
+
+
+def _every_code(size: int, like_B: Float[Tensor, "B *rest"]) -> Int64[Tensor, "B L 1"]:
+    return torch.arange(size, device=like_B.device).view(1, -1, 1).expand(len(like_B), -1, -1)
+
+
+def inject_block(config: LatentConfig | None, num_blocks: int) -> int:
+    """The block before which λ enters; for path=head the last, whose attention comes before it still."""
+    if config is None:
+        return 0
+    return num_blocks - 1 if config.path == "head" else config.inject_at % num_blocks
 
 
 def latent_input_dim(config: LatentConfig) -> int:

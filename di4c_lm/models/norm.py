@@ -11,7 +11,7 @@ _EPS = 1e-5
 
 
 def modulated_norm(
-    x: Float[Tensor, "N P H"], shift: Float[Tensor, "M 1 H"], scale: Float[Tensor, "M 1 H"]
+    x: Float[Tensor, "N P H"], shift: Float[Tensor, "M Q H"], scale: Float[Tensor, "M Q H"]
 ) -> Float[Tensor, "N P H"]:
     """shift + scale (x - mean) / sqrt(var + 1e-5) over the last axis; `shift` and `scale` broadcast, in the dtype to compute in."""
     return _ModulatedNorm.apply(x, shift, scale)

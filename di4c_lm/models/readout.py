@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from di4c_lm.models.code_chain import CodeChain
 from di4c_lm.processes.masked import NEVER
 
 NO_CLASS = -1  # the class of an example whose class is not told
@@ -145,10 +146,15 @@ def vjp_by_autograd(
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a denoiser says of x_0: features (B, L, D, H), L = 1 where there is no λ, and how to read them out."""
+    """What a denoiser says of x_0: features (B, L, D, H), L = 1 where there is no λ, and how to read them out.
+
+    The L rows have equal weight; or, with `chain`, they are what is said of each position under each code of its window, and the chain is
+    the law of the codes.
+    """
 
     features: Float[Tensor, "B L D H"]
     readout: Readout
+    chain: CodeChain | None = None
 
     def log_probs(self) -> Float[Tensor, "B L D S"]:
         """Normalised log-probabilities at every position, materialised: for small S, samplers and tests."""
@@ -175,7 +181,7 @@ class Denoiser(Protocol):
     def sample_latents(
         self, num_batch: int, num_lambdas: int, uniform: Callable[[tuple[int, ...]], Tensor]
     ) -> Tensor | None:
-        """L draws of λ a sequence, (B, L, K), or None for a network without λ."""
+        """L draws of λ a sequence, (B, L, K), or None for a network without λ; L = 0 asks for all the components of a finite λ."""
         ...
 
     def readout(self) -> Readout:

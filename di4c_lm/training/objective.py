@@ -62,6 +62,7 @@ class Di4CObjective(nn.Module):
             sites.gather(batch.x),
             teacher_MS,
             upper,
+            chain=prediction.chain,
             distil=bool(low_B.any()) and config.distil_weight > 0,
             chunk_rows=config.chunk_rows,
         )

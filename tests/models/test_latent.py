@@ -61,9 +61,16 @@ def test_a_codebook_is_enumerated_or_sampled_evenly() -> None:
 def test_more_draws_than_codes_or_none_are_refused() -> None:
     with pytest.raises(ValueError, match=r"num_lambdas=5 exceeds lambda.codebook_size=4"):
         draw(LatentConfig(law="codebook", codebook_size=4), num_lambdas=5)
-    for law in ("uniform", "codebook"):
-        with pytest.raises(ValueError, match="num_lambdas must be at least 1, got 0"):
-            draw(LatentConfig(law=law), num_lambdas=0)
+    with pytest.raises(ValueError, match="num_lambdas must be at least 1, got 0"):
+        draw(LatentConfig(law="uniform"), num_lambdas=0)
+
+
+def test_no_number_of_draws_asks_for_every_code() -> None:
+    for path in ("adaln", "head"):
+        codes = draw(LatentConfig(law="codebook", path=path, codebook_size=4), num_lambdas=0)
+        assert torch.equal(codes, torch.arange(4).view(1, 4, 1).expand(len(codes), -1, -1))
+    drawn = draw(LatentConfig(law="codebook", path="head", codebook_size=4), num_lambdas=4)
+    assert drawn.dtype == torch.float64 and drawn.shape[1:] == (4, 1)
 
 
 def test_sinusoid() -> None:
