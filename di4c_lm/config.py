@@ -59,8 +59,9 @@ class RunConfig:
 class DataConfig:
     """A corpus and how it is cut into sequences of `length` tokens."""
 
-    kind: Literal["builtin", "files", "openwebtext"] = "builtin"
-    path: str | None = None  # kind=files: a .jsonl or .txt file, a folder of them, or several joined by commas
+    kind: Literal["builtin", "files", "openwebtext", "shards"] = "builtin"
+    # kind=files: a .jsonl, .txt or .parquet file, a folder of them, an fsspec URL, or several joined by commas. shards: a prepared folder
+    path: str | None = None
     dataset: str = "Skylion007/openwebtext"  # kind=openwebtext: hub name
     split: str = "train"
     text_key: str = "text"
@@ -68,12 +69,14 @@ class DataConfig:
     streaming: bool = False
     shuffle_buffer: int = 10_000  # sequences; streaming only
     validation_share: float = 0.05  # of the documents
-    tokenizer: str = (
-        "train"  # "train": a BPE of `vocab_size` entries trained on the corpus; else a folder, file or hub name
-    )
+    # "train": a BPE of `vocab_size` entries trained on the corpus, with kind=shards the shards' own; else a folder, file or hub name
+    tokenizer: str = "train"
     vocab_size: int = 1024
     wrap: bool = False  # BOS and EOS at both ends of each sequence, the MDLM and SDTT convention
-    skip_bad: bool = False
+    skip_bad: bool = False  # go on without records, files and shards that cannot be read, and count them
+    verify: Literal["once", "always", "size"] = (
+        "once"  # kind=shards: checksums read once a machine, at each start, or never
+    )
 
     def __post_init__(self) -> None:
         _at_least(self, 2, "length")
@@ -81,6 +84,10 @@ class DataConfig:
         _at_least(self, 1, "shuffle_buffer")
         check(0 < self.validation_share < 1, "validation_share", self.validation_share, "a value in (0, 1)")
         check(self.kind != "files" or bool(self.path), "path", self.path, "a file or folder when kind=files")
+        check(
+            self.kind != "shards" or bool(self.path), "path", self.path, "a folder of prepared shards when kind=shards"
+        )
+        check(self.kind != "shards" or not self.streaming, "streaming", self.streaming, "false when kind=shards")
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

@@ -1,14 +1,11 @@
 """The sequences of a run, in an order that depends on the seed alone and not on how many ranks share the work.
 
 Sequences stand on one infinite line: epoch 0 in its order, then epoch 1 in its own, and so on. A *position* is a
-place on that line.
+place on that line. (A stream has a line for each rank: see `streaming`.)
 """
 
 import dataclasses
-import logging
-import random
-from collections.abc import Callable, Iterator
-from typing import Protocol, final, runtime_checkable
+from typing import Any, Protocol, final, runtime_checkable
 
 import numpy as np
 import torch
@@ -16,8 +13,6 @@ from jaxtyping import Int, Integer
 from torch import Tensor
 
 from di4c_lm.data.order import permutation
-
-logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,12 +30,40 @@ class Batch:
 
 @runtime_checkable
 class Source(Protocol):
-    """Anything that can say which sequences lie at the positions start, ..., start + count - 1."""
+    """Anything that can say which sequences lie at the positions start, ..., start + count - 1.
+
+    `identity` changes where a position would mean another sequence.
+    """
+
+    @property
+    def identity(self) -> str: ...
 
     def read(self, start: int, count: int) -> Batch: ...
 
 
-def _batch(x_BD: Integer[np.ndarray, "B D"], sample_id: Int[np.ndarray, " B"], epoch: Int[np.ndarray, " B"]) -> Batch:
+@runtime_checkable
+class Share(Protocol):
+    """One rank's part of a stream: what comes next, and where that is."""
+
+    def take(self, count: int) -> Batch: ...
+
+    def mark(self) -> Any: ...
+
+    def state_of(self, mark: Any) -> dict[str, Any]: ...
+
+    def load(self, state: dict[str, Any]) -> None: ...
+
+
+@runtime_checkable
+class Stream(Protocol):
+    """Sequences that are there only one after the other, for each rank those of its own documents."""
+
+    def of_rank(self, rank: int, world_size: int) -> Share: ...
+
+
+def make_batch(
+    x_BD: Integer[np.ndarray, "B D"], sample_id: Int[np.ndarray, " B"], epoch: Int[np.ndarray, " B"]
+) -> Batch:
     return Batch(*(torch.from_numpy(part.astype(np.int64)) for part in (x_BD, sample_id, epoch)))
 
 
@@ -61,6 +84,10 @@ class PackedSource:
     def __len__(self) -> int:
         return len(self.tokens_ND)
 
+    @property
+    def identity(self) -> str:
+        return f"{len(self)} sequences"
+
     def _order(self, epoch: int) -> Int[np.ndarray, " N"]:
         if epoch not in self._orders:
             self._orders = {e: order for e, order in self._orders.items() if abs(e - epoch) == 1}
@@ -74,80 +101,7 @@ class PackedSource:
         for epoch in np.unique(epoch_B):
             here_B = epoch_B == epoch
             sample_id_B[here_B] = self._order(int(epoch))[index_B[here_B]]
-        return _batch(np.asarray(self.tokens_ND[sample_id_B]), sample_id_B, epoch_B)
-
-
-@final
-class StreamingSource:
-    """Sequences that arrive one after the other, packed on the fly and mixed in a buffer.
-
-    `open_blocks()` starts an epoch: blocks (n, D) of sequences in the corpus' order. `sample_id` counts them in that
-    order. The buffer holds `shuffle_buffer` sequences, and the one it gives away next is a function of (seed, epoch)
-    alone. A position behind the last one read is reached by going through the corpus again from its start, which is
-    logged.
-    """
-
-    def __init__(
-        self,
-        open_blocks: Callable[[], Iterator[Integer[np.ndarray, "n D"]]],
-        *,
-        shuffle_buffer: int,
-        seed: int,
-        name: str,
-    ) -> None:
-        self.open_blocks = open_blocks
-        self.shuffle_buffer = shuffle_buffer
-        self.seed = seed
-        self.name = name
-        self._line = self._samples()
-        self._position = 0
-
-    def _numbered(self) -> Iterator[tuple[int, np.ndarray]]:
-        sample_id = 0
-        for block_ND in self.open_blocks():
-            for row_D in block_ND:
-                yield sample_id, row_D.copy()
-                sample_id += 1
-        if sample_id == 0:
-            raise ValueError(f"{self.name}: fewer tokens than one sequence were found")
-
-    def _shuffled(self, epoch: int) -> Iterator[tuple[int, np.ndarray]]:
-        rng = random.Random(f"{self.seed}/{epoch}")
-        buffer: list[tuple[int, np.ndarray]] = []
-        for sample in self._numbered():
-            if len(buffer) < self.shuffle_buffer:
-                buffer.append(sample)
-                continue
-            drawn = int(rng.random() * len(buffer))
-            yield buffer[drawn]
-            buffer[drawn] = sample
-        for drawn in permutation(len(buffer), self.seed, epoch):
-            yield buffer[drawn]
-
-    def _samples(self) -> Iterator[tuple[int, int, np.ndarray]]:
-        epoch = 0
-        while True:
-            for sample_id, row_D in self._shuffled(epoch):
-                yield epoch, sample_id, row_D
-            epoch += 1
-
-    def _move_to(self, position: int) -> None:
-        if position < self._position:
-            self._line, self._position = self._samples(), 0
-        if position - self._position > self.shuffle_buffer:
-            logger.info(
-                "%s: going through %d sequences to reach the one to go on with", self.name, position - self._position
-            )
-        while self._position < position:
-            next(self._line)
-            self._position += 1
-
-    def read(self, start: int, count: int) -> Batch:
-        """`count` sequences from position `start` on. Cheap only where `start` lies a little ahead of the last read."""
-        self._move_to(start)
-        epochs, sample_ids, rows = zip(*(next(self._line) for _ in range(count)), strict=True)
-        self._position += count
-        return _batch(np.stack(rows), np.array(sample_ids), np.array(epochs))
+        return make_batch(np.asarray(self.tokens_ND[sample_id_B]), sample_id_B, epoch_B)
 
 
 @final
@@ -161,12 +115,13 @@ class BatchStream:
 
     The state is the number of sequences that the whole run has used up in *finished* global batches: between two
     micro-steps of one accumulation window it still names the window's start, and a run resumed from it makes that
-    window again from its first micro-step. The world size may be another one on resume.
+    window again from its first micro-step. The world size may be another one on resume, unless `source` is a `Stream`,
+    whose ranks read on their own and keep their own places.
     """
 
     def __init__(
         self,
-        source: Source,
+        source: Source | Stream,
         *,
         micro_batch_size: int,
         gradient_accumulation: int = 1,
@@ -181,6 +136,8 @@ class BatchStream:
         self.world_size = world_size
         self._consumed = 0
         self._micro_step = 0
+        self._share = source.of_rank(rank, world_size) if isinstance(source, Stream) else None
+        self._mark = self._share.mark() if self._share else None
 
     @property
     def global_batch_size(self) -> int:
@@ -192,21 +149,46 @@ class BatchStream:
 
     def __next__(self) -> Batch:
         """The next micro-batch of this rank. The line of positions has no end."""
-        offset = (self._micro_step * self.world_size + self.rank) * self.micro_batch_size
-        batch = self.source.read(self._consumed + offset, self.micro_batch_size)
+        batch = self._read()
         self._micro_step += 1
         if self._micro_step == self.gradient_accumulation:
             self._consumed += self.global_batch_size
             self._micro_step = 0
+            self._mark = self._share.mark() if self._share else None
         return batch
 
-    def state_dict(self) -> dict[str, int]:
-        """{"samples": sequences used up by all ranks in finished global batches}."""
-        return {"samples": self._consumed}
+    def _read(self) -> Batch:
+        if self._share is not None:
+            return self._share.take(self.micro_batch_size)
+        assert isinstance(self.source, Source)
+        offset = (self._micro_step * self.world_size + self.rank) * self.micro_batch_size
+        return self.source.read(self._consumed + offset, self.micro_batch_size)
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on at the start of the global batch after the last finished one."""
-        if set(state) != {"samples"} or state["samples"] < 0:
-            raise ValueError(f"a data state must be {{'samples': a number of at least 0}}, found {state}")
+    def state_dict(self) -> dict[str, Any]:
+        """{"samples": sequences used up by all ranks in finished global batches} and the source's identity, or the stream's place."""
+        if self._share is not None:
+            return {"samples": self._consumed, "stream": self._share.state_of(self._mark)}
+        assert isinstance(self.source, Source)
+        return {"samples": self._consumed, "corpus": self.source.identity}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on at the start of the global batch after the last finished one.
+
+        Raises `ValueError` for the state of another corpus, or of a stream where this is none, or the other way round.
+        """
+        place = "stream" if self._share is not None else "corpus"
+        if set(state) != {"samples", place} or not isinstance(state["samples"], int) or state["samples"] < 0:
+            raise ValueError(
+                f"a data state must hold 'samples', a number of at least 0, and {place!r}, found the keys {sorted(state)}, "
+                f"samples={state.get('samples')}: resume with the data.kind and data.streaming that the run began with"
+            )
+        if self._share is not None:
+            self._share.load(state["stream"])
+            self._mark = self._share.mark()
+        elif isinstance(self.source, Source) and state["corpus"] != self.source.identity:
+            raise ValueError(
+                f"the run was saved with a corpus of {state['corpus']} and cannot go on with one of {self.source.identity}: "
+                "its sequences would be lost or seen twice. Resume with the same corpus"
+            )
         self._consumed = state["samples"]
         self._micro_step = 0

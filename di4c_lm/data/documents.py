@@ -1,18 +1,57 @@
-"""A corpus before it is tokenised: a named series of texts that can be read again, and its split by document."""
+"""A corpus before it is tokenised: a named series of texts that can be read again from any place, and its split by document."""
 
 import dataclasses
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 
+VALIDATION_CHARACTERS = 16_000_000  # of held-out text that is kept: the first documents up to so many
 _HASHES = 1 << 64
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Place:
+    """Between two documents: where in which file reading goes on, and what was counted on the way there from the corpus' start.
+
+    `offset` counts unpacked bytes in files of lines, rows in parquet, and documents in a corpus that has no files.
+    """
+
+    file: int = 0
+    offset: int = 0
+    documents: int = 0  # not empty, of all ranks
+    replaced: int = 0  # invalid UTF-8, in places
+    skipped: int = 0  # records and files that could not be read
+
+
+# Documents, each with the place behind it; then once the corpus' end, None, with the last counts.
+Walk = Iterator[tuple[Place, str | None]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Documents:
-    """A corpus: each `read()` goes through all its documents again, in the same order. Errors and logs say `name`."""
+    """A corpus: each `read()` goes through all its documents again, in the same order. Errors and logs say `name`.
+
+    `walk_files(start, rank, world_size)` walks from a place at once; absent, the documents before it are read and passed over.
+    `identity` tells corpora apart as far as can be told without reading them.
+    """
 
     name: str
     read: Callable[[], Iterator[str]]
+    walk_files: Callable[[Place, int, int], Walk] | None = None
+    identity: str = ""
+
+    def walk(self, start: Place | None = None, *, rank: int = 0, world_size: int = 1) -> Walk:
+        """The documents of `rank` from `start` on: the ranks share them without overlap and without rest."""
+        start = start or Place()
+        if self.walk_files is not None:
+            return self.walk_files(start, rank, world_size)
+        return self._walk_counting(start, rank, world_size)
+
+    def _walk_counting(self, start: Place, rank: int, world_size: int) -> Walk:
+        count = 0
+        for count, text in enumerate(self.read(), start=1):
+            if count > start.offset and (count - 1) % world_size == rank:
+                yield Place(offset=count, documents=count), text
+        yield Place(offset=count, documents=count), None
 
 
 def document_hash(text: str) -> int:

@@ -1,193 +1,162 @@
-"""A corpus in local files: JSON lines or plain text, alone, in folders, compressed or not."""
+"""A corpus in files: JSON lines, plain text or parquet, alone, in folders, compressed or not, local or at an fsspec URL."""
 
-import contextlib
-import gzip
-import io
-import json
+import hashlib
 import logging
-import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from di4c_lm.data.documents import Documents
+from di4c_lm.data.documents import Documents, Place, Walk
+from di4c_lm.data.formats import READ_ERRORS, SUFFIXES, Tally, documents_in
+from di4c_lm.data.hub import Patience, is_network_failure, with_patience
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = tuple(kind + packing for kind in (".jsonl", ".txt") for packing in ("", ".gz", ".zst"))
-_READ_ERRORS = (OSError, EOFError, zlib.error)
-_SEPARATOR = "<|endoftext|>"
+OFFLINE_WAY = (
+    "data=files data.path=<.jsonl, .txt or .parquet files, or a folder of them>, or data.dataset=<folder of parquet "
+    "files>"
+)
 
 
-class _Tally:
-    """What had to be mended or left out while reading, logged once, after the first whole pass."""
-
-    def __init__(self, name: str, *, skip_bad: bool) -> None:
-        self.name = name
-        self.skip_bad = skip_bad
-        self.reported = False
-        self.start()
-
-    def start(self) -> None:
-        self.documents = self.replaced = self.skipped = 0
-
-    def report(self) -> None:
-        if self.replaced and not self.reported:
-            logger.warning("%s: invalid UTF-8 was replaced by U+FFFD in %d places", self.name, self.replaced)
-        if self.skipped and not self.reported:
-            logger.warning("%s: %d records or files that could not be read were skipped", self.name, self.skipped)
-        self.reported = True
+def _has_known_suffix(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES)
 
 
-def _has_known_suffix(path: Path) -> bool:
-    return path.name.lower().endswith(SUFFIXES)
+def _expand_local(part: str) -> list[str]:
+    path = Path(part).expanduser()
+    if path.is_dir():
+        inside = sorted(file for file in path.rglob("*") if file.is_file() and _has_known_suffix(file.name))
+        return [str(file) for file in inside]
+    if not path.exists():
+        raise ValueError(f"data.path: there is no file or folder {path}")
+    return [str(path)]
 
 
-def _expand(paths: str) -> list[Path]:
-    """Files named by `paths` (files and folders joined by commas), folders in the order of their names."""
-    found: list[Path] = []
+def _expand_url(url: str) -> list[str]:
+    from fsspec.core import url_to_fs
+
+    def look() -> list[str]:
+        filesystem, path = url_to_fs(url)
+        if filesystem.isdir(path):
+            inside = sorted(name for name in filesystem.find(path) if _has_known_suffix(name))
+            return [filesystem.unstrip_protocol(name) for name in inside]
+        if not filesystem.exists(path):
+            raise FileNotFoundError(path)
+        return [url]
+
+    try:
+        return with_patience(look, f"data.path={url}", OFFLINE_WAY)
+    except ImportError as error:
+        protocol = url.partition("://")[0]
+        raise ValueError(f"data.path={url}: {protocol}:// needs a package that is not installed: {error}") from error
+    except FileNotFoundError as error:
+        raise ValueError(f"data.path: there is no file or folder {url}") from error
+    except ValueError as error:
+        raise ValueError(f"data.path={url}: {error}") from error
+
+
+def _expand(paths: str) -> list[str]:
+    """Files and URLs named by `paths` (files, folders and URLs joined by commas), folders in the order of their names."""
+    found: list[str] = []
     for part in filter(None, (part.strip() for part in paths.split(","))):
-        path = Path(part).expanduser()
-        if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if file.is_file() and _has_known_suffix(file))
-            if not inside:
-                raise ValueError(
-                    f"data.path: the folder {path} holds no file that ends in one of {', '.join(SUFFIXES)}"
-                )
-            found += inside
-        elif not path.exists():
-            raise ValueError(f"data.path: there is no file or folder {path}")
-        elif not _has_known_suffix(path):
-            raise ValueError(f"data.path: {path} ends in none of {', '.join(SUFFIXES)}")
-        else:
-            found.append(path)
+        inside = _expand_url(part) if "://" in part else _expand_local(part)
+        if not inside:
+            raise ValueError(f"data.path: the folder {part} holds no file that ends in one of {', '.join(SUFFIXES)}")
+        if not all(map(_has_known_suffix, inside)):
+            raise ValueError(f"data.path: {part} ends in none of {', '.join(SUFFIXES)}")
+        found += inside
     if not found:
         raise ValueError(f"data.path={paths!r} names no file")
     return found
 
 
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Iterable[bytes]]:
-    """The lines of a file, unpacked."""
-    if path.name.lower().endswith(".gz"):
-        with gzip.open(path, "rb") as file:
-            yield file
-    elif path.name.lower().endswith(".zst"):
-        import pyarrow
-
-        with pyarrow.input_stream(str(path), compression="zstd") as stream, io.BufferedReader(stream) as file:
-            yield file
-    else:
-        with open(path, "rb") as file:
-            yield file
-
-
-def _decode(line: bytes, tally: _Tally) -> str:
-    try:
-        return line.decode("utf-8")
-    except UnicodeDecodeError:
-        text = line.decode("utf-8", "replace")
-        tally.replaced += text.count("\ufffd")
-        return text
-
-
-def _without_surrogates(text: str, tally: _Tally) -> str:
-    """JSON may escape half a UTF-16 pair, which no encoding of the text can hold: replaced like invalid UTF-8."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        mended = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    else:
-        return text
-    tally.replaced += mended.count("\ufffd")
-    return mended
-
-
-def _record_text(line: str, text_key: str) -> str:
-    """Raises ValueError that says what is wrong with the record."""
-    try:
-        record: Any = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not valid JSON ({error})") from error
-    if not isinstance(record, dict):
-        raise ValueError(f"a JSON object was expected, found {type(record).__name__}")
-    if text_key not in record:
-        raise ValueError(f"no key {text_key!r} (data.text_key), found {sorted(record)}")
-    if not isinstance(record[text_key], str):
-        raise ValueError(f"the value of {text_key!r} is not a text but {type(record[text_key]).__name__}")
-    return record[text_key]
-
-
-def _json_lines(path: Path, lines: Iterable[bytes], text_key: str, tally: _Tally) -> Iterator[str]:
-    for number, line in enumerate(lines, start=1):
-        text = _decode(line, tally).lstrip("\ufeff").strip()
-        if not text:
-            continue
-        try:
-            yield _without_surrogates(_record_text(text, text_key), tally)
-        except ValueError as error:
-            if not tally.skip_bad:
-                raise ValueError(
-                    f"{path}:{number}: {error} (data.skip_bad=true skips and counts such records)"
-                ) from error
-            tally.skipped += 1
-
-
-def _paragraphs(lines: Iterable[bytes], tally: _Tally) -> Iterator[str]:
-    paragraph: list[str] = []
-    for line in lines:
-        text = _decode(line, tally).lstrip("\ufeff").rstrip("\r\n")
-        if text.strip() and text.strip() != _SEPARATOR:
-            paragraph.append(text)
-        else:
-            yield "\n".join(paragraph)
-            paragraph = []
-    yield "\n".join(paragraph)
-
-
-def _read_file(path: Path, text_key: str, tally: _Tally) -> Iterator[str]:
+def _read_file(name: str, start: int, text_key: str, tally: Tally) -> Iterator[tuple[int, str]]:
     before = tally.documents
     try:
-        with _opened(path) as lines:
-            is_json = ".jsonl" in path.suffixes[-2:] or path.suffix.lower() == ".jsonl"
-            texts = _json_lines(path, lines, text_key, tally) if is_json else _paragraphs(lines, tally)
-            for text in texts:
-                if text.strip():
-                    tally.documents += 1
-                    yield text
-    except _READ_ERRORS as error:
+        for offset, text in documents_in(name, start, text_key, tally):
+            if text.strip():
+                tally.documents += 1
+                yield offset, text
+    except READ_ERRORS as error:
+        if is_network_failure(error):
+            raise
         if not tally.skip_bad:
             read = tally.documents - before
             raise ValueError(
-                f"{path}: damaged or unreadable after {read} documents: {type(error).__name__}: {error}"
+                f"{name}: damaged or unreadable after {read} documents: {type(error).__name__}: {error}"
             ) from error
         tally.skipped += 1
 
 
-def file_documents(paths: str, *, text_key: str = "text", skip_bad: bool = False) -> Documents:
-    """The documents of local files, read lazily and in order; nothing is read before the first document is asked for.
+def _walk_once(
+    files: Sequence[str], start: Place, text_key: str, rank: int, world_size: int, *, skip_bad: bool
+) -> Walk:
+    """As `Documents.walk`. Files are dealt out where they can be evenly, and else the single documents."""
+    by_file = len(files) % world_size == 0
+    tally = Tally(start.documents, start.replaced, start.skipped, skip_bad)
+    for number in range(start.file, len(files)):
+        if by_file and number % world_size != rank:
+            continue
+        offset = start.offset if number == start.file else 0
+        for behind, text in _read_file(files[number], offset, text_key, tally):
+            if by_file or (tally.documents - 1) % world_size == rank:
+                yield Place(number, behind, tally.documents, tally.replaced, tally.skipped), text
+    yield Place(len(files), 0, tally.documents, tally.replaced, tally.skipped), None
 
-    `paths` joins files and folders by commas; a folder stands for all its files, however deep, whose names end in one
-    of `SUFFIXES`. In `.jsonl` each line is an object with the document under `text_key`. In `.txt` documents are
-    separated by blank lines or by lines that hold only `<|endoftext|>`. Empty documents are passed over. Invalid
-    UTF-8 is replaced, counted and logged.
+
+def _identity(name: str) -> str:
+    """A file's name and size, wherever its folder is; of a URL, itself."""
+    return name if "://" in name else f"{Path(name).name} {Path(name).stat().st_size}"
+
+
+def files_as_documents(name: str, files: Sequence[str], *, text_key: str, skip_bad: bool) -> Documents:
+    """`files`, of the kinds of `SUFFIXES`, as the corpus `name`. Raises as `file_documents` does while reading."""
+    reported: list[Place] = []
+
+    def report(end: Place) -> None:
+        if end.replaced and not reported:
+            logger.warning("%s: invalid UTF-8 was replaced by U+FFFD in %d places", name, end.replaced)
+        if end.skipped and not reported:
+            logger.warning("%s: %d records or files that could not be read were skipped", name, end.skipped)
+        reported.append(end)
+
+    def walk(start: Place, rank: int, world_size: int) -> Walk:
+        patience, reached = Patience(name, OFFLINE_WAY), start
+        while True:
+            try:
+                for place, text in _walk_once(files, reached, text_key, rank, world_size, skip_bad=skip_bad):
+                    patience.succeeded()
+                    reached = place
+                    if text is None:
+                        report(place)
+                        if not place.documents:
+                            bad = f", {place.skipped} bad records or files" if place.skipped else ""
+                            raise ValueError(f"{name}: the corpus is empty: {len(files)} files, 0 documents{bad}")
+                    yield place, text
+                return
+            except Exception as error:
+                patience.after(error)
+
+    return Documents(
+        name,
+        lambda: (text for _, text in walk(Place(), 0, 1) if text is not None),
+        walk,
+        hashlib.sha256("\n".join(map(_identity, files)).encode()).hexdigest()[:16],
+    )
+
+
+def file_documents(paths: str, *, text_key: str = "text", skip_bad: bool = False) -> Documents:
+    """The documents of files, read lazily and in order; nothing is read before the first document is asked for.
+
+    `paths` joins files, folders and fsspec URLs (`s3://`, `hf://`, `https://`, ...) by commas; a folder stands for all its files,
+    however deep, whose names end in one of `SUFFIXES`. In `.jsonl` each line is an object with the document under `text_key`, in
+    `.parquet` a column has that name. In `.txt` documents are separated by blank lines or by lines that hold only
+    `<|endoftext|>`. Empty documents are passed over. Invalid UTF-8 is replaced, counted and logged. Where a network fails, also
+    midway, reading goes on after a pause with the document after the last one given.
 
     Raises:
         ValueError: a path that is absent or of another kind (at once); while reading, no document at all, a damaged
-        file, or, named
-            with file and line, a record that is not as above. With `skip_bad` the last two are counted, logged and
+        file, or, named with file and line, a record that is not as above. With `skip_bad` the last two are counted, logged and
             skipped.
+        ConnectionError: a server did not answer; the message names the offline way.
     """
-    files = _expand(paths)
-    tally = _Tally(paths, skip_bad=skip_bad)
-
-    def read() -> Iterator[str]:
-        tally.start()
-        for path in files:
-            yield from _read_file(path, text_key, tally)
-        tally.report()
-        if not tally.documents:
-            bad = f", {tally.skipped} bad records or files" if tally.skipped else ""
-            raise ValueError(f"data.path={paths}: the corpus is empty: {len(files)} files, 0 documents{bad}")
-
-    return Documents(paths, read)
+    return files_as_documents(paths, _expand(paths), text_key=text_key, skip_bad=skip_bad)

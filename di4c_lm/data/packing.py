@@ -1,12 +1,16 @@
 """Documents to sequences of equal length: split what is huge, tokenise in batches, join by EOS, cut."""
 
+import dataclasses
 import logging
 import re
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Integer
+
+from di4c_lm.data.documents import Place, Walk
+from di4c_lm.data.prefetch import prefetched
 
 if TYPE_CHECKING:
     import transformers
@@ -18,7 +22,7 @@ BATCH_CHARACTERS = 1 << 20
 _WORD_END = re.compile(r"\S(?=\s)")
 
 
-def split_document(text: str, limit: int = PIECE_CHARACTERS) -> Iterator[str]:
+def split_document(text: str, limit: int) -> Iterator[str]:
     """Cut `text` into pieces of at most `limit` characters whose concatenation is `text`.
 
     A cut falls before white space that follows a word, where a byte-level BPE like GPT-2's cuts in any case, so that
@@ -45,31 +49,94 @@ def token_dtype(num_states: int) -> type[np.unsignedinteger]:
     return np.uint16 if num_states <= 1 << 16 else np.uint32
 
 
-def _batches(documents: Iterable[str]) -> Iterator[tuple[list[str], list[bool]]]:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cursor:
+    """Where tokenising goes on, `pieces` pieces into the document behind `place`, and what was counted in the documents before."""
+
+    place: Place = Place()
+    pieces: int = 0
+    documents: int = 0  # tokenised, of this rank
+    held_out: int = 0  # documents, of this rank
+    split: int = 0  # documents that came in pieces
+    text_bytes: int = 0  # UTF-8, tokenised or held out
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> "Cursor":
+        """The counterpart of `state_dict`."""
+        return cls(**{**state, "place": Place(**state["place"])})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """Tokens that follow each other, where to go on behind them, and the texts that were held out on the way."""
+
+    tokens_N: Integer[np.ndarray, " N"]
+    cursor: Cursor
+    held_out: list[str]
+
+
+@dataclasses.dataclass(kw_only=True)
+class _Batch:
+    cursor: Cursor
+    pieces: list[str] = dataclasses.field(default_factory=list)
+    ends: list[bool] = dataclasses.field(default_factory=list)
+    held_out: list[str] = dataclasses.field(default_factory=list)
+
+
+def _batches(walk: Walk, start: Cursor, holds_out: Callable[[str], bool]) -> Iterator[_Batch]:
     """Pieces of documents, and which of them end a document, about `BATCH_CHARACTERS` characters at once."""
-    pieces: list[str] = []
-    ends: list[bool] = []
-    held = 0
-    for text in documents:
-        split = list(split_document(text)) if len(text) > PIECE_CHARACTERS else [text]
-        for number, piece in enumerate(split, start=1):
-            pieces.append(piece)
-            ends.append(number == len(split))
+    batch, held, cursor = _Batch(cursor=start), 0, start
+    for place, text in walk:
+        if text is None:
+            cursor = dataclasses.replace(cursor, place=place)
+            break
+        after = dataclasses.replace(
+            cursor,
+            place=place,
+            pieces=0,
+            text_bytes=cursor.text_bytes + (len(text) if text.isascii() else len(text.encode())),
+        )
+        if holds_out(text):
+            batch.held_out.append(text)
+            cursor, held = dataclasses.replace(after, held_out=after.held_out + 1), held + len(text)
+            continue
+        pieces = list(split_document(text, PIECE_CHARACTERS)) if len(text) > PIECE_CHARACTERS else [text]
+        done = cursor.pieces
+        for number, piece in enumerate(pieces[done:], start=done + 1):
+            last = number == len(pieces)
+            batch.pieces.append(piece)
+            batch.ends.append(last)
             held += len(piece)
+            if not last:
+                cursor = dataclasses.replace(cursor, pieces=number)
+            else:
+                cursor = dataclasses.replace(
+                    after, documents=after.documents + 1, split=after.split + (len(pieces) > 1)
+                )
             if held >= BATCH_CHARACTERS:
-                yield pieces, ends
-                pieces, ends, held = [], [], 0
-    if pieces:
-        yield pieces, ends
+                batch.cursor = cursor
+                yield batch
+                batch, held = _Batch(cursor=cursor), 0
+    batch.cursor = cursor
+    yield batch
 
 
-def encode_documents(
-    documents: Iterable[str], tokenizer: "transformers.PreTrainedTokenizerFast"
-) -> Iterator[Integer[np.ndarray, " N"]]:
-    """The tokens of all documents, EOS after each, as one long line that comes in runs of some 10^5 tokens.
+def encode_runs(
+    walk: Walk,
+    tokenizer: "transformers.PreTrainedTokenizerFast",
+    *,
+    start: Cursor | None = None,
+    holds_out: Callable[[str], bool] = lambda text: False,
+) -> Iterator[Run]:
+    """The tokens of all documents of `walk` but those that `holds_out` takes, EOS after each, as one long line in runs of some 10^5 tokens.
 
-    A special token's name inside a text is plain text there. Memory does not grow with the corpus, nor with a
-    document beyond its text.
+    `walk` begins at `start.place`. The last run ends the corpus and may be empty. A special token's name inside a text is plain text
+    there. `tokenizers` works on all cores, while the next documents are read. Memory does not grow with the corpus, nor with a document
+    beyond its text and pieces.
     """
     from tokenizers import Tokenizer
 
@@ -79,31 +146,58 @@ def encode_documents(
     backend.no_padding()
     eos = [token_id(tokenizer.eos_token_id)]
     dtype = token_dtype(len(tokenizer))
-    for pieces, ends in _batches(documents):
-        encodings = backend.encode_batch_fast(pieces, add_special_tokens=False)
-        yield np.concatenate(
-            [np.array(e.ids + eos if end else e.ids, dtype=dtype) for e, end in zip(encodings, ends, strict=True)]
-        )
+    for batch in prefetched(_batches(walk, start or Cursor(), holds_out)):
+        encodings = backend.encode_batch_fast(batch.pieces, add_special_tokens=False)
+        parts = [
+            np.array(e.ids + eos if end else e.ids, dtype=dtype) for e, end in zip(encodings, batch.ends, strict=True)
+        ]
+        tokens_N = np.concatenate(parts) if parts else np.empty(0, dtype)
+        yield Run(tokens_N=tokens_N, cursor=batch.cursor, held_out=batch.held_out)
+
+
+def encode_documents(
+    documents: Iterable[str], tokenizer: "transformers.PreTrainedTokenizerFast"
+) -> Iterator[Integer[np.ndarray, " N"]]:
+    """The tokens of all documents, EOS after each, as one long line that comes in runs; see `encode_runs`."""
+    walk: Walk = ((Place(), text) for text in documents)
+    return (run.tokens_N for run in encode_runs(walk, tokenizer) if len(run.tokens_N))
+
+
+class Rows:
+    """A line of tokens cut into sequences of `length`; `rest_N` is what does not make one yet.
+
+    `frame=(bos, eos)` puts these two around each sequence, within its length (MDLM and SDTT, `wrap=True`).
+    """
+
+    def __init__(
+        self, length: int, frame: tuple[int, int] | None = None, rest_N: Integer[np.ndarray, " N"] | None = None
+    ) -> None:
+        self._body = length - 2 if frame else length
+        self._frame = frame
+        self.rest_N = np.empty(0, dtype=np.uint16) if rest_N is None else rest_N
+        if self._body < 1:
+            raise ValueError(f"data.length={length} is impossible: with data.wrap=true at least 3")
+
+    def push(self, run_N: Integer[np.ndarray, " N"]) -> Integer[np.ndarray, "n D"]:
+        """The sequences (n, length) that `run_N` completes, perhaps none."""
+        line_N = np.concatenate([self.rest_N, run_N]) if len(self.rest_N) else run_N
+        used = len(line_N) // self._body * self._body
+        self.rest_N = line_N[used:].copy()
+        block_ND = line_N[:used].reshape(-1, self._body)
+        return np.pad(block_ND, ((0, 0), (1, 1)), constant_values=(self._frame,)) if self._frame else block_ND
 
 
 def pack(
     runs: Iterable[Integer[np.ndarray, " N"]], length: int, *, frame: tuple[int, int] | None = None
 ) -> Iterator[Integer[np.ndarray, "n D"]]:
-    """Cut a line of tokens into sequences of `length`, in blocks (n, length).
+    """Cut a line of tokens into sequences, in blocks (n, length); `frame` as in `Rows`.
 
-    What is left at the end, less than one sequence, is dropped and logged. `frame=(bos, eos)` puts these two around
-    each sequence, within its length (MDLM and SDTT, `wrap=True`).
+    What is left at the end, less than one sequence, is dropped and logged.
     """
-    body = length - 2 if frame else length
-    if body < 1:
-        raise ValueError(f"data.length={length} is impossible: with data.wrap=true at least 3")
-    rest = np.empty(0, dtype=np.uint16)
+    rows = Rows(length, frame)
     for run in runs:
-        rest = np.concatenate([rest, run]) if len(rest) else run
-        whole = len(rest) // body
-        if whole:
-            block_ND = rest[: whole * body].reshape(whole, body)
-            yield np.pad(block_ND, ((0, 0), (1, 1)), constant_values=(frame,)) if frame else block_ND
-            rest = rest[whole * body :]
-    if len(rest):
-        logger.info("the last %d tokens, less than a sequence, were dropped", len(rest))
+        block_ND = rows.push(run)
+        if len(block_ND):
+            yield block_ND
+    if len(rows.rest_N):
+        logger.info("the last %d tokens, less than a sequence, were dropped", len(rows.rest_N))

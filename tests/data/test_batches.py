@@ -1,6 +1,9 @@
 """Laws of the order in which a run, on any number of ranks, sees its sequences."""
 
-from collections.abc import Iterator
+import functools
+import tempfile
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,9 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from di4c_lm.data.batches import Batch, BatchStream, PackedSource, Source, StreamingSource
+from di4c_lm.data.batches import Batch, BatchStream, PackedSource
+from di4c_lm.data.shards import Index, ShardSource
+
+from .shard_folders import write_shards
 
 D = 3
+_FOLDER = tempfile.TemporaryDirectory()
 
 
 def tokens(count: int) -> np.ndarray:
@@ -22,11 +29,17 @@ def packed(count: int, seed: int = 0) -> PackedSource:
     return PackedSource(tokens(count), seed)
 
 
-def streaming(count: int, seed: int = 0, shuffle_buffer: int = 4) -> StreamingSource:
-    def blocks() -> Iterator[np.ndarray]:
-        return iter(np.array_split(tokens(count), 3))
+@functools.cache
+def shards_of(count: int) -> tuple[Path, Index]:
+    """`tokens(count)` in shards of 5 sequences."""
+    folder = Path(_FOLDER.name) / str(count)
+    folder.mkdir()
+    parts = [tokens(count)[start : start + 5] for start in range(0, count, 5)]
+    return folder, write_shards(folder, parts)
 
-    return StreamingSource(blocks, shuffle_buffer=shuffle_buffer, seed=seed, name="numbers")
+
+def sharded(count: int, seed: int = 0) -> ShardSource:
+    return ShardSource(*shards_of(count), seed)
 
 
 def names(batch: Batch) -> list[tuple[int, int]]:
@@ -46,7 +59,7 @@ def global_batches(
     ]
 
 
-SOURCES = pytest.mark.parametrize("make", [packed, streaming])
+SOURCES = pytest.mark.parametrize("make", [packed, sharded])
 
 
 @SOURCES
@@ -102,7 +115,7 @@ def test_resume_goes_on_exactly(make, before: int, after: int, accumulation: int
     for _ in range(before * accumulation):
         next(first)
     state = first.state_dict()
-    assert state == {"samples": before * 4 * accumulation}
+    assert state["samples"] == before * 4 * accumulation
     ranks = [
         BatchStream(
             make(13), micro_batch_size=4 // worlds, gradient_accumulation=accumulation, rank=r, world_size=worlds
@@ -121,10 +134,10 @@ def test_inside_a_window_the_state_is_its_start() -> None:
     stream = BatchStream(packed(20), micro_batch_size=2, gradient_accumulation=3)
     window = [names(next(stream)) for _ in range(3)]
     next(stream)
-    assert stream.state_dict() == {"samples": 6}
+    assert stream.state_dict()["samples"] == 6
     second = BatchStream(packed(20), micro_batch_size=2, gradient_accumulation=3)
     next(second)
-    assert second.state_dict() == {"samples": 0}
+    assert second.state_dict()["samples"] == 0
     second.load_state_dict(second.state_dict())
     assert [names(next(second)) for _ in range(3)] == window
 
@@ -137,38 +150,23 @@ def test_another_batch_size_goes_on_behind_what_was_used() -> None:
     assert names(next(other)) == names(next(stream))[:3]
 
 
-@pytest.mark.parametrize("state", [{}, {"samples": -1}, {"samples": 1, "rank": 0}])
-def test_a_state_of_another_kind_is_refused(state: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="samples"):
+@pytest.mark.parametrize(
+    "state, said",
+    [
+        ({}, "samples"),
+        ({"samples": -1, "corpus": "3 sequences"}, "samples=-1"),
+        ({"samples": 1, "stream": {}}, "data.streaming"),
+        ({"samples": 1, "corpus": "4 sequences"}, "a corpus of 4 sequences.*one of 3 sequences"),
+    ],
+)
+def test_a_state_of_another_kind_or_corpus_is_refused(state: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
         BatchStream(packed(3), micro_batch_size=1).load_state_dict(state)
 
 
-def test_a_stream_can_go_back_and_says_what_it_replays(caplog: pytest.LogCaptureFixture) -> None:
-    source = streaming(10)
-    first = names(source.read(0, 6))
-    with caplog.at_level("INFO", logger="di4c_lm"):
-        assert names(source.read(0, 6)) == first
-        assert names(source.read(26, 2)) == names(streaming(10).read(0, 28))[26:]
-    assert "going through 20 sequences" in caplog.text
-
-
-def test_the_buffer_mixes_within_its_size() -> None:
-    """With a buffer of 4 no sample comes more than 4 places early."""
-    order = streaming(40).read(0, 40).sample_id.tolist()
-    assert order != sorted(order)
-    assert all(sample - place <= 4 for place, sample in enumerate(order))
-
-
-def empty_stream() -> Source:
-    source = StreamingSource(lambda: iter(()), shuffle_buffer=2, seed=0, name="nothing")
-    source.read(0, 1)
-    return source
-
-
-@pytest.mark.parametrize("make", [lambda: packed(0), empty_stream])
-def test_no_sequence_is_an_error(make) -> None:
+def test_no_sequence_is_an_error() -> None:
     with pytest.raises(ValueError, match="one sequence"):
-        make()
+        packed(0)
 
 
 def test_batch_moves_as_a_whole() -> None:

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from di4c_lm.config import DataConfig
-from di4c_lm.data.batches import PackedSource, StreamingSource
+from di4c_lm.data.batches import BatchStream, PackedSource
 from di4c_lm.data.corpus import Corpus, load_corpus
+from di4c_lm.data.streaming import StreamingSource
 from di4c_lm.data.tokenizers import END_OF_TEXT
 
 SHARED = Path(os.environ.get("DI4C_SHARED", "absent")) / "data"
@@ -52,6 +53,7 @@ def test_states_and_shapes(path: str) -> None:
     corpus = load(path)
     assert corpus.validation.shape[1] == 16
     assert corpus.validation.dtype == torch.int64
+    assert isinstance(corpus.train, PackedSource)
     batch = corpus.train.read(0, 5)
     assert batch.x.shape == (5, 16)
     assert corpus.tokenizer.mask_token_id == len(corpus.tokenizer) - 1 == 300
@@ -60,6 +62,7 @@ def test_states_and_shapes(path: str) -> None:
 
 def test_wrap_frames_every_sequence(path: str) -> None:
     corpus = load(path, wrap=True)
+    assert isinstance(corpus.train, PackedSource)
     rows = torch.cat([corpus.train.read(0, 50).x, corpus.validation])
     assert set(rows[:, 0].tolist()) == set(corpus.tokenizer.encode(END_OF_TEXT))
     assert set(rows[:, -1].tolist()) == set(corpus.tokenizer.encode(END_OF_TEXT))
@@ -69,16 +72,18 @@ def test_streaming_gives_the_same_sequences_and_split(path: str) -> None:
     whole, streamed = load(path), load(path, streaming=True, shuffle_buffer=7)
     assert isinstance(whole.train, PackedSource) and isinstance(streamed.train, StreamingSource)
     count = len(whole.train)
-    batch = streamed.train.read(0, count)
+    stream = streamed.train.of_rank(0, 1)
+    batch = stream.take(count)
     assert torch.equal(batch.x, torch.from_numpy(whole.train.tokens_ND.astype(np.int64))[batch.sample_id])
     assert sorted(batch.sample_id.tolist()) == list(range(count))
-    assert int(streamed.train.read(count, 1).epoch) == 1
+    assert int(stream.take(1).epoch) == 1
     assert streamed.validation_texts == whole.validation_texts
     assert torch.equal(streamed.validation, whole.validation)
 
 
 def test_the_seed_changes_the_order_alone(path: str) -> None:
     one, two = load(path, seed=1), load(path, seed=2)
+    assert isinstance(one.train, PackedSource) and isinstance(two.train, PackedSource)
     assert one.fingerprint == two.fingerprint
     assert torch.equal(one.validation, two.validation)
     assert not torch.equal(one.train.read(0, 8).sample_id, two.train.read(0, 8).sample_id)
@@ -104,8 +109,7 @@ def test_too_small_a_corpus_is_named(
 ) -> None:
     Path(path).write_text("\n".join(json.dumps({"text": text}) for text in texts))
     with pytest.raises(ValueError, match=said) as raised:
-        corpus = load(path, streaming=streaming, **settings)
-        corpus.train.read(0, 1)
+        next(BatchStream(load(path, streaming=streaming, **settings).train, micro_batch_size=1))
     assert path in str(raised.value)
 
 
@@ -134,5 +138,7 @@ def test_real_text_with_the_gpt2_tokenizer(tmp_path: Path) -> None:
     assert 1_400 < len(corpus.train) + len(corpus.validation) < 2_000  # 7.3 MB at 4.4 bytes a token
     first = next(iter(corpus.validation_texts))
     assert str(corpus.tokenizer.decode(corpus.validation[0, 1:-1]))[:500] == first[:500]
-    streamed = load(path, cache=tmp_path, streaming=True, shuffle_buffer=64, **settings).train.read(0, 4)
+    source = load(path, cache=tmp_path, streaming=True, shuffle_buffer=64, **settings).train
+    assert isinstance(source, StreamingSource)
+    streamed = source.of_rank(0, 1).take(4)
     assert torch.equal(streamed.x, torch.from_numpy(corpus.train.tokens_ND.astype(np.int64))[streamed.sample_id])

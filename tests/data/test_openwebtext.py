@@ -1,7 +1,8 @@
 """A hub data set, from local parquet files and from a hub that fails."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import datasets
 import datasets.config
@@ -10,11 +11,12 @@ import pyarrow.parquet
 import pytest
 from huggingface_hub import constants
 
-from di4c_lm.data import hub, openwebtext
-from di4c_lm.data.openwebtext import hub_documents
+from di4c_lm.data import files, hub
+from di4c_lm.data.documents import Documents
+from di4c_lm.data.openwebtext import hub_documents, hub_stream
 
 TEXTS = [f"document number {n}" for n in range(700)]
-MODES = pytest.mark.parametrize("streaming", [False, True])
+MODES = pytest.mark.parametrize("open_hub", [hub_documents, hub_stream])
 
 
 @pytest.fixture(autouse=True)
@@ -37,8 +39,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 @MODES
-def test_all_documents_in_order_and_again(folder: Path, streaming: bool) -> None:  # noqa: FBT001
-    documents = hub_documents(str(folder), streaming=streaming)
+def test_all_documents_in_order_and_again(folder: Path, open_hub: Callable[..., Documents]) -> None:
+    documents = open_hub(str(folder))
     assert list(documents.read()) == TEXTS
     assert list(documents.read()) == TEXTS
 
@@ -47,69 +49,90 @@ def test_all_documents_in_order_and_again(folder: Path, streaming: bool) -> None
 @pytest.mark.parametrize(
     "wrong, said", [({"text_key": "body"}, r"'body'.*\['id', 'text'\]"), ({"split": "test"}, "data.split=test")]
 )
-def test_an_absent_column_or_split_is_named(folder: Path, streaming: bool, wrong: dict[str, str], said: str) -> None:  # noqa: FBT001
+def test_an_absent_column_or_split_is_named(
+    folder: Path, open_hub: Callable[..., Documents], wrong: dict[str, str], said: str
+) -> None:
     with pytest.raises(ValueError, match=said):
-        list(hub_documents(str(folder), streaming=streaming, **wrong).read())
+        list(open_hub(str(folder), **wrong).read())
 
 
 @MODES
-def test_a_truncated_shard_is_an_error(folder: Path, streaming: bool) -> None:  # noqa: FBT001
+def test_a_truncated_shard_is_an_error(folder: Path, open_hub: Callable[..., Documents]) -> None:
     shard = next(iter(sorted(folder.iterdir())))
     shard.write_bytes(shard.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=f"data.dataset={folder}"):
-        list(hub_documents(str(folder), streaming=streaming).read())
+    with pytest.raises(ValueError, match=str(folder)):
+        list(open_hub(str(folder)).read())
 
 
 @MODES
-def test_an_empty_corpus_is_named(tmp_path: Path, streaming: bool) -> None:  # noqa: FBT001
+def test_an_empty_corpus_is_named(tmp_path: Path, open_hub: Callable[..., Documents]) -> None:
     pyarrow.parquet.write_table(pyarrow.table({"text": [" ", ""]}), tmp_path / "train.parquet")
-    with pytest.raises(ValueError, match="empty, 0 documents"):
-        list(hub_documents(str(tmp_path), streaming=streaming).read())
+    with pytest.raises(ValueError, match="empty.* 0 documents"):
+        list(open_hub(str(tmp_path)).read())
 
 
 @MODES
-def test_an_empty_folder_is_named(tmp_path: Path, streaming: bool) -> None:  # noqa: FBT001
+def test_an_empty_folder_is_named(tmp_path: Path, open_hub: Callable[..., Documents]) -> None:
     with pytest.raises(ValueError, match=f"data.dataset={tmp_path}"):
-        list(hub_documents(str(tmp_path), streaming=streaming).read())
+        list(open_hub(str(tmp_path)).read())
 
 
 @MODES
-def test_without_network_the_offline_way_is_named(streaming: bool) -> None:  # noqa: FBT001
+def test_without_network_the_offline_way_is_named(open_hub: Callable[..., Documents]) -> None:
     with pytest.raises(ConnectionError, match="data.dataset=somebody/corpus.*data=files data.path="):
-        next(hub_documents("somebody/corpus", streaming=streaming).read())
+        next(open_hub("somebody/corpus").read())
 
 
 class Flaky:
-    """A streamed data set whose connection breaks after `good` batches, each time it is opened."""
+    """Documents of a file whose connection breaks after `good` of them, each time it is opened."""
 
-    def __init__(self, texts: list[str], good: int) -> None:
-        self.texts = texts
+    def __init__(self, good: int) -> None:
         self.good = good
+        self.opened = 0
 
-    def skip(self, count: int) -> "Flaky":
-        return Flaky(self.texts[count:], self.good)
-
-    def iter(self, batch_size: int) -> Iterator[dict[str, list[str]]]:
-        for number, start in enumerate(range(0, len(self.texts), batch_size)):
-            if number == self.good:
+    def __call__(self, name: str, start: int, *_: Any) -> Iterator[tuple[int, str]]:
+        self.opened += 1
+        for number in range(start, len(TEXTS)):
+            if number == start + self.good:
                 raise OSError("broken pipe") from ConnectionResetError()
-            yield {"text": self.texts[start : start + batch_size]}
+            yield number + 1, TEXTS[number]
 
 
 @pytest.fixture
-def flaky(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    monkeypatch.setattr(openwebtext, "_ROWS_AT_ONCE", 10)
+def flaky(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Callable[[int], Flaky]:
     monkeypatch.setattr(hub, "DELAYS_S", (0.0, 0.0))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    return monkeypatch
+    (folder / "train-00001-of-00002.parquet").unlink()
+
+    def breaks_after(good: int) -> Flaky:
+        flaky = Flaky(good)
+        monkeypatch.setattr(files, "documents_in", flaky)
+        return flaky
+
+    return breaks_after
 
 
-def test_a_connection_that_breaks_midway_loses_and_repeats_nothing(flaky: pytest.MonkeyPatch) -> None:
-    flaky.setattr(datasets, "load_dataset", lambda *_, **__: Flaky(TEXTS, 7))
-    assert list(hub_documents("somebody/corpus", streaming=True).read()) == TEXTS
+def test_a_connection_that_breaks_midway_loses_and_repeats_nothing(flaky: Callable[[int], Flaky], folder: Path) -> None:
+    broken = flaky(100)
+    assert list(hub_stream(str(folder)).read()) == TEXTS
+    assert broken.opened == 7
 
 
-def test_a_connection_that_stays_broken_is_given_up(flaky: pytest.MonkeyPatch) -> None:
-    flaky.setattr(datasets, "load_dataset", lambda *_, **__: Flaky(TEXTS, 0))
+def test_a_connection_that_stays_broken_is_given_up(flaky: Callable[[int], Flaky], folder: Path) -> None:
+    flaky(0)
     with pytest.raises(ConnectionError, match="after 3 attempts.*data=files"):
-        list(hub_documents("somebody/corpus", streaming=True).read())
+        list(hub_stream(str(folder)).read())
+
+
+def test_a_stream_of_other_files_names_them(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("text\nhere\n")
+    with pytest.raises(ValueError, match=r"train.csv cannot be streamed: allowed are .jsonl.*data.streaming=false"):
+        hub_stream(str(tmp_path))
+
+
+def test_a_stream_goes_on_from_any_place(folder: Path) -> None:
+    documents = hub_stream(str(folder))
+    walked = list(documents.walk())
+    for at in (0, 1, 298, 299, 300, 498, 699):
+        place, _ = walked[at]
+        assert [text for _, text in documents.walk(place)] == [*TEXTS[at + 1 :], None]

@@ -92,7 +92,6 @@ def test_batches_and_pieces_do_not_change_the_tokens(
     whole = np.concatenate(list(encode_documents(TEXTS, tokenizer)))
     monkeypatch.setattr(packing, "BATCH_CHARACTERS", 100)
     monkeypatch.setattr(packing, "PIECE_CHARACTERS", 40)
-    monkeypatch.setattr(packing.split_document, "__defaults__", (40,))
     runs = list(encode_documents(TEXTS, tokenizer))
     assert len(runs) > 10
     assert np.array_equal(np.concatenate(runs), whole)

@@ -1,0 +1,156 @@
+"""Tokenise a corpus once, into a folder of shards for data=shards data.path=<folder>:
+
+    python tools/prepare_shards.py out=<folder> path=<files, folder or URLs> tokenizer=gpt2 length=1024
+    python tools/prepare_shards.py out=<folder> dataset=Skylion007/openwebtext
+
+Killed, it goes on where it stopped when it is started again with the same words. --help lists the keys.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+from tqdm import tqdm
+
+from di4c_lm import cli
+from di4c_lm.config import Config, DataConfig, RunConfig, check
+from di4c_lm.data.corpus import open_documents
+from di4c_lm.data.documents import Split, train_side
+from di4c_lm.data.packing import Cursor
+from di4c_lm.data.shard_writer import Layout, prepare
+from di4c_lm.data.shards import Index
+from di4c_lm.data.tokenizers import load_tokenizer
+
+PROGRAM = "tools/prepare_shards.py"
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", strict=True))
+class PrepareConfig:
+    """Text to packed, memory-mapped shards. Say `out` and one of `path` and `dataset`."""
+
+    out: str | None = None  # the folder to make
+    # .jsonl, .txt (each also .gz, .zst) or .parquet: files, folders, fsspec URLs (s3://, hf://, ...), joined by commas
+    path: str | None = None
+    dataset: str | None = None  # a hub name, or a folder of data files in the hub's layout; streamed
+    split: str = "train"
+    text_key: str = "text"
+    tokenizer: str = "gpt2"  # a folder, file or hub name; "train": a BPE of `vocab_size` entries trained on the corpus
+    vocab_size: int = 1024
+    length: int = 1024  # D, tokens a sequence
+    wrap: bool = False  # BOS and EOS at both ends of each sequence, the MDLM and SDTT convention
+    validation_share: float = 0.001  # of the documents
+    shard_tokens: int = 33_554_432  # about so many a file; what a kill loses at most
+    skip_bad: bool = False  # go on without records and files that cannot be read, and count them
+    cache_dir: str | None = None  # of trained tokenizers; absent: $DI4C_CACHE, else ~/.cache/di4c_lm
+
+    def data(self) -> DataConfig:
+        """The same corpus as a run would read it."""
+        return DataConfig(
+            kind="files" if self.path else "openwebtext",
+            path=self.path,
+            dataset=self.dataset or "",
+            split=self.split,
+            text_key=self.text_key,
+            length=self.length,
+            streaming=True,
+            validation_share=self.validation_share,
+            tokenizer=self.tokenizer,
+            vocab_size=self.vocab_size,
+            wrap=self.wrap,
+            skip_bad=self.skip_bad,
+        )
+
+
+class Progress:
+    """A bar in bytes of text, with tokens/s; how much is to come is not known. Counts from where this process began."""
+
+    def __init__(self) -> None:
+        self._bar = tqdm(unit="B", unit_scale=True, desc="prepare", disable=None)
+        self._started, self._before = time.perf_counter(), 0
+        self.seconds, self.megabytes, self.tokens = 0.0, 0.0, 0
+
+    def __call__(self, cursor: Cursor, tokens: int) -> None:
+        """As `shard_writer.Report`: first at the start, without tokens."""
+        if not tokens:
+            self._started, self._before = time.perf_counter(), cursor.text_bytes
+        self.seconds, self.tokens = time.perf_counter() - self._started, tokens
+        self._bar.update(cursor.text_bytes - self._before - round(self.megabytes * 1e6))
+        self.megabytes = (cursor.text_bytes - self._before) / 1e6
+        self._bar.set_postfix_str(f"{cursor.documents:,} documents, {self._rate(tokens):,.0f} tokens/s", refresh=False)
+
+    def _rate(self, amount: float) -> float:
+        return amount / max(self.seconds, 1e-9)
+
+    def close(self) -> str:
+        """End the bar; what was done and how fast."""
+        self._bar.close()
+        return (
+            f"{self.megabytes:,.1f} MB of text and {self.tokens:,} tokens in {self.seconds:,.1f} s: "
+            f"{self._rate(self.megabytes):,.2f} MB/s, {self._rate(self.tokens):,.0f} tokens/s"
+        )
+
+
+def run(settings: PrepareConfig) -> tuple[Index, str]:
+    """Prepare; the index, and a line on speed. Raises as `shard_writer.prepare` and `load_tokenizer`."""
+    check(bool(settings.out), "out", settings.out, "a folder to make")
+    check(bool(settings.path) != bool(settings.dataset), "path", settings.path, "a path, or a dataset, and not both")
+    low = settings.length
+    check(settings.shard_tokens >= low, "shard_tokens", settings.shard_tokens, f"at least length={low}")
+    config = settings.data()
+    documents = open_documents(config)
+    split = Split.by_share(config.validation_share)
+    tokenizer = load_tokenizer(
+        config, train_side(documents, split), cli.cache_dir(Config(run=RunConfig(cache_dir=settings.cache_dir)))
+    )
+    layout = Layout(
+        length=settings.length,
+        wrap=settings.wrap,
+        shard_tokens=settings.shard_tokens,
+        validation_share=settings.validation_share,
+    )
+    source = {key: getattr(settings, key) for key in ("path", "dataset", "split", "text_key", "skip_bad")}
+    progress = Progress()
+    try:
+        index = prepare(Path(settings.out or ""), documents, tokenizer, layout, source, progress)
+    finally:
+        speed = progress.close()
+    return index, speed
+
+
+def said(folder: str, index: Index) -> str:
+    """What the folder holds, and how to train on it."""
+    counts = index.counts
+    mended = ", ".join(
+        f"{counts[key]:,} {what}"
+        for key, what in (
+            ("split", "documents split"),
+            ("replaced", "places of invalid UTF-8 replaced"),
+            ("skipped", "records or files skipped"),
+        )
+        if counts[key]
+    )
+    wrap = " data.wrap=true" if index.wrap else ""
+    return (
+        f"{folder}: {index.sequences:,} sequences of {index.length} tokens in {len(index.train)} shards, "
+        f"from {counts['documents']:,} documents; {index.validation.sequences:,} sequences of {counts['held_out']:,} held-out documents"
+        + (f"; {mended}" if mended else "")
+        + f"\ntrain on it: data=shards data.path={folder} data.length={index.length}{wrap}"
+    )
+
+
+def main(argv: list[str]) -> int:
+    """Prepare and say what was made and how fast; bad input, a damaged corpus or a full disk end with status 2."""
+    settings = cli.parse_words(PrepareConfig, argv, PROGRAM)
+    cli.log_to_terminal()
+    try:
+        index, speed = run(settings)
+    except (ValueError, ConnectionError, OSError) as error:
+        cli.fail(str(error))
+    print(f"{speed}\n{said(str(settings.out), index)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
