@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 
-# Lightning keeps a run's hyper-parameters beside the weights: an OmegaConf config and a tokenizer. Each of these names is read
-# as `_Inert`, which keeps what it is given and does nothing; the classes themselves are neither imported nor called.
+# Lightning keeps a run's hyper-parameters beside the weights: an OmegaConf config, a tokenizer, callbacks by their class. Each of these
+# names is read as `_Inert`, which keeps what it is given and does nothing; the classes themselves are neither imported nor called.
 _INERT = re.compile(
     r"omegaconf\.(dictconfig\.DictConfig|listconfig\.ListConfig|base\.(Container)?Metadata|nodes\.\w+Node)"
     r"|tokenizers\.(Tokenizer|AddedToken|models\.Model)"
     r"|transformers\.(models\.\w+\.)?tokenization_\w+\.\w*Tokenizer\w*"
+    r"|(pytorch_lightning|lightning\.pytorch)\.callbacks\.[\w.]+"
     r"|typing\.Any|builtins\.(int|float|bool|str|list|dict|tuple)"
 )
 _DEFAULT_DICT = "collections.defaultdict"

@@ -1,0 +1,153 @@
+"""VQGANs: Taming's Lightning checkpoint (`last.ckpt`) with its YAML, and our own folders."""
+
+import dataclasses
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from di4c_lm.checkpoints.files import CONFIG_FILE, WEIGHTS_FILE, read_json, read_safetensors, write_checkpoint
+from di4c_lm.checkpoints.pickles import read_pickle
+from di4c_lm.checkpoints.weights import check_tensors
+from di4c_lm.config_imagenet import VqganConfig
+from di4c_lm.models.vqgan import VqGan
+
+ARCHITECTURE = "di4c_lm.VqGan"
+FORMAT_VERSION = 1
+CHECKPOINT, YAML = "last.ckpt", "model.yaml"
+_TRAINING = "loss."  # the discriminator and the perceptual network
+_KEYS = {"architecture", "format_version", "model", "extra"}
+_OWN = {"n_embed", "embed_dim", "beta", "norm_groups"}  # of `VqganConfig`, not in the YAML's ddconfig
+_PUBLISHED_GROUPS, _PUBLISHED_BETA = 32, 0.25
+# What Taming's networks may be told beside, and the only values that they are built with here.
+_FIXED: dict[str, Any] = {"double_z": False, "resamp_with_conv": True, "give_pre_end": False}
+
+
+def load_vqgan(source: Path | str, config: Path | str | None = None) -> VqGan:
+    """The VQGAN in a `.ckpt` file with the YAML `config` (absent: the one beside it), in a folder of the two, or in one of ours.
+
+    In evaluation mode, on the CPU, frozen, in float32. Weights under `loss.`, of the discriminator and the perceptual network, are left
+    out; all others must fit. Raises `ValueError` that names the file, what was expected and what was found; nothing loads half.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir() and (path / CONFIG_FILE).is_file():
+        settings, tensors, shown = _read_folder(path)
+    else:
+        shown = path / CHECKPOINT if path.is_dir() else path
+        tensors = _read_state(shown)
+        settings = read_yaml(Path(config).expanduser() if config is not None else _yaml_beside(shown))
+    with torch.device("meta"):
+        network = VqGan(settings)
+    check_tensors(tensors, network.state_dict(), shown)
+    network.load_state_dict({k: v.to(torch.float32, copy=True) for k, v in tensors.items()}, strict=True, assign=True)
+    return network.eval().requires_grad_(False)
+
+
+def read_yaml(path: Path) -> VqganConfig:
+    """The settings in Taming's YAML, `model.params`. Raises `ValueError` for one that is absent, or says what is not built here."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        params = content["model"]["params"]
+        said = {"n_embed": params["n_embed"], "embed_dim": params["embed_dim"], **params["ddconfig"]}
+    except OSError as error:
+        raise ValueError(f"{path}: expected the YAML of a VQGAN, could not read it: {error.strerror}") from error
+    except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path}: expected the YAML of a VQGAN with model.params.n_embed, embed_dim and ddconfig: {error}"
+        ) from error
+    for key, value in _FIXED.items():
+        if said.pop(key, value) != value:
+            raise ValueError(f"{path}: model.params.ddconfig.{key} is impossible here: allowed is {value}")
+    try:
+        return VqganConfig(**said)
+    except (ValidationError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: model.params are not those of a VQGAN: {error}") from error
+
+
+def save_vqgan(folder: Path | str, network: VqGan, *, extra: dict[str, Any] | None = None) -> None:
+    """Write `model.safetensors` and `config.json`, whole or not at all, so that `load_vqgan` gives the network back."""
+    config = {
+        "architecture": ARCHITECTURE,
+        "format_version": FORMAT_VERSION,
+        "model": dataclasses.asdict(network.config),
+        "extra": extra or {},
+    }
+    write_checkpoint(Path(folder), network.state_dict(), config)
+
+
+def write_taming(folder: Path | str, network: VqGan) -> None:
+    """Write `last.ckpt` and `model.yaml` as Taming's code reads them.
+
+    Raises `ValueError` for norms of other than 32 groups, and for another beta.
+    """
+    import yaml
+
+    config = network.config
+    for key, published in (("norm_groups", _PUBLISHED_GROUPS), ("beta", _PUBLISHED_BETA)):
+        if getattr(config, key) != published:
+            raise ValueError(
+                f"a VQGAN of Taming has {key}={published}, this one {getattr(config, key)}: save a folder of ours"
+            )
+    named = {
+        key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(config).items()
+    }
+    params = {
+        "embed_dim": config.embed_dim,
+        "n_embed": config.n_embed,
+        "ddconfig": {"double_z": False, **{key: value for key, value in named.items() if key not in _OWN}},
+        "lossconfig": {"target": "torch.nn.Identity"},
+    }
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
+        torch.save({"epoch": 0, "global_step": 0, "state_dict": state}, Path(temporary) / CHECKPOINT)
+        text = yaml.safe_dump({"model": {"target": "taming.models.vqgan.VQModel", "params": params}}, sort_keys=False)
+        (Path(temporary) / YAML).write_text(text)
+        (folder / YAML).unlink(missing_ok=True)
+        for name in (CHECKPOINT, YAML):
+            os.replace(Path(temporary) / name, folder / name)
+
+
+def _read_state(path: Path) -> Mapping[str, Tensor]:
+    content = read_pickle(path)
+    state = content.get("state_dict", content)
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(
+            f"{path}: expected 'state_dict' or a dict of tensors, found the keys {sorted(map(str, content))[:8]}"
+        )
+    return {name: tensor for name, tensor in state.items() if not name.startswith(_TRAINING)}
+
+
+def _yaml_beside(path: Path) -> Path:
+    if (path.parent / YAML).is_file():
+        return path.parent / YAML
+    found = sorted(path.parent.glob("*.yaml"))
+    if len(found) != 1:
+        names = ", ".join(one.name for one in found) or "none"
+        raise ValueError(f"{path.parent}: expected {YAML} or one other YAML beside {path.name}, found {names}")
+    return found[0]
+
+
+def _read_folder(folder: Path) -> tuple[VqganConfig, Mapping[str, Tensor], Path]:
+    path = folder / CONFIG_FILE
+    config = read_json(path)
+    if config.get("architecture") != ARCHITECTURE or config.get("format_version") != FORMAT_VERSION:
+        found = f"architecture={config.get('architecture')!r}, format_version={config.get('format_version')!r}"
+        raise ValueError(
+            f"{path}: expected architecture={ARCHITECTURE!r}, format_version={FORMAT_VERSION}, found {found}"
+        )
+    if set(config) != _KEYS:
+        raise ValueError(f"{path}: expected the keys {sorted(_KEYS)}, found {sorted(config)}")
+    try:
+        settings = VqganConfig(**config["model"])
+    except (ValidationError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: the settings of the network are not ours: {error}") from error
+    return settings, read_safetensors(folder / WEIGHTS_FILE), folder / WEIGHTS_FILE
