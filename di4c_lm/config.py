@@ -452,6 +452,13 @@ class Config:
         if isinstance(self.objective, Di4CConfig) and self.latent.law == "codebook" and self.latent.codebook_size:
             size, count = self.latent.codebook_size, self.objective.num_lambdas
             check(count <= size, "objective.num_lambdas", count, f"at most lambda.codebook_size={size}")
+            every = self.latent.path != "head" or count in (0, size)
+            check(
+                every,
+                "objective.num_lambdas",
+                count,
+                f"lambda.codebook_size={size} when lambda.path=head: all are enumerated",
+            )
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -264,6 +264,9 @@ def make_objective(config: Config, student: DIT, teacher: TextModel | None, worl
     frozen = teacher.denoiser.to(world.device, _DTYPES[config.train.dtype])
     if isinstance(chosen, SdttConfig):
         return SdttObjective(student, frozen, teacher.process, chosen, seed=seed)
+    if student.latent is not None and student.latent.path == "head":
+        samples = chosen.consistency_samples or chosen.num_lambdas
+        chosen = dataclasses.replace(chosen, num_lambdas=0, consistency_samples=samples)
     if chosen.matmul_dtype != "same":
         student.matmul_dtype = _DTYPES[chosen.matmul_dtype]
     return Di4CObjective(student, frozen, teacher.process, chosen, seed=seed)

@@ -10,24 +10,33 @@ from di4c_lm.domains.text import TextModel
 from di4c_lm.models.dit import DIT
 from di4c_lm.models.latent import Uniform
 from di4c_lm.models.readout import Prediction, Readout
+from di4c_lm.processes.categorical import sample_categorical
 from di4c_lm.processes.rng import KeyedRng, uniform
 
 
 def num_components(model: TextModel, lambdas: int) -> int:
-    """L: 1 without λ, the whole codebook where it is not larger than `lambdas`, else `lambdas`."""
+    """L: 1 without λ, the whole codebook where it is not larger than `lambdas` or λ is a string of codes, else `lambdas`."""
     latent = model.denoiser.latent
     if latent is None:
         return 1
+    if latent.path == "head":
+        return latent.codebook_size
     return min(lambdas, latent.codebook_size) if latent.law == "codebook" else lambdas
 
 
 def predict(
     model: TextModel, x_t: Int64[Tensor, "B D"], t: Float[Tensor, " B"], rng: KeyedRng, *, lambdas: int
 ) -> Prediction:
-    """The prediction of x_0 under `num_components` draws of λ: features (B, L, D, H)."""
-    num_lambdas = num_components(model, lambdas)
-    lam = model.denoiser.sample_latents(len(x_t), num_lambdas, lambda shape: uniform(rng, shape, x_t.device))
+    """The prediction of x_0 under `num_components` draws of λ, or under every code with their chain: features (B, L, D, H)."""
+    lam = model.denoiser.sample_latents(
+        len(x_t), _asked(model.denoiser, num_components(model, lambdas)), lambda shape: uniform(rng, shape, x_t.device)
+    )
     return model.denoiser(x_t, t.float(), lam)
+
+
+def _asked(denoiser: DIT, num_lambdas: int) -> int:
+    """What `sample_latents` is asked for: 0, every code, where λ is a string of them."""
+    return 0 if denoiser.latent is not None and denoiser.latent.path == "head" else num_lambdas
 
 
 @final
@@ -46,7 +55,7 @@ class Averaged:
 
     def sample_latents(self, num_batch: int, num_lambdas: int, uniform: Uniform) -> Tensor | None:
         """All the draws, (B, L, K), whatever `num_lambdas` asks for."""
-        return self._denoiser.sample_latents(num_batch, self._num_lambdas, uniform)
+        return self._denoiser.sample_latents(num_batch, _asked(self._denoiser, self._num_lambdas), uniform)
 
     def readout(self) -> Readout:
         """That of the mixture."""
@@ -58,6 +67,12 @@ class Averaged:
         """Features (B, 1, D, H), each position's under the λ that it chose."""
         found = self._denoiser(x_t, t, lam)
         num_batch, num_lambdas, length, width = found.features.shape
-        choice_BD = torch.randint(num_lambdas, (num_batch, length), generator=self._rng).to(x_t.device)
+        if found.chain is None:
+            choice_BD = torch.randint(num_lambdas, (num_batch, length), generator=self._rng).to(x_t.device)
+        else:
+            window_D = found.chain.window_of(torch.arange(length, device=x_t.device))
+            weight_NL = found.chain.log_marginal()[:, window_D].exp().flatten(0, 1)
+            u_N = uniform(self._rng, (len(weight_NL),), x_t.device)
+            choice_BD = sample_categorical(weight_NL, u_N).view(num_batch, length)
         index = choice_BD[:, None, :, None].expand(-1, 1, -1, width)
         return Prediction(found.features.gather(1, index), found.readout)

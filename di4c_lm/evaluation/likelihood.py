@@ -6,7 +6,6 @@ the bound of the sampler of n uniform steps itself: tokens revealed in one step 
 """
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from di4c_lm.domains.text import TextModel
 from di4c_lm.evaluation.latents import predict
-from di4c_lm.losses.di4c import Sites
+from di4c_lm.losses.di4c import Sites, joint_and_product
 from di4c_lm.losses.mixture import mean_law, read_mixture
 from di4c_lm.processes.rng import KeyedRng, uniform
 
@@ -40,8 +39,8 @@ def marginal_bound(
             t_B = 1 - (part + uniform(rng, (len(x_BD),), device)) / draws
             x_t = model.process.corrupt(x_BD, t_B, rng)
             sites = Sites.where(x_t == model.process.mask_id)
-            log_p_ML = _target_log_p(model, x_t, t_B, sites, x_BD, rng, lambdas)
-            total_B -= sites.per_example(_log_mean_exp(log_p_ML)[:, None])[:, 0] / t_B
+            _, product_B = _joint_and_product(model, x_t, t_B, sites, x_BD, rng, lambdas)
+            total_B -= product_B / t_B
         found.append((total_B / draws).cpu())
     return torch.cat(found)
 
@@ -78,23 +77,22 @@ def step_bound(
             keep_B = torch.where(s_B == 0, 0.0, at_s_B / at_t_B)
             revealed_BD = uniform(rng, tuple(x_BD.shape), device) >= keep_B[:, None]
             sites = Sites.where((x_t == process.mask_id) & revealed_BD)
-            log_p_ML = _target_log_p(model, x_t, t_B, sites, x_BD, rng, lambdas)
-            total_B -= _log_mean_exp(sites.per_example(log_p_ML)) * steps
+            joint_B, _ = _joint_and_product(model, x_t, t_B, sites, x_BD, rng, lambdas)
+            total_B += joint_B * steps
         found.append((total_B / draws).cpu())
     return torch.cat(found)
 
 
-def _target_log_p(
+def _joint_and_product(
     model: TextModel, x_t: Tensor, t_B: Tensor, sites: Sites, x_BD: Tensor, rng: KeyedRng, lambdas: int
-) -> Float64[Tensor, "M L"]:
+) -> tuple[Float64[Tensor, " B"], Float64[Tensor, " B"]]:
+    """-log mean_λ Π_d p(x^d | x_t; λ) and Σ_d log mean_λ p(x^d | x_t; λ) over the sites of each sequence."""
     prediction = predict(model, x_t, t_B, rng, lambdas=lambdas)
     features_MLH = prediction.features[sites.example, :, sites.position]
     targets_M1 = sites.gather(x_BD)[:, None]
-    return read_mixture(features_MLH, sites.position, prediction.readout, targets_M1).target_log_p[:, :, 0].double()
-
-
-def _log_mean_exp(log_p: Float64[Tensor, "N L"]) -> Float64[Tensor, " N"]:
-    return log_p.logsumexp(1) - math.log(log_p.shape[1])
+    reading = read_mixture(features_MLH, sites.position, prediction.readout, targets_M1)
+    joint_B1, product_B1 = joint_and_product(reading.target_log_p.double(), sites, prediction.chain)
+    return joint_B1[:, 0], product_B1[:, 0]
 
 
 def read_texts(path: Path) -> list[str]:
@@ -164,7 +162,13 @@ def last_words(
             position_R = torch.tensor([len(split[int(number_B[row])][0]) + place for row in rows], device=device)
             t_B = (x_BD == model.process.mask_id).double().mean(1)
             prediction = predict(model, x_BD, t_B, rng, lambdas=lambdas)
-            law_RS = mean_law(prediction.features[row_R, :, position_R], position_R, prediction.readout)
+            chain = prediction.chain
+            law_RS = mean_law(
+                prediction.features[row_R, :, position_R],
+                position_R,
+                prediction.readout,
+                log_weight=None if chain is None else chain.log_marginal()[row_R, chain.window_of(position_R)],
+            )
             x_BD[row_R, position_R] = law_RS.argmax(1)
             for row, guess in zip(rows, law_RS.argmax(1).tolist(), strict=True):
                 number = int(number_B[row])

@@ -1,6 +1,5 @@
 """What a student's λ carries: correlations between positions, in nats, and samples with λ drawn anew, held, or averaged out."""
 
-import math
 from typing import Any
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor
 
 from di4c_lm.domains.text import TextModel
 from di4c_lm.evaluation.latents import Averaged, num_components, predict
-from di4c_lm.losses.di4c import Sites
+from di4c_lm.losses.di4c import Sites, joint_and_product
 from di4c_lm.losses.mixture import read_mixture, row_chunks, rows_at_once
 from di4c_lm.metrics.gen_ppl import Sampler
 from di4c_lm.models.readout import Prediction
@@ -26,7 +25,7 @@ def total_correlation(
     """At x_t of each held-out sequence: what the mixture captures in its own draws, and what that is worth on the text, both in nats.
 
     First: log mean_λ Π_d p(x̂^d | x_t; λ) - Σ_d log mean_λ p(x̂^d | x_t; λ) for one x̂ drawn from the mixture at all masked positions. Its
-    mean is the total correlation, KL(mixture || product of its marginals), at most log L. Second: the same of the text x_0, the gain in
+    mean is the total correlation, KL(mixture || product of its marginals). Second: the same of the text x_0, the gain in
     its log-likelihood over the product of marginals; below 0 where the correlations are not those of text. Both are exact where a codebook
     is enumerated; otherwise λ is averaged over draws apart from the one that made x̂, which biases the first towards 0.
     Raises `ValueError` for a model without λ.
@@ -48,11 +47,9 @@ def total_correlation(
         features_MLH = many.features[sites.example, :, sites.position]
         targets_M2 = torch.stack([drawn_M, sites.gather(x_BD)], 1)
         log_p_ML2 = read_mixture(features_MLH, sites.position, many.readout, targets_M2).target_log_p.double()
-        log_num = math.log(log_p_ML2.shape[1])
-        joint_B2 = sites.per_example(log_p_ML2).logsumexp(1) - log_num
-        product_B2 = sites.per_example(log_p_ML2.logsumexp(1) - log_num)
-        own.append((joint_B2 - product_B2)[:, 0].cpu())
-        text.append((joint_B2 - product_B2)[:, 1].cpu())
+        joint_B2, product_B2 = joint_and_product(log_p_ML2, sites, many.chain)
+        own.append((-joint_B2 - product_B2)[:, 0].cpu())
+        text.append((-joint_B2 - product_B2)[:, 1].cpu())
     return torch.cat(own), torch.cat(text)
 
 

@@ -22,9 +22,14 @@ def tokenizer() -> Any:
     return words("aa", "ab")
 
 
-def text_model(*, codes: int = 0, length: int = 3, seed: int = 0, scale: float = 0.8) -> TextModel:
-    """A random network, of the mixture of `codes` components where that is not 0."""
-    latent = LatentConfig(law="codebook", path="adaln", codebook_size=codes) if codes else None
+def text_model(
+    *, codes: int = 0, length: int = 3, seed: int = 0, scale: float = 0.8, window: int | None = None
+) -> TextModel:
+    """A random network, of the mixture of `codes` components where that is not 0; with `window` of strings of them."""
+    if window is None:
+        latent = LatentConfig(law="codebook", path="adaln", codebook_size=codes) if codes else None
+    else:
+        latent = LatentConfig(law="codebook", path="head", codebook_size=codes, window=window)
     denoiser = DIT(MODEL, num_states=5, latent=latent)
     rng = torch.Generator().manual_seed(seed)
     for parameter in denoiser.parameters():
