@@ -25,7 +25,7 @@ from di4c_lm.config import (
     to_dict,
 )
 from di4c_lm.data.batches import BatchStream
-from di4c_lm.data.corpus import Corpus, load_corpus
+from di4c_lm.data.corpus import Corpus, load_corpus, verify_corpus
 from di4c_lm.data.strata import StratifiedBatches
 from di4c_lm.domains.text import (
     SETTINGS,
@@ -67,6 +67,9 @@ def run_text(config: Config, *, export_raw: bool = False, optimizer_from: Path |
         write_settings(run_dir / SETTINGS, config)
     logger.info("run %s: %d rank(s) on %s", run_dir, world.size, world.device.type)
     logger.info("1/5 corpus: %s", config.data.path or config.data.kind)
+    if world.local_rank == 0:
+        verify_corpus(config.data, cache_dir)
+    barrier()
     corpus = load_corpus(config.data, config.train.seed, cache_dir)
     teacher, teacher_path = None, None
     if needs_teacher(config):
@@ -130,9 +133,10 @@ def latent_of(config: Config) -> LatentConfig | None:
 
 def check_run(config: Config) -> None:
     """Raise `ValueError` for settings that agree with themselves but not with each other."""
-    if config.judge.path == "train" and config.data.streaming and not config.eval.skip:
+    at_hand = not config.data.streaming and config.data.kind != "shards"
+    if config.judge.path == "train" and not at_hand and not config.eval.skip:
         raise ValueError(
-            "judge.path='train' is impossible with data.streaming=true: allowed is a folder or hub name, or eval.skip=true"
+            "judge.path='train' is impossible with data.streaming=true or data.kind=shards: allowed is a folder or hub name, or eval.skip=true"
         )
 
 
