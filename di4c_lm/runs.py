@@ -136,7 +136,8 @@ def check_run(config: Config) -> None:
     at_hand = not config.data.streaming and config.data.kind != "shards"
     if config.judge.path == "train" and not at_hand and not config.eval.skip:
         raise ValueError(
-            "judge.path='train' is impossible with data.streaming=true or data.kind=shards: allowed is a folder or hub name, or eval.skip=true"
+            "judge.path='train' is impossible with data.streaming=true or data.kind=shards: "
+            "allowed is a folder or hub name, or eval.skip=true"
         )
 
 

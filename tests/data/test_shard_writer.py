@@ -245,7 +245,7 @@ def test_shards_of_another_kind_than_the_run_asks_are_named(
     make(tmp_path / "out", corpus / "b.jsonl", tokenizer)
     other = load_tokenizer(DataConfig(vocab_size=280), TEXTS, tmp_path)
     other.save_pretrained(str(tmp_path / "other"))
-    asked = {"length": 16} | {
+    asked: dict[str, Any] = {"length": 16} | {
         key: value.format(other=tmp_path / "other") if isinstance(value, str) else value
         for key, value in settings.items()
     }
