@@ -1,6 +1,5 @@
 """A training run of text, from its settings to its closing report: the one place that joins the text domain with training."""
 
-import dataclasses
 import hashlib
 import json
 import logging
@@ -11,22 +10,8 @@ from pathlib import Path
 import torch
 
 from di4c_lm import cli
-from di4c_lm.checkpoints.student import student_from_teacher
-from di4c_lm.config import (
-    Config,
-    Di4CConfig,
-    LatentConfig,
-    MdlmConfig,
-    ModelConfig,
-    OptimConfig,
-    SdttConfig,
-    TrainConfig,
-    ZeroConfig,
-    to_dict,
-)
-from di4c_lm.data.batches import BatchStream
+from di4c_lm.config import Config, Di4CConfig, MdlmConfig, to_dict
 from di4c_lm.data.corpus import Corpus, load_corpus, verify_corpus
-from di4c_lm.data.strata import StratifiedBatches
 from di4c_lm.domains.text import (
     SETTINGS,
     STUDENT,
@@ -37,18 +22,13 @@ from di4c_lm.domains.text import (
     random_teacher,
     write_parts,
 )
+from di4c_lm.fitting import fit, fit_teacher, student_of
 from di4c_lm.metrics.settings import GenPplConfig
-from di4c_lm.models.dit import DIT, LATENT_PREFIXES
-from di4c_lm.processes.masked import MaskedProcess
+from di4c_lm.models.dit import DIT
 from di4c_lm.reports import bound_report, gen_ppl_report, trained_judge
 from di4c_lm.training.distributed import World, barrier, init_distributed
-from di4c_lm.training.loop import Trained, train
-from di4c_lm.training.mdlm_objective import MdlmObjective
-from di4c_lm.training.objective import Di4CObjective
-from di4c_lm.training.sdtt_objective import SdttObjective
 
 logger = logging.getLogger(__name__)
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def run_text(config: Config, *, export_raw: bool = False, optimizer_from: Path | None = None) -> int:
@@ -79,7 +59,8 @@ def run_text(config: Config, *, export_raw: bool = False, optimizer_from: Path |
             return status
     logger.info("3/5 %s: %d updates", config.objective.kind, config.train.steps)
     student = new_student(config, corpus, teacher)
-    trained = fit(config, student, teacher, corpus, world, run_dir, optimizer_from)
+    frozen = None if teacher is None else teacher.denoiser
+    trained = fit(config, student, frozen, corpus.train, world, run_dir, optimizer_from=optimizer_from)
     if trained.progress.signal:
         return 128 + trained.progress.signal
     judge = config.judge.path
@@ -113,22 +94,12 @@ def new_student(config: Config, corpus: Corpus, teacher: TextModel | None) -> DI
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.train.seed)
             return DIT(config.model, num_states=len(corpus.tokenizer)).train()
-    latent = latent_of(config)
-    if latent is None and teacher.denoiser.latent is not None:
+    if not isinstance(config.objective, Di4CConfig) and teacher.denoiser.latent is not None:
         raise ValueError(
             f"objective={config.objective.kind} is impossible with a teacher that is a mixture (λ): allowed is an MDLM or an SDTT "
             "student, or objective=di4c"
         )
-    fresh = torch.Generator().manual_seed(config.train.seed)
-    return student_from_teacher(teacher.denoiser, latent, fresh, model=student_shape(config, teacher.denoiser))
-
-
-def latent_of(config: Config) -> LatentConfig | None:
-    """The λ path of the student, none but for Di4C; a codebook without a size has a vector for each of the L draws."""
-    if not isinstance(config.objective, Di4CConfig):
-        return None
-    size = config.latent.codebook_size or config.objective.num_lambdas
-    return dataclasses.replace(config.latent, codebook_size=size)
+    return student_of(config, teacher.denoiser)
 
 
 def check_run(config: Config) -> None:
@@ -186,31 +157,12 @@ def teacher_hash(config: Config, corpus: Corpus) -> str:
 
 def train_teacher(config: Config, corpus: Corpus, world: World, folder: Path) -> int:
     """Train an MDLM on the corpus and put it at `folder`, whole or not at all. Resumes where it was cut. Returns 0 or 128 + a signal."""
-    pretrain = config.teacher.pretrain
-    if pretrain.batch_size % world.size:
-        raise ValueError(
-            f"teacher.pretrain.batch_size={pretrain.batch_size} is impossible on {world.size} ranks: allowed are its multiples"
-        )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(pretrain.seed)
+        torch.manual_seed(config.teacher.pretrain.seed)
         network = DIT(config.model, num_states=len(corpus.tokenizer))
     model = TextModel(denoiser=network, tokenizer=corpus.tokenizer, length=config.data.length)
-    objective = MdlmObjective(network, model.process, seed=pretrain.seed)
     work = folder.with_name(f"{folder.name}.training")
-    trained = train(
-        objective,
-        BatchStream(
-            corpus.train, micro_batch_size=pretrain.batch_size // world.size, rank=world.rank, world_size=world.size
-        ),
-        train=TrainConfig(
-            steps=pretrain.steps, micro_batch_size=pretrain.batch_size // world.size, save_every=500, seed=pretrain.seed
-        ),
-        optim=OptimConfig(lr=pretrain.lr, warmup_steps=min(100, pretrain.steps), schedule="cosine", ema_decay=0.999),
-        zero=ZeroConfig(),
-        run_dir=work,
-        device=config.run.device,
-        label="teacher",
-    )
+    trained = fit_teacher(config, network, corpus.train, world, work)
     if trained.progress.signal:
         return 128 + trained.progress.signal
     if world.is_main:
@@ -218,63 +170,6 @@ def train_teacher(config: Config, corpus: Corpus, world: World, folder: Path) ->
         shutil.rmtree(work)
     barrier()
     return 0
-
-
-def student_shape(config: Config, teacher: DIT) -> ModelConfig:
-    """The teacher's architecture, with the dropout and the attention kernel of `config.model`."""
-    return dataclasses.replace(teacher.config, dropout=config.model.dropout, attention=config.model.attention)
-
-
-def fit(
-    config: Config,
-    student: DIT,
-    teacher: TextModel | None,
-    corpus: Corpus,
-    world: World,
-    run_dir: Path,
-    optimizer_from: Path | None,
-) -> Trained:
-    """Train the student by `config.objective` under DeepSpeed."""
-    student.activation_checkpointing = config.train.activation_checkpointing
-    stream = BatchStream(
-        corpus.train,
-        micro_batch_size=config.train.micro_batch_size,
-        gradient_accumulation=config.train.gradient_accumulation,
-        rank=world.rank,
-        world_size=world.size,
-    )
-    antithetic = isinstance(config.objective, MdlmConfig) and config.objective.times == "antithetic"
-    return train(
-        make_objective(config, student, teacher, world),
-        StratifiedBatches(stream) if antithetic else stream,
-        train=config.train,
-        optim=config.optim,
-        zero=config.zero,
-        run_dir=run_dir,
-        wandb=config.wandb,
-        device=config.run.device,
-        is_latent=lambda name: name.startswith(LATENT_PREFIXES),
-        label="distil" if teacher is not None else config.objective.kind,
-        settings=to_dict(config),
-        optimizer_from=optimizer_from,
-    )
-
-
-def make_objective(config: Config, student: DIT, teacher: TextModel | None, world: World) -> torch.nn.Module:
-    """The objective that `config.objective` describes, its teacher on the device in the dtype of training."""
-    chosen, seed = config.objective, config.train.seed
-    if isinstance(chosen, MdlmConfig):
-        return MdlmObjective(student, MaskedProcess(student.mask_id), seed=seed, chunk_rows=chosen.chunk_rows)
-    assert teacher is not None
-    frozen = teacher.denoiser.to(world.device, _DTYPES[config.train.dtype])
-    if isinstance(chosen, SdttConfig):
-        return SdttObjective(student, frozen, teacher.process, chosen, seed=seed)
-    if student.latent is not None and student.latent.path == "head":
-        samples = chosen.consistency_samples or chosen.num_lambdas
-        chosen = dataclasses.replace(chosen, num_lambdas=0, consistency_samples=samples)
-    if chosen.matmul_dtype != "same":
-        student.matmul_dtype = _DTYPES[chosen.matmul_dtype]
-    return Di4CObjective(student, frozen, teacher.process, chosen, seed=seed)
 
 
 def report_settings(config: Config) -> GenPplConfig:

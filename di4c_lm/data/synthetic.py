@@ -1,0 +1,268 @@
+"""Laws of sequences that are known exactly, to hold a sampler's law against.
+
+Every source is a law on x in {0, ..., S-1}^D that can be drawn from and whose log-likelihood, single and neighbouring-pair marginals
+are exact. For small S^D the joint is a table, in the lexicographic order of `every_sequence`.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Protocol, final, runtime_checkable
+
+import torch
+from jaxtyping import Float64, Int64
+from torch import Tensor
+
+from di4c_lm.processes.categorical import sample_categorical
+from di4c_lm.processes.rng import Rng, normal, uniform
+
+MAX_JOINT = 2**20  # sequences that `joint` enumerates
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A law of sequences of `length` states below `num_states`."""
+
+    @property
+    def length(self) -> int:
+        """D."""
+        ...
+
+    @property
+    def num_states(self) -> int:
+        """S."""
+        ...
+
+    def sample(self, count: int, rng: Rng) -> Int64[Tensor, "N D"]:
+        """`count` independent sequences."""
+        ...
+
+    def log_prob(self, x: Int64[Tensor, "N D"]) -> Float64[Tensor, " N"]:
+        """log p(x) in nats; -inf where x is impossible."""
+        ...
+
+    def pair_marginals(self) -> Float64[Tensor, "P S S"]:
+        """p(x^d, x^{d+1}) for the P = D - 1 pairs of neighbours."""
+        ...
+
+    def entropy(self) -> float:
+        """-E log p(x) in nats a sequence: the negative log-likelihood that true samples have on average."""
+        ...
+
+
+@final
+@dataclass(frozen=True)
+class MarkovChain:
+    """p(x) = p(x^1) Π_d p(x^{d+1} | x^d), with one table of transitions."""
+
+    initial_S: Float64[Tensor, " S"]
+    transition_SS: Float64[Tensor, "S S"]
+    length: int
+
+    def __post_init__(self) -> None:
+        _check_length(self.length)
+        _check_laws("initial_S", self.initial_S[None])
+        _check_laws("transition_SS", self.transition_SS)
+
+    @classmethod
+    def random(cls, num_states: int, length: int, *, sharpness: int | float, seed: int) -> "MarkovChain":
+        """Rows softmax(sharpness · N(0, 1)), begun in its stationary law; at sharpness 0 the states are independent."""
+        noise_SS = normal(torch.Generator().manual_seed(seed), (num_states, num_states))
+        transition_SS = (sharpness * noise_SS).softmax(1)
+        generator_SS = transition_SS.T - torch.eye(num_states, dtype=torch.float64)
+        sums_to_one = torch.ones(1, num_states, dtype=torch.float64)
+        target = torch.zeros(num_states + 1, 1, dtype=torch.float64)
+        target[-1] = 1
+        stationary_S = torch.linalg.lstsq(torch.cat([generator_SS, sums_to_one]), target).solution[:, 0].clamp(min=0)
+        return cls(stationary_S / stationary_S.sum(), transition_SS, length)
+
+    @property
+    def num_states(self) -> int:
+        """S."""
+        return len(self.initial_S)
+
+    def sample(self, count: int, rng: Rng) -> Int64[Tensor, "N D"]:
+        """`count` independent chains."""
+        u_ND = uniform(rng, (count, self.length))
+        states = [sample_categorical(self.initial_S.expand(count, -1), u_ND[:, 0])]
+        for d in range(1, self.length):
+            states.append(sample_categorical(self.transition_SS[states[-1]], u_ND[:, d]))
+        return torch.stack(states, 1)
+
+    def log_prob(self, x: Int64[Tensor, "N D"]) -> Float64[Tensor, " N"]:
+        """log p(x^1) + Σ_d log p(x^{d+1} | x^d)."""
+        return self.initial_S.log()[x[:, 0]] + self.transition_SS.log()[x[:, :-1], x[:, 1:]].sum(1)
+
+    def marginals(self) -> Float64[Tensor, "D S"]:
+        """p(x^d)."""
+        rows = [self.initial_S]
+        for _ in range(1, self.length):
+            rows.append(rows[-1] @ self.transition_SS)
+        return torch.stack(rows)
+
+    def pair_marginals(self) -> Float64[Tensor, "P S S"]:
+        """p(x^d) p(x^{d+1} | x^d)."""
+        return self.marginals()[:-1, :, None] * self.transition_SS
+
+    def entropy(self) -> float:
+        """H(x^1) + Σ_d H(x^{d+1} | x^d)."""
+        conditional_S = -self.transition_SS.xlogy(self.transition_SS).sum(1)
+        first = -self.initial_S.xlogy(self.initial_S).sum()
+        return float(first + (self.marginals()[:-1] @ conditional_S).sum())
+
+
+@final
+@dataclass(frozen=True)
+class CodewordMixture:
+    """One of K codewords by `weight_K`; then each position is kept, or with probability `noise` replaced by a uniform state.
+
+    A mixture of K products: what a mixture student of K components can hold exactly.
+    """
+
+    codeword_KD: Int64[Tensor, "K D"]
+    weight_K: Float64[Tensor, " K"]
+    num_states: int
+    noise: float
+
+    def __post_init__(self) -> None:
+        _check_length(self.length)
+        _check_laws("weight_K", self.weight_K[None])
+        if not 0 < self.noise <= 1:
+            raise ValueError(f"noise={self.noise!r} is impossible: allowed is a value in (0, 1]")
+        if not 0 <= int(self.codeword_KD.min()) <= int(self.codeword_KD.max()) < self.num_states:
+            raise ValueError(f"codeword_KD holds states outside [0, {self.num_states})")
+
+    @classmethod
+    def random(cls, num_codewords: int, num_states: int, length: int, *, noise: float, seed: int) -> "CodewordMixture":
+        """Uniform codewords of equal weight."""
+        rng = torch.Generator().manual_seed(seed)
+        codeword_KD = (uniform(rng, (num_codewords, length)) * num_states).long()
+        weight_K = torch.full((num_codewords,), 1 / num_codewords, dtype=torch.float64)
+        return cls(codeword_KD, weight_K, num_states, noise)
+
+    @property
+    def length(self) -> int:
+        """D."""
+        return self.codeword_KD.shape[1]
+
+    def sample(self, count: int, rng: Rng) -> Int64[Tensor, "N D"]:
+        """`count` independent sequences."""
+        index_N = sample_categorical(self.weight_K.expand(count, -1), uniform(rng, (count,)))
+        replaced_ND = uniform(rng, (count, self.length)) < self.noise
+        fresh_ND = (uniform(rng, (count, self.length)) * self.num_states).long()
+        return torch.where(replaced_ND, fresh_ND, self.codeword_KD[index_N])
+
+    def components(self) -> Float64[Tensor, "K D S"]:
+        """p(x^d | codeword)."""
+        kept_KDS = torch.nn.functional.one_hot(self.codeword_KD, self.num_states).double()
+        return (1 - self.noise) * kept_KDS + self.noise / self.num_states
+
+    def log_prob(self, x: Int64[Tensor, "N D"]) -> Float64[Tensor, " N"]:
+        """log Σ_k w_k Π_d p(x^d | k)."""
+        agree_NK = (x[:, None] == self.codeword_KD).sum(2)
+        same = math.log(1 - self.noise + self.noise / self.num_states)
+        other = math.log(self.noise / self.num_states)
+        return (agree_NK * same + (self.length - agree_NK) * other + self.weight_K.log()).logsumexp(1)
+
+    def pair_marginals(self) -> Float64[Tensor, "P S S"]:
+        """Σ_k w_k p(x^d | k) p(x^{d+1} | k)."""
+        p_KDS = self.components()
+        return torch.einsum("k,kps,kpv->psv", self.weight_K, p_KDS[:, :-1], p_KDS[:, 1:])
+
+    def entropy(self) -> float:
+        """By enumeration of the joint; `ValueError` where that is too large."""
+        return _entropy_of(joint(self))
+
+
+@final
+@dataclass(frozen=True)
+class CorrelatedBits:
+    """Bits in groups of `group`: the last of each has, but with probability `error`, the parity of the others, which are fair.
+
+    In groups of three or more every pair is independent: the correlation is of high order alone, and no pair shows it.
+    """
+
+    length: int
+    group: int
+    error: float
+
+    def __post_init__(self) -> None:
+        _check_length(self.length)
+        if self.group < 2 or self.length % self.group:
+            raise ValueError(
+                f"group={self.group} is impossible: allowed is a divisor of length={self.length} from 2 on"
+            )
+        if not 0 < self.error < 1:
+            raise ValueError(f"error={self.error!r} is impossible: allowed is a value in (0, 1)")
+
+    @property
+    def num_states(self) -> int:
+        """2."""
+        return 2
+
+    def sample(self, count: int, rng: Rng) -> Int64[Tensor, "N D"]:
+        """`count` independent sequences."""
+        num_groups = self.length // self.group
+        bits_NGK = (uniform(rng, (count, num_groups, self.group)) < 0.5).long()
+        wrong_NG = (uniform(rng, (count, num_groups)) < self.error).long()
+        bits_NGK[:, :, -1] = (bits_NGK[:, :, :-1].sum(2) + wrong_NG) % 2
+        return bits_NGK.flatten(1)
+
+    def log_prob(self, x: Int64[Tensor, "N D"]) -> Float64[Tensor, " N"]:
+        """Σ over groups of -(group - 1) log 2 + log(1 - error) or log(error)."""
+        odd_NG = x.view(len(x), -1, self.group).sum(2) % 2
+        log_p_2 = torch.tensor([1 - self.error, self.error], dtype=torch.float64).log()
+        return (log_p_2[odd_NG] - (self.group - 1) * math.log(2)).sum(1)
+
+    def pair_marginals(self) -> Float64[Tensor, "P S S"]:
+        """A quarter each; within groups of two, (1 - error)/2 for equal bits."""
+        p_PSS = torch.full((self.length - 1, 2, 2), 0.25, dtype=torch.float64)
+        if self.group == 2:
+            equal, unequal = (1 - self.error) / 2, self.error / 2
+            p_PSS[::2] = torch.tensor([[equal, unequal], [unequal, equal]], dtype=torch.float64)
+        return p_PSS
+
+    def entropy(self) -> float:
+        """(group - 1) log 2 + H(error), for each group."""
+        odd = -self.error * math.log(self.error) - (1 - self.error) * math.log(1 - self.error)
+        return self.length // self.group * ((self.group - 1) * math.log(2) + odd)
+
+
+def every_sequence(num_states: int, length: int) -> Int64[Tensor, "N D"]:
+    """All S^D sequences in lexicographic order. Raises `ValueError` beyond 2^20 of them."""
+    count = num_states**length
+    if count > MAX_JOINT:
+        raise ValueError(f"{num_states}^{length} = {count} sequences are more than the {MAX_JOINT} that are enumerated")
+    place_D = num_states ** torch.arange(length - 1, -1, -1)
+    return torch.arange(count)[:, None] // place_D % num_states
+
+
+def joint(source: Source) -> Float64[Tensor, " N"]:
+    """p(x) of every sequence. Raises `ValueError` beyond 2^20 of them."""
+    return source.log_prob(every_sequence(source.num_states, source.length)).exp()
+
+
+def sequence_index(x: Int64[Tensor, "N D"], num_states: int) -> Int64[Tensor, " N"]:
+    """Where each sequence stands in `every_sequence`."""
+    place_D = num_states ** torch.arange(x.shape[1] - 1, -1, -1)
+    return (x * place_D).sum(1)
+
+
+def pair_frequencies(x: Int64[Tensor, "N D"], num_states: int) -> Float64[Tensor, "P S S"]:
+    """Shares of the samples' neighbouring pairs, the empirical counterpart of `Source.pair_marginals`."""
+    code_NP = x[:, :-1] * num_states + x[:, 1:]
+    counts_PK = torch.nn.functional.one_hot(code_NP, num_states**2).sum(0)
+    return counts_PK.view(-1, num_states, num_states).double() / len(x)
+
+
+def _entropy_of(p_N: Float64[Tensor, " N"]) -> float:
+    return float(-p_N.xlogy(p_N).sum())
+
+
+def _check_length(length: int) -> None:
+    if length < 2:
+        raise ValueError(f"length={length} is impossible: allowed is a value of at least 2")
+
+
+def _check_laws(name: str, p_NS: Float64[Tensor, "N S"]) -> None:
+    if bool((p_NS < 0).any()) or bool(((p_NS.sum(1) - 1).abs() > 1e-9).any()):
+        raise ValueError(f"{name} must hold probabilities that sum to 1, got sums {p_NS.sum(1).tolist()}")

@@ -1,0 +1,124 @@
+"""One training of a text network: the objective that a configuration describes, and the loop around it, on any source of sequences."""
+
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from di4c_lm.checkpoints.student import student_from_teacher
+from di4c_lm.config import (
+    Config,
+    Di4CConfig,
+    LatentConfig,
+    MdlmConfig,
+    ModelConfig,
+    OptimConfig,
+    SdttConfig,
+    TrainConfig,
+    ZeroConfig,
+    to_dict,
+)
+from di4c_lm.data.batches import BatchStream, Source
+from di4c_lm.data.strata import StratifiedBatches
+from di4c_lm.models.dit import DIT, LATENT_PREFIXES
+from di4c_lm.processes.masked import MaskedProcess
+from di4c_lm.training.distributed import World
+from di4c_lm.training.loop import Trained, train
+from di4c_lm.training.mdlm_objective import MdlmObjective
+from di4c_lm.training.objective import Di4CObjective
+from di4c_lm.training.sdtt_objective import SdttObjective
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def fit_teacher(config: Config, network: DIT, source: Source, world: World, work: Path) -> Trained:
+    """Train `network` by MDLM's bound as `config.teacher.pretrain` says; resumes what `work` holds. Raises `ValueError` as `fit` does."""
+    pretrain = config.teacher.pretrain
+    if pretrain.batch_size % world.size:
+        raise ValueError(
+            f"teacher.pretrain.batch_size={pretrain.batch_size} is impossible on {world.size} ranks: allowed are its multiples"
+        )
+    micro_batch_size = pretrain.batch_size // world.size
+    return train(
+        MdlmObjective(network, MaskedProcess(network.mask_id), seed=pretrain.seed),
+        BatchStream(source, micro_batch_size=micro_batch_size, rank=world.rank, world_size=world.size),
+        train=TrainConfig(steps=pretrain.steps, micro_batch_size=micro_batch_size, save_every=500, seed=pretrain.seed),
+        optim=OptimConfig(lr=pretrain.lr, warmup_steps=min(100, pretrain.steps), schedule="cosine", ema_decay=0.999),
+        zero=ZeroConfig(),
+        run_dir=work,
+        device=config.run.device,
+        label="teacher",
+    )
+
+
+def student_of(config: Config, teacher: DIT) -> DIT:
+    """A student with the teacher's weights, and for Di4C a λ path drawn from `train.seed`."""
+    fresh = torch.Generator().manual_seed(config.train.seed)
+    return student_from_teacher(teacher, latent_of(config), fresh, model=student_shape(config, teacher))
+
+
+def latent_of(config: Config) -> LatentConfig | None:
+    """The λ path of the student, none but for Di4C; a codebook without a size has a vector for each of the L draws."""
+    if not isinstance(config.objective, Di4CConfig):
+        return None
+    size = config.latent.codebook_size or config.objective.num_lambdas
+    return dataclasses.replace(config.latent, codebook_size=size)
+
+
+def student_shape(config: Config, teacher: DIT) -> ModelConfig:
+    """The teacher's architecture, with the dropout and the attention kernel of `config.model`."""
+    return dataclasses.replace(teacher.config, dropout=config.model.dropout, attention=config.model.attention)
+
+
+def fit(
+    config: Config,
+    student: DIT,
+    teacher: DIT | None,
+    source: Source,
+    world: World,
+    run_dir: Path,
+    *,
+    optimizer_from: Path | None = None,
+) -> Trained:
+    """Train the student by `config.objective` on the sequences of `source` under DeepSpeed."""
+    student.activation_checkpointing = config.train.activation_checkpointing
+    stream = BatchStream(
+        source,
+        micro_batch_size=config.train.micro_batch_size,
+        gradient_accumulation=config.train.gradient_accumulation,
+        rank=world.rank,
+        world_size=world.size,
+    )
+    antithetic = isinstance(config.objective, MdlmConfig) and config.objective.times == "antithetic"
+    return train(
+        make_objective(config, student, teacher, world),
+        StratifiedBatches(stream) if antithetic else stream,
+        train=config.train,
+        optim=config.optim,
+        zero=config.zero,
+        run_dir=run_dir,
+        wandb=config.wandb,
+        device=config.run.device,
+        is_latent=lambda name: name.startswith(LATENT_PREFIXES),
+        label="distil" if teacher is not None else config.objective.kind,
+        settings=to_dict(config),
+        optimizer_from=optimizer_from,
+    )
+
+
+def make_objective(config: Config, student: DIT, teacher: DIT | None, world: World) -> torch.nn.Module:
+    """The objective that `config.objective` describes, its teacher on the device in the dtype of training."""
+    chosen, seed = config.objective, config.train.seed
+    if isinstance(chosen, MdlmConfig):
+        return MdlmObjective(student, MaskedProcess(student.mask_id), seed=seed, chunk_rows=chosen.chunk_rows)
+    assert teacher is not None
+    frozen = teacher.to(world.device, _DTYPES[config.train.dtype])
+    process = MaskedProcess(student.mask_id)
+    if isinstance(chosen, SdttConfig):
+        return SdttObjective(student, frozen, process, chosen, seed=seed)
+    if student.latent is not None and student.latent.path == "head":
+        samples = chosen.consistency_samples or chosen.num_lambdas
+        chosen = dataclasses.replace(chosen, num_lambdas=0, consistency_samples=samples)
+    if chosen.matmul_dtype != "same":
+        student.matmul_dtype = _DTYPES[chosen.matmul_dtype]
+    return Di4CObjective(student, frozen, process, chosen, seed=seed)
