@@ -21,6 +21,7 @@ from parity import (
     maskgit_net,
     maskgit_sampling,
     tauldr_loss,
+    tauldr_net,
     tauldr_transition,
     vqgan,
 )
@@ -46,6 +47,8 @@ CASES = {
     "maskgit_net_student": Case(maskgit_net.compute, maskgit_net.INPUTS),
     "maskgit_schedules": Case(maskgit_sampling.compute_schedules, maskgit_sampling.SCHEDULES_INPUTS),
     "tauldr_loss": Case(tauldr_loss.compute, tauldr_loss.INPUTS),
+    "tauldr_net": Case(tauldr_net.compute, tauldr_net.INPUTS),
+    "tauldr_net_lam": Case(tauldr_net.compute, tauldr_net.INPUTS),
     "tauldr_transition_S16": Case(tauldr_transition.compute, tauldr_transition.INPUTS),
     "tauldr_transition_S256": Case(tauldr_transition.compute, tauldr_transition.INPUTS),
     "vqgan": Case(vqgan.compute, vqgan.INPUTS),

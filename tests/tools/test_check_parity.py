@@ -24,6 +24,8 @@ COMPUTED = (
     "maskgit_net_student",
     "maskgit_schedules",
     "tauldr_loss",
+    "tauldr_net",
+    "tauldr_net_lam",
     "tauldr_transition_S16",
     "tauldr_transition_S256",
 )

@@ -1,7 +1,7 @@
 """Golden files: arrays and a JSON string `meta` in one `.npz`, weights in a `.safetensors` beside it; and the comparison with them."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,11 +26,12 @@ class Tolerance:
 
 @dataclass(frozen=True)
 class Computed:
-    """Our value of one array of a case, and how near it has to be."""
+    """Our value of one array of a case, and how near it has to be; or of what `view` makes of the array."""
 
     array: str
     value: Tensor
     tolerance: Tolerance
+    view: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,8 @@ def compare(golden: Golden, computed: Computed) -> Row:
     if computed.array not in golden.arrays:
         return Row(**row, abs_error=np.inf, rel_error=np.inf, ok=False, note="not in the file")
     theirs = golden.arrays[computed.array].astype(np.float64)
+    if computed.view is not None:
+        theirs = computed.view(torch.from_numpy(theirs)).numpy()
     if theirs.shape not in (ours.shape, ()):
         note = f"shape {theirs.shape}, ours is {ours.shape}"
         return Row(**row, abs_error=np.inf, rel_error=np.inf, ok=False, note=note)

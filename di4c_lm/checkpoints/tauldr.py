@@ -1,0 +1,137 @@
+"""tauLDR's and Di4C's `.pt` files: `{"model": ...}` with the U-Net under `net.` and its EMA as a list in the order of its parameters."""
+
+import dataclasses
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from di4c_lm.checkpoints.pickles import read_pickle
+from di4c_lm.checkpoints.unet import UnetWeights
+from di4c_lm.config import LatentConfig
+from di4c_lm.image_config import UnetConfig
+
+_PREFIX = "net."
+_EMA = "ema_shadow_params"
+_CIFAR = (32, 32, 3)
+
+
+def read(
+    path: Path | str,
+    *,
+    weights: Literal["ema", "raw"] = "ema",
+    shape: tuple[int, int, int] = _CIFAR,
+    num_states: int = 256,
+) -> UnetWeights:
+    """The network in a `.pt`; its architecture is read off its tensors, `shape` (rows, columns, channels) and levels are not in it.
+
+    `weights` chooses between the raw weights and their average where both are there. Raises `ValueError` as `read_pickle` does, and for
+    a file that holds no such U-Net, with what was expected and found.
+    """
+    content = read_pickle(Path(path))
+    state = content.get("model", content)
+    if not isinstance(state, Mapping):
+        raise ValueError(f"{path}: expected 'model' to be a dict, found {type(state).__name__}")
+    return of_state(state, path, weights=weights, shape=shape, num_states=num_states)
+
+
+def of_state(
+    state: Mapping[str, Any],
+    path: Path | str,
+    *,
+    weights: Literal["ema", "raw"] = "ema",
+    shape: tuple[int, int, int] = _CIFAR,
+    num_states: int = 256,
+) -> UnetWeights:
+    """As `read`, from the dict under 'model'; `path` names its source in errors."""
+    named = {str(name): value for name, value in state.items() if not str(name).startswith("ema_")}
+    strange = sorted(name for name, value in named.items() if not isinstance(value, Tensor))
+    if not named or strange or not all(name.startswith(_PREFIX) for name in named):
+        found = strange or sorted(name for name in named if not name.startswith(_PREFIX))
+        raise ValueError(f"{path}: expected tensors named {_PREFIX}*, as tauLDR names its U-Net's, found {found[:8]}")
+    raw = {name.removeprefix(_PREFIX): value for name, value in named.items()}
+    mixed = "tlam_mix.weight" in raw
+    whole = UnetWeights(
+        tensors=raw,
+        model=_architecture(raw, path),
+        latent=LatentConfig() if mixed else None,
+        num_states=num_states,
+        shape=shape,
+    )
+    whole.check(path)
+    if weights == "raw" or state.get(_EMA) is None:
+        return whole
+    return dataclasses.replace(whole, tensors=_averaged(state[_EMA], raw, path))
+
+
+def write(path: Path | str, weights: UnetWeights, *, raw: Mapping[str, Tensor] | None = None) -> None:
+    """Write a `.pt` whole or not at all, with `weights` as the average, and as the raw weights unless `raw` are given.
+
+    Raises `ValueError` for a student whose λ the published network does not have.
+    """
+    path = Path(path)
+    if weights.latent is not None and weights.latent.law == "codebook":
+        raise ValueError("lambda.law='codebook' is impossible in a tauLDR file: allowed are uniform and stratified")
+    weights.check(f"saving to {path}")
+    plain = weights.tensors if raw is None else dict(raw)
+    dataclasses.replace(weights, tensors=plain).check(f"saving to {path}")
+    content: dict[str, Any] = {_PREFIX + name: plain[name].detach().cpu().clone() for name in weights.tensors}
+    content["ema_decay"], content["ema_num_updates"] = 0.9999, 0
+    content[_EMA] = [tensor.detach().cpu().clone() for tensor in weights.tensors.values()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".saving-") as temporary:
+        torch.save({"model": content}, Path(temporary) / "whole")
+        os.replace(Path(temporary) / "whole", path)
+
+
+def _averaged(shadow: object, raw: Mapping[str, Tensor], path: Path | str) -> dict[str, Tensor]:
+    """The EMA by name: its list follows the order of the parameters in the file."""
+    if not isinstance(shadow, list) or len(shadow) != len(raw):
+        found = f"{len(shadow)} entries" if isinstance(shadow, list) else type(shadow).__name__
+        raise ValueError(f"{path}: expected {_EMA} to be a list of {len(raw)} tensors, one a parameter, found {found}")
+    for (name, tensor), average in zip(raw.items(), shadow, strict=True):
+        if not isinstance(average, Tensor) or average.shape != tensor.shape:
+            found = tuple(average.shape) if isinstance(average, Tensor) else type(average).__name__
+            raise ValueError(
+                f"{path}: expected the average of {name} to be of shape {tuple(tensor.shape)}, found {found}"
+            )
+    return dict(zip(raw, shadow, strict=True))
+
+
+def _architecture(tensors: Mapping[str, Tensor], path: Path | str) -> UnetConfig:
+    """The settings of the network, read off its down path; whether all else fits is checked name by name afterwards."""
+    if "input_conv.weight" not in tensors:
+        raise ValueError(f"{path}: expected a U-Net of tauLDR, found no {_PREFIX}input_conv.weight")
+    width = len(tensors["input_conv.weight"])
+    kinds = list(_down_modules(tensors))
+    channels = [len(tensors[f"downsampling_modules.{index}.conv0.weight"]) for index, kind in kinds if kind == "block"]
+    scales = sum(kind == "down" for _, kind in kinds) + 1
+    attended = {
+        sum(kind == "down" for _, kind in kinds[:place]) for place, (_, kind) in enumerate(kinds) if kind == "attention"
+    }
+    blocks = len(channels) // scales
+    if not blocks or len(channels) != blocks * scales or len(attended) > 1 or any(c % width for c in channels):
+        raise ValueError(
+            f"{path}: expected a U-Net of tauLDR, each scale of as many blocks, with attention in at most one, found a down path of "
+            f"{[kind for _, kind in kinds]} with {channels} channels"
+        )
+    return UnetConfig(
+        width=width,
+        multipliers=tuple(c // width for c in channels[blocks - 1 :: blocks]),
+        res_blocks=blocks,
+        attention_scale=attended.pop() if attended else -1,
+    )
+
+
+def _down_modules(tensors: Mapping[str, Tensor]) -> Iterator[tuple[int, str]]:
+    """The modules of the down path by number: block, attention or down."""
+    kinds: dict[int, str] = {}
+    for name in tensors:
+        if match := re.fullmatch(r"downsampling_modules\.(\d+)\.(conv0|GroupNorm_0|conv)\.weight", name):
+            kinds[int(match[1])] = {"conv0": "block", "GroupNorm_0": "attention", "conv": "down"}[match[2]]
+    yield from sorted(kinds.items())

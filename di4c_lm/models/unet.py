@@ -1,0 +1,322 @@
+"""tauLDR's U-Net on images of ordered levels (Campbell et al. 2022), and the mixture student made of it (Di4C, section 5.1).
+
+Parameters bear the names, shapes and order of the published checkpoints (without their `net.`). Position d of a sequence is
+(channel · rows + row) · columns + column. Residual sums are divided by √2.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from di4c_lm.config import LatentConfig
+from di4c_lm.image_config import UnetConfig
+from di4c_lm.models.latent import Uniform, check_latents, latent_codebook, sample_latents, sinusoid
+from di4c_lm.models.logistic_readout import LogisticReadout
+from di4c_lm.models.readout import Prediction, widest
+
+_TIME_SCALE = 1000.0
+_PATHS = ("lemb_modules", "hlemb_modules", "tlam_mix", "h_t_lam_mix", "latent_codebook")
+
+
+def is_latent(name: str) -> bool:
+    """Whether the parameter `name` belongs to the λ path."""
+    return name.startswith(_PATHS) or ".dense1." in name
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(min(channels // 4, 32), channels, eps=1e-6)
+
+
+def _zeroed(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+class NIN(nn.Module):
+    """A linear map of the channels at each pixel: x W + b."""
+
+    def __init__(self, width_in: int, width_out: int, *, zero: bool = False) -> None:
+        super().__init__()
+        bound = 0.0 if zero else math.sqrt(3 / ((width_in + width_out) / 2))
+        self.W = nn.Parameter(torch.empty(width_in, width_out).uniform_(-bound, bound))
+        self.b = nn.Parameter(torch.zeros(width_out))
+
+    def forward(self, x: Float[Tensor, "N C R Q"]) -> Float[Tensor, "N K R Q"]:
+        """The same image with other channels."""
+        return torch.einsum("ncrq,ck->nkrq", x, self.W) + self.b[:, None, None]
+
+
+class Attention(nn.Module):
+    """One head over all pixels."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.GroupNorm_0 = _norm(channels)
+        self.NIN_0 = NIN(channels, channels)
+        self.NIN_1 = NIN(channels, channels)
+        self.NIN_2 = NIN(channels, channels)
+        self.NIN_3 = NIN(channels, channels, zero=True)
+
+    def forward(self, x: Float[Tensor, "N C R Q"]) -> Float[Tensor, "N C R Q"]:
+        """(x + attention) / √2."""
+        normed = self.GroupNorm_0(x)
+        q, k, v = (nin(normed).flatten(2).transpose(1, 2) for nin in (self.NIN_0, self.NIN_1, self.NIN_2))
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)
+        return (x + self.NIN_3(mixed)) * math.sqrt(0.5)
+
+
+class ResBlock(nn.Module):
+    """Two convolutions, between them the time's shift, and λ's where there is one."""
+
+    def __init__(self, channels_in: int, channels_out: int, embedding: int, dropout: float, *, latent: bool) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.groupnorm0 = _norm(channels_in)
+        self.conv0 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.dense0 = nn.Linear(embedding, channels_out)
+        self.dense1 = _zeroed(nn.Linear(embedding, channels_out)) if latent else None
+        self.groupnorm1 = _norm(channels_out)
+        self.conv1 = _zeroed(nn.Conv2d(channels_out, channels_out, 3, padding=1))
+        self.nin = NIN(channels_in, channels_out) if channels_in != channels_out else None
+
+    def forward(
+        self, x: Float[Tensor, "N C R Q"], time: Float[Tensor, "N E"], lam: Float[Tensor, "N E"] | None
+    ) -> Float[Tensor, "N K R Q"]:
+        """(x + what the convolutions make of it) / √2."""
+        h = self.conv0(F.silu(self.groupnorm0(x)))
+        shift = self.dense0(F.silu(time))
+        if lam is not None and self.dense1 is not None:
+            shift = shift + self.dense1(F.silu(lam))
+        h = F.silu(self.groupnorm1(h + shift[:, :, None, None]))
+        h = self.conv1(F.dropout(h, self.dropout, self.training) if self.dropout else h)
+        return ((x if self.nin is None else self.nin(x)) + h) * math.sqrt(0.5)
+
+
+class Downsample(nn.Module):
+    """Half the rows and columns."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Float[Tensor, "N C R Q"]) -> Float[Tensor, "N C r q"]:
+        """A convolution of stride 2, one row and column of zeros behind."""
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Twice the rows and columns."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Float[Tensor, "N C r q"]) -> Float[Tensor, "N C R Q"]:
+        """Each pixel four times, then a convolution."""
+        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+
+
+class UNet(nn.Module):
+    """p(x_0 | x_t; λ), factored: `forward` returns (μ, log s) of each position and the logistic readout.
+
+    With `latent` absent the network is a teacher, a product of its positions. With it λ, mixed with the time, and from the middle on with
+    the mean over the pixels too, shifts each ResBlock: the published way, for which `path` has its published value. The shifts begin at 0.
+    """
+
+    def __init__(
+        self,
+        model: UnetConfig,
+        *,
+        shape: tuple[int, int, int],
+        num_states: int = 256,
+        latent: LatentConfig | None = None,
+    ) -> None:
+        super().__init__()
+        _check(model, shape, latent)
+        self.config = model
+        self.shape = shape  # rows, columns, channels
+        self.num_states = num_states
+        self.latent = latent
+        self.activation_checkpointing = False
+        width, mixed, colours = model.width, latent is not None, shape[2]
+        embedding = 4 * width
+        channels = [width * multiplier for multiplier in model.multipliers]
+        self.temb_modules = _mlp(width, embedding)
+        if latent is not None:
+            self.lemb_modules = _mlp(width, embedding)
+            self.hlemb_modules = _mlp(width, embedding)
+            self.tlam_mix = nn.Linear(2 * width, width)
+        self.input_conv = nn.Conv2d(colours, width, 3, padding=1)
+        self.downsampling_modules, skips = _down_path(model, channels, embedding, latent=mixed)
+        if latent is not None:
+            self.h_t_lam_mix = nn.Linear(2 * width + channels[-1], width)
+        self.middle_modules = nn.ModuleList(
+            [
+                ResBlock(channels[-1], channels[-1], embedding, model.dropout, latent=mixed),
+                Attention(channels[-1]),
+                ResBlock(channels[-1], channels[-1], embedding, model.dropout, latent=mixed),
+            ]
+        )
+        self.upsampling_modules = _up_path(model, channels, skips, embedding, latent=mixed)
+        self.output_modules = nn.ModuleList(
+            [_norm(channels[0]), _zeroed(nn.Conv2d(channels[0], 2 * colours, 3, padding=1))]
+        )
+        if latent is not None and latent.law == "codebook":
+            self.latent_codebook = latent_codebook(latent, width)
+
+    @property
+    def length(self) -> int:
+        """D, positions a sequence."""
+        return math.prod(self.shape)
+
+    def sample_latents(self, num_batch: int, num_lambdas: int, uniform: Uniform) -> Tensor | None:
+        """L draws of λ a sequence, (B, L, 1); None for a network without λ."""
+        if self.latent is None:
+            return None
+        return sample_latents(self.latent, num_batch, num_lambdas, uniform)
+
+    def forward(
+        self,
+        x_t: Int64[Tensor, "B D"],
+        t: Float[Tensor, " B"],
+        lam: Tensor | None = None,
+        cond: Tensor | None = None,
+    ) -> Prediction:
+        """Predict x_0 from `x_t` at times `t`, once for each of the L rows of `lam` (B, L, 1). Classes (`cond`) are not looked at.
+
+        Without `lam` a student's λ path is left out, and the prediction is that of the teacher it was made from. Raises `ValueError` for
+        sequences that are no image of this size, and where `lam` is given to a network without λ, or is of another shape.
+        """
+        check_latents(x_t, lam, self.latent)
+        if x_t.shape[1] != self.length:
+            rows, columns, colours = self.shape
+            raise ValueError(
+                f"x_t: expected {self.length} positions, images of {rows} x {columns} pixels in {colours} channels, got "
+                f"{x_t.shape[1]}"
+            )
+        num_lambdas = 1 if lam is None else lam.shape[1]
+        means_ND, log_scales_ND = self._moments(x_t, t, lam)
+        features_NDH = torch.stack([means_ND, log_scales_ND], 2)
+        return Prediction(features_NDH.unflatten(0, (-1, num_lambdas)), self.readout())
+
+    def readout(self) -> LogisticReadout:
+        """The discretised logistic; it has no parameters."""
+        return LogisticReadout(self.num_states)
+
+    def _moments(
+        self, x_t: Int64[Tensor, "B D"], t: Float[Tensor, " B"], lam: Tensor | None
+    ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "N D"]]:
+        """μ and log s of each position, in at least float32."""
+        dtype, wide = self.input_conv.weight.dtype, widest(self.input_conv.weight.dtype)
+        rows, columns, colours = self.shape
+        centred_BCRQ = (x_t.to(wide) * (2 / (self.num_states - 1)) - 1).view(-1, colours, rows, columns)
+        angle_BE = sinusoid(_TIME_SCALE * t, self.config.width).to(dtype)
+        time_BE = _two_layers(self.temb_modules, angle_BE)
+        h = self.input_conv(centred_BCRQ.to(dtype))
+        lam_N, embedded, mean = None, None, centred_BCRQ
+        if lam is not None:
+            h, angle_BE, time_BE, mean = (
+                tensor.repeat_interleave(lam.shape[1], 0) for tensor in (h, angle_BE, time_BE, centred_BCRQ)
+            )
+            lam_N = self._latent_features(lam).to(dtype)
+            embedded = _two_layers(self.lemb_modules, F.silu(self.tlam_mix(torch.cat([lam_N, angle_BE], 1))))
+        skips = [h]
+        for module in self.downsampling_modules:
+            h = self._run(module, h, time_BE, embedded)
+            if isinstance(module, Attention):
+                skips[-1] = h
+            else:
+                skips.append(h)
+        if lam_N is not None:
+            seen = torch.cat([lam_N, angle_BE, h.mean((2, 3))], 1)
+            embedded = _two_layers(self.hlemb_modules, F.silu(self.h_t_lam_mix(seen)))
+        for module in self.middle_modules:
+            h = self._run(module, h, time_BE, embedded)
+        for module in self.upsampling_modules:
+            given = torch.cat([h, skips.pop()], 1) if isinstance(module, ResBlock) else h
+            h = self._run(module, given, time_BE, embedded)
+        norm, conv = self.output_modules
+        out_NCRQ = conv(F.silu(norm(h))).to(wide)
+        mean_ND = torch.tanh(mean + out_NCRQ[:, :colours]).flatten(1)
+        return mean_ND, out_NCRQ[:, colours:].flatten(1)
+
+    def _run(self, module: nn.Module, x: Tensor, time: Tensor, lam: Tensor | None) -> Tensor:
+        args = (x, time, lam) if isinstance(module, ResBlock) else (x,)
+        if self.activation_checkpointing and torch.is_grad_enabled():
+            return checkpoint(module, *args, use_reentrant=False)  # pyright: ignore[reportReturnType]
+        return module(*args)
+
+    def _latent_features(self, lam: Tensor) -> Float[Tensor, "N C"]:
+        flat = lam.flatten(0, 1)[:, 0]
+        if self.latent is not None and self.latent.law == "codebook":
+            return self.latent_codebook(flat)
+        return sinusoid(1000.0 * flat, self.config.width)
+
+
+def _check(model: UnetConfig, shape: tuple[int, int, int], latent: LatentConfig | None) -> None:
+    halvings = 2 ** (len(model.multipliers) - 1)
+    if shape[2] < 1 or min(shape) < 1 or shape[0] % halvings or shape[1] % halvings:
+        raise ValueError(
+            f"images of shape {shape} (rows, columns, channels) do not fit model.multipliers={model.multipliers}: allowed are "
+            f"rows and columns that are multiples of {halvings}"
+        )
+    if latent is None:
+        return
+    if latent.path != "token" or latent.inject_at != 0:
+        raise ValueError(
+            f"lambda.path={latent.path!r} with lambda.inject_at={latent.inject_at} is impossible for a U-Net: allowed is the "
+            "published way, path=token with inject_at=0"
+        )
+    if latent.law == "gaussian":
+        raise ValueError(
+            "lambda.law='gaussian' is impossible for a U-Net: allowed are uniform, stratified and codebook"
+        )
+
+
+def _mlp(width: int, embedding: int) -> nn.ModuleList:
+    return nn.ModuleList([nn.Linear(width, embedding), nn.Linear(embedding, embedding)])
+
+
+def _two_layers(layers: nn.ModuleList, x: Float[Tensor, "N C"]) -> Float[Tensor, "N E"]:
+    first, second = layers
+    return second(F.silu(first(x)))
+
+
+def _down_path(
+    model: UnetConfig, channels: list[int], embedding: int, *, latent: bool
+) -> tuple[nn.ModuleList, list[int]]:
+    """The modules, and the channels of each state that the up path takes in again."""
+    modules: list[nn.Module] = []
+    skips, here = [model.width], model.width
+    for scale, wanted in enumerate(channels):
+        for _ in range(model.res_blocks):
+            modules.append(ResBlock(here, wanted, embedding, model.dropout, latent=latent))
+            here = wanted
+            skips.append(here)
+            if scale == model.attention_scale:
+                modules.append(Attention(here))
+        if scale < len(channels) - 1:
+            modules.append(Downsample(here))
+            skips.append(here)
+    return nn.ModuleList(modules), skips
+
+
+def _up_path(
+    model: UnetConfig, channels: list[int], skips: list[int], embedding: int, *, latent: bool
+) -> nn.ModuleList:
+    modules: list[nn.Module] = []
+    skips, here = list(skips), channels[-1]
+    for scale in reversed(range(len(channels))):
+        for _ in range(model.res_blocks + 1):
+            modules.append(ResBlock(here + skips.pop(), channels[scale], embedding, model.dropout, latent=latent))
+            here = channels[scale]
+            if scale == model.attention_scale:
+                modules.append(Attention(here))
+        if scale > 0:
+            modules.append(Upsample(here))
+    return nn.ModuleList(modules)

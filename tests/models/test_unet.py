@@ -1,0 +1,98 @@
+"""The U-Net: λ, time, sizes, and what it refuses."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from di4c_lm.config import LatentConfig
+from di4c_lm.image_config import UnetConfig
+from di4c_lm.models.readout import Denoiser
+from di4c_lm.models.unet import UNet, is_latent
+from di4c_lm.processes.rng import KeyedRng
+
+SMALL = UnetConfig(width=8, multipliers=(1, 2), res_blocks=1, dropout=0.0)
+SHAPE, STATES = (4, 6, 1), 9
+
+
+def network(latent: LatentConfig | None = None, model: UnetConfig = SMALL) -> UNet:
+    """A small network whose every parameter matters."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = UNet(model, shape=SHAPE, num_states=STATES, latent=latent)
+        for parameter in net.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+    return net.double().eval()
+
+
+def images(count: int) -> Tensor:
+    return torch.randint(STATES, (count, 24), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("law", ["uniform", "stratified", "codebook"])
+def test_each_row_of_a_mixture_is_a_prediction_of_its_own(law) -> None:
+    net = network(LatentConfig(law=law, codebook_size=5))
+    assert isinstance(net, Denoiser)
+    x_t, t = images(2), torch.tensor([0.2, 0.7])
+    lam = net.sample_latents(2, 3, KeyedRng(0, torch.arange(2)).uniform)
+    assert lam is not None
+    whole = net(x_t, t, lam).log_probs()
+    assert whole.shape == (2, 3, 24, STATES)
+    torch.testing.assert_close(whole.exp().sum(-1), torch.ones(2, 3, 24).double())
+    for row in range(2):
+        for draw in range(3):
+            alone = net(x_t[row : row + 1], t[row : row + 1], lam[row : row + 1, draw : draw + 1]).log_probs()
+            torch.testing.assert_close(alone[0, 0], whole[row, draw])
+    assert not torch.allclose(whole[:, 0], whole[:, 1]), "λ matters"
+    assert not torch.allclose(whole, net(x_t, t.flip(0), lam).log_probs()), "the time matters"
+
+
+def test_a_fresh_path_is_silent_and_without_lambda_it_is_left_out() -> None:
+    latent, teacher = LatentConfig(), network()
+    student = UNet(SMALL, shape=SHAPE, num_states=STATES, latent=latent).double().eval()
+    student.load_state_dict(teacher.state_dict(), strict=False)
+    x_t, t = images(2), torch.tensor([0.2, 0.7])
+    lam = torch.rand(2, 3, 1, generator=torch.Generator().manual_seed(0))
+    expected = teacher(x_t, t).features
+    torch.testing.assert_close(student(x_t, t, lam).features, expected.expand(-1, 3, -1, -1))
+    moved = network(latent)
+    moved.load_state_dict(teacher.state_dict(), strict=False)
+    torch.testing.assert_close(moved(x_t, t).features, expected)
+    own = {name for name, _ in student.named_parameters()} - {name for name, _ in teacher.named_parameters()}
+    assert own == {name for name in own if is_latent(name)}
+    assert not any(is_latent(name) for name, _ in teacher.named_parameters())
+
+
+def test_recomputed_activations_change_nothing() -> None:
+    net, x_t, t = network(LatentConfig()), images(2), torch.tensor([0.2, 0.7])
+    lam = torch.rand(2, 3, 1, generator=torch.Generator().manual_seed(0))
+    grads = []
+    for net.activation_checkpointing in (False, True):
+        net.zero_grad()
+        net(x_t, t, lam).features.square().sum().backward()
+        grads.append({name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None})
+    assert len(grads[0]) == len(list(net.parameters()))
+    for name, grad in grads[0].items():
+        torch.testing.assert_close(grads[1][name], grad)
+
+
+def test_the_published_network_has_its_published_size() -> None:
+    with torch.device("meta"):
+        net = UNet(UnetConfig(), shape=(32, 32, 3))
+    count = sum(parameter.numel() for parameter in net.parameters())
+    assert round(count / 1e6, 1) == 35.7
+    assert net.length == 3072
+
+
+def test_what_it_refuses() -> None:
+    with pytest.raises(
+        ValueError, match=r"images of shape \(5, 6, 1\).*do not fit model\.multipliers=\(1, 2\).*multiples of 2"
+    ):
+        UNet(SMALL, shape=(5, 6, 1))
+    with pytest.raises(ValueError, match=r"lambda\.path='adaln' .*impossible for a U-Net.*path=token"):
+        network(LatentConfig(path="adaln"))
+    with pytest.raises(ValueError, match=r"lambda\.law='gaussian' is impossible for a U-Net"):
+        network(LatentConfig(law="gaussian"))
+    with pytest.raises(ValueError, match=r"x_t: expected 24 positions, images of 4 x 6 pixels in 1 channels, got 23"):
+        network()(images(2)[:, 1:], torch.tensor([0.2, 0.7]))
+    with pytest.raises(ValueError, match="this network has no λ"):
+        network()(images(2), torch.tensor([0.2, 0.7]), torch.zeros(2, 1, 1))

@@ -1,0 +1,58 @@
+"""`tauldr_net`, `tauldr_net_lam`: the U-Net and its logits, with the raw and the averaged weights of the checkpoint beside the case."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from di4c_lm.checkpoints import tauldr
+from di4c_lm.models.logistic_readout import LogisticReadout
+from di4c_lm.models.readout import Prediction
+from di4c_lm.models.unet import UNet
+from parity.golden import Computed, Golden, Tolerance
+
+INPUTS = ("x", "times", "lams")
+_NET = Tolerance(atol=1e-5)
+_PROBABILITY = Tolerance(atol=2e-6)
+
+
+def compute(golden: Golden) -> Iterator[Computed]:
+    """The network's output, and the normalised laws that the file's output is read out into: its logits are not normalised.
+
+    The raw weights are those of the `.safetensors`; in the `.pt` the average stands in both places.
+    """
+    size = {"shape": (golden.meta["H"], golden.meta["H"], 3), "num_states": golden.meta["S"]}
+    raw = {name: tensor for name, tensor in golden.weights().items() if name.startswith("net.")}
+    path = golden.path.with_suffix(".ckpt.pt")
+    found = {
+        "raw": tauldr.of_state(raw, golden.path, weights="raw", **size),
+        "ema": tauldr.read(path, weights="ema", **size),
+    }
+    for which, weights in found.items():
+        yield Computed(f"net_out_{which}", _net_out(golden, weights.build(golden.path)), _NET)
+        yield Computed(f"logits_{which}", _law(golden, which), _PROBABILITY, softmax)
+    yield Computed("logits_ema_np64", _law(golden, "ema"), _PROBABILITY, softmax)
+    other = _law(golden, "ema", both_tails=not golden.meta["fix_logistic"])
+    yield Computed("logits_ema_other_fix_logistic", other, _PROBABILITY, softmax)
+
+
+def _net_out(golden: Golden, network: UNet) -> Tensor:
+    """(B, 2C, rows, columns): μ, then log s."""
+    lam = golden.tensor("lams")[:, None] if "lams" in golden.arrays else None
+    with torch.no_grad():
+        features_NDH = network(golden.tensor("x"), golden.tensor("times"), lam).features[:, 0]
+    rows, columns, colours = network.shape
+    return features_NDH.permute(0, 2, 1).reshape(-1, 2 * colours, rows, columns)
+
+
+def _law(golden: Golden, which: str, *, both_tails: bool = False) -> Tensor:
+    """The probabilities that the file's own μ and log s stand for."""
+    means, log_scales = golden.tensor(f"net_out_{which}").double().chunk(2, 1)
+    features_NDH = torch.stack([means.flatten(1), log_scales.flatten(1)], 2)
+    readout = LogisticReadout(golden.meta["S"], both_tails=both_tails)
+    return Prediction(features_NDH[:, None], readout).log_probs()[:, 0].exp()
+
+
+def softmax(logits: Tensor) -> Tensor:
+    """Logits of the published code are compared as probabilities: their tails are rounding."""
+    return logits.double().softmax(-1)
