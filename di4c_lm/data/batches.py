@@ -30,15 +30,17 @@ class Batch:
 
 @runtime_checkable
 class Source(Protocol):
-    """Anything that can say which sequences lie at the positions start, ..., start + count - 1.
+    """Anything that can say which sequences lie at the positions start, ..., start + count - 1."""
 
-    `identity` changes where a position would mean another sequence.
-    """
+    def read(self, start: int, count: int) -> Batch: ...
+
+
+@runtime_checkable
+class Identified(Protocol):
+    """A source that can be told from others: `identity` changes where a position would mean another sequence."""
 
     @property
     def identity(self) -> str: ...
-
-    def read(self, start: int, count: int) -> Batch: ...
 
 
 @runtime_checkable
@@ -136,6 +138,7 @@ class BatchStream:
         self.world_size = world_size
         self._consumed = 0
         self._micro_step = 0
+        self._identity = source.identity if isinstance(source, Identified) else ""
         self._share = source.of_rank(rank, world_size) if isinstance(source, Stream) else None
         self._mark = self._share.mark() if self._share else None
 
@@ -168,8 +171,7 @@ class BatchStream:
         """{"samples": sequences used up by all ranks in finished global batches} and the source's identity, or the stream's place."""
         if self._share is not None:
             return {"samples": self._consumed, "stream": self._share.state_of(self._mark)}
-        assert isinstance(self.source, Source)
-        return {"samples": self._consumed, "corpus": self.source.identity}
+        return {"samples": self._consumed, "corpus": self._identity}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on at the start of the global batch after the last finished one.
@@ -185,9 +187,9 @@ class BatchStream:
         if self._share is not None:
             self._share.load(state["stream"])
             self._mark = self._share.mark()
-        elif isinstance(self.source, Source) and state["corpus"] != self.source.identity:
+        elif state["corpus"] != self._identity:
             raise ValueError(
-                f"the run was saved with a corpus of {state['corpus']} and cannot go on with one of {self.source.identity}: "
+                f"the run was saved with a corpus of {state['corpus']} and cannot go on with one of {self._identity}: "
                 "its sequences would be lost or seen twice. Resume with the same corpus"
             )
         self._consumed = state["samples"]

@@ -146,8 +146,9 @@ def encode_runs(
     backend.no_padding()
     eos = [token_id(tokenizer.eos_token_id)]
     dtype = token_dtype(len(tokenizer))
-    for batch in prefetched(_batches(walk, start or Cursor(), holds_out)):
-        encodings = backend.encode_batch_fast(batch.pieces, add_special_tokens=False)
+    batches = prefetched(_batches(walk, start or Cursor(), holds_out))
+    encoded = ((batch, backend.encode_batch_fast(batch.pieces, add_special_tokens=False)) for batch in batches)
+    for batch, encodings in prefetched(encoded, depth=1):
         parts = [
             np.array(e.ids + eos if end else e.ids, dtype=dtype) for e, end in zip(encodings, batch.ends, strict=True)
         ]

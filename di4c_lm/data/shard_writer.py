@@ -19,7 +19,6 @@ from jaxtyping import Integer
 
 from di4c_lm.data.documents import VALIDATION_CHARACTERS, Documents, Split
 from di4c_lm.data.packing import Cursor, Rows, Run, encode_documents, encode_runs, pack, token_dtype, token_id
-from di4c_lm.data.prefetch import prefetched
 from di4c_lm.data.shards import (
     FORMAT,
     INDEX,
@@ -196,7 +195,7 @@ class ShardWriter:
     def _runs(self, state: State) -> Iterator[Run]:
         split = Split.by_share(self._layout.validation_share)
         walk = self._documents.walk(state.cursor.place)
-        return prefetched(encode_runs(walk, self._tokenizer, start=state.cursor, holds_out=split.holds_out))
+        return encode_runs(walk, self._tokenizer, start=state.cursor, holds_out=split.holds_out)
 
     def _tokens(self, text: str) -> Integer[np.ndarray, " N"]:
         return np.frombuffer(base64.b64decode(text), self._dtype)

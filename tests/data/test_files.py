@@ -133,3 +133,75 @@ def test_invalid_utf8_is_replaced_and_counted_once(tmp_path: Path, caplog: pytes
     assert [record.getMessage() for record in caplog.records] == [
         f"{path}: invalid UTF-8 was replaced by U+FFFD in 3 places"
     ]
+
+
+def parquet(path: Path, texts: list[str | bytes | None], *, row_group_size: int = 100) -> str:
+    import pyarrow
+    import pyarrow.parquet
+
+    column = pyarrow.array([text.encode() if isinstance(text, str) else text for text in texts], pyarrow.binary())
+    as_text = column.view(pyarrow.string())
+    pyarrow.parquet.write_table(pyarrow.table({"text": as_text}), path, row_group_size=row_group_size)
+    return str(path)
+
+
+def test_parquet_with_nulls_empty_rows_and_invalid_utf8(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = parquet(tmp_path / "a.parquet", ["first", None, " ", b"a\xffb", "last"], row_group_size=2)
+    assert list(file_documents(path).read()) == ["first", "a\ufffdb", "last"]
+    assert "in 1 places" in caplog.text
+
+
+def test_parquet_without_the_column_is_named(tmp_path: Path) -> None:
+    path = parquet(tmp_path / "a.parquet", ["first"])
+    with pytest.raises(ValueError, match=rf"{path}: no column 'body' \(data.text_key\), found \['text'\]"):
+        list(file_documents(path, text_key="body").read())
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> str:
+    """One file of each kind, 10 documents each."""
+    texts = [f"document {n}" for n in range(60)]
+    part = [texts[n : n + 10] for n in range(0, 60, 10)]
+    lines = [jsonl([{"text": text} for text in some]) + b"\n\n" for some in part]
+    write(tmp_path / "in/a.jsonl", lines[0])
+    write(tmp_path / "in/b.jsonl.gz", gzip.compress(lines[1]))
+    write(tmp_path / "in/c.jsonl.zst", zstd(lines[2]))
+    write(tmp_path / "in/d.txt", "\n\n".join(part[3]).encode())
+    write(tmp_path / "in/e.txt.gz", gzip.compress("\n<|endoftext|>\n".join(part[4]).encode()))
+    parquet(tmp_path / "in/f.parquet", list(part[5]), row_group_size=4)
+    return str(tmp_path / "in")
+
+
+def test_reading_goes_on_from_any_place_in_any_kind_of_file(mixed: str) -> None:
+    documents = file_documents(mixed)
+    walked = list(documents.walk())
+    assert [text for _, text in walked] == [*(f"document {n}" for n in range(60)), None]
+    for at in range(0, 60, 3):
+        assert list(documents.walk(walked[at][0])) == walked[at + 1 :]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4, 7])
+def test_ranks_share_the_documents_and_go_on_from_any_place(mixed: str, world: int) -> None:
+    documents = file_documents(mixed)
+    shares = [list(documents.walk(rank=rank, world_size=world)) for rank in range(world)]
+    every = [text for share in shares for _, text in share if text is not None]
+    assert sorted(every) == sorted(documents.read())
+    for rank, share in enumerate(shares):
+        for at in range(0, len(share) - 1, 5):
+            assert list(documents.walk(share[at][0], rank=rank, world_size=world)) == share[at + 1 :]
+
+
+def test_files_at_urls_alone_and_in_folders() -> None:
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    memory.pipe({"/bucket/a.jsonl": jsonl(LINES), "/bucket/in/b.txt.gz": gzip.compress(b"from b")})
+    assert list(file_documents("memory://bucket/a.jsonl").read()) == TEXTS
+    assert list(file_documents("memory://bucket").read()) == [*TEXTS, "from b"]
+    with pytest.raises(ValueError, match="there is no file or folder memory://bucket/absent.txt"):
+        file_documents("memory://bucket/absent.txt")
+
+
+def test_an_unknown_protocol_is_named() -> None:
+    with pytest.raises(ValueError, match=r"data.path=gone://a.jsonl: .*gone"):
+        file_documents("gone://a.jsonl")
