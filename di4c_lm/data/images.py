@@ -56,9 +56,13 @@ class ImageSet:
         height, width, channels = self.images.shape[1:]
         return height, width, channels
 
-    @functools.cached_property
+    @property
     def fingerprint(self) -> str:
         """SHA-256 of pixels, labels, levels and class names; neither the set's name nor what was skipped matters."""
+        return self._fingerprint
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
         digest = hashlib.sha256(repr((self.images.shape, self.levels, self.classes)).encode())
         digest.update(np.ascontiguousarray(self.images).data)
         digest.update(np.ascontiguousarray(self.labels).data)
@@ -86,6 +90,10 @@ class ImageSet:
     def states(self) -> UInt8[np.ndarray, "N D"]:
         """The images as sequences of states."""
         return np.ascontiguousarray(self.images.transpose(0, 3, 1, 2)).reshape(len(self), -1)
+
+    def as_bytes(self) -> UInt8[np.ndarray, "N H W C"]:
+        """The images with their levels spread over 0..255."""
+        return to_bytes(self.images, self.levels)
 
 
 class Split(NamedTuple):

@@ -86,14 +86,15 @@ def extrapolated_frechet(features_NF: Float[ndarray, "N F"], reference: Moments)
     """The distance at infinitely many images: a line in 1 / N through all, halves and quarters (after Chong and Forsyth 2020).
 
     It takes away the bias of the sample's own size, not the reference's, and may be a little below 0. None where a quarter is not larger
-    than the number of features, since the bias is no line there. Part k of n takes every n-th image, from image k on.
+    than the number of features, since the bias is no line there. The parts are drawn, always the same way.
     """
     num_images, width = features_NF.shape
     if num_images // 4 <= width:
         return None
+    drawn_NF = features_NF[np.random.default_rng(0).permutation(num_images)]
     places, values = [], []
     for parts in (1, 2, 4):
-        cuts = [moments(features_NF[start::parts]) for start in range(parts)]
+        cuts = [moments(drawn_NF[start::parts]) for start in range(parts)]
         places.append(float(np.mean([1 / cut.count for cut in cuts])))
         values.append(float(np.mean([frechet_distance(cut, reference) for cut in cuts])))
     return float(np.polyfit(places, values, 1)[1])

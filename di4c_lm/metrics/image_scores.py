@@ -30,7 +30,7 @@ def inception_score(probabilities_NC: Float[ndarray, "N C"], *, groups: int = 1)
     mean_C = wide_NC.mean(0)
     ratio_NC = wide_NC / np.where(mean_C > 0, mean_C, 1.0)
     kl_N = (wide_NC * np.log(np.where(ratio_NC > 0, ratio_NC, 1.0))).sum(1)
-    score = float(np.exp(kl_N.mean()))
+    score = float(np.exp(max(0.0, kl_N.mean())))
     return Linearised(estimate=score, influence=score * (kl_N - kl_N.mean()), groups=groups)
 
 
@@ -130,6 +130,8 @@ def _squared_distances(
         yield rows, np.maximum(square_N[rows, None] + square_M - 2 * x_NF[rows] @ y_MF.T, 0.0)
 
 
-def evenly(count: int, limit: int) -> Int[ndarray, " n"]:
-    """At most `limit` of the numbers 0..count - 1, evenly spread."""
-    return np.arange(count) if count <= limit else np.arange(limit) * count // limit
+def some(count: int, limit: int) -> Int[ndarray, " n"]:
+    """At most `limit` of the numbers 0..count - 1, always the same ones, in order; drawn, since classes may come in turns."""
+    if count <= limit:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(0).permutation(count)[:limit])

@@ -128,8 +128,8 @@ def plot(rows: Sequence[Row], *, title: str = "") -> bytes:
     return buffer.getvalue()
 
 
-def panel(axes: Any, rows: Sequence[Row], metric: str) -> None:
-    """Draw a metric with its intervals against steps: a line a model, and a band for the rows of the model "data"."""
+def panel(axes: Any, rows: Sequence[Row], metric: str, *, data: str = "held-out text") -> None:
+    """Draw a metric with its intervals against steps: a line a model, and a band, called `data`, for the rows of the model "data"."""
     models = [name for name in dict.fromkeys(row["model"] for row in rows) if name != "data"]
     for i, name in enumerate(models):
         own = sorted((row for row in rows if row["model"] == name), key=lambda row: row["steps"])
@@ -153,7 +153,7 @@ def panel(axes: Any, rows: Sequence[Row], metric: str) -> None:
         )
     for row in (row for row in rows if row["model"] == "data"):
         axes.axhspan(row[f"{metric}_low"], row[f"{metric}_high"], color=_DATA, alpha=0.16, linewidth=0, zorder=1)
-        axes.axhline(row[metric], color=_DATA, linewidth=1.4, linestyle=(0, (5, 3)), label="held-out text", zorder=2)
+        axes.axhline(row[metric], color=_DATA, linewidth=1.4, linestyle=(0, (5, 3)), label=data, zorder=2)
     _dress(axes, sorted({row["steps"] for row in rows if row["model"] != "data"}), log=metric == "gen_ppl")
 
 
