@@ -6,8 +6,8 @@
     validation.jsonl      these documents
     tokenizer/            as `save_pretrained` writes it
 
-(The on-disk format of `datasets` would serve ids, but has no checksums, cannot go on where a kill cut its writing, and gives a row
-through Arrow and Python, not as memory that is there.)
+(The on-disk format of `datasets` reads as fast, but has no checksums to tell which shard is damaged, nothing to go on without one, and
+cannot go on where a kill cut its writing.)
 """
 
 import bisect
