@@ -97,7 +97,7 @@ def inception_features(
             "and put them there, or name another network by features=<folder>, or take features=classifier"
         )
     try:
-        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3  # pyright: ignore[reportMissingImports]
     except (ImportError, RuntimeError) as error:
         raise ValueError(
             f"features='inception': torch-fidelity cannot be imported ({error}): pip install 'di4c-lm[images]'"

@@ -18,6 +18,17 @@ class ImageDraw:
 
 
 @runtime_checkable
+class Drawn(Protocol):
+    """What a sampler gives: images of 0..255 and the network calls each of them took; `ImageDraw` is one."""
+
+    @property
+    def images(self) -> UInt8[ndarray, "N H W C"]: ...
+
+    @property
+    def nfe(self) -> float: ...
+
+
+@runtime_checkable
 class ImageSampler(Protocol):
     """A model that draws images. `num_classes` 0: it takes no labels. `facts`, JSON-ready: guidance, temperature, schedule, weights, ..."""
 
@@ -30,7 +41,7 @@ class ImageSampler(Protocol):
     @property
     def facts(self) -> Mapping[str, Any]: ...
 
-    def sample(self, num: int, steps: int, seed: int, labels: Int64[ndarray, " N"] | None) -> ImageDraw:
+    def sample(self, num: int, steps: int, seed: int, labels: Int64[ndarray, " N"] | None) -> Drawn:
         """`num` images in `steps` steps; the same for the same seed and labels."""
         ...
 

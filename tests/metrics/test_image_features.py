@@ -104,7 +104,7 @@ def test_damaged_inception_weights_are_named(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("fidelity")
 def test_inception_with_weights_at_random(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from torch_fidelity import feature_extractor_inceptionv3 as module
+    from torch_fidelity import feature_extractor_inceptionv3 as module  # pyright: ignore[reportMissingImports]
 
     with monkeypatch.context() as patch:
         patch.setattr(module, "load_state_dict_from_url", lambda *_, **__: {})

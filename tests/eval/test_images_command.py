@@ -1,0 +1,132 @@
+"""`eval/images.py`: a run's folder in, a report and a table out; bad words end with status 2."""
+
+import dataclasses
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from di4c_lm import image_reports
+from di4c_lm.data.images import Split
+from di4c_lm.image_reports import ImageRun
+from di4c_lm.metrics import images as images_module
+from di4c_lm.metrics.image_settings import ImageReportConfig
+from tests.metrics.pictures import Painter, projection, real_images
+
+SCRIPT = Path(__file__).parents[2] / "eval" / "images.py"
+
+
+@pytest.fixture
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("eval_images", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A finished run of a domain that paints."""
+    (tmp_path / "student").mkdir()
+    (tmp_path / "student" / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "parts.json").write_text(json.dumps({"domain": "painting"}))
+    domain = ModuleType("painting_runs")
+
+    def load_run(folder: Path, settings: ImageReportConfig, device: str) -> ImageRun:
+        return ImageRun(
+            folder=folder,
+            samplers=(Painter("teacher", fault=1.0), Painter("student", fault=0.3)),
+            images=Split(real_images(90, seed=1), real_images(60, seed=2)),
+            config={"seed": 7},
+            checkpoints={"student": folder / "student"},
+            dtypes={"student": "float32"},
+            cache_dir=folder,
+        )
+
+    vars(domain)["load_run"] = load_run
+    monkeypatch.setitem(sys.modules, "painting_runs", domain)
+    monkeypatch.setitem(image_reports.LOADERS, "painting", "painting_runs")
+    monkeypatch.setattr(images_module, "feature_net", lambda *_, **__: projection())
+    return tmp_path
+
+
+def test_a_run_is_measured(run_dir: Path, script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        f"run={run_dir}",
+        "steps=[1,2]",
+        "num_samples=30",
+        "bootstrap=20",
+        "permutations=19",
+        "grid=3",
+        "device=cpu",
+    ]
+    assert script.main(words) == 0
+    said = capsys.readouterr().out
+    assert "teacher" in said and "student - teacher" in said and "FID" in said
+    assert sorted(path.name for path in (run_dir / "report").iterdir()) == [
+        "images.csv",
+        "images.json",
+        "images.png",
+        "samples.png",
+    ]
+    manifest = json.loads((run_dir / "report" / "images.json").read_text())["manifest"]
+    assert manifest["config"]["run"] == {"seed": 7} and manifest["config"]["report"]["steps"] == [1, 2]
+
+
+def test_the_help_explains_every_key(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        script.main(["--help"])
+    said = capsys.readouterr().out
+    assert end.value.code == 0 and said.startswith("usage: python eval/images.py [key=value ...]")
+    for field in dataclasses.fields(ImageReportConfig):  # pyright: ignore[reportArgumentType]
+        assert f"    {field.name} " in said.split("run=null")[0], field.name
+
+
+@pytest.mark.parametrize(
+    "word, told",
+    [
+        ("protocol=half", ["protocol", "half"]),
+        ("steps=[2,2]", ["steps", "distinct"]),
+        ("num_samples=1", ["num_samples", "at least twice"]),
+        ("fid=3", ["unknown key 'fid'"]),
+        ("run=/absent", ["/absent", "student/model.safetensors"]),
+    ],
+)
+def test_bad_words_end_with_status_2(
+    word: str, told: list[str], script: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        script.main([word])
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and all(part in error for part in told), error
+
+
+@pytest.mark.parametrize(
+    "parts, told", [({"judge": None}, "none named"), ({"domain": "music"}, "domain 'music'"), (None, "none named")]
+)
+def test_runs_of_another_kind_are_named(
+    parts: dict | None, told: str, run_dir: Path, script: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run_dir / "parts.json").unlink()
+    if parts is not None:
+        (run_dir / "parts.json").write_text(json.dumps(parts))
+    with pytest.raises(SystemExit) as end:
+        script.main([f"run={run_dir}"])
+    assert end.value.code == 2 and told in capsys.readouterr().err
+
+
+def test_a_missing_inception_ends_with_status_2(
+    run_dir: Path, script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.undo()
+    monkeypatch.setenv("TORCH_HOME", str(run_dir))
+    images = Split(real_images(30, seed=1), real_images(30, seed=2))
+    run = ImageRun(folder=run_dir, samplers=(), images=images, config={}, checkpoints={}, dtypes={}, cache_dir=run_dir)
+    monkeypatch.setattr(image_reports, "load_image_run", lambda *_: run)
+    with pytest.raises(SystemExit) as end:
+        script.main([f"run={run_dir}", "features=inception"])
+    assert end.value.code == 2 and "none are downloaded" in capsys.readouterr().err
