@@ -221,7 +221,7 @@ def _leaves(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _describe(section: type, error: Any) -> str:
     path = [str(part) for part in error["loc"]]
-    if path[:1] == ["objective"] and len(path) > 1:
+    if path[:1] == ["objective"] and len(path) > 1 and path[1] in OBJECTIVES:
         section, path = OBJECTIVES[path[1]], path[2:]
         return _describe_at(section, path, "objective.", error)
     return _describe_at(section, path, "", error)

@@ -22,10 +22,9 @@ from di4c_lm.models.latent import (
     latent_projection,
     sample_latents,
 )
-from di4c_lm.models.readout import Prediction
+from di4c_lm.models.readout import NO_CLASS, Prediction
 from di4c_lm.models.tied_readout import TiedReadout
 
-NO_CLASS = -1  # the label of a sequence whose class is not told
 _OUTER_EPS = 1e-12  # of the norms before and after the blocks
 _INIT_STD = 0.02
 
@@ -141,6 +140,8 @@ class MaskGit(nn.Module):
         super().__init__()
         if latent is not None and not -model.num_blocks <= latent.inject_at < model.num_blocks:
             raise ValueError(f"lambda.inject_at={latent.inject_at} must be below model.num_blocks={model.num_blocks}")
+        if latent is not None and latent.path == "head":
+            raise ValueError("lambda.path='head' is impossible for this network: allowed is token, adaln")
         if latent is not None and latent.law == "codebook" and latent.codebook_size < 1:
             raise ValueError(f"lambda.codebook_size must be at least 1, got {latent.codebook_size}")
         for name, value in (("num_codes", num_codes), ("num_classes", num_classes), ("length", length)):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from di4c_lm.config_imagenet import VqganConfig
 
 _EPS = 1e-6
+_TINY = 1e-6
 _ROWS = 2**14  # vectors compared with the codebook at once
 
 
@@ -23,6 +24,7 @@ class Quantised:
     vectors: Float[Tensor, "B E h w"]  # the codes' vectors; gradients pass to what was replaced
     loss: Float[Tensor, ""]  # mean |e - sg z|^2 + beta mean |sg e - z|^2
     codes: Int64[Tensor, "B D"]  # row by row, D = h w
+    usage: Float[Tensor, " K"] | None = None  # in training: the mean over the vectors of soft assignments to the codes
 
 
 def _norm(config: VqganConfig, channels: int) -> nn.GroupNorm:
@@ -207,18 +209,30 @@ class Codebook(nn.Module):
         """`z` with each vector replaced by the code at the least squared distance."""
         flat_NE = z.movedim(1, 3).flatten(0, 2)
         with torch.no_grad():
-            codes_N = torch.cat([self._nearest(rows_ME) for rows_ME in flat_NE.split(_ROWS)])
+            codes_N = torch.cat([self._distances(rows_ME).argmin(1) for rows_ME in flat_NE.split(_ROWS)])
         vectors = self.lookup(codes_N.view(len(z), -1), z.shape[2])
         loss = F.mse_loss(vectors, z.detach()) + self.beta * F.mse_loss(z, vectors.detach())
-        return Quantised(vectors=z + (vectors - z).detach(), loss=loss, codes=codes_N.view(len(z), -1))
+        return Quantised(
+            vectors=z + (vectors - z).detach(),
+            loss=loss,
+            codes=codes_N.view(len(z), -1),
+            usage=self._soft_usage(flat_NE) if self.training else None,
+        )
 
     def lookup(self, codes: Int64[Tensor, "B D"], height: int) -> Float[Tensor, "B E h w"]:
         """The vectors of codes, laid out row by row."""
         return self.embedding(codes).unflatten(1, (height, -1)).movedim(3, 1).contiguous()
 
-    def _nearest(self, rows_ME: Float[Tensor, "M E"]) -> Int64[Tensor, " M"]:
+    def _distances(self, rows_ME: Float[Tensor, "M E"]) -> Float[Tensor, "M K"]:
+        """Squared distances to the codes."""
         weight_KE = self.embedding.weight
-        return (weight_KE.square().sum(1) - 2 * rows_ME @ weight_KE.T).argmin(1)
+        return rows_ME.square().sum(1, keepdim=True) + weight_KE.square().sum(1) - 2 * rows_ME @ weight_KE.T
+
+    def _soft_usage(self, rows_ME: Float[Tensor, "M E"]) -> Float[Tensor, " K"]:
+        """Mean of softmax(-distance / s), s the mean distance of a vector from its nearest code."""
+        distance_MK = self._distances(rows_ME)
+        scale = distance_MK.detach().amin(1).mean().clamp_min(_TINY)
+        return (-distance_MK / scale).softmax(1).mean(0)
 
 
 class VqGan(nn.Module):

@@ -6,8 +6,8 @@ from di4c_lm.config import LatentConfig
 from di4c_lm.config_imagenet import MaskGitConfig
 from di4c_lm.losses.mixture import read_mixture
 from di4c_lm.models.dit import LATENT_PREFIXES
-from di4c_lm.models.maskgit import NO_CLASS, MaskGit
-from di4c_lm.models.readout import Denoiser
+from di4c_lm.models.maskgit import MaskGit
+from di4c_lm.models.readout import NO_CLASS, Denoiser
 
 CODES, CLASSES, LENGTH, BLOCKS = 7, 3, 4, 3
 LATENTS = [

@@ -8,7 +8,8 @@ from torch import Tensor
 from di4c_lm.config import LatentConfig
 from di4c_lm.config_imagenet import MaskGitConfig
 from di4c_lm.models.latent import latent_features
-from di4c_lm.models.maskgit import NO_CLASS, MaskGit
+from di4c_lm.models.maskgit import MaskGit
+from di4c_lm.models.readout import NO_CLASS
 from parity.golden import Computed, Golden, Tolerance
 
 INPUTS = ("img_token", "y", "drop_label", "z")
