@@ -215,7 +215,8 @@ class Di4CObjective(nn.Module):
             consistency_B = consistency_B + terms.consistency_product + terms.consistency_marginal
         consistency_B = config.consistency_weight * torch.where(low_B, 0.0, consistency_B)
         gate = 1 / config.delta if config.delta_weight and config.delta > 0 else 1.0
-        distil_B = config.distil_weight * gate * torch.where(low_B, terms.distil, 0.0)
+        always = config.distil_inputs == "own"
+        distil_B = config.distil_weight * gate * torch.where(low_B | always, terms.distil, 0.0)
         loss = (data_B + marginal_B + consistency_B + distil_B).mean()
         metrics = {
             "distil": distil_B,

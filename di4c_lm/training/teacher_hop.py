@@ -8,7 +8,7 @@ from torch import Tensor
 
 from di4c_lm.losses.di4c import Sites
 from di4c_lm.losses.mixture import draw_components, mean_law, row_chunks
-from di4c_lm.models.readout import Denoiser, Prediction
+from di4c_lm.models.readout import Denoiser, Prediction, widest
 from di4c_lm.processes.categorical import sample_categorical
 from di4c_lm.processes.process import Process
 from di4c_lm.processes.rng import Rng, split, uniform
@@ -70,7 +70,7 @@ class TeacherHop:
             for rows in row_chunks(len(u_MI), _DRAW_ROWS):
                 drawn_MI[rows] = sample_categorical(law_MS[rows], u_MI[rows])
         else:
-            law_MS = torch.zeros(len(u_MI), prediction.readout.num_states, device=x_t.device)
+            law_MS = features_MIH.new_zeros(len(u_MI), prediction.readout.num_states, dtype=widest(features_MIH.dtype))
             drawn_MI = self._draw_all(features_MIH, sites, prediction, u_MI, law_MS)
         x_BID = x_t[:, None].repeat(1, num_samples, 1)
         x_BID[sites.example, :, sites.position] = self.process.bridge(
