@@ -1,0 +1,163 @@
+"""The doctor: what it counts, what it refuses, and its exit status."""
+
+import importlib
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from di4c_lm import cli
+from di4c_lm.config import Config
+from di4c_lm.models.dit import DIT
+
+TOOLS = Path(__file__).parents[2] / "tools"
+sys.path.insert(0, str(TOOLS))
+doctor = importlib.import_module("doctor")
+plan = importlib.import_module("diagnosis.plan")
+machine = importlib.import_module("diagnosis.machine")
+
+SMALL = ["model.hidden_size=32", "model.num_heads=2", "model.cond_dim=8", "data.length=16", "data.vocab_size=300"]
+
+
+def config(*words: str) -> Config:
+    return cli.load([*SMALL, *words], doctor.CONFIGS, "train_lm")
+
+
+def memory(*words: str, ranks: int = 4) -> dict[str, dict[str, float]]:
+    chosen = config(*words)
+    counts = plan.count(chosen, chosen.model, 301)
+    return {way: plan.state_memory(chosen, counts, ranks, way) for way in plan.WAYS}
+
+
+def test_parameters_are_those_of_the_networks() -> None:
+    chosen = config("lambda.law=uniform", "lambda.path=adaln", "lambda.inject_at=1")
+    counts = plan.count(chosen, chosen.model, 301)
+    teacher = DIT(chosen.model, num_states=301)
+    student = DIT(chosen.model, num_states=301, latent=chosen.latent)
+    assert counts.teacher == sum(p.numel() for p in teacher.parameters())
+    assert counts.student == counts.trained == sum(p.numel() for p in student.parameters())
+    assert counts.latent == counts.student - counts.teacher > 0
+    assert plan.count(config("objective=mdlm"), chosen.model, 301).teacher == 0
+
+
+def test_state_by_stage_in_float32() -> None:
+    """16 bytes a parameter and the EMA's 4 at stage 0; the shares of stages 1 to 3 after Rajbhandari et al. 2020."""
+    found = memory()
+    trained = plan.count(config(), config().model, 301).trained
+    sums = {way: sum(found[way][part] for part in ("weights", "gradients", "optimizer", "ema")) for way in plan.WAYS}
+    assert sums["0"] == 20 * trained
+    assert sums["1"] == (8 + 16 / 4) * trained
+    assert sums["2"] == (4 + 20 / 4) * trained
+    assert sums["3"] == 24 / 4 * trained
+    assert found["0"]["on_host"] == found["3"]["on_host"] == 0
+    assert found["2+offload"]["on_host"] == 16 / 4 * trained
+
+
+def test_bfloat16_halves_what_is_computed_with_and_nothing_else() -> None:
+    wide, narrow = memory(), memory("train.dtype=bfloat16")
+    for way in ("1", "2", "3"):
+        assert narrow[way]["weights"] == wide[way]["weights"] / 2
+        assert narrow[way]["teacher"] == wide[way]["teacher"] / 2
+        assert narrow[way]["optimizer"] == wide[way]["optimizer"] and narrow[way]["ema"] == wide[way]["ema"]
+    assert narrow["0"] == narrow["1"]
+
+
+@pytest.mark.parametrize("checkpointing", ["false", "true"])
+def test_the_estimate_of_activations_is_near_what_autograd_keeps(checkpointing: str) -> None:
+    """Within a factor of 1.5, for a network that dwarfs the rest."""
+    chosen = config(f"train.activation_checkpointing={checkpointing}", "lambda.inject_at=1", "objective.num_lambdas=3")
+    latent = importlib.import_module("di4c_lm.fitting").latent_of(chosen)
+    network = DIT(chosen.model, num_states=301, latent=latent)
+    network.activation_checkpointing = checkpointing == "true"
+    kept: dict[int, int] = {}
+    own = {p.untyped_storage().data_ptr() for p in network.parameters()}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    x = torch.zeros(chosen.train.micro_batch_size, chosen.data.length, dtype=torch.long)
+    lam = network.sample_latents(len(x), 3, torch.rand)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        prediction = network(x, torch.full((len(x),), 0.5), lam)
+    estimate = plan.activation_memory(chosen, chosen.model, 301, on_gpu=False)["network"]
+    if checkpointing == "true":  # and one block whole, in the backward pass
+        estimate -= 4 * len(x) * chosen.data.length * 3 * 18 * chosen.model.hidden_size
+    assert prediction.features.requires_grad and 1 / 1.5 < estimate / sum(kept.values()) < 1.5
+
+
+def test_the_loss_is_counted_by_its_chunks() -> None:
+    chosen = config("objective.chunk_rows=7", "objective.num_lambdas=4", "train.micro_batch_size=2")
+    found = plan.activation_memory(chosen, chosen.model, 1000, on_gpu=False)
+    assert found["logits"] == 4 * 3 * 7 * 1000
+    assert found["laws"] == 4 * 2 * 2 * 16 * 1000
+    assert (
+        plan.tokens_per_step(config("train.micro_batch_size=2", "train.gradient_accumulation=3"), 4) == 2 * 3 * 4 * 16
+    )
+
+
+def a_machine(**changes: Any) -> dict[str, Any]:
+    return {"disk": {"run": 100.0, "cache": 100.0}, "memory": 16.0, "gpus": [], **changes}
+
+
+@pytest.mark.parametrize(
+    ("changes", "on_gpu", "said"),
+    [
+        ({}, False, None),
+        ({"disk": {"run": 1e-6, "cache": 1.0}}, False, "disk of the run's folder has 0.00 GiB free"),
+        ({"memory": 1e-4}, False, r"2 rank\(s\) take .* GiB of this machine's memory, of which 0.00 is free"),
+        ({"gpus": [{"memory": 1e-4}]}, True, "of its GPU, which has 0.00"),
+    ],
+)
+def test_a_run_that_does_not_fit_is_told_why(changes, on_gpu, said) -> None:
+    planned = doctor.plan(config(), 2, on_gpu=on_gpu)
+    found = doctor.reasons_against(a_machine(**changes), planned, on_gpu=on_gpu)
+    assert not found if said is None else re.search(said, found[0])
+
+
+def test_the_hub_is_asked_and_not_for_long(monkeypatch) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert "127.0.0.1:9" in machine.hub_problem()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert "HF_HUB_OFFLINE" in machine.hub_problem()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["model.depth=3"], "model.depth"),
+        (["ranks=0"], "ranks='0' is impossible"),
+        (["trial_steps=few"], "trial_steps='few' is impossible"),
+    ],
+)
+def test_bad_settings_end_with_status_2(words, said, capsys) -> None:
+    with pytest.raises(SystemExit) as ended:
+        doctor.main(words)
+    assert ended.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_as_a_user_runs_it_with_a_trial(tmp_path) -> None:
+    words = [*SMALL, "train.micro_batch_size=2", f"run.dir={tmp_path}", "--json"]
+    start = [sys.executable, str(TOOLS / "doctor.py"), *words]
+    done = subprocess.run([*start, "trial_steps=1", "ranks=2"], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["plan"]["tokens_per_step"] == 2 * 2 * 16 and report["plan"]["ranks"] == 2
+    assert report["trial"]["seconds_per_1000_steps"] == 1000 * report["trial"]["seconds_per_step"] > 0
+    assert report["machine"]["deepspeed"] and "cpu_adam" in report["machine"]["deepspeed_ops"]
+    assert not list(tmp_path.iterdir()), "the run's folder is left alone"
+
+
+def test_an_absent_teacher_is_a_reason_and_status_1(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(doctor, "describe_machine", lambda run, cache: a_machine())
+    assert doctor.main([*SMALL, f"teacher={tmp_path / 'absent'}", "trial_steps=0", "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert "absent" in report["reasons"][0]

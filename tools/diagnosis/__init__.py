@@ -1,0 +1,1 @@
+"""What a machine offers, and what a run will take of it."""

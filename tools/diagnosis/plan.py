@@ -1,0 +1,110 @@
+"""What a run will take, computed from its settings: parameters, memory of a rank by ZeRO stage, disk. Bytes unless said otherwise."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from di4c_lm.config import Config, Di4CConfig, MdlmConfig, ModelConfig
+from di4c_lm.fitting import latent_of
+from di4c_lm.models.dit import DIT, LATENT_PREFIXES
+from di4c_lm.runs import needs_teacher
+
+GIB = 2**30
+_LOGITS_ON_CPU, _LOGITS_ON_GPU = 2**23, 2**26  # of a chunk, where `objective.chunk_rows` is 0
+WAYS = ("0", "1", "2", "3", "1+offload", "2+offload", "3+offload")
+_BLOCK_WIDTHS = (
+    18  # of H numbers that a block keeps for a position: residuals, norms, q, k, v (rotated too), attention, MLP, gates
+)
+_CHUNK_COPIES = 3  # of a chunk's logits at once: themselves, their gradient, a product
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """Parameters: of the teacher (0 without one), the student, its λ path, and its trained ones."""
+
+    teacher: int
+    student: int
+    latent: int
+    trained: int
+
+
+def count(config: Config, model: ModelConfig, num_states: int) -> Counts:
+    """Of networks of shape `model` over S = `num_states`, made without memory."""
+    with torch.device("meta"):
+        student = DIT(model, num_states=num_states, latent=latent_of(config))
+        teacher = DIT(model, num_states=num_states) if needs_teacher(config) else None
+    named = dict(student.named_parameters())
+    return Counts(
+        teacher=sum(p.numel() for p in teacher.parameters()) if teacher is not None else 0,
+        student=sum(p.numel() for p in named.values()),
+        latent=sum(p.numel() for name, p in named.items() if name.startswith(LATENT_PREFIXES)),
+        trained=sum(p.numel() for p in named.values() if p.requires_grad),
+    )
+
+
+def tokens_per_step(config: Config, ranks: int) -> int:
+    """Of an optimiser step over all ranks."""
+    return config.train.micro_batch_size * config.train.gradient_accumulation * ranks * config.data.length
+
+
+def state_memory(config: Config, counts: Counts, ranks: int, way: str) -> dict[str, float]:
+    """What the state takes of a rank: weights, gradients, masters and AdamW's moments, EMA, teacher; and of it on the host by offload.
+
+    float32 at stage 0 needs no masters beside the weights; bfloat16 runs as stage 1 there, and adds gradients up in float32.
+    """
+    stage, offload = int(way[0]), way.endswith("offload")
+    wide = config.train.dtype == "float32"
+    width, trained = (4 if wide else 2), counts.trained
+    stage = 1 if stage == 0 and not wide else stage
+    share = trained / ranks if stage else trained
+    parts = {
+        "weights": width * (share if stage == 3 else trained),
+        "gradients": width * (share if stage >= 2 else trained) + (0 if wide else 4 * share),
+        "optimizer": 8 * share + (4 * share if stage else 0),
+        "ema": 4 * share,
+        "teacher": width * counts.teacher,
+    }
+    on_host = parts["optimizer"] + parts["ema"] + (0 if wide else 4 * share)
+    return {**parts, "on_host": on_host if offload else 0.0}
+
+
+def activation_memory(config: Config, model: ModelConfig, num_states: int, *, on_gpu: bool) -> dict[str, float]:
+    """What a micro batch takes: O(B L D H) of the network's activations, O(B D S) of laws, and one chunk of logits of L rows."""
+    B, D, S, H = config.train.micro_batch_size, config.data.length, num_states, model.hidden_size
+    L = config.objective.num_lambdas if isinstance(config.objective, Di4CConfig) else 1
+    latent = latent_of(config)
+    at = model.num_blocks if latent is None or latent.path == "head" else latent.inject_at % model.num_blocks
+    block = _BLOCK_WIDTHS * H
+    rows_of_blocks = [1] * at + [L] * (model.num_blocks - at)
+    per_position = sum(rows * block for rows in rows_of_blocks)
+    if config.train.activation_checkpointing:  # the inputs of all blocks, and one block whole
+        per_position = sum(rows * H for rows in rows_of_blocks) + max(rows_of_blocks) * block
+    width = 4 if config.train.dtype == "float32" else 2
+    laws = 0 if isinstance(config.objective, MdlmConfig) else 2 if isinstance(config.objective, Di4CConfig) else 1
+    chunk = config.objective.chunk_rows or max(1, (_LOGITS_ON_GPU if on_gpu else _LOGITS_ON_CPU) // S)
+    return {
+        "network": width * B * D * (per_position + 2 * L * H),
+        "laws": 4.0 * laws * B * D * S,
+        "logits": 4.0 * _CHUNK_COPIES * min(chunk, B * D * L) * S,
+    }
+
+
+def disk_needed(config: Config, counts: Counts) -> float:
+    """Checkpoints (masters, two moments, EMA in float32; one more than are kept, while the next is written) and the exported student."""
+    return 16.0 * counts.trained * (config.train.keep_checkpoints + 1) + 4.0 * counts.student
+
+
+def memory_table(
+    config: Config, counts: Counts, activations: dict[str, float], ranks: int
+) -> dict[str, dict[str, Any]]:
+    """GiB of a rank by ZeRO stage, with and without offload: the parts, what lies on the host of them, and the sum."""
+    table = {}
+    for way in WAYS:
+        state = state_memory(config, counts, ranks, way)
+        on_host = state.pop("on_host")
+        parts = {**state, "activations": sum(activations.values())}
+        table[way] = {
+            name: value / GIB for name, value in {**parts, "on_host": on_host, "total": sum(parts.values())}.items()
+        }
+    return table

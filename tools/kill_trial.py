@@ -1,0 +1,252 @@
+"""Kills a small training again and again, and compares what comes of it with an unbroken run, bit for bit:
+
+    python tools/kill_trial.py kills=30 ranks=2 stage=2 [--json]
+
+Di4C on random tokens, `ranks` processes over gloo. Every second kill (SIGKILL, to all ranks at once or to one, in turn) waits for a save
+and falls within it; the others fall at a random moment. Each time the run is started again in the same folder, until it has taken
+`steps` updates; then another begins, until there were `kills`. More settings: steps=40, save_every=2, seed=0 (of the moments), dir (where
+the runs live, absent: a temporary folder). Exit status 1 if any number differs. `--json` prints one object on the last line.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import random
+import signal
+import socket
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from di4c_lm.checkpoints.student import student_from_teacher
+from di4c_lm.config import Di4CConfig, LatentConfig, ModelConfig, OptimConfig, TrainConfig, ZeroConfig
+from di4c_lm.data.batches import BatchStream, PackedSource
+from di4c_lm.models.dit import DIT
+from di4c_lm.processes.masked import MaskedProcess
+from di4c_lm.training.distributed import init_distributed
+from di4c_lm.training.loop import train
+from di4c_lm.training.objective import Di4CObjective
+
+STATES, LENGTH, GLOBAL_BATCH = 41, 12, 8
+PATIENCE = 600.0  # seconds that an attempt may take
+
+
+@dataclass(frozen=True)
+class Settings:
+    """As named on the command line."""
+
+    kills: int = 30
+    ranks: int = 2
+    stage: int = 2
+    steps: int = 40
+    save_every: int = 2
+    seed: int = 0
+    dir: str = ""
+
+    @classmethod
+    def parse(cls, assignments: list[str]) -> "Settings":
+        """From key=value; raises `ValueError` for an unknown key, or a value that is impossible."""
+        types = {field.name: type(field.default) for field in dataclasses.fields(cls)}
+        values: dict[str, Any] = {}
+        for assignment in assignments:
+            key, equals, value = assignment.partition("=")
+            if not equals or key not in types:
+                raise ValueError(f"{assignment!r}: expected key=value with a key among {', '.join(types)}")
+            if types[key] is int and not value.isdecimal():
+                raise ValueError(f"{assignment!r}: allowed is an integer of at least 0")
+            values[key] = types[key](value)
+        settings = cls(**values)
+        if settings.ranks not in (1, 2, 4, 8) or settings.stage > 3 or min(settings.steps, settings.save_every) < 1:
+            raise ValueError(f"{settings}: allowed are ranks 1, 2, 4, 8, stages 0 to 3, and at least one step a save")
+        return settings
+
+
+def work(run_dir: Path, settings: Settings) -> None:
+    """A rank's part of the run in `run_dir`, to its end."""
+    from safetensors.torch import save_file
+
+    world = init_distributed("cpu")
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    teacher = DIT(ModelConfig(hidden_size=32, num_blocks=2, num_heads=2, cond_dim=8), num_states=STATES)
+    for parameter in teacher.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    student = student_from_teacher(teacher, LatentConfig(path="adaln"), torch.Generator().manual_seed(0))
+    objective = Di4CObjective(student, teacher, MaskedProcess(STATES - 1), Di4CConfig(num_lambdas=2), seed=0)
+    tokens = np.random.default_rng(0).integers(STATES - 1, size=(50, LENGTH))
+    micro = GLOBAL_BATCH // world.size
+    trained = train(
+        objective,
+        BatchStream(PackedSource(tokens, seed=0), micro_batch_size=micro, rank=world.rank, world_size=world.size),
+        train=TrainConfig(steps=settings.steps, micro_batch_size=micro, save_every=settings.save_every, log_every=1),
+        optim=OptimConfig(warmup_steps=4, ema_decay=0.9),
+        zero=ZeroConfig(stage=settings.stage),  # pyright: ignore[reportArgumentType]
+        run_dir=run_dir,
+        device="cpu",
+    )
+    if world.is_main:
+        for name, weights in {"raw": trained.raw, "ema": trained.ema}.items():
+            save_file({key: value.clone() for key, value in weights.items()}, run_dir / f"{name}.safetensors")
+
+
+def start(run_dir: Path, settings: Settings) -> list[int]:
+    """The process ids of new ranks, forked from this process so that all is imported already; they write to `run_dir`/rank_<r>.log."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    run_dir.mkdir(parents=True, exist_ok=True)
+    pids = []
+    for rank in range(settings.ranks):
+        pid = os.fork()
+        if pid:
+            pids.append(pid)
+            continue
+        status = 1
+        try:
+            log = os.open(run_dir / f"rank_{rank}.log", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            if settings.ranks > 1:
+                os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(settings.ranks)}
+                os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            work(run_dir, settings)
+            status = 0
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+        os._exit(status)
+    return pids
+
+
+def steps_done(run_dir: Path) -> int:
+    """Lines of the journal."""
+    journal = run_dir / "metrics.jsonl"
+    return journal.read_bytes().count(b"\n") if journal.exists() else 0
+
+
+def unfinished(run_dir: Path) -> set[int]:
+    """The checkpoints that are being written, or were when a kill came, by their inodes."""
+    found = set()
+    for path in run_dir.glob("checkpoints/step_*.tmp"):
+        with contextlib.suppress(FileNotFoundError):
+            found.add(path.stat().st_ino)
+    return found
+
+
+def strike(run_dir: Path, pids: list[int], settings: Settings, moments: random.Random, number: int) -> str:
+    """Let the run go on and kill it: `finished` if it came to its end before, `save` if a save was under way, else `step`.
+
+    Odd numbers wait for a save; every third spares all ranks but one.
+    """
+    begun, target, old = steps_done(run_dir), moments.randint(0, 5), unfinished(run_dir)
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        if os.waitpid(pids[0], os.WNOHANG)[0]:
+            for pid in pids[1:]:
+                os.waitpid(pid, 0)
+            return "finished"
+        if number % 2 and unfinished(run_dir) - old:
+            time.sleep(moments.random() * 0.01)
+            break
+        if number % 2 == 0 and steps_done(run_dir) < begun + target:
+            time.sleep(0.001)
+        elif number % 2 == 0:
+            time.sleep(moments.random() * 0.3)
+            break
+    doomed = [moments.choice(pids)] if number % 3 == 0 else pids
+    for pid in doomed:
+        os.kill(pid, signal.SIGKILL)
+    time.sleep(0.2)  # if one was spared, it meets the loss of the others, until the launcher ends it
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    return "save" if unfinished(run_dir) - old else "step"
+
+
+def differences(run_dir: Path, unbroken: Path) -> list[str]:
+    """What differs between two finished runs: lines of the journal but for the clock's, weights and their average."""
+    from safetensors.torch import load_file
+
+    found = []
+    lines = [[json.loads(line) for line in (d / "metrics.jsonl").read_text().splitlines()] for d in (run_dir, unbroken)]
+    plain = [[{key: value for key, value in line.items() if key != "tokens_per_s"} for line in run] for run in lines]
+    if len(plain[0]) != len(plain[1]):
+        found.append(f"{len(plain[0])} steps, not {len(plain[1])}")
+    found += [f"step {b['step']}" for a, b in zip(*plain, strict=False) if a != b]
+    for name in ("raw", "ema"):
+        ours, theirs = (load_file(d / f"{name}.safetensors") for d in (run_dir, unbroken))
+        found += [f"{name} {key}" for key in theirs if not torch.equal(ours[key], theirs[key])]
+    return found
+
+
+def trial(folder: Path, settings: Settings) -> dict[str, Any]:
+    """Kill and compare; the counts."""
+    unbroken, moments = folder / "unbroken", random.Random(settings.seed)
+    if any(os.waitpid(pid, 0)[1] for pid in start(unbroken, settings)):
+        raise SystemExit(f"the unbroken run failed:\n{(unbroken / 'rank_0.log').read_text()[-3000:]}")
+    kills = in_save = resumes = runs = 0
+    found: list[str] = []
+    while kills < settings.kills or runs == 0:
+        run_dir, runs, finished = folder / f"killed_{runs}", runs + 1, False
+        first = True
+        while not finished:
+            pids = start(run_dir, settings)
+            resumes, first = resumes + (not first), False
+            if kills < settings.kills:
+                when = strike(run_dir, pids, settings, moments, kills)
+                finished = when == "finished"
+                kills += not finished
+                in_save += when == "save"
+            else:
+                statuses = [os.waitpid(pid, 0)[1] for pid in pids]
+                finished = True
+                if any(statuses):
+                    raise SystemExit(f"a resumed run failed:\n{(run_dir / 'rank_0.log').read_text()[-3000:]}")
+        found += [f"{run_dir.name}: {what}" for what in differences(run_dir, unbroken)]
+    return {
+        "kills": kills,
+        "kills_during_a_save": in_save,
+        "resumes": resumes,
+        "runs": runs,
+        "steps_compared": runs * settings.steps,
+        "differences": found,
+    }
+
+
+def main() -> int:
+    """Run the trial and print; the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("settings", nargs="*", help="key=value")
+    parser.add_argument("--json", action="store_true", help="print one object on the last line")
+    arguments = parser.parse_args()
+    try:
+        settings = Settings.parse(arguments.settings)
+    except ValueError as error:
+        parser.error(str(error))
+    os.environ.setdefault("LOCAL_RANK", "0")
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed  # noqa: F401 (once, for all that are forked)
+
+    with tempfile.TemporaryDirectory() as temporary:
+        result = trial(Path(settings.dir or temporary), settings)
+    print(
+        f"{result['kills']} kills, {result['kills_during_a_save']} of them during a save; {result['resumes']} resumes in "
+        f"{result['runs']} runs; {result['steps_compared']} steps compared with an unbroken run: "
+        + (", ".join(result["differences"]) or "no difference")
+    )
+    if arguments.json:
+        print(json.dumps(result))
+    return 1 if result["differences"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
