@@ -1,6 +1,6 @@
 """The report of a finished run on images: the one place that joins the image domains' runs with the metrics.
 
-A run's folder says in `parts.json` under "domain" which of `LOADERS` reads it.
+A run's folder says in `parts.json` under "domain" which of `LOADERS` reads it; one of CIFAR-10 has teacher/ and student/ and no such file.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from di4c_lm.metrics.images import image_report
 logger = logging.getLogger(__name__)
 
 # Domain to the module whose `load_run(run_dir, settings, device) -> ImageRun` reads a finished run of it.
-LOADERS = {"cifar10": "di4c_lm.image_runs", "imagenet": "di4c_lm.imagenet_report"}
+LOADERS = {"cifar10": "di4c_lm.cifar_report", "imagenet": "di4c_lm.imagenet_report"}
 
 
 @final
@@ -46,7 +46,8 @@ class ImageRun:
 def load_image_run(run_dir: Path, settings: ImageReportConfig) -> ImageRun:
     """A finished run of images from its folder. Raises `ValueError` for a folder of another kind, and as the domain's loader does."""
     file = run_dir / "parts.json"
-    domain = json.loads(file.read_text()).get("domain") if file.is_file() else None
+    unnamed = "cifar10" if (run_dir / "teacher").is_dir() else None
+    domain = json.loads(file.read_text()).get("domain") if file.is_file() else unnamed
     if domain not in LOADERS:
         raise ValueError(
             f"run={str(run_dir)!r}: expected a run of one of {', '.join(LOADERS)} by {file.name}, found "

@@ -130,3 +130,13 @@ def test_a_missing_inception_ends_with_status_2(
     with pytest.raises(SystemExit) as end:
         script.main([f"run={run_dir}", "features=inception"])
     assert end.value.code == 2 and "none are downloaded" in capsys.readouterr().err
+
+
+def test_a_folder_with_a_teacher_and_no_parts_is_read_as_cifar(
+    run_dir: Path, script: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run_dir / "parts.json").unlink()
+    (run_dir / "teacher").mkdir()
+    with pytest.raises(SystemExit) as end:
+        script.main([f"run={run_dir}", "device=cpu"])
+    assert end.value.code == 2 and "has no config.yaml" in capsys.readouterr().err
