@@ -121,7 +121,7 @@ class CodewordMixture:
     codeword_KD: Int64[Tensor, "K D"]
     weight_K: Float64[Tensor, " K"]
     num_states: int
-    noise: float
+    noise: int | float
 
     def __post_init__(self) -> None:
         _check_length(self.length)
@@ -158,7 +158,7 @@ class CodewordMixture:
 
     def log_prob(self, x: Int64[Tensor, "N D"]) -> Float64[Tensor, " N"]:
         """log Σ_k w_k Π_d p(x^d | k)."""
-        agree_NK = (x[:, None] == self.codeword_KD).sum(2)
+        agree_NK = (x[:, None] == self.codeword_KD).sum(2).double()
         same = math.log(1 - self.noise + self.noise / self.num_states)
         other = math.log(self.noise / self.num_states)
         return (agree_NK * same + (self.length - agree_NK) * other + self.weight_K.log()).logsumexp(1)
@@ -183,7 +183,7 @@ class CorrelatedBits:
 
     length: int
     group: int
-    error: float
+    error: int | float
 
     def __post_init__(self) -> None:
         _check_length(self.length)

@@ -1,0 +1,101 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+TOOLS = Path(__file__).parents[2] / "tools"
+TINY = {
+    "source": {"kind": "markov", "num_states": 3, "length": 4, "sharpness": 1.5, "seed": 0},
+    "sequences": 200,
+    "base": [
+        "model.hidden_size=16",
+        "model.num_blocks=1",
+        "model.num_heads=1",
+        "teacher.pretrain.steps=3",
+        "teacher.pretrain.batch_size=8",
+        "train.steps=2",
+        "eval.num_samples=64",
+        "eval.steps=[1,2]",
+    ],
+    "recipe": "plain",
+    "settings": {"plain": [], "more: codes": ["objective.num_lambdas=4"]},
+}
+
+
+def ablate(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(TOOLS / "ablate.py"), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("study") / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY, sort_keys=False))
+    return path
+
+
+@pytest.fixture(scope="module")
+def outcome(study: Path) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    out = study.parent / "out"
+    return out, ablate(f"study={study}", "seeds=[0,1]", "jobs=2", "threads=1", f"out={out}")
+
+
+def test_a_study_runs_every_setting_with_every_seed(outcome: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    out, done = outcome
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = json.loads((out / "rows.json").read_text())
+    found = {(row["model"], row.get("setting"), row["steps"], row["seed"]) for row in rows}
+    students = {("student", name, steps, seed) for name in TINY["settings"] for steps in (1, 2) for seed in (0, 1)}
+    teachers = {("teacher", None, steps, seed) for steps in (1, 2) for seed in (0, 1)}
+    assert found == students | teachers | {("data", None, 0, seed) for seed in (0, 1)} and len(rows) == len(found)
+    assert (out / "study.png").stat().st_size > 10_000
+    assert "| more: codes |" in done.stdout and "student at 1 - teacher at 2 =" in done.stdout
+
+
+def test_a_study_goes_on_and_the_recipe_s_rows_come_as_one_object(
+    study: Path, outcome: tuple[Path, subprocess.CompletedProcess[str]]
+) -> None:
+    out, _ = outcome
+    before = json.loads((out / "rows.json").read_text())
+    done = ablate(f"study={study}", "seeds=[0,1]", f"out={out}", "--json")
+    assert done.returncode == 0 and "begun" not in done.stderr
+    rows = json.loads(done.stdout.splitlines()[-1])["rows"]
+    assert set(rows[0]) == {"model", "steps", "nll", "pair_tv", "seed"}
+    expected = [
+        {k: v for k, v in row.items() if k != "setting"} for row in before if row.get("setting") in (None, "plain")
+    ]
+    assert sorted(map(json.dumps, rows)) == sorted(map(json.dumps, expected))
+
+
+@pytest.mark.parametrize(
+    "change, words, message",
+    [
+        ({}, ["seeds=[]"], "seeds=() is impossible"),
+        ({}, ["settings=[none]"], "settings: 'none' is impossible: allowed are plain, more: codes"),
+        ({}, ["jobs=0"], "jobs=0 is impossible"),
+        ({"recipe": "best"}, [], "recipe='best' is impossible: allowed are plain, more: codes"),
+        ({"source": {"kind": "dice"}}, [], "source.kind='dice' is impossible: allowed are markov, codewords, bits"),
+        ({"settings": {"plain": ["objective.alpah=1"]}}, [], "unknown key 'objective.alpah'"),
+        ({"extra": 1}, [], "allowed keys are source, sequences, base, recipe, settings"),
+    ],
+)
+def test_bad_input_is_named(tmp_path: Path, change: dict[str, object], words: list[str], message: str) -> None:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump({**TINY, **change}, sort_keys=False))
+    done = ablate(f"study={path}", f"out={tmp_path / 'out'}", *words)
+    assert done.returncode == 2 and message in done.stderr
+
+
+def test_an_unknown_study_is_named() -> None:
+    done = ablate("study=nothing")
+    assert done.returncode == 2 and "study='nothing' is impossible: allowed are markov" in done.stderr
+
+
+def test_a_failing_run_ends_the_study_with_its_log(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump({**TINY, "sequences": 0}))
+    done = ablate(f"study={path}", "seeds=[0]", f"out={tmp_path / 'out'}")
+    assert done.returncode == 1 and "teacher, seed 0: exit status" in done.stderr and "ablate.log" in done.stderr

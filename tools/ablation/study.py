@@ -1,0 +1,83 @@
+"""A study: one YAML of settings, each a list of the words that `launch/train_lm.py` takes."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from di4c_lm import cli
+from di4c_lm.config import Config
+from di4c_lm.data.synthetic import CodewordMixture, CorrelatedBits, MarkovChain, Source
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+STUDIES = CONFIGS / "study"
+_SOURCES = {"markov": MarkovChain.random, "codewords": CodewordMixture.random, "bits": CorrelatedBits}
+
+
+@dataclass(frozen=True)
+class Study:
+    """`settings`: words by name, said after `base`; `recipe` is the one that `--json` reports.
+
+    With `source` the data are drawn from a law known exactly, `sequences` of them, and a model is judged by it; without it the data are the
+    text of `base`, and a language model judges.
+    """
+
+    name: str
+    base: tuple[str, ...]
+    settings: dict[str, tuple[str, ...]]
+    recipe: str
+    source: dict[str, Any] = field(default_factory=dict)
+    sequences: int = 100_000
+
+    def law(self) -> Source:
+        """The law of the data."""
+        kind, facts = self.source["kind"], {key: value for key, value in self.source.items() if key != "kind"}
+        return _SOURCES[kind](**facts)
+
+    def words(self, setting: str | None, seed: int) -> list[str]:
+        """What is said on the command line of a run; without `setting`, of the teacher that all settings share."""
+        seeds = (f"train.seed={seed}", f"teacher.pretrain.seed={seed}", f"eval.seed={seed}")
+        return [*self.base, *(() if setting is None else self.settings[setting]), *seeds]
+
+    def config(self, setting: str | None, seed: int) -> Config:
+        """The configuration of a run; `ValueError` as for the command line."""
+        return cli.load(self.words(setting, seed), CONFIGS, "train_lm")
+
+
+def load_study(name: str) -> Study:
+    """The study of that name in `configs/study/`, or in the YAML file of that path, with every setting's configuration checked.
+
+    Raises `ValueError` that names the file and what is wrong with it.
+    """
+    path = Path(name) if name.endswith(".yaml") else STUDIES / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(found.stem for found in STUDIES.glob("*.yaml")))
+        raise ValueError(f"study={name!r} is impossible: allowed are {known}, or the path of a .yaml file")
+    plain = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        study = _read(path.stem, plain)
+        for setting in study.settings:
+            study.config(setting, 0)
+        if study.source:
+            study.law()
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    return study
+
+
+def _read(name: str, plain: Any) -> Study:
+    allowed = ("source", "sequences", "base", "recipe", "settings")
+    unknown = set(plain) - set(allowed)
+    if unknown or not plain.get("settings"):
+        raise ValueError(
+            f"allowed keys are {', '.join(allowed)}, and settings must name at least one; found {', '.join(plain)}"
+        )
+    settings = {str(key): tuple(words or ()) for key, words in plain["settings"].items()}
+    source = plain.get("source", {})
+    if source and source.get("kind") not in _SOURCES:
+        raise ValueError(f"source.kind={source.get('kind')!r} is impossible: allowed are {', '.join(_SOURCES)}")
+    if plain["recipe"] not in settings:
+        raise ValueError(f"recipe={plain['recipe']!r} is impossible: allowed are {', '.join(settings)}")
+    sequences = plain.get("sequences", Study.sequences)
+    return Study(name, tuple(plain.get("base", ())), settings, plain["recipe"], source, sequences)
