@@ -26,6 +26,7 @@ from di4c_lm.training.distributed import World
 from di4c_lm.training.loop import Trained, train
 from di4c_lm.training.mdlm_objective import MdlmObjective
 from di4c_lm.training.objective import Di4CObjective
+from di4c_lm.training.precision import exact_buffers
 from di4c_lm.training.sdtt_objective import SdttObjective
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -112,7 +113,8 @@ def make_objective(config: Config, student: DIT, teacher: DIT | None, world: Wor
     if isinstance(chosen, MdlmConfig):
         return MdlmObjective(student, MaskedProcess(student.mask_id), seed=seed, chunk_rows=chosen.chunk_rows)
     assert teacher is not None
-    frozen = teacher.to(world.device, _DTYPES[config.train.dtype])
+    with exact_buffers(teacher):
+        frozen = teacher.to(world.device, _DTYPES[config.train.dtype])
     process = MaskedProcess(student.mask_id)
     if isinstance(chosen, SdttConfig):
         return SdttObjective(student, frozen, process, chosen, seed=seed)

@@ -16,6 +16,7 @@ from di4c_lm.training.deepspeed_config import deepspeed_config
 from di4c_lm.training.distributed import World, is_main
 from di4c_lm.training.optimizer import ClippedAdamW, parameter_groups
 from di4c_lm.training.partition import Flats, Partition
+from di4c_lm.training.precision import exact_buffers
 from di4c_lm.training.zero import forget_gradients, is_stage_3, masters_of, pieces_of, refresh_weights
 
 logger = logging.getLogger(__name__)
@@ -159,7 +160,9 @@ class DeepSpeedEngine(Engine):
         self._reached = trained if zero.stage < 3 else {}
         self._device = world.device
         self._deepspeed = deepspeed
-        self._engine, *_ = deepspeed.initialize(model=objective, optimizer=self._adam, config=config)
+        self._frozen = _frozen_weights(objective)
+        with exact_buffers(objective):
+            self._engine, *_ = deepspeed.initialize(model=objective, optimizer=self._adam, config=config)
         if zero.stage == 3:
             for module, parameter in getattr(objective, "external_parameters", list)():
                 deepspeed.zero.register_external_parameter(module, parameter)
@@ -221,10 +224,7 @@ class DeepSpeedEngine(Engine):
     def complete(self, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
         """See `Engine.complete`."""
         student = self._objective.get_submodule("student")
-        whole = dict(parameters)
-        frozen = {name: p for name, p in student.named_parameters() if name not in self.partition.shapes}
-        with self._deepspeed.zero.GatheredParameters(list(frozen.values())):
-            whole |= {name: p.detach().float().cpu().clone() for name, p in frozen.items()}
+        whole = {**parameters, **self._frozen}
         names = {id(p): name for name, p in student.named_parameters()}
         for name, p in student.named_parameters(remove_duplicate=False):
             if names[id(p)] in whole:
@@ -270,6 +270,13 @@ def _trained_parameters(objective: nn.Module) -> dict[str, nn.Parameter]:
     if not trained:
         raise ValueError(f"{type(objective).__name__}.student has no parameter to train: all are frozen")
     return trained
+
+
+def _frozen_weights(objective: nn.Module) -> dict[str, Tensor]:
+    """The student's frozen parameters as they are before DeepSpeed rounds or partitions them, in float32 on the CPU of rank 0."""
+    named = objective.get_submodule("student").named_parameters()
+    frozen = {name: p for name, p in named if not p.requires_grad}
+    return {name: p.detach().float().cpu().clone() for name, p in frozen.items()} if is_main() else {}
 
 
 def _adopt_hidden_parameters(deepspeed: Any, objective: nn.Module) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 TOY = Path(__file__).with_name("toy.py")
-TIMEOUT = 300
+TIMEOUT = 800
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -79,15 +80,14 @@ def one_rank(tmp_path_factory, run_toy) -> Path:
     """A folder with runs of one rank; `skipped`: one whose every step is bad."""
     folder = tmp_path_factory.mktemp("one_rank")
     specs = {
-        "stage 0": {"stage": 0},
-        "stage 3": {"stage": 3},
+        **{f"stage {stage}": {"stage": stage} for stage in range(4)},
         "skipped": {"stage": 3, "dtype": "bfloat16", "steps": 2, "bad": list(range(2 * 8))},
     }
     run_toy([{**spec, "run_dir": str(folder / name)} for name, spec in specs.items()]).check()
     return folder
 
 
-@pytest.mark.parametrize("name", ["stage 0", "stage 3"])
+@pytest.mark.parametrize("name", [f"stage {stage}" for stage in range(4)])
 def test_one_rank_trains_like_plain_pytorch(name, one_rank, read_trace):
     check_run(one_rank / name, read_trace(one_rank / name), plain_run())
 
@@ -111,20 +111,90 @@ ALIKE = {
     "stage 3, offloaded": {"stage": 3, "offload": True, "accumulation": 2, "config": "release.json"},
 }
 BFLOAT16 = {f"bfloat16 {s}": {"stage": s, "dtype": "bfloat16", "accumulation": 2} for s in range(4)}
+# The second half of a run, resumed by the same ranks and stage: the folder's name is that of the unbroken run and " again".
+HALVES = {f"{name} again": spec for name, spec in {**ALIKE, **BFLOAT16}.items() if not spec.get("offload")}
+REAL = {
+    f"{dtype} {stage}, {how}": {
+        "real": True,
+        "steps": 4,
+        "stage": stage,
+        "dtype": dtype,
+        "path": "token" if stage == 1 else "adaln",
+        "checkpointing": how == "recomputed",
+        "frozen": stage in (2, 3),
+        **({"config": "release.json"} if stage == 3 else {}),
+    }
+    for dtype in ("float32", "bfloat16")
+    for stage in range(4)
+    for how in ("kept", "recomputed")
+}
 BAD = {f"bad {s}": {"stage": s, "bad": [12 * 8 + 7, 13 * 8 + 6]} for s in range(4)}  # in the last rank's share
 
 
 @pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory, run_toy) -> Path:
-    """A folder with the runs of `ALIKE`, `BFLOAT16` and `BAD` by two ranks: one engine after another in the same processes."""
+def two_ranks(tmp_path_factory, run_toy, one_rank) -> Path:
+    """A folder with the runs of all of these by two ranks: one engine after another in the same processes."""
     folder = tmp_path_factory.mktemp("two_ranks")
     (folder / "release.json").write_text(json.dumps({"zero_optimization": RELEASE}))
-    specs = [{**spec, "run_dir": str(folder / name)} for name, spec in {**ALIKE, **BFLOAT16, **BAD}.items()]
-    for spec in specs:
+    specs = {name: {**spec, "checked_ema": True} for name, spec in {**ALIKE, **BFLOAT16, **BAD, **REAL}.items()}
+    halves = [(name, {**spec, "checked_ema": True}) for name, spec in HALVES.items()]
+    ordered = [*specs.items(), *((name, {**spec, "steps": 10}) for name, spec in halves), *halves]
+    ordered += [(f"one to two {stage}", {"stage": stage, "resume": "must"}) for stage in range(4)]
+    for stage in range(4):
+        shutil.copytree(one_rank / f"stage {stage}", folder / f"one to two {stage}")
+        shutil.rmtree(folder / f"one to two {stage}" / "checkpoints" / "step_00000020")
+    for _, spec in ordered:
         if "config" in spec:
             spec["config"] = str(folder / spec["config"])
-    run_toy(specs, ranks=2).check()
+    run_toy([{**spec, "run_dir": str(folder / name)} for name, spec in ordered], ranks=2).check()
     return folder
+
+
+@pytest.fixture(scope="module")
+def two_to_one(tmp_path_factory, run_toy, two_ranks) -> Path:
+    """A folder with the last steps of runs of two ranks, by one."""
+    folder = tmp_path_factory.mktemp("two_to_one")
+    sources = {stage: "stage 1, accumulating" if stage == 1 else f"stage {stage}" for stage in range(4)}
+    for stage, name in sources.items():
+        shutil.copytree(two_ranks / name, folder / f"two to one {stage}")
+        shutil.rmtree(folder / f"two to one {stage}" / "checkpoints" / "step_00000020")
+    specs = [{"stage": stage, "resume": "must", "run_dir": str(folder / f"two to one {stage}")} for stage in range(4)]
+    run_toy(specs).check()
+    return folder
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_one_rank_goes_on_with_the_run_of_two_and_two_with_that_of_one(stage, two_ranks, two_to_one, read_trace):
+    for folder in (two_ranks / f"one to two {stage}", two_to_one / f"two to one {stage}"):
+        check_run(folder, read_trace(folder), plain_run())
+
+
+@pytest.mark.parametrize("name", HALVES)
+def test_a_run_resumed_at_any_stage_goes_on_to_the_very_same_losses_weights_and_average(name, two_ranks, read_trace):
+    """In float32 and bfloat16. (That the average equals a plain float32 one over the break is checked within the run.)"""
+    whole = two_ranks / name.removesuffix(" again")
+    assert read_trace(two_ranks / name) == read_trace(whole)
+    for file in ("raw.safetensors", "ema.safetensors", "plain_ema.safetensors"):
+        ours, theirs = load_file(two_ranks / name / file), load_file(whole / file)
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+@pytest.mark.parametrize("name", [name for name in REAL if "recomputed" in name])
+def test_activations_that_are_recomputed_change_nothing(name, two_ranks, read_trace):
+    """At every stage, also where ZeRO-3 has released the parameters before the backward pass; and λ's path or other parts may be frozen."""
+    kept = two_ranks / name.replace("recomputed", "kept")
+    rounding = 1e-6 if "float32" in name else 2e-2
+    for one, other in zip(read_trace(two_ranks / name), read_trace(kept), strict=True):
+        assert one["loss"] > 1e-2
+        assert one == pytest.approx(other, rel=rounding, abs=rounding * 1e-2)
+
+
+@pytest.mark.parametrize("name", [name for name in REAL if "kept" in name])
+def test_the_real_objective_moves_all_that_is_trained_and_nothing_else(name, two_ranks):
+    tensors = load_file(two_ranks / name / "raw.safetensors")
+    before = load_toy().real_objective(REAL[name]).student
+    for key, value in before.named_parameters():
+        assert torch.equal(tensors[key], value) == (not value.requires_grad), key
 
 
 @pytest.mark.parametrize("name", ALIKE)
@@ -136,8 +206,10 @@ def test_two_ranks_train_alike_at_every_stage(name, two_ranks, read_trace):
 def test_bfloat16_stays_near_float32_and_exports_the_float32_masters(name, two_ranks, read_trace):
     losses, _, _ = plain_run()
     torch.testing.assert_close([line["loss"] for line in read_trace(two_ranks / name)], losses, rtol=1e-2, atol=0)
-    weight = load_file(two_ranks / name / "raw.safetensors")["embed.weight"]
+    exported = load_file(two_ranks / name / "raw.safetensors")
+    weight = exported["embed.weight"]
     assert weight.dtype == torch.float32 and not torch.equal(weight, weight.bfloat16().float())
+    assert torch.equal(exported["angles"], torch.linspace(0, 1, 12)), "buffers are not rounded"
 
 
 @pytest.mark.parametrize("name", BAD)

@@ -31,7 +31,7 @@ def history(tmp_path_factory, run_toy, read_trace) -> History:
     folder = tmp_path_factory.mktemp("runs")
     run_dirs = {name: {"run_dir": str(folder / name)} for name in ("unbroken", "killed", "stopped", "one_to_two")}
     run_toy([{**SPEC, **run_dirs["unbroken"]}], ranks=2).check()
-    killed = run_toy([{**SPEC, **run_dirs["killed"], "kill_at": 8, "rank_timeout_s": 10}], ranks=2)
+    killed = run_toy([{**SPEC, **run_dirs["killed"], "kill_at": 8}], ranks=2)
     killed_trace = read_trace(folder / "killed")
     stopped = run_toy([{**SPEC, **run_dirs["stopped"], "term_at": 7}], ranks=2)
     stopped_trace = read_trace(folder / "stopped")

@@ -2,6 +2,7 @@
 
 Its objective has what is awkward in the real one: a weight used outside the module that owns it by an autograd function that uses it
 again in its backward pass, parameters unused in half of the steps, a frozen parameter, a tied one, a buffer, and a frozen teacher.
+`"real": true` takes the real one.
 """
 
 import json
@@ -13,9 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from di4c_lm.config import OptimConfig, TrainConfig, ZeroConfig
+from di4c_lm.training.ema import Ema
+from di4c_lm.training.partition import Partition
 
 S, H, D = 13, 12, 5
 
@@ -128,6 +132,61 @@ class Objective(nn.Module):
         return loss, {"distil": loss_B.detach().mean()}
 
 
+def real_objective(spec: dict[str, Any]) -> Any:
+    """Di4C on small DiTs: λ's path is trained, and goes unused by the teacher."""
+    from di4c_lm.checkpoints.student import student_from_teacher
+    from di4c_lm.config import Di4CConfig, HopConfig, LatentConfig, ModelConfig
+    from di4c_lm.models.dit import DIT
+    from di4c_lm.processes.masked import MaskedProcess
+    from di4c_lm.training.objective import Di4CObjective
+
+    torch.manual_seed(0)
+    teacher = DIT(ModelConfig(hidden_size=16, num_blocks=3, num_heads=2, cond_dim=8), num_states=S + 1)
+    for parameter in teacher.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    latent = LatentConfig(path=spec.get("path", "adaln"), inject_at=1, init_scale=2.0)
+    student = student_from_teacher(teacher, latent, torch.Generator().manual_seed(1))
+    student.vocab_embed.requires_grad_(not spec.get("frozen", False))
+    student.activation_checkpointing = spec.get("checkpointing", False)
+    frozen = teacher.to(torch.bfloat16 if spec.get("dtype") == "bfloat16" else torch.float32)
+    chosen = Di4CConfig(num_lambdas=3, delta=0.3, hop=HopConfig(law="fraction", size=0.5))
+    return Di4CObjective(student, frozen, MaskedProcess(S), chosen, seed=0)
+
+
+class CheckedEma(Ema):
+    """Beside the average that is sharded, a plain one of whole float32 masters on rank 0, which must equal it whenever it is gathered.
+
+    The plain one lives in a file, so that a resumed run goes on with it.
+    """
+
+    path: Path  # of the run
+
+    def __init__(self, partition: Partition, decay: float) -> None:
+        super().__init__(partition, decay)
+        self.plain = partition.gather(partition.flats)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        if self.plain:
+            self.plain = load_file(self.path)
+
+    def update(self) -> None:
+        super().update()
+        decay = min(self._decay, (1 + self._updates) / (10 + self._updates))
+        for name, master in self._partition.gather(self._partition.flats).items():
+            self.plain[name] = decay * self.plain[name] + (1 - decay) * master
+        if self.plain:
+            save_file(self.plain, self.path)
+
+    def gather(self) -> dict[str, Tensor]:
+        found = super().gather()
+        assert found.keys() == self.plain.keys()
+        for name, value in self.plain.items():
+            assert value.dtype == found[name].dtype == torch.float32
+            torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-7)
+        return found
+
+
 def settings(spec: dict[str, Any], world_size: int) -> dict[str, Any]:
     """The sections that `train` gets; eight sequences a step, whatever the number of ranks."""
     accumulation = spec.get("accumulation", 1)
@@ -141,7 +200,7 @@ def settings(spec: dict[str, Any], world_size: int) -> dict[str, Any]:
             resume=spec.get("resume", "auto"),
             log_every=1,
             max_bad_steps=spec.get("max_bad_steps", 3),
-            rank_timeout_s=spec.get("rank_timeout_s", 60),
+            rank_timeout_s=spec.get("rank_timeout_s", 600),
         ),
         "optim": OptimConfig(
             lr=1e-2, warmup_steps=4, weight_decay=0.01, clip_norm=0.5, ema_decay=0.9, latent_lr_scale=0.5
@@ -156,21 +215,25 @@ def is_latent(name: str) -> bool:
 
 def run(spec: dict[str, Any], rank: int, world_size: int) -> int:
     """One run; the signal that ended it, or 0. `kill_at`, `term_at`: the step in which the last rank sends itself a signal."""
-    from safetensors.torch import save_file
-
-    from di4c_lm.training.loop import train
+    from di4c_lm.training import loop
 
     run_dir = Path(spec["run_dir"])
+    loop.Ema = CheckedEma if spec.get("checked_ema") else Ema
+    CheckedEma.path = run_dir / "plain_ema.safetensors"
     sections = settings(spec, world_size)
-    objective = Objective(bad=spec.get("bad", []), external=spec.get("external", True))
-    before = [p.clone() for p in objective.teacher[0].parameters()]
+    real = spec.get("real", False)
+    objective = (
+        real_objective(spec) if real else Objective(bad=spec.get("bad", []), external=spec.get("external", True))
+    )
+    teacher = objective.teacher if real else objective.teacher[0]
+    before = [p.clone() for p in teacher.parameters()]
     batches = Batches(sections["train"].micro_batch_size, rank, world_size)
     if rank == world_size - 1:
         fatal = {"kill_at": signal.SIGKILL, "term_at": signal.SIGTERM}
         batches.signals = {spec[key]: number for key, number in fatal.items() if key in spec}
-    trained = train(objective, batches, **sections, run_dir=run_dir, device="cpu", is_latent=is_latent)
-    after = list(objective.teacher[0].parameters())
-    assert all(torch.equal(a, b) and b.dtype == torch.float32 for a, b in zip(before, after, strict=True))
+    trained = loop.train(objective, batches, **sections, run_dir=run_dir, device="cpu", is_latent=is_latent)
+    after = list(teacher.parameters())
+    assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(before, after, strict=True))
     if trained.raw:
         for name, weights in {"raw": trained.raw, "ema": trained.ema}.items():
             save_file({key: value.clone() for key, value in weights.items()}, run_dir / f"{name}.safetensors")
