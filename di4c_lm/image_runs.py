@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from di4c_lm import image_cli
+from di4c_lm import cli, image_cli
 from di4c_lm.checkpoints.unet import student_from_teacher
 from di4c_lm.config import LatentConfig, OptimConfig, TrainConfig, ZeroConfig, to_dict
 from di4c_lm.data.batches import BatchStream
@@ -44,6 +44,7 @@ def run_cifar10(config: CifarConfig) -> int:
 
     Raises `ValueError` for bad input, `NonFiniteError` and `CheckpointError` as the training loop does.
     """
+    report_settings(config)  # wrong ones are refused before anything is loaded
     world = init_distributed(config.run.device)
     local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     torch.set_num_threads(config.run.threads or max(1, (os.cpu_count() or 1) // local_ranks))
@@ -58,14 +59,14 @@ def run_cifar10(config: CifarConfig) -> int:
     teacher, status = find_teacher(config, images.train, world, image_cli.cache_dir(config.run))
     if status:
         return status
+    if world.is_main:
+        teacher.save_pretrained(run_dir / TEACHER)
     logger.info("3/5 %s: %d updates", config.objective.kind, config.train.steps)
     trained, student = distil(config, teacher, images.train, world, run_dir)
     if trained.progress.signal:
         return 128 + trained.progress.signal
     if world.is_main:
         logger.info("4/5 export: %s", run_dir / STUDENT)
-        teacher.denoiser.float()
-        teacher.save_pretrained(run_dir / TEACHER)
         CifarModel(denoiser=student, chain=teacher.chain).save_pretrained(run_dir / STUDENT, trained.ema)
         if not config.eval.skip:
             logger.info("5/5 report: samples and their scores")
@@ -175,22 +176,22 @@ def distil(
     return trained, student
 
 
+def report_settings(config: CifarConfig) -> ImageReportConfig:
+    """The closing report's settings, as `eval/images.py` takes them. Raises `ValueError` for impossible ones."""
+    plain = to_dict(config.eval)
+    del plain["skip"]
+    try:
+        return cli.build(ImageReportConfig, plain)
+    except ValueError as error:
+        raise ValueError(f"eval.{error}") from error
+
+
 def report(run: CifarRun, world: World) -> str:
     """Measure teacher and student, write the tables and pictures to `report/`, and return the table for the terminal."""
     from di4c_lm.metrics.image_publish import image_table, publish_images
     from di4c_lm.metrics.images import image_report
 
-    chosen = run.config.eval
-    settings = ImageReportConfig(
-        steps=chosen.steps,
-        num_samples=chosen.num_samples,
-        seeds=chosen.seeds,
-        features=chosen.features,
-        against=chosen.against,
-        bootstrap=chosen.bootstrap,
-        grid=chosen.grid,
-        batch_size=chosen.batch_size,
-    )
+    chosen, settings = run.config.eval, report_settings(run.config)
     samplers = run.samplers(chosen.batch_size, world.device)
     images: Split = run.images
     found = image_report(
