@@ -87,11 +87,12 @@ def write_codes(
     if (folder / INDEX).is_file():
         return CodeIndex.read(folder)
     for records, taken, skipped in _blocks(job, state.taken):
-        name = f"codes_{len(state.shards):05d}.bin"
-        content = _encoded(records, job, encode).astype("<u2").tobytes()
-        replace_file(folder / name, content)
-        checksum = hashlib.blake2b(content, digest_size=16).hexdigest()
-        state.shards.append(CodeShard(name=name, images=len(records) * (1 + job.mirror), blake2b=checksum))
+        if records:
+            name = f"codes_{len(state.shards):05d}.bin"
+            content = _encoded(records, job, encode).astype("<u2").tobytes()
+            replace_file(folder / name, content)
+            checksum = hashlib.blake2b(content, digest_size=16).hexdigest()
+            state.shards.append(CodeShard(name=name, images=len(records) * (1 + job.mirror), blake2b=checksum))
         state.taken += taken
         state.skipped += skipped
         state.write(folder)
