@@ -78,7 +78,7 @@ def run_imagenet(config: ImagenetConfig) -> int:
         (run_dir / PARTS).write_text(json.dumps(parts) + "\n")
         if not config.eval.skip:
             logger.info("6/6 report: samples and their scores")
-            report(config, material, teacher_path, student, run_dir)
+            report(config, material, teacher_path, student, run_dir, world)
     barrier()
     return 0
 
@@ -183,7 +183,7 @@ def train_teacher(config: ImagenetConfig, material: Material, world: World, fold
 def train_student(
     config: ImagenetConfig, material: Material, teacher: MaskGit, world: World, run_dir: Path
 ) -> CodeModel:
-    """Distil, export to `run_dir`/student, and give the student back (on rank 0 its averaged weights, on the CPU)."""
+    """Distil, export to `run_dir`/student, and give the student back (on rank 0 with its averaged weights)."""
     logger.info("5/6 distil: %d updates", config.train.steps)
     latent, chosen = config.latent, config.objective
     if latent.law == "codebook" and latent.codebook_size == 0:
@@ -220,10 +220,12 @@ def train_student(
     if not world.is_main:
         return model
     model.save_pretrained(run_dir / STUDENT, trained.ema)
-    return CodeModel.from_pretrained(run_dir / STUDENT)
+    return CodeModel.from_pretrained(run_dir / STUDENT, device=world.device)
 
 
-def report(config: ImagenetConfig, material: Material, teacher_path: Path, student: CodeModel, run_dir: Path) -> None:
+def report(
+    config: ImagenetConfig, material: Material, teacher_path: Path, student: CodeModel, run_dir: Path, world: World
+) -> None:
     """Tables and pictures to `run_dir`/report, the table to the terminal; with codes alone at hand there is nothing to compare with."""
     if material.images is None:
         logger.info("no report: of the images only the codes are at hand")
@@ -231,7 +233,7 @@ def report(config: ImagenetConfig, material: Material, teacher_path: Path, stude
     from di4c_lm.image_reports import run_report
 
     settings = settings_of(config.eval)
-    teacher = CodeModel.from_pretrained(teacher_path, material.vqgan, **told(config))
+    teacher = CodeModel.from_pretrained(teacher_path, material.vqgan, device=world.device, **told(config))
     run = image_run(run_dir, config, teacher, student, material.images, teacher_path, settings.batch_size)
     logger.info("%s", run_report(run, settings))
 

@@ -132,6 +132,8 @@ def test_what_does_not_fit_is_refused() -> None:
         net(LATENTS[0])(tokens(2), time(2), torch.zeros(2, 1))
     with pytest.raises(ValueError, match="inject_at=3 must be below"):
         net(LatentConfig(inject_at=BLOCKS))
+    with pytest.raises(ValueError, match="lambda.path='head' is impossible for this network: allowed is token, adaln"):
+        net(LatentConfig(law="codebook", path="head"))
     with pytest.raises(ValueError, match="codebook_size must be at least 1"):
         net(LatentConfig(law="codebook", codebook_size=0))
     with pytest.raises(ValueError, match="num_classes must be at least 1, got 0"):
