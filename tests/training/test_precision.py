@@ -13,4 +13,4 @@ def test_late_positions_keep_their_phase_in_a_narrow_network():
     rounded.bfloat16()
     assert narrow[1].weight.dtype == torch.bfloat16
     assert torch.equal(narrow[0](1024, 0)[0], wide[0](1024, 0)[0])
-    assert (rounded[0](1024, 0)[0] - wide[0](1024, 0)[0]).abs().max() > 0.5
+    assert (rounded[0](1024, 0)[0] - wide[0](1024, 0)[0]).abs().max() > 0.3
