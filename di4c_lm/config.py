@@ -342,7 +342,6 @@ class LatentConfig:
     def __post_init__(self) -> None:
         _at_least(self, 0, "codebook_size", "window")
         check(self.path != "head" or self.law == "codebook", "law", self.law, "codebook when path=head")
-        check(self.path == "head" or self.window == 0, "window", self.window, f"0 when path={self.path}")
         _at_least(self, 1, "dim")
         _positive(self, "init_scale")
 

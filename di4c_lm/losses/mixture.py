@@ -235,8 +235,10 @@ def _each_divergence(
     law_CS: Float[Tensor, "C S"], make_log_p: Callable[[], Float[Tensor, "C L S"]]
 ) -> Float[Tensor, "C L"]:
     """KL(q ‖ p_j) for each component."""
+    log_p_CLS = make_log_p()
+    law_CS = law_CS.to(log_p_CLS.dtype)
     entropy_C1 = torch.special.entr(law_CS).sum(1, keepdim=True)
-    return -entropy_C1 - torch.bmm(make_log_p(), law_CS[..., None])[..., 0]
+    return -entropy_C1 - torch.bmm(log_p_CLS, law_CS[..., None])[..., 0]
 
 
 def _has_rare(mean_CS: Float[Tensor, "C S"], weights_CS: Sequence[Float[Tensor, "C S"]]) -> bool:

@@ -86,7 +86,6 @@ def test_recomputed_activations_give_the_same_gradients() -> None:
     "settings, message",
     [
         ({"law": "uniform"}, "law='uniform' is impossible: allowed is codebook when path=head"),
-        ({"path": "adaln"}, "window=2 is impossible: allowed is 0 when path=adaln"),
         ({"window": -1}, "window=-1 is impossible"),
     ],
 )

@@ -79,7 +79,7 @@ def test_a_study_goes_on_and_the_recipe_s_rows_come_as_one_object(
         ({"recipe": "best"}, [], "recipe='best' is impossible: allowed are plain, more: codes"),
         ({"source": {"kind": "dice"}}, [], "source.kind='dice' is impossible: allowed are markov, codewords, bits"),
         ({"settings": {"plain": ["objective.alpah=1"]}}, [], "unknown key 'objective.alpah'"),
-        ({"extra": 1}, [], "allowed keys are source, sequences, base, recipe, settings"),
+        ({"extra": 1}, [], "allowed keys are source, sequences, base, recipe, settings, teacher_seed"),
     ],
 )
 def test_bad_input_is_named(tmp_path: Path, change: dict[str, object], words: list[str], message: str) -> None:

@@ -20,7 +20,7 @@ class Study:
     """`settings`: words by name, said after `base`; `recipe` is the one that `--json` reports.
 
     With `source` the data are drawn from a law known exactly, `sequences` of them, and a model is judged by it; without it the data are the
-    text of `base`, and a language model judges.
+    text of `base`, and a language model judges. With `teacher_seed` one teacher serves all seeds.
     """
 
     name: str
@@ -29,6 +29,7 @@ class Study:
     recipe: str
     source: dict[str, Any] = field(default_factory=dict)
     sequences: int = 100_000
+    teacher_seed: int | None = None
 
     def law(self) -> Source:
         """The law of the data."""
@@ -37,7 +38,8 @@ class Study:
 
     def words(self, setting: str | None, seed: int) -> list[str]:
         """What is said on the command line of a run; without `setting`, of the teacher that all settings share."""
-        seeds = (f"train.seed={seed}", f"teacher.pretrain.seed={seed}", f"eval.seed={seed}")
+        teacher_seed = seed if self.teacher_seed is None else self.teacher_seed
+        seeds = (f"train.seed={seed}", f"teacher.pretrain.seed={teacher_seed}", f"eval.seed={seed}")
         return [*self.base, *(() if setting is None else self.settings[setting]), *seeds]
 
     def config(self, setting: str | None, seed: int) -> Config:
@@ -67,7 +69,7 @@ def load_study(name: str) -> Study:
 
 
 def _read(name: str, plain: Any) -> Study:
-    allowed = ("source", "sequences", "base", "recipe", "settings")
+    allowed = ("source", "sequences", "base", "recipe", "settings", "teacher_seed")
     unknown = set(plain) - set(allowed)
     if unknown or not plain.get("settings"):
         raise ValueError(
@@ -80,4 +82,5 @@ def _read(name: str, plain: Any) -> Study:
     if plain["recipe"] not in settings:
         raise ValueError(f"recipe={plain['recipe']!r} is impossible: allowed are {', '.join(settings)}")
     sequences = plain.get("sequences", Study.sequences)
-    return Study(name, tuple(plain.get("base", ())), settings, plain["recipe"], source, sequences)
+    base, teacher_seed = tuple(plain.get("base", ())), plain.get("teacher_seed")
+    return Study(name, base, settings, plain["recipe"], source, sequences, teacher_seed)
