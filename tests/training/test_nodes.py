@@ -32,8 +32,8 @@ wait $other
 """
 
 
-def in_networks(script: str, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = ["unshare", "-r", "-n", "bash", "-c", NETWORK + script, "bash", *words]
+def in_networks(code: str, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = ["unshare", "-r", "-n", "bash", "-c", NETWORK + code, "bash", *words]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=840, check=False)
 
 
