@@ -18,7 +18,7 @@ from di4c_lm.config import (
     ZeroConfig,
     to_dict,
 )
-from di4c_lm.data.batches import BatchStream, Source
+from di4c_lm.data.batches import BatchStream, Source, Stream
 from di4c_lm.data.strata import StratifiedBatches
 from di4c_lm.models.dit import DIT, LATENT_PREFIXES
 from di4c_lm.processes.masked import MaskedProcess
@@ -32,7 +32,7 @@ from di4c_lm.training.sdtt_objective import SdttObjective
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def fit_teacher(config: Config, network: DIT, source: Source, world: World, work: Path) -> Trained:
+def fit_teacher(config: Config, network: DIT, source: Source | Stream, world: World, work: Path) -> Trained:
     """Train `network` by MDLM's bound as `config.teacher.pretrain` says; resumes what `work` holds. Raises `ValueError` as `fit` does."""
     pretrain = config.teacher.pretrain
     if pretrain.batch_size % world.size:
@@ -75,7 +75,7 @@ def fit(
     config: Config,
     student: DIT,
     teacher: DIT | None,
-    source: Source,
+    source: Source | Stream,
     world: World,
     run_dir: Path,
     *,

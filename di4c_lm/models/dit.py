@@ -250,10 +250,10 @@ class DIT(nn.Module):
         cos, sin = self.rotary_emb(num_positions, 0)
         num_lambdas, embedded = 1, None
         for index, block in enumerate(self.blocks):
-            enters = self.latent is not None and lam is not None and index == self.inject_at
-            if enters and self.latent.path == "head":
-                return self._by_head(self._run(block.mix, x, cond, cos, sin, None, flash), cond, lam, row_N)
-            if enters:
+            if self.latent is not None and lam is not None and index == self.inject_at:
+                if self.latent.path == "head":
+                    mixed = self._run(cast(DDiTBlock, block).mix, x, cond, cos, sin, None, flash)
+                    return self._by_head(mixed, cond, lam, row_N)
                 num_lambdas = lam.shape[1]
                 embedded = self._embed_latents(self.latent, lam).to(x.dtype)
                 if row_N is not None:

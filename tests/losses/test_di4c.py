@@ -39,7 +39,7 @@ def every_site(num_examples: int, num_positions: int) -> Sites:
     return Sites.where(torch.ones(num_examples, num_positions, dtype=torch.bool))
 
 
-def terms_of(problem: Problem, **options: bool) -> Terms:
+def terms_of(problem: Problem, **options: Any) -> Terms:
     readout = LinearReadout(problem.weight, problem.bias, impossible=problem.impossible)
     return di4c_terms(problem.features, readout, problem.sites, problem.x_0, problem.teacher, problem.upper, **options)
 

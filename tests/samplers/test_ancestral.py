@@ -30,7 +30,7 @@ class Law:
             return None
         return (uniform((num_batch, num_lambdas, 1)) * len(self.log_p)).long()
 
-    def __call__(self, x_t: Tensor, t: Tensor, lam: Tensor | None = None, cond: None = None) -> Prediction:
+    def __call__(self, x_t: Tensor, t: Tensor, lam: Tensor | None = None, cond: Tensor | None = None) -> Prediction:
         self.calls.append(len(x_t))
         rows = self.log_p.expand(len(x_t), -1) if lam is None else self.log_p[lam[:, 0, 0]]
         features = rows[:, None, None].expand(-1, 1, x_t.shape[1], -1)
