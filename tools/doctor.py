@@ -49,10 +49,10 @@ def shape_of(config: Config) -> tuple[ModelConfig, int]:
     if config.teacher.kind == "pretrained":
         from di4c_lm.checkpoints.load import load_checkpoint
 
-        assert config.teacher.path is not None
-        teacher = config.teacher
+        teacher, path = config.teacher, config.teacher.path
+        assert path is not None
         network = load_checkpoint(
-            teacher.path, revision=teacher.revision, weights=teacher.weights, length=config.data.length
+            path, revision=teacher.revision, weights=teacher.weights, length=config.data.length
         ).network
         return network.config, network.num_states
     if config.data.tokenizer == "train":

@@ -119,9 +119,11 @@ def test_x_u_follows_the_teachers_posterior() -> None:
 
 def test_cross_entropy_is_least_at_the_true_marginals() -> None:
     """Of a network that knows nothing it is log S; training lowers it."""
-    net = UNet(MODEL, shape=(2, 2, 1), num_states=S)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = UNet(MODEL, shape=(2, 2, 1), num_states=S)
     of = DenoisingObjective(net, CHAIN, seed=0)
-    optimizer = torch.optim.Adam(net.parameters(), lr=0.02)
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
     data = dataclasses.replace(batch(*range(64)), x=torch.full((64, D), 3))
     first = float(of(data)[0].detach())
     for _ in range(40):

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -46,13 +48,17 @@ def test_the_loss_is_its_parts() -> None:
 
 def test_the_codebook_starts_in_the_data_and_training_lowers_the_error() -> None:
     net = network()
-    planes = torch.from_numpy(images().images).permute(0, 3, 1, 2) / 2 - 1
+    level_N111 = np.random.default_rng(0).integers(0, 5, (64, 1, 1, 1), dtype=np.uint8)
+    flat = dataclasses.replace(
+        images(), images=np.broadcast_to(level_N111, (64, *SHAPE)).copy()
+    )  # five images, five codes
+    planes = torch.from_numpy(flat.images).permute(0, 3, 1, 2) / 2 - 1
     start_codebook(net, planes, torch.Generator().manual_seed(0))
     with torch.no_grad():
         vectors = net.quant_conv(net.encoder(planes)).movedim(1, 3).flatten(0, 2)
         apart_KN = (net.quantize.embedding.weight[:, None] - vectors).abs().amax(2)
         assert float(apart_KN.amin(1).max()) < 1e-5
-    objective, source = VqganObjective(net.train(), SHAPE, 5), ImageSource(images(), 0)
+    objective, source = VqganObjective(net.train(), SHAPE, 5), ImageSource(flat, 0)
     optimizer = torch.optim.Adam(net.parameters(), 3e-3)
     errors = []
     for step in range(30):

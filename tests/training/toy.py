@@ -225,7 +225,8 @@ def run(spec: dict[str, Any], rank: int, world_size: int) -> int:
     objective = (
         real_objective(spec) if real else Objective(bad=spec.get("bad", []), external=spec.get("external", True))
     )
-    teacher = objective.teacher if real else objective.teacher[0]
+    held: Any = objective.teacher
+    teacher = held if real else held[0]
     before = [p.clone() for p in teacher.parameters()]
     batches = Batches(sections["train"].micro_batch_size, rank, world_size)
     if rank == world_size - 1:

@@ -8,6 +8,7 @@ import torch
 from di4c_lm.config import Config, Di4CConfig, MdlmConfig, ModelConfig
 from di4c_lm.fitting import latent_of
 from di4c_lm.models.dit import DIT, LATENT_PREFIXES
+from di4c_lm.models.latent import inject_block
 from di4c_lm.runs import needs_teacher
 
 GIB = 2**30
@@ -74,9 +75,11 @@ def activation_memory(config: Config, model: ModelConfig, num_states: int, *, on
     B, D, S, H = config.train.micro_batch_size, config.data.length, num_states, model.hidden_size
     L = config.objective.num_lambdas if isinstance(config.objective, Di4CConfig) else 1
     latent = latent_of(config)
-    at = model.num_blocks if latent is None or latent.path == "head" else latent.inject_at % model.num_blocks
+    at = model.num_blocks if latent is None else inject_block(latent, model.num_blocks)
     block = _BLOCK_WIDTHS * H
-    rows_of_blocks = [1] * at + [L] * (model.num_blocks - at)
+    rows_of_blocks = [1.0] * at + [float(L)] * (model.num_blocks - at)
+    if latent is not None and latent.path == "head":  # its attention is run once, its MLP for every code
+        rows_of_blocks[-1] = (1 + L) / 2
     per_position = sum(rows * block for rows in rows_of_blocks)
     if config.train.activation_checkpointing:  # the inputs of all blocks, and one block whole
         per_position = sum(rows * H for rows in rows_of_blocks) + max(rows_of_blocks) * block
