@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
 import shutil
 from pathlib import Path
 
@@ -31,7 +30,7 @@ from di4c_lm.image_config import CifarConfig
 from di4c_lm.metrics.image_settings import ImageReportConfig
 from di4c_lm.models.unet import UNet, is_latent
 from di4c_lm.training.denoising_objective import DenoisingObjective
-from di4c_lm.training.distributed import World, barrier, init_distributed
+from di4c_lm.training.distributed import World, barrier, init_distributed, set_threads
 from di4c_lm.training.loop import Trained, train
 from di4c_lm.training.objective import Di4CObjective
 
@@ -46,8 +45,7 @@ def run_cifar10(config: CifarConfig) -> int:
     """
     report_settings(config)  # wrong ones are refused before anything is loaded
     world = init_distributed(config.run.device)
-    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    torch.set_num_threads(config.run.threads or max(1, (os.cpu_count() or 1) // local_ranks))
+    set_threads(config.run.threads)
     run_dir = image_cli.run_dir(config)
     if world.is_main:
         run_dir.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from di4c_lm.models.dit import LATENT_PREFIXES
 from di4c_lm.models.maskgit import MaskGit
 from di4c_lm.models.vqgan import VqGan
 from di4c_lm.training.denoising_objective import DenoisingObjective
-from di4c_lm.training.distributed import World, barrier, init_distributed
+from di4c_lm.training.distributed import World, barrier, init_distributed, set_threads
 from di4c_lm.training.loop import Trained, train
 from di4c_lm.training.objective import Di4CObjective
 from di4c_lm.training.vqgan_objective import VqganObjective, start_codebook
@@ -60,8 +59,7 @@ def run_imagenet(config: ImagenetConfig) -> int:
     Raises `ValueError` for bad input, and as the training loop does.
     """
     world = init_distributed(config.run.device)
-    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    torch.set_num_threads(config.run.threads or max(1, (os.cpu_count() or 1) // local_ranks))
+    set_threads(config.run.threads)
     run_dir = image_cli.run_dir(config)
     if world.is_main:
         run_dir.mkdir(parents=True, exist_ok=True)

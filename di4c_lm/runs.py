@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import os
 import shutil
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from di4c_lm.fitting import fit, fit_teacher, student_of
 from di4c_lm.metrics.settings import GenPplConfig
 from di4c_lm.models.dit import DIT
 from di4c_lm.reports import bound_report, gen_ppl_report, trained_judge
-from di4c_lm.training.distributed import World, barrier, init_distributed
+from di4c_lm.training.distributed import World, barrier, init_distributed, set_threads
 
 logger = logging.getLogger(__name__)
 
@@ -110,12 +109,6 @@ def check_run(config: Config) -> None:
             "judge.path='train' is impossible with data.streaming=true or data.kind=shards: "
             "allowed is a folder or hub name, or eval.skip=true"
         )
-
-
-def set_threads(threads: int) -> None:
-    """CPU threads of this rank: `threads`, or the cores shared out among the ranks of this machine."""
-    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // local_ranks))
 
 
 def write_settings(path: Path, config: Config) -> None:

@@ -76,6 +76,15 @@ def init_distributed(
     return World(rank=dist.get_rank(), local_rank=local_rank, size=dist.get_world_size(), device=place)
 
 
+def set_threads(threads: int) -> None:
+    """CPU threads of this rank: `threads`, or where that is 0 the cores shared out among the ranks of this machine.
+
+    (The `deepspeed` launcher tells their number by LOCAL_SIZE, `torchrun` by LOCAL_WORLD_SIZE.)
+    """
+    local_ranks = int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or "1")
+    torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // local_ranks))
+
+
 def shutdown() -> None:
     """Leave the process group, if there is one."""
     if dist.is_initialized():

@@ -28,3 +28,25 @@ def test_one_process_needs_no_group():
     assert distributed.sum_over_ranks(torch.ones(2)).tolist() == [1.0, 1.0]
     distributed.barrier()
     distributed.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("variables", "threads", "expected"),
+    [
+        ({}, 0, 8),
+        ({"LOCAL_SIZE": "2"}, 0, 4),
+        ({"LOCAL_WORLD_SIZE": "4"}, 0, 2),
+        ({"LOCAL_SIZE": "16"}, 0, 1),
+        ({"LOCAL_SIZE": "2"}, 3, 3),
+    ],
+)
+def test_the_ranks_of_a_machine_share_its_cores(monkeypatch, variables, threads, expected):
+    for name in ("LOCAL_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    found = []
+    monkeypatch.setattr(distributed.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(torch, "set_num_threads", found.append)
+    distributed.set_threads(threads)
+    assert found == [expected]

@@ -17,10 +17,9 @@ from di4c_lm.fitting import fit, fit_teacher, student_of
 from di4c_lm.models.dit import DIT
 from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.processes.rng import KeyedRng
-from di4c_lm.runs import set_threads
 from di4c_lm.samplers.grids import uniform_grid
 from di4c_lm.samplers.trajectory import sample
-from di4c_lm.training.distributed import World, init_distributed
+from di4c_lm.training.distributed import World, init_distributed, set_threads
 
 _BATCH = 1024
 _TEACHER = "teacher.pt"

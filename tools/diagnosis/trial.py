@@ -13,8 +13,8 @@ from di4c_lm.data.strata import StratifiedBatches
 from di4c_lm.domains.text import load_teacher, random_teacher
 from di4c_lm.fitting import make_objective
 from di4c_lm.models.dit import LATENT_PREFIXES
-from di4c_lm.runs import needs_teacher, new_student, set_threads
-from di4c_lm.training.distributed import World, sum_over_ranks
+from di4c_lm.runs import needs_teacher, new_student
+from di4c_lm.training.distributed import World, set_threads, sum_over_ranks
 from di4c_lm.training.engine import DeepSpeedEngine
 from di4c_lm.training.loop import update
 
