@@ -71,7 +71,7 @@ class Averaged:
             choice_BD = torch.randint(num_lambdas, (num_batch, length), generator=self._rng).to(x_t.device)
         else:
             window_D = found.chain.window_of(torch.arange(length, device=x_t.device))
-            weight_NL = found.chain.log_marginal()[:, window_D].exp().flatten(0, 1)
+            weight_NL = found.chain.log_marginal[:, window_D].exp().flatten(0, 1)
             u_N = uniform(self._rng, (len(weight_NL),), x_t.device)
             choice_BD = sample_categorical(weight_NL, u_N).view(num_batch, length)
         index = choice_BD[:, None, :, None].expand(-1, 1, -1, width)

@@ -167,7 +167,7 @@ def last_words(
                 prediction.features[row_R, :, position_R],
                 position_R,
                 prediction.readout,
-                log_weight=None if chain is None else chain.log_marginal()[row_R, chain.window_of(position_R)],
+                log_weight=None if chain is None else chain.log_marginal[row_R, chain.window_of(position_R)],
             )
             x_BD[row_R, position_R] = law_RS.argmax(1)
             for row, guess in zip(rows, law_RS.argmax(1).tolist(), strict=True):

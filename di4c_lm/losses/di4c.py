@@ -127,7 +127,7 @@ def di4c_terms(
 
 def code_weights(chain: CodeChain, sites: Sites) -> Float[Tensor, "M L"]:
     """log p(z = j) of the code at each site."""
-    return chain.log_marginal()[sites.example, chain.window_of(sites.position)]
+    return chain.log_marginal[sites.example, chain.window_of(sites.position)]
 
 
 def joint_and_product(

@@ -5,6 +5,7 @@ mixture of L products holds at most log L nats of mutual information between the
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Float64, Int64
@@ -29,8 +30,9 @@ class CodeChain:
         """The window that holds a position."""
         return position // self.window
 
+    @cached_property
     def log_marginal(self) -> Float[Tensor, "B W L"]:
-        """log p(z_w = j)."""
+        """log p(z_w = j); computed once, one step a window."""
         step_BWLL = self.log_step.exp()
         law_BL = step_BWLL[:, 0, 0]
         laws = [law_BL]

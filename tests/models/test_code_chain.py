@@ -41,7 +41,7 @@ def test_likelihood_and_marginals_are_sums_over_all_strings(num_windows: int, nu
     torch.testing.assert_close(found.log_prob(emission), expected)
     for w, j in itertools.product(range(num_windows), range(num_codes)):
         marginal_B = log_p_BK[:, code_KW[:, w] == j].logsumexp(1)
-        torch.testing.assert_close(found.log_marginal()[:, w, j], marginal_B)
+        torch.testing.assert_close(found.log_marginal[:, w, j], marginal_B)
 
 
 def test_gradient_of_the_likelihood() -> None:
@@ -93,6 +93,6 @@ def test_impossible_observations_stay_finite() -> None:
     value = found.log_prob(emission.requires_grad_())
     value.sum().backward()
     assert emission.grad is not None and bool(emission.grad.isfinite().all())
-    log_marginal = found.log_marginal()[0, 2, 2]
+    log_marginal = found.log_marginal[0, 2, 2]
     assert float(value.detach()) == pytest.approx(float(log_marginal), abs=1e-9)
     assert math.isfinite(float(value.detach()))

@@ -42,7 +42,7 @@ def test_draws_follow_the_chain() -> None:
     drawn = network(x_t, half(1), lam)
     mean_LD = torch.einsum(
         "ld,ldh->dh",
-        codes.chain.log_marginal()[0, codes.chain.window_of(torch.arange(LENGTH))].exp().T,
+        codes.chain.log_marginal[0, codes.chain.window_of(torch.arange(LENGTH))].exp().T,
         codes.features[0],
     )
     torch.testing.assert_close(drawn.features[0].mean(0), mean_LD, rtol=0, atol=0.06)
