@@ -8,7 +8,6 @@ activations anew in the backward pass). `--json` prints one object on the last l
 """
 
 import argparse
-import dataclasses
 import json
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import torch
 from benchmark.apart import run_apart
 from benchmark.measure import PeakMemory, Stopwatch
 from benchmark.plain_images import unet_loss
+from benchmark.words import split_words
 from torch import Tensor, nn
 
 from di4c_lm.config import Di4CConfig, HopConfig, LatentConfig, TimesConfig
@@ -53,13 +53,9 @@ class Settings:
     @classmethod
     def parse(cls, assignments: list[str]) -> "Settings":
         """From key=value; raises `ValueError` for an unknown key, or a value of the wrong type."""
-        types = {field.name: type(field.default) for field in dataclasses.fields(cls)}
         values: dict[str, Any] = {}
-        for assignment in assignments:
-            key, equals, value = assignment.partition("=")
-            if not equals or key not in types:
-                raise ValueError(f"{assignment!r}: expected key=value with a key among {', '.join(types)}")
-            values[key] = types[key](value)
+        for key, value, kind, _ in split_words(cls, assignments):
+            values[key] = kind(value)
         return cls(**values)
 
     def torch_device(self) -> torch.device:

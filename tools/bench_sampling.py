@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from benchmark import plain_sampling
 from benchmark.apart import run_apart
+from benchmark.words import split_words
 from torch import nn
 
 from di4c_lm.config import LatentConfig, ModelConfig
@@ -51,17 +52,13 @@ class Settings:
     @classmethod
     def parse(cls, assignments: list[str]) -> "Settings":
         """From key=value; raises `ValueError` for an unknown key, or a value that is impossible."""
-        types = {field.name: type(field.default) for field in dataclasses.fields(cls)}
         values: dict[str, Any] = {}
-        for assignment in assignments:
-            key, equals, value = assignment.partition("=")
-            if not equals or key not in types:
-                raise ValueError(f"{assignment!r}: expected key=value with a key among {', '.join(types)}")
-            if types[key] is bool and value not in ("true", "false"):
+        for key, value, kind, assignment in split_words(cls, assignments):
+            if kind is bool and value not in ("true", "false"):
                 raise ValueError(f"{assignment!r}: allowed are true and false")
-            if types[key] is int and (not value.isdecimal() or int(value) < 1):
+            if kind is int and (not value.isdecimal() or int(value) < 1):
                 raise ValueError(f"{assignment!r}: allowed is an integer of at least 1")
-            values[key] = value == "true" if types[key] is bool else types[key](value)
+            values[key] = value == "true" if kind is bool else kind(value)
         settings = cls(**values)
         if settings.device not in DEVICES or not set(settings.ways.split(",")) <= set(WAYS):
             raise ValueError(

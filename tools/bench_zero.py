@@ -9,7 +9,6 @@ ways=0,1,2,3,1+offload,2+offload,3+offload, dtype=float32|bfloat16, device=auto|
 """
 
 import argparse
-import dataclasses
 import json
 import os
 import socket
@@ -21,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from benchmark.words import split_words
 
 WAYS = ("0", "1", "2", "3", "1+offload", "2+offload", "3+offload")
 CHOICES = {"dtype": ("float32", "bfloat16"), "device": ("auto", "cpu", "cuda")}
@@ -47,18 +48,14 @@ class Settings:
     @classmethod
     def parse(cls, assignments: list[str]) -> "Settings":
         """From key=value; raises `ValueError` for an unknown key, or a value that is impossible."""
-        types = {field.name: type(field.default) for field in dataclasses.fields(cls)}
         values: dict[str, Any] = {}
-        for assignment in assignments:
-            key, equals, value = assignment.partition("=")
-            if not equals or key not in types:
-                raise ValueError(f"{assignment!r}: expected key=value with a key among {', '.join(types)}")
-            if types[key] is int and (not value.isdecimal() or int(value) < 1):
+        for key, value, kind, assignment in split_words(cls, assignments):
+            if kind is int and (not value.isdecimal() or int(value) < 1):
                 raise ValueError(f"{assignment!r}: allowed is an integer of at least 1")
             allowed = CHOICES.get(key, WAYS)
-            if types[key] is str and not set(value.split(",")) <= set(allowed):
+            if kind is str and not set(value.split(",")) <= set(allowed):
                 raise ValueError(f"{assignment!r}: allowed are {', '.join(allowed)}")
-            values[key] = types[key](value)
+            values[key] = kind(value)
         return cls(**values)
 
 

@@ -10,7 +10,6 @@ the runs live, absent: a temporary folder). Exit status 1 if any number differs.
 
 import argparse
 import contextlib
-import dataclasses
 import json
 import os
 import random
@@ -25,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from benchmark.words import split_words
 
 from di4c_lm.checkpoints.student import student_from_teacher
 from di4c_lm.config import Di4CConfig, LatentConfig, ModelConfig, OptimConfig, TrainConfig, ZeroConfig
@@ -54,15 +54,11 @@ class Settings:
     @classmethod
     def parse(cls, assignments: list[str]) -> "Settings":
         """From key=value; raises `ValueError` for an unknown key, or a value that is impossible."""
-        types = {field.name: type(field.default) for field in dataclasses.fields(cls)}
         values: dict[str, Any] = {}
-        for assignment in assignments:
-            key, equals, value = assignment.partition("=")
-            if not equals or key not in types:
-                raise ValueError(f"{assignment!r}: expected key=value with a key among {', '.join(types)}")
-            if types[key] is int and not value.isdecimal():
+        for key, value, kind, assignment in split_words(cls, assignments):
+            if kind is int and not value.isdecimal():
                 raise ValueError(f"{assignment!r}: allowed is an integer of at least 0")
-            values[key] = types[key](value)
+            values[key] = kind(value)
         settings = cls(**values)
         if settings.ranks not in (1, 2, 4, 8) or settings.stage > 3 or min(settings.steps, settings.save_every) < 1:
             raise ValueError(f"{settings}: allowed are ranks 1, 2, 4, 8, stages 0 to 3, and at least one step a save")
