@@ -17,6 +17,7 @@ from di4c_lm.config import (
     ZeroConfig,
     check,
 )
+from di4c_lm.image_students import check_lambda
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 Ints = Annotated[tuple[int, ...], Strict(strict=False)]
@@ -189,18 +190,9 @@ class ImagenetConfig:
     wandb: WandbConfig = field(default_factory=WandbConfig)
 
     def __post_init__(self) -> None:
-        path, law, size, count = (
-            self.latent.path,
-            self.latent.law,
-            self.latent.codebook_size,
-            self.objective.num_lambdas,
-        )
-        many = law == "codebook" and 0 < size < count
-        check(not many, "objective.num_lambdas", count, f"at most lambda.codebook_size={size}")
-        check(count >= 1, "objective.num_lambdas", count, "a value of at least 1")
+        check_lambda(self.latent, self.objective)
         blocks, at = self.model.num_blocks, self.latent.inject_at
         own_shape = self.teacher.path is None  # else the checkpoint says how many blocks there are
         check(
             not own_shape or -blocks <= at < blocks, "lambda.inject_at", at, f"a block below model.num_blocks={blocks}"
         )
-        check(path != "head", "lambda.path", path, "token or adaln, for this network")

@@ -17,6 +17,7 @@ from di4c_lm.config import (
     ZeroConfig,
     check,
 )
+from di4c_lm.image_students import check_lambda
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 Ints = Annotated[tuple[int, ...], Strict(strict=False)]
@@ -144,10 +145,9 @@ class CifarConfig:
 
     def __post_init__(self) -> None:
         path, at = self.latent.path, self.latent.inject_at
-        check(path == "token", "lambda.path", path, "token, the published way: in a U-Net a shift of each ResBlock")
+        allowed = "head, or token, the published way: in a U-Net a shift of each ResBlock"
+        check(path in ("token", "head"), "lambda.path", path, allowed)
         check(at == 0, "lambda.inject_at", at, "0 for a U-Net")
-        law, size, count = self.latent.law, self.latent.codebook_size, self.objective.num_lambdas
+        law = self.latent.law
         check(law != "gaussian", "lambda.law", law, "uniform, stratified or codebook for a U-Net")
-        check(count >= 1, "objective.num_lambdas", count, "a value of at least 1")
-        many = law == "codebook" and 0 < size < count
-        check(not many, "objective.num_lambdas", count, f"at most lambda.codebook_size={size}")
+        check_lambda(self.latent, self.objective)

@@ -11,7 +11,7 @@ import torch
 
 from di4c_lm import cli, image_cli
 from di4c_lm.checkpoints.unet import student_from_teacher
-from di4c_lm.config import LatentConfig, OptimConfig, TrainConfig, ZeroConfig, to_dict
+from di4c_lm.config import OptimConfig, TrainConfig, ZeroConfig, to_dict
 from di4c_lm.data.batches import BatchStream
 from di4c_lm.data.images import ImageSet, ImageSource, Split
 from di4c_lm.data.strata import StratifiedBatches
@@ -27,6 +27,7 @@ from di4c_lm.domains.cifar10 import (
     load_teacher,
 )
 from di4c_lm.image_config import CifarConfig
+from di4c_lm.image_students import latent_of, objective_of
 from di4c_lm.metrics.image_settings import ImageReportConfig
 from di4c_lm.models.unet import UNet, is_latent
 from di4c_lm.training.denoising_objective import DenoisingObjective
@@ -138,22 +139,17 @@ def train_teacher(config: CifarConfig, model: CifarModel, images: ImageSet, worl
     return 0
 
 
-def latent_of(config: CifarConfig) -> LatentConfig:
-    """The λ path of the student; a codebook without a size has a vector for each of the L draws."""
-    return dataclasses.replace(config.latent, codebook_size=config.latent.codebook_size or config.objective.num_lambdas)
-
-
 def distil(
     config: CifarConfig, teacher: CifarModel, images: ImageSet, world: World, run_dir: Path
 ) -> tuple[Trained, UNet]:
     """Train a student, which begins as its teacher, by Di4C under DeepSpeed."""
-    fresh = torch.Generator().manual_seed(config.train.seed)
+    fresh, chosen = torch.Generator().manual_seed(config.train.seed), objective_of(config.latent, config.objective)
     shape = dataclasses.replace(teacher.denoiser.config, dropout=config.model.dropout)
-    student = student_from_teacher(teacher.denoiser, latent_of(config), fresh, model=shape)
+    student = student_from_teacher(teacher.denoiser, latent_of(config.latent, config.objective), fresh, model=shape)
     student.activation_checkpointing = config.train.activation_checkpointing
     frozen = teacher.denoiser.to(world.device, _DTYPES[config.train.dtype])
     trained = train(
-        Di4CObjective(student, frozen, teacher.chain, config.objective, seed=config.train.seed),
+        Di4CObjective(student, frozen, teacher.chain, chosen, seed=config.train.seed),
         BatchStream(
             ImageSource(images, config.train.seed, flip=config.data.flip),
             micro_batch_size=config.train.micro_batch_size,

@@ -21,6 +21,7 @@ from di4c_lm.data.code_writer import save_codes
 from di4c_lm.data.codes import CodeSet, CodeSource, is_code_folder, load_codes
 from di4c_lm.data.images import ImageSource, Split
 from di4c_lm.domains.imagenet import CodeModel, encode_images, fingerprint, to_planes
+from di4c_lm.image_students import latent_of, objective_of
 from di4c_lm.imagenet_report import PARTS, SETTINGS, STUDENT, image_run, load_images, settings_of
 from di4c_lm.models.dit import LATENT_PREFIXES
 from di4c_lm.models.maskgit import MaskGit
@@ -183,9 +184,7 @@ def train_student(
 ) -> CodeModel:
     """Distil, export to `run_dir`/student, and give the student back (on rank 0 with its averaged weights)."""
     logger.info("5/6 distil: %d updates", config.train.steps)
-    latent, chosen = config.latent, config.objective
-    if latent.law == "codebook" and latent.codebook_size == 0:
-        latent = type(latent)(**{**vars(latent), "codebook_size": chosen.num_lambdas})
+    latent, chosen = latent_of(config.latent, config.objective), objective_of(config.latent, config.objective)
     shape = type(teacher.config)(**{**vars(teacher.config), "dropout": config.model.dropout})
     student = student_of(teacher, latent, torch.Generator().manual_seed(config.train.seed), model=shape)
     student.activation_checkpointing = config.train.activation_checkpointing

@@ -60,7 +60,7 @@ def test_a_runs_folder_follows_what_makes_it() -> None:
         ("train.stepz=3", "unknown key 'train.stepz'.*did you mean train.steps"),
         ("objective.alpha=cubic", "objective.alpha='cubic' is impossible"),
         ("objective.delta=2", r"objective\.delta=2.0 is impossible: allowed is a value in \[0, 1\]"),
-        ("lambda.path=adaln", "lambda.path='adaln' is impossible: allowed is token"),
+        ("lambda.path=adaln", "lambda.path='adaln' is impossible: allowed is head, or token"),
         ("lambda.law=gaussian", "lambda.law='gaussian' is impossible: allowed is uniform, stratified or codebook"),
         ("chain.min_time=1", r"chain\.min_time=1.0 is impossible: allowed is a value in \[0, 1\)"),
         ("model.width=6", "model.width=6 is impossible: allowed is a multiple of 4"),

@@ -65,7 +65,10 @@ def test_a_run_leaves_what_a_run_leaves_and_goes_on_where_it_was_left(tmp_path: 
     [
         (["data.path=/nowhere"], "/nowhere: expected digits"),
         (["data.path=patches"], "vqgan.model reads images of (8, 8, 1)"),
-        (["lambda.path=head"], "lambda.path"),
+        (
+            ["lambda.path=head", "lambda.codebook_size=9", "objective.num_lambdas=4"],
+            "lambda.codebook_size=9 when lambda.path=head",
+        ),
         (["objective.num_lambdas=many"], "objective.num_lambdas"),
         (["teacher.label_drop=2"], "label_drop=2"),
     ],

@@ -21,14 +21,16 @@ class CodeChain:
     """p(z_1) Π_w p(z_w | z_{w-1}) for codes z_w < L of W windows of `window` positions each (the last may be shorter).
 
     `log_step[b, w, i, j]` is log p(z_w = j | z_{w-1} = i) of sequence b; at w = 0 it is the same for each i. All are normalised over j.
+    With `period` the windows divide so many positions, and those behind them share their codes: the colours of an image's pixels.
     """
 
     log_step: Float[Tensor, "B W L L"]
     window: int
+    period: int | None = None
 
     def window_of(self, position: Int64[Tensor, "*shape"]) -> Int64[Tensor, "*shape"]:
         """The window that holds a position."""
-        return position // self.window
+        return (position if self.period is None else position % self.period) // self.window
 
     @cached_property
     def log_marginal(self) -> Float[Tensor, "B W L"]:
@@ -68,4 +70,4 @@ class CodeChain:
 
     def rows(self, index: Int64[Tensor, " N"]) -> "CodeChain":
         """The chains of some sequences."""
-        return CodeChain(self.log_step[index], self.window)
+        return CodeChain(self.log_step[index], self.window, self.period)

@@ -1,8 +1,11 @@
 """The masked transformer on image codes of MaskGIT-pytorch (Besnier and Chen 2023), and the mixture student made of it.
 
 Parameters bear the names and shapes of the published checkpoints. The student adds `latent_projection` (as published) or
-`latent_codebook`, and for λ by adaLN one `latent_modulation` a conditioned block.
+`latent_codebook`, for λ by adaLN one `latent_modulation` a conditioned block, or for λ behind all attention `latent_head`.
 """
+
+from collections.abc import Callable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -16,12 +19,14 @@ from di4c_lm.models.attention import attend, use_flash
 from di4c_lm.models.latent import (
     Uniform,
     check_latents,
+    inject_block,
     latent_codebook,
     latent_features,
     latent_modulation,
     latent_projection,
     sample_latents,
 )
+from di4c_lm.models.mixture_head import MixtureHead
 from di4c_lm.models.readout import NO_CLASS, Prediction
 from di4c_lm.models.tied_readout import TiedReadout
 
@@ -86,7 +91,7 @@ class PreNorm(nn.Module):
         self.fn = fn
 
     def forward(
-        self, x: Float[Tensor, "N P H"], shift: Float[Tensor, "N 1 H"] | None, scale: Float[Tensor, "N 1 H"] | None
+        self, x: Float[Tensor, "N P H"], shift: Float[Tensor, "N Q H"] | None, scale: Float[Tensor, "N Q H"] | None
     ) -> Float[Tensor, "N P H"]:
         """fn(norm x), or fn((1 + scale) norm x + shift)."""
         normed = self.norm(x)
@@ -104,12 +109,22 @@ class Block(nn.ModuleList):
         self, x: Float[Tensor, "N P H"], latent_shift_scale: Float[Tensor, "N fourH"] | None
     ) -> Float[Tensor, "N P H"]:
         """The residual stream after this block."""
-        attention, feed_forward = self
-        shift_1, scale_1, shift_2, scale_2 = (None,) * 4
-        if latent_shift_scale is not None:
-            shift_1, scale_1, shift_2, scale_2 = latent_shift_scale[:, None].chunk(4, dim=2)
-        x = x + attention(x, shift_1, scale_1)
-        return x + feed_forward(x, shift_2, scale_2)
+        halves = (None, None) if latent_shift_scale is None else latent_shift_scale[:, None].chunk(2, dim=2)
+        return self.feed(self.mix(x, halves[0]), halves[1])
+
+    def mix(
+        self, x: Float[Tensor, "N P H"], latent_shift_scale: Float[Tensor, "N Q twoH"] | None = None
+    ) -> Float[Tensor, "N P H"]:
+        """The block's first half, attention over the places."""
+        shift, scale = (None, None) if latent_shift_scale is None else latent_shift_scale.chunk(2, dim=2)
+        return x + self[0](x, shift, scale)
+
+    def feed(
+        self, x: Float[Tensor, "N P H"], latent_shift_scale: Float[Tensor, "N Q twoH"] | None = None
+    ) -> Float[Tensor, "N P H"]:
+        """The block's second half, each place by itself."""
+        shift, scale = (None, None) if latent_shift_scale is None else latent_shift_scale.chunk(2, dim=2)
+        return x + self[1](x, shift, scale)
 
 
 class Transformer(nn.Module):
@@ -125,7 +140,8 @@ class MaskGit(nn.Module):
 
     Codes are 0 to K - 1, MASK is K, the class of a sequence is one more token behind its D codes. With `latent` absent the network is a
     teacher, a product of its positions. With it, λ enters before block `inject_at` as an extra token without position (Di4C, section 5;
-    at 0 also before the first layer, as published) or by scaling and shifting the norms; what comes before runs once per x_t.
+    at 0 also before the first layer, as published) or by scaling and shifting the norms; what comes before runs once per x_t. As a string
+    of codes (path=head) it enters behind the last attention and shifts the last MLP and the last norm: see `MixtureHead`.
     """
 
     def __init__(
@@ -140,8 +156,6 @@ class MaskGit(nn.Module):
         super().__init__()
         if latent is not None and not -model.num_blocks <= latent.inject_at < model.num_blocks:
             raise ValueError(f"lambda.inject_at={latent.inject_at} must be below model.num_blocks={model.num_blocks}")
-        if latent is not None and latent.path == "head":
-            raise ValueError("lambda.path='head' is impossible for this network: allowed is token, adaln")
         if latent is not None and latent.law == "codebook" and latent.codebook_size < 1:
             raise ValueError(f"lambda.codebook_size must be at least 1, got {latent.codebook_size}")
         for name, value in (("num_codes", num_codes), ("num_classes", num_classes), ("length", length)):
@@ -149,7 +163,7 @@ class MaskGit(nn.Module):
                 raise ValueError(f"{name} must be at least 1, got {value}")
         self.config = model
         self.latent = latent
-        self.inject_at = 0 if latent is None else latent.inject_at % model.num_blocks
+        self.inject_at = inject_block(latent, model.num_blocks)
         self.num_codes, self.num_classes, self.length = num_codes, num_classes, length
         self.activation_checkpointing = False
         self.matmul_dtype: torch.dtype | None = None
@@ -163,12 +177,19 @@ class MaskGit(nn.Module):
         self.bias = nn.Parameter(torch.zeros(length + 1, num_tokens))
         for weight in (self.tok_emb.weight, self.pos_emb):
             nn.init.trunc_normal_(weight, std=_INIT_STD)
-        if latent is not None and latent.law == "codebook":
+        if latent is not None:
+            self._add_latent_path(latent, width)
+
+    def _add_latent_path(self, latent: LatentConfig, width: int) -> None:
+        if latent.path == "head":
+            self.latent_head = MixtureHead(latent, width)
+            return
+        if latent.law == "codebook":
             self.latent_codebook = latent_codebook(latent, width)
-        elif latent is not None:
+        else:
             self.latent_projection = latent_projection(latent, width)
-        if latent is not None and latent.path == "adaln":
-            self.latent_modulation = latent_modulation(latent, width, range(self.inject_at, model.num_blocks))
+        if latent.path == "adaln":
+            self.latent_modulation = latent_modulation(latent, width, range(self.inject_at, self.config.num_blocks))
 
     @property
     def mask_id(self) -> int:
@@ -204,19 +225,20 @@ class MaskGit(nn.Module):
         if lam is not None and self._shares_trunk():
             x_t, row_N = x_t.unique(dim=0, return_inverse=True)
         x, embedded, modulation = self.tok_emb(x_t) + self.pos_emb, None, None
-        at_once = lam is not None and self.inject_at == 0
+        by_head = lam is not None and self.latent is not None and self.latent.path == "head"
+        at_once = lam is not None and self.inject_at == 0 and not by_head
         if at_once:
             x, embedded = self._mix(x, lam, row_N)
         x = self.first_layer(x)
-        for index, block in enumerate(self.transformer.layers):
+        for index, layer in enumerate(self.transformer.layers):
+            block = cast(Block, layer)
             if lam is not None and not at_once and index == self.inject_at:
+                if by_head:
+                    return self._by_head(self._run(block.mix, x), lam, row_N)
                 x, embedded = self._mix(x, lam, row_N)
             if embedded is not None and self.latent is not None and self.latent.path == "adaln":
                 modulation = self.latent_modulation[str(index)](embedded)
-            if self.activation_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, modulation, use_reentrant=False)
-            else:
-                x = block(x, modulation)
+            x = self._run(block, x, modulation)
         features = self.last_layer(x[:, : self.length])
         num_lambdas = 1 if lam is None else lam.shape[1]
         return Prediction(features.unflatten(0, (-1, num_lambdas)), self.readout())
@@ -227,6 +249,24 @@ class MaskGit(nn.Module):
         return TiedReadout(
             self.tok_emb.weight, self.bias, self.num_states, impossible=impossible, matmul_dtype=self.matmul_dtype
         )
+
+    def _by_head(self, x: Tensor, lam: Tensor, row_N: Tensor | None) -> Prediction:
+        """The last MLP and norm at the D codes, once for each row of `lam`, from the features behind the last attention."""
+        x = (x if row_N is None else x[row_N])[:, : self.length]
+        modulation_CNPF, chain = self.latent_head(x, lam)
+        num_batch, num_lambdas = lam.shape[:2]
+        modulation = modulation_CNPF.to(x.dtype).expand(num_batch, -1, -1, -1).flatten(0, 1)
+        of_block, of_output = modulation.chunk(2, dim=2)
+        x = self._run(cast(Block, self.transformer.layers[-1]).feed, x.repeat_interleave(num_lambdas, 0), of_block)
+        shift, scale = of_output.chunk(2, dim=2)
+        features = self.last_layer(x) * (1 + scale) + shift
+        return Prediction(features.unflatten(0, (-1, num_lambdas)), self.readout(), chain)
+
+    def _run(self, part: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
+        """A block or a half of one, whose inner activations are recomputed in the backward pass where the run asks for that."""
+        if self.activation_checkpointing and torch.is_grad_enabled():
+            return cast(Tensor, checkpoint(part, *inputs, use_reentrant=False))
+        return part(*inputs)
 
     def _mix(self, x: Tensor, lam: Tensor | None, row_N: Tensor | None) -> tuple[Tensor, Tensor]:
         """The stream once for each λ, with λ's token where it enters as one; and λ's embedding."""

@@ -14,12 +14,15 @@ from torch.utils.checkpoint import checkpoint
 
 from di4c_lm.config import LatentConfig
 from di4c_lm.image_config import UnetConfig
+from di4c_lm.models.code_chain import CodeChain
+from di4c_lm.models.coded_output import CodedOutput
 from di4c_lm.models.latent import Uniform, check_latents, latent_codebook, sample_latents, sinusoid
 from di4c_lm.models.logistic_readout import LogisticReadout
+from di4c_lm.models.mixture_head import MixtureHead
 from di4c_lm.models.readout import Prediction, widest
 
 _TIME_SCALE = 1000.0
-_PATHS = ("lemb_modules", "hlemb_modules", "tlam_mix", "h_t_lam_mix", "latent_codebook")
+_PATHS = ("lemb_modules", "hlemb_modules", "tlam_mix", "h_t_lam_mix", "latent_codebook", "latent_head", "latent_output")
 
 
 def is_latent(name: str) -> bool:
@@ -126,6 +129,8 @@ class UNet(nn.Module):
 
     With `latent` absent the network is a teacher, a product of its positions. With it λ, mixed with the time, and from the middle on with
     the mean over the pixels too, shifts each ResBlock: the published way, for which `path` has its published value. The shifts begin at 0.
+    With path=head it is a string of codes, each of a window of pixels in all their colours, which a chain ties; behind the last ResBlock
+    they add to (μ, log s) what `CodedOutput` makes of them, so that the network runs once for all codes (see `MixtureHead`).
     """
 
     def __init__(
@@ -143,17 +148,17 @@ class UNet(nn.Module):
         self.num_states = num_states
         self.latent = latent
         self.activation_checkpointing = False
-        width, mixed, colours = model.width, latent is not None, shape[2]
+        width, mixed, colours = model.width, latent is not None and latent.path == "token", shape[2]
         embedding = 4 * width
         channels = [width * multiplier for multiplier in model.multipliers]
         self.temb_modules = _mlp(width, embedding)
-        if latent is not None:
+        if mixed:
             self.lemb_modules = _mlp(width, embedding)
             self.hlemb_modules = _mlp(width, embedding)
             self.tlam_mix = nn.Linear(2 * width, width)
         self.input_conv = nn.Conv2d(colours, width, 3, padding=1)
         self.downsampling_modules, skips = _down_path(model, channels, embedding, latent=mixed)
-        if latent is not None:
+        if mixed:
             self.h_t_lam_mix = nn.Linear(2 * width + channels[-1], width)
         self.middle_modules = nn.ModuleList(
             [
@@ -166,7 +171,10 @@ class UNet(nn.Module):
         self.output_modules = nn.ModuleList(
             [_norm(channels[0]), _zeroed(nn.Conv2d(channels[0], 2 * colours, 3, padding=1))]
         )
-        if latent is not None and latent.law == "codebook":
+        if latent is not None and latent.path == "head":
+            self.latent_head = MixtureHead(latent, channels[0])
+            self.latent_output = CodedOutput(channels[0], colours, latent.init_scale)
+        elif latent is not None and latent.law == "codebook":
             self.latent_codebook = latent_codebook(latent, width)
 
     @property
@@ -199,19 +207,34 @@ class UNet(nn.Module):
                 f"x_t: expected {self.length} positions, images of {rows} x {columns} pixels in {colours} channels, got "
                 f"{x_t.shape[1]}"
             )
+        if self.latent is not None and self.latent.path == "head" and lam is not None:
+            return self._by_head(x_t, t, lam)
         num_lambdas = 1 if lam is None else lam.shape[1]
-        means_ND, log_scales_ND = self._moments(x_t, t, lam)
-        features_NDH = torch.stack([means_ND, log_scales_ND], 2)
-        return Prediction(features_NDH.unflatten(0, (-1, num_lambdas)), self.readout())
+        centred_NCRQ, out_NCRQ, _ = self._outputs(x_t, t, lam)
+        return Prediction(
+            _features(centred_NCRQ.flatten(1), out_NCRQ.flatten(1)).unflatten(0, (-1, num_lambdas)), self.readout()
+        )
+
+    def _by_head(self, x_t: Int64[Tensor, "B D"], t: Float[Tensor, " B"], lam: Tensor) -> Prediction:
+        """One run of the network, and what each code adds."""
+        centred_BCRQ, out_BKRQ, h_BCRQ = self._outputs(x_t, t, None)
+        h_BPC = h_BCRQ.flatten(2).transpose(1, 2)
+        modulation, chain = self.latent_head(h_BPC, lam)
+        added_BLPK = self.latent_output(h_BPC[:, None], modulation)
+        out_BLKP = out_BKRQ.flatten(2)[:, None] + added_BLPK.transpose(2, 3).to(out_BKRQ.dtype)
+        features = _features(centred_BCRQ.flatten(1)[:, None], out_BLKP.flatten(2))
+        if chain is not None:
+            chain = CodeChain(chain.log_step, chain.window, h_BPC.shape[1])
+        return Prediction(features, self.readout(), chain)
 
     def readout(self) -> LogisticReadout:
         """The discretised logistic; it has no parameters."""
         return LogisticReadout(self.num_states)
 
-    def _moments(
+    def _outputs(
         self, x_t: Int64[Tensor, "B D"], t: Float[Tensor, " B"], lam: Tensor | None
-    ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "N D"]]:
-        """μ and log s of each position, in at least float32."""
+    ) -> tuple[Float[Tensor, "N C R Q"], Float[Tensor, "N K R Q"], Float[Tensor, "N W R Q"]]:
+        """The image on [-1, 1] and the K = 2 numbers a colour, in at least float32; and what these were made of."""
         dtype, wide = self.input_conv.weight.dtype, widest(self.input_conv.weight.dtype)
         rows, columns, colours = self.shape
         centred_BCRQ = (x_t.to(wide) * (2 / (self.num_states - 1)) - 1).view(-1, colours, rows, columns)
@@ -241,9 +264,7 @@ class UNet(nn.Module):
             given = torch.cat([h, skips.pop()], 1) if isinstance(module, ResBlock) else h
             h = self._run(module, given, time_BE, embedded)
         norm, conv = self.output_modules
-        out_NCRQ = conv(F.silu(norm(h))).to(wide)
-        mean_ND = torch.tanh(mean + out_NCRQ[:, :colours]).flatten(1)
-        return mean_ND, out_NCRQ[:, colours:].flatten(1)
+        return mean, conv(F.silu(norm(h))).to(wide), h
 
     def _run(self, module: nn.Module, x: Tensor, time: Tensor, lam: Tensor | None) -> Tensor:
         args = (x, time, lam) if isinstance(module, ResBlock) else (x,)
@@ -258,6 +279,12 @@ class UNet(nn.Module):
         return sinusoid(1000.0 * flat, self.config.width)
 
 
+def _features(centred: Float[Tensor, "*_N D"], out: Float[Tensor, "*N twoD"]) -> Float[Tensor, "*N D 2"]:
+    """(μ, log s) of each position; `centred` is the same for all of a row's codes where it has 1 in their place."""
+    shift, log_scale = out.chunk(2, dim=-1)
+    return torch.stack([torch.tanh(centred + shift), log_scale], -1)
+
+
 def _check(model: UnetConfig, shape: tuple[int, int, int], latent: LatentConfig | None) -> None:
     halvings = 2 ** (len(model.multipliers) - 1)
     if shape[2] < 1 or min(shape) < 1 or shape[0] % halvings or shape[1] % halvings:
@@ -267,10 +294,10 @@ def _check(model: UnetConfig, shape: tuple[int, int, int], latent: LatentConfig 
         )
     if latent is None:
         return
-    if latent.path != "token" or latent.inject_at != 0:
+    if latent.path not in ("token", "head") or latent.inject_at != 0:
         raise ValueError(
-            f"lambda.path={latent.path!r} with lambda.inject_at={latent.inject_at} is impossible for a U-Net: allowed is the "
-            "published way, path=token with inject_at=0"
+            f"lambda.path={latent.path!r} with lambda.inject_at={latent.inject_at} is impossible for a U-Net: allowed are "
+            "path=token, the published way, and path=head, with inject_at=0"
         )
     if latent.law == "gaussian":
         raise ValueError(

@@ -16,6 +16,7 @@ LATENTS = [
     LatentConfig(law="gaussian", path="adaln", inject_at=-1, dim=3, init_scale=0.5),
     LatentConfig(law="stratified", path="adaln", inject_at=0, init_scale=0.5),
 ]
+HEAD = LatentConfig(law="codebook", path="head", codebook_size=3, window=2, init_scale=0.5)
 
 
 def net(latent: LatentConfig | None = None, **settings: object) -> MaskGit:
@@ -43,7 +44,7 @@ def time(num_batch: int) -> Tensor:
     return torch.full((num_batch,), 0.5)
 
 
-@pytest.mark.parametrize("latent", [None, *LATENTS])
+@pytest.mark.parametrize("latent", [None, *LATENTS, HEAD])
 def test_a_prediction_is_a_law_over_codes(latent: LatentConfig | None) -> None:
     network, x_t = net(latent), tokens(5)
     assert isinstance(network, Denoiser)
@@ -64,14 +65,14 @@ def test_mask_state_is_the_published_law() -> None:
     torch.testing.assert_close(q[..., :CODES], rest)
 
 
-@pytest.mark.parametrize("latent", LATENTS)
+@pytest.mark.parametrize("latent", [*LATENTS, HEAD])
 def test_without_lambda_the_student_is_its_teacher(latent: LatentConfig) -> None:
     labels = torch.tensor([2, NO_CLASS])
     ours, theirs = (one(tokens(2), time(2), None, labels).log_probs() for one in (net(latent), net()))
     torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("latent", LATENTS)
+@pytest.mark.parametrize("latent", [*LATENTS, HEAD])
 def test_rows_of_lambda_are_apart_and_shared_blocks_change_nothing(latent: LatentConfig) -> None:
     network = net(latent)
     x_t, labels = tokens(2).repeat(2, 1), torch.tensor([0, 1, 0, 2])
@@ -110,6 +111,30 @@ def test_gradients_reach_every_parameter_and_checkpointing_changes_none(latent: 
     torch.testing.assert_close(grads[0], grads[1])
 
 
+def test_strings_of_codes_say_of_each_position_what_its_window_s_code_says() -> None:
+    network, x_t, labels = net(HEAD), tokens(2), torch.tensor([0, NO_CLASS])
+    codes = network(x_t, time(2), latents(network, 2, 0), labels)
+    assert codes.chain is not None and codes.features.shape[:3] == (2, 3, LENGTH)
+    drawn = network(x_t, time(2), latents(network, 2, 50), labels).features
+    same_BNLD = torch.isclose(drawn[:, :, None], codes.features[:, None], rtol=1e-9, atol=1e-12).all(-1)
+    assert bool(same_BNLD.any(2).all())
+    code_BND = same_BNLD.double().argmax(2)
+    assert torch.equal(code_BND[..., 0], code_BND[..., 1]) and torch.equal(code_BND[..., 2], code_BND[..., 3])
+    assert len(code_BND.flatten(0, 1).unique(dim=0)) > 3, "windows of one string may differ"
+
+
+def test_gradients_reach_the_head_and_recomputing_changes_none() -> None:
+    grads = []
+    for recompute in (False, True):
+        network = net(HEAD)
+        network.activation_checkpointing = recompute
+        codes = network(tokens(2), time(2), latents(network, 2, 0))
+        (codes.features.square().sum() + codes.chain.log_step[..., 0].sum()).backward()
+        grads.append({name: p.grad for name, p in network.named_parameters() if name != "bias"})
+    assert all(grad is not None and bool(grad.any()) for grad in grads[0].values())
+    torch.testing.assert_close(grads[0], grads[1])
+
+
 def test_dropout_only_in_training() -> None:
     network = net(dropout=0.5)
     assert torch.equal(network(tokens(2), time(2)).features, network(tokens(2), time(2)).features)
@@ -132,8 +157,6 @@ def test_what_does_not_fit_is_refused() -> None:
         net(LATENTS[0])(tokens(2), time(2), torch.zeros(2, 1))
     with pytest.raises(ValueError, match="inject_at=3 must be below"):
         net(LatentConfig(inject_at=BLOCKS))
-    with pytest.raises(ValueError, match="lambda.path='head' is impossible for this network: allowed is token, adaln"):
-        net(LatentConfig(law="codebook", path="head"))
     with pytest.raises(ValueError, match="codebook_size must be at least 1"):
         net(LatentConfig(law="codebook", codebook_size=0))
     with pytest.raises(ValueError, match="num_classes must be at least 1, got 0"):

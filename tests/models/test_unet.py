@@ -62,6 +62,56 @@ def test_a_fresh_path_is_silent_and_without_lambda_it_is_left_out() -> None:
     assert not any(is_latent(name) for name, _ in teacher.named_parameters())
 
 
+HEAD = LatentConfig(law="codebook", path="head", codebook_size=3, window=12)
+
+
+def coded(colours: int = 1) -> UNet:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = UNet(SMALL, shape=(4, 6, colours), num_states=STATES, latent=HEAD)
+        for parameter in net.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+    return net.double().eval()
+
+
+@pytest.mark.parametrize("colours", [1, 3])
+def test_a_string_of_codes_is_a_code_for_each_window_of_pixels(colours: int) -> None:
+    net, t = coded(colours), torch.tensor([0.2, 0.7])
+    x_t = torch.randint(STATES, (2, 24 * colours), generator=torch.Generator().manual_seed(1))
+    rng = KeyedRng(0, torch.arange(2)).uniform
+    codes = net(x_t, t, net.sample_latents(2, 0, rng))
+    assert codes.chain is not None and codes.chain.log_step.shape == (2, 2, 3, 3)
+    window_D = codes.chain.window_of(torch.arange(24 * colours))
+    assert window_D.tolist() == ([0] * 12 + [1] * 12) * colours
+    drawn = net(x_t, t, net.sample_latents(2, 40, rng))
+    same_BNLD = torch.isclose(drawn.features[:, :, None], codes.features[:, None], rtol=1e-9, atol=1e-12).all(-1)
+    assert bool(same_BNLD.any(2).all())
+    code_BND = same_BNLD.double().argmax(2)
+    first_D = window_D * 12
+    assert torch.equal(code_BND, code_BND[..., first_D])
+    assert len(code_BND.flatten(0, 1).unique(dim=0)) > 3
+
+
+def test_without_codes_the_head_is_left_out_and_it_begins_near_its_teacher() -> None:
+    teacher, x_t, t = network(), images(2), torch.tensor([0.2, 0.7])
+    student = UNet(SMALL, shape=SHAPE, num_states=STATES, latent=HEAD).double().eval()
+    student.load_state_dict(teacher.state_dict(), strict=False)
+    torch.testing.assert_close(student(x_t, t).features, teacher(x_t, t).features)
+    own = {name for name, _ in student.named_parameters()} - {name for name, _ in teacher.named_parameters()}
+    assert own and all(map(is_latent, own))
+    student.latent_output.readout.weight.data.zero_()
+    lam = student.sample_latents(2, 0, KeyedRng(0, torch.arange(2)).uniform)
+    torch.testing.assert_close(student(x_t, t, lam).features, teacher(x_t, t).features.expand(-1, 3, -1, -1))
+
+
+def test_gradients_reach_every_parameter_of_the_head() -> None:
+    net = coded(3)
+    x_t = torch.randint(STATES, (2, 72), generator=torch.Generator().manual_seed(1))
+    codes = net(x_t, torch.tensor([0.2, 0.7]), net.sample_latents(2, 0, KeyedRng(0, torch.arange(2)).uniform))
+    (codes.features.square().sum() + codes.chain.log_step[..., 0].sum()).backward()
+    assert all(p.grad is not None and bool(p.grad.any()) for p in net.parameters())
+
+
 def test_recomputed_activations_change_nothing() -> None:
     net, x_t, t = network(LatentConfig()), images(2), torch.tensor([0.2, 0.7])
     lam = torch.rand(2, 3, 1, generator=torch.Generator().manual_seed(0))
