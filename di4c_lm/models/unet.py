@@ -173,7 +173,9 @@ class UNet(nn.Module):
         )
         if latent is not None and latent.path == "head":
             self.latent_head = MixtureHead(latent, channels[0])
-            self.latent_output = CodedOutput(channels[0], colours, latent.init_scale)
+            self.latent_output = CodedOutput(
+                channels[0], places=shape[0] * shape[1], colours=colours, scale=latent.init_scale
+            )
         elif latent is not None and latent.law == "codebook":
             self.latent_codebook = latent_codebook(latent, width)
 

@@ -1,0 +1,102 @@
+"""Teacher and student of tauLDR's chain on tiny images whose law is known exactly: how far what they draw is from it.
+
+python tools/check_image_law.py [key=value ...] [--size 3] [--levels 3] [--noise 0.15] [--images 20000] [--samples 20000]
+
+Images are bars on noise (`di4c_lm.data.synthetic_images.Bars`). The keys are those of launch/train_cifar10.py; eval.steps and eval.seeds
+say what is drawn. A line shows the total variation between samples and law beside that of as many exact samples (mean, 95 % quantile,
+p-value), and the mean of -log p over the samples less the law's entropy in nats, 0 for exact ones.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from di4c_lm import cli, image_cli
+from di4c_lm.data.synthetic_images import Bars
+from di4c_lm.domains.cifar10 import CifarModel
+from di4c_lm.image_config import CifarConfig
+from di4c_lm.metrics.exact_law import LawCheck, check_samples, product_of_marginals, total_variation
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+SMALL = (
+    "model.multipliers=[1]",
+    "model.attention_scale=0",
+    "lambda.window=3",
+    "sampler.end=draw",
+)  # images of three rows are not halved
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train, draw, print the table. Returns 0, or 2 for bad input."""
+    parser = argparse.ArgumentParser(prog="check_image_law.py", description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("words", nargs="*", metavar="key=value", help="settings of the run")
+    parser.add_argument("--size", type=int, default=3, help="rows and columns")
+    parser.add_argument("--levels", type=int, default=3)
+    parser.add_argument("--noise", type=float, default=0.15)
+    parser.add_argument("--images", type=int, default=20_000, help="images to train on")
+    parser.add_argument("--samples", type=int, default=20_000, help="images drawn a model, step count and seed")
+    given = parser.parse_args(arguments)
+    cli.log_to_terminal()
+    try:
+        law = Bars(size=given.size, levels=given.levels, noise=given.noise)
+        own = [f"chain.rate_sigma={law.levels / 17}", f"chain.q_sigma={2 * law.levels}"]
+        config = image_cli.load(CifarConfig, [*SMALL, *own, *given.words], CONFIGS, "train_cifar10")
+        models = _trained(config, law, given.images)
+        found = {
+            (name, steps, seed): _checked(model, law, config, steps, seed, given.samples)
+            for name, model in models.items()
+            for steps in config.eval.steps
+            for seed in config.eval.seeds
+        }
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(_table(law, found))
+    return 0
+
+
+def _trained(config: CifarConfig, law: Bars, count: int) -> dict[str, CifarModel]:
+    from di4c_lm.image_runs import distil, find_teacher
+    from di4c_lm.training.distributed import init_distributed, set_threads
+
+    world = init_distributed(config.run.device)
+    set_threads(config.run.threads)
+    images = law.images(count, config.train.seed)
+    teacher, status = find_teacher(config, images, world, image_cli.cache_dir(config.run))
+    if status:
+        raise SystemExit(status)
+    with tempfile.TemporaryDirectory() as folder:
+        trained, student = distil(config, teacher, images, world, Path(folder))
+    if trained.progress.signal:
+        raise SystemExit(128 + trained.progress.signal)
+    student.load_state_dict(trained.ema)
+    models = {"teacher": teacher, "student": CifarModel(denoiser=student.eval(), chain=teacher.chain)}
+    for model in models.values():
+        model.denoiser.to(world.device)
+    return models
+
+
+def _checked(model: CifarModel, law: Bars, config: CifarConfig, steps: int, seed: int, count: int) -> LawCheck:
+    drawn_ND, _ = model.sample(count, steps, seed=seed, batch_size=config.eval.batch_size, sampler=config.sampler)
+    return check_samples(law.index(drawn_ND.numpy()), law.law(), seed=seed)
+
+
+def _table(law: Bars, found: dict[tuple[str, int, int], LawCheck]) -> str:
+    exact = law.law()
+    product = total_variation(product_of_marginals(exact, law.enumerate()), exact)
+    lines = [
+        f"{law}: {law.num_images} images; the product of the marginals is {product:.3f} away",
+        f"{'model':8} {'steps':>5} {'seed':>4} {'variation':>9} {'exact':>7} {'95 %':>7} {'p':>6} {'excess nats':>11}",
+    ]
+    for (name, steps, seed), one in found.items():
+        lines.append(
+            f"{name:8} {steps:5} {seed:4} {one.observed:9.4f} {one.floor:7.4f} {one.floor_high:7.4f} {one.p_value:6.3f} "
+            f"{one.excess_nats:11.4f}"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
