@@ -62,7 +62,10 @@ def test_a_runs_folder_follows_what_makes_it() -> None:
         ("objective.delta=2", r"objective\.delta=2.0 is impossible: allowed is a value in \[0, 1\]"),
         ("lambda.path=adaln", "lambda.path='adaln' is impossible: allowed is head, or token"),
         ("lambda.law=gaussian", "lambda.law='gaussian' is impossible: allowed is codebook when path=head"),
-        ("lambda={law: gaussian, path: token}", "lambda.law='gaussian' is impossible: allowed is uniform, stratified or"),
+        (
+            "lambda={law: gaussian, path: token}",
+            "lambda.law='gaussian' is impossible: allowed is uniform, stratified or",
+        ),
         ("chain.min_time=1", r"chain\.min_time=1.0 is impossible: allowed is a value in \[0, 1\)"),
         ("model.width=6", "model.width=6 is impossible: allowed is a multiple of 4"),
         ("data.crop=true", "data.size=None is impossible: allowed is a value of at least 1 where crop=true"),
