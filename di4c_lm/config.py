@@ -69,6 +69,9 @@ class DataConfig:
     streaming: bool = False
     shuffle_buffer: int = 10_000  # sequences; streaming only
     validation_share: float = 0.05  # of the documents
+    judge_share: float = (
+        0.0  # of the documents: read by a trained judge alone; 0: it reads what the models are trained on
+    )
     # "train": a BPE of `vocab_size` entries trained on the corpus, with kind=shards the shards' own; else a folder, file or hub name
     tokenizer: str = "train"
     vocab_size: int = 1024
@@ -83,6 +86,10 @@ class DataConfig:
         _at_least(self, 258, "vocab_size")
         _at_least(self, 1, "shuffle_buffer")
         check(0 < self.validation_share < 1, "validation_share", self.validation_share, "a value in (0, 1)")
+        rest = 1 - self.validation_share
+        check(0 <= self.judge_share < rest, "judge_share", self.judge_share, f"a value in [0, {rest:g})")
+        at_hand = self.kind != "shards" and not self.streaming
+        check(at_hand or self.judge_share == 0, "judge_share", self.judge_share, "0 when streaming=true or kind=shards")
         check(self.kind != "files" or bool(self.path), "path", self.path, "a file or folder when kind=files")
         check(
             self.kind != "shards" or bool(self.path), "path", self.path, "a folder of prepared shards when kind=shards"
@@ -325,12 +332,13 @@ class LatentConfig:
     """λ: its law, and the way it enters the student's network.
 
     `path=token` is the published extra token; `adaln` scales and shifts the norms. `inject_at=k` runs the blocks before k once per x_t;
-    a negative k counts from the end, -1 being the last block. `path=head` enters behind the last attention, where λ may be a string of
-    codes, one a window of positions: see `di4c_lm.models.mixture_head`.
+    a negative k counts from the end, -1 being the last block. `head` enters behind the last attention, where λ may be a string of codes,
+    one a window of positions: see `di4c_lm.models.mixture_head`. `classes` makes λ a string of token classes behind the readout, which
+    leaves the marginals as they are: see `di4c_lm.models.class_head`.
     """
 
     law: Literal["uniform", "stratified", "gaussian", "codebook"] = "uniform"
-    path: Literal["token", "adaln", "head"] = "token"
+    path: Literal["token", "adaln", "head", "classes"] = "token"
     inject_at: int = 0
     dim: int = 1  # law=gaussian: components of λ
     codebook_size: int = 16  # law=codebook: its vectors; 0 in a run's settings: as many as L, which enumerates them
@@ -339,11 +347,20 @@ class LatentConfig:
     tie: Literal["chain", "none"] = "chain"  # path=head: whether a window's code depends on the one before
     weights: Literal["context", "uniform"] = "context"  # path=head: whether the law of the codes is predicted from x_t
 
+    relations: int = 1  # path=classes: kinds of ties between neighbours, mixed with none at all as the context has it
+    sweeps: int = 2  # path=classes: rounds of scaling that fit the chain to its marginals
+    trunk: Literal["train", "frozen"] = "train"  # frozen: the teacher's weights stay, and the λ path alone is trained
+
     def __post_init__(self) -> None:
         _at_least(self, 0, "codebook_size", "window")
-        check(self.path != "head" or self.law == "codebook", "law", self.law, "codebook when path=head")
-        _at_least(self, 1, "dim")
+        check(not self.is_string or self.law == "codebook", "law", self.law, f"codebook when path={self.path}")
+        _at_least(self, 1, "dim", "relations", "sweeps")
         _positive(self, "init_scale")
+
+    @property
+    def is_string(self) -> bool:
+        """Whether λ is a string of codes, tied along the sequence."""
+        return self.path in ("head", "classes")
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -451,12 +468,12 @@ class Config:
         if isinstance(self.objective, Di4CConfig) and self.latent.law == "codebook" and self.latent.codebook_size:
             size, count = self.latent.codebook_size, self.objective.num_lambdas
             check(count <= size, "objective.num_lambdas", count, f"at most lambda.codebook_size={size}")
-            every = self.latent.path != "head" or count in (0, size)
+            every = not self.latent.is_string or count in (0, size)
             check(
                 every,
                 "objective.num_lambdas",
                 count,
-                f"lambda.codebook_size={size} when lambda.path=head: all are enumerated",
+                f"lambda.codebook_size={size}, or 0, when lambda.path={self.latent.path}: all are enumerated",
             )
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -20,6 +21,8 @@ from di4c_lm.config import (
 )
 from di4c_lm.data.batches import BatchStream, Source, Stream
 from di4c_lm.data.strata import StratifiedBatches
+from di4c_lm.data.token_classes import first_sequences, token_classes
+from di4c_lm.models.class_head import ClassHead
 from di4c_lm.models.dit import DIT, LATENT_PREFIXES
 from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.training.distributed import World
@@ -52,10 +55,27 @@ def fit_teacher(config: Config, network: DIT, source: Source | Stream, world: Wo
     )
 
 
-def student_of(config: Config, teacher: DIT) -> DIT:
-    """A student with the teacher's weights, and for Di4C a λ path drawn from `train.seed`."""
-    fresh = torch.Generator().manual_seed(config.train.seed)
-    return student_from_teacher(teacher, latent_of(config), fresh, model=student_shape(config, teacher))
+def student_of(config: Config, teacher: DIT, source: Source | Stream) -> DIT:
+    """A student with the teacher's weights, and for Di4C a λ path drawn from `train.seed`.
+
+    Token classes begin as those of the first of `source`, the run's sequences.
+    """
+    fresh, latent = torch.Generator().manual_seed(config.train.seed), latent_of(config)
+    student = student_from_teacher(teacher, latent, fresh, model=student_shape(config, teacher))
+    if latent is not None and latent.path == "classes" and teacher.latent is None:
+        found = token_classes(
+            first_sequences(source, config.data.length), student.num_states, latent.codebook_size, fresh
+        )
+        cast(ClassHead, student.latent_head).begin_with(found.class_S, found.log_ratio_LL)
+    freeze_trunk(student)
+    return student
+
+
+def freeze_trunk(student: DIT) -> None:
+    """Where `lambda.trunk=frozen`, leave only the λ path to train."""
+    if student.latent is not None and student.latent.trunk == "frozen":
+        for name, parameter in student.named_parameters():
+            parameter.requires_grad_(name.startswith(LATENT_PREFIXES))
 
 
 def latent_of(config: Config) -> LatentConfig | None:
@@ -118,7 +138,7 @@ def make_objective(config: Config, student: DIT, teacher: DIT | None, world: Wor
     process = MaskedProcess(student.mask_id)
     if isinstance(chosen, SdttConfig):
         return SdttObjective(student, frozen, process, chosen, seed=seed)
-    if student.latent is not None and student.latent.path == "head":
+    if student.latent is not None and student.latent.is_string:
         samples = chosen.consistency_samples or chosen.num_lambdas
         chosen = dataclasses.replace(chosen, num_lambdas=0, consistency_samples=samples)
     if chosen.matmul_dtype != "same":

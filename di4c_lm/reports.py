@@ -79,10 +79,13 @@ def judge_of(run: Run, settings: GenPplConfig, device: str) -> str:
 
 
 def trained_judge(config: Config, corpus: Corpus, cache_dir: Path, device: str) -> str:
-    """The folder of a small GPT-2 trained on the corpus, or taken from the cache. Raises `ValueError` for a streamed corpus."""
+    """The folder of a small GPT-2 trained on the corpus, or taken from the cache. Raises `ValueError` for a streamed corpus.
+
+    It reads the training text, or where `data.judge_share` sets text aside that alone.
+    """
     if not isinstance(corpus.train, PackedSource):
         raise ValueError("judge='train' is impossible on a streamed corpus: allowed is a folder or hub name")
-    tokens_ND = torch.from_numpy(corpus.train.tokens_ND.astype("int64"))
+    tokens_ND = torch.from_numpy(corpus.train.tokens_ND.astype("int64")) if corpus.judge is None else corpus.judge
     return train_judge(tokens_ND, corpus.tokenizer, config.judge, cache_dir=cache_dir, device=device).name
 
 

@@ -98,7 +98,7 @@ def new_student(config: Config, corpus: Corpus, teacher: TextModel | None) -> DI
             f"objective={config.objective.kind} is impossible with a teacher that is a mixture (λ): allowed is an MDLM or an SDTT "
             "student, or objective=di4c"
         )
-    return student_of(config, teacher.denoiser)
+    return student_of(config, teacher.denoiser, corpus.train)
 
 
 def check_run(config: Config) -> None:

@@ -192,7 +192,10 @@ def test_words_of_the_command_line_reach_all_rounds_and_give_way_to_theirs() -> 
             "[{objective:sdtt,objective.dt:0.5},{objective:sdtt}]",
             "rounds[1]: dt * growth^(round - 1)=1.0 is impossible",
         ),
-        ("[{objective:di5c}]", "rounds[0]: objective='di5c' is impossible: allowed are di4c, di4c_paper, mdlm, sdtt"),
+        (
+            "[{objective:di5c}]",
+            "rounds[0]: objective='di5c' is impossible: allowed are di4c, di4c_codes, di4c_paper, mdlm, sdtt",
+        ),
     ],
 )
 def test_a_wrong_round_is_named_before_anything_is_loaded(rounds: str, said: str) -> None:

@@ -24,6 +24,7 @@ from di4c_lm.data.documents import (
     Split,
     first_characters,
     held_out_side,
+    judge_side,
     train_side,
 )
 from di4c_lm.data.files import file_documents
@@ -51,6 +52,7 @@ class Corpus:
     name: str
     tokenizer: "transformers.PreTrainedTokenizerFast"
     train: PackedSource | ShardSource | StreamingSource
+    judge: Int[Tensor, "J D"] | None = None  # what `data.judge_share` sets aside for the judge, read by nothing else
     validation: Int[Tensor, "N D"]
     validation_texts: list[str]
     fingerprint: str
@@ -114,11 +116,14 @@ def _as_tensor(tokens_ND: Integer[np.ndarray, "N D"]) -> Int[Tensor, "N D"]:
 
 def _in_memory(config: DataConfig, seed: int, cache_dir: Path) -> Corpus:
     documents = open_documents(config)
-    split = Split.fitted(documents, config.validation_share)
+    split = Split.fitted(documents, config.validation_share).with_judge(config.judge_share)
     tokenizer = load_tokenizer(config, train_side(documents, split), cache_dir)
     texts = list(first_characters(held_out_side(documents, split), VALIDATION_CHARACTERS))
     validation_ND = _sequences(texts, config, tokenizer, documents.name, "validation")
     tokens_ND = _sequences(train_side(documents, split), config, tokenizer, documents.name, "training")
+    aside_ND = None
+    if config.judge_share:
+        aside_ND = _as_tensor(_sequences(judge_side(documents, split), config, tokenizer, documents.name, "judge's"))
     assert tokens_ND.dtype == token_dtype(len(tokenizer))
     content = hashlib.sha256(fingerprint(tokenizer).encode())
     content.update(validation_ND.tobytes())
@@ -128,6 +133,7 @@ def _in_memory(config: DataConfig, seed: int, cache_dir: Path) -> Corpus:
     return Corpus(
         name=documents.name,
         tokenizer=tokenizer,
+        judge=aside_ND,
         train=train,
         validation=_as_tensor(validation_ND),
         validation_texts=texts,

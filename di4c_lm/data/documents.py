@@ -61,16 +61,24 @@ def document_hash(text: str) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Train and held-out by document: a text is held out where its hash lies below `threshold`.
+    """Train, held-out and the judge's by document, by its hash.
 
-    The rule knows neither seed nor order, so a teacher, a judge and a student trained apart hold out the same
-    documents, and copies of a text always fall on the same side.
+    A text is held out where its hash lies below `threshold`, and the judge's alone from `judge_from` on. The rule knows neither seed nor
+    order, so a teacher, a judge and a student trained apart hold out the same documents, and copies of a text always fall on the same side.
     """
 
     threshold: int
+    judge_from: int = _HASHES
 
     def holds_out(self, text: str) -> bool:
         return document_hash(text) < self.threshold
+
+    def trains(self, text: str) -> bool:
+        return self.threshold <= document_hash(text) < self.judge_from
+
+    def with_judge(self, share: float) -> "Split":
+        """The same, and about `share` of all documents, none of them held out, set aside for the judge alone."""
+        return dataclasses.replace(self, judge_from=max(self.threshold, int((1 - share) * _HASHES)))
 
     @classmethod
     def by_share(cls, share: float) -> "Split":
@@ -98,7 +106,11 @@ class Split:
 
 
 def train_side(documents: Documents, split: Split) -> Iterator[str]:
-    return (text for text in documents.read() if not split.holds_out(text))
+    return (text for text in documents.read() if split.trains(text))
+
+
+def judge_side(documents: Documents, split: Split) -> Iterator[str]:
+    return (text for text in documents.read() if not split.trains(text) and not split.holds_out(text))
 
 
 def held_out_side(documents: Documents, split: Split) -> Iterator[str]:

@@ -19,7 +19,7 @@ def num_components(model: TextModel, lambdas: int) -> int:
     latent = model.denoiser.latent
     if latent is None:
         return 1
-    if latent.path == "head":
+    if latent.is_string:
         return latent.codebook_size
     return min(lambdas, latent.codebook_size) if latent.law == "codebook" else lambdas
 
@@ -36,7 +36,7 @@ def predict(
 
 def _asked(denoiser: DIT, num_lambdas: int) -> int:
     """What `sample_latents` is asked for: 0, every code, where λ is a string of them."""
-    return 0 if denoiser.latent is not None and denoiser.latent.path == "head" else num_lambdas
+    return 0 if denoiser.latent is not None and denoiser.latent.is_string else num_lambdas
 
 
 @final
@@ -66,7 +66,7 @@ class Averaged:
     ) -> Prediction:
         """Features (B, 1, D, H), each position's under the λ that it chose."""
         found = self._denoiser(x_t, t, lam)
-        num_batch, num_lambdas, length, width = found.features.shape
+        num_batch, num_lambdas, length, _ = found.features.shape
         if found.chain is None:
             choice_BD = torch.randint(num_lambdas, (num_batch, length), generator=self._rng).to(x_t.device)
         else:
@@ -74,5 +74,4 @@ class Averaged:
             weight_NL = found.chain.log_marginal[:, window_D].exp().flatten(0, 1)
             u_N = uniform(self._rng, (len(weight_NL),), x_t.device)
             choice_BD = sample_categorical(weight_NL, u_N).view(num_batch, length)
-        index = choice_BD[:, None, :, None].expand(-1, 1, -1, width)
-        return Prediction(found.features.gather(1, index), found.readout)
+        return found.under(choice_BD[:, None])

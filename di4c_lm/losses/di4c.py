@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from di4c_lm.losses.mixture import read_mixture
+from di4c_lm.models.class_chain import ClassChain
 from di4c_lm.models.code_chain import CodeChain
 from di4c_lm.models.readout import Readout
 
@@ -76,30 +77,31 @@ class Terms:
 
 
 def di4c_terms(
-    features: Float[Tensor, "M L H"],
+    features: Float[Tensor, "M N H"],
     readout: Readout,
     sites: Sites,
     x_0: Int64[Tensor, " M"],
-    teacher: Float[Tensor, "M S"],
+    teacher: Float[Tensor, "M S"] | None,
     upper: UpperSide | None = None,
     *,
-    chain: CodeChain | None = None,
+    chain: CodeChain | ClassChain | None = None,
     distil: bool = False,
     chunk_rows: int = 0,
     validate: bool = False,
 ) -> Terms:
     """All terms from one reading of the student at x_t.
 
-    `features` are the student's at the sites for L draws of λ, `x_0` the data there, `teacher` its probabilities. With `chain` they are
-    those under each of L codes, λ is a string of codes by the chain's law, and lme_j becomes the log-mean-exp over that law. Without
-    `upper` the consistency terms are 0, without `distil` that term is. Shapes are always checked, and with `validate` the values too (NaN,
-    sums, indices), for callers outside the training loop: `ValueError` names the argument, its shape and what was expected.
+    `features` are the student's at the sites for L draws of λ (of token classes in one row, N = 1), `x_0` the data there, `teacher` its
+    probabilities. With `chain` they are those under each of L codes, λ is a string of codes by the chain's law, and lme_j becomes the
+    log-mean-exp over that law. Without `teacher` the terms that compare with it are 0, without `upper` those of consistency, without
+    `distil` that one. Shapes are always checked, and with `validate` the values too (NaN, sums, indices), for callers outside the training
+    loop: `ValueError` names the argument, its shape and what was expected.
     """
     _check_shapes(features, readout, sites, x_0, teacher, upper)
     if validate:
         _check_values(features, readout, x_0, teacher, upper)
     targets_MT = x_0[:, None] if upper is None else torch.cat([x_0[:, None], upper.samples], 1)
-    laws = (teacher,) if upper is None else (teacher, upper.marginal)
+    laws = [law_MS for law_MS in (teacher, None if upper is None else upper.marginal) if law_MS is not None]
     log_weight_ML = None if chain is None else code_weights(chain, sites)
     reading = read_mixture(
         features,
@@ -117,25 +119,25 @@ def di4c_terms(
     return Terms(
         data_joint=joint_BT[:, 0],
         data_product=product_BT[:, 0],
-        data_marginal=kl_BR[:, 0],
+        data_marginal=none_B if teacher is None else kl_BR[:, 0],
         consistency_joint=none_B if upper is None else joint_BT[:, 1:].mean(1),
         consistency_product=none_B if upper is None else product_BT[:, 1:].mean(1),
-        consistency_marginal=none_B if upper is None else kl_BR[:, 1],
+        consistency_marginal=none_B if upper is None else kl_BR[:, -1],
         distil=sites.per_example(reading.component_divergence),
     )
 
 
-def code_weights(chain: CodeChain, sites: Sites) -> Float[Tensor, "M L"]:
+def code_weights(chain: CodeChain | ClassChain, sites: Sites) -> Float[Tensor, "M L"]:
     """log p(z = j) of the code at each site."""
     return chain.log_marginal[sites.example, chain.window_of(sites.position)]
 
 
 def joint_and_product(
-    target_log_p: Float[Tensor, "M L T"], sites: Sites, chain: CodeChain | None = None
+    target_log_p: Float[Tensor, "M L T"], sites: Sites, chain: CodeChain | ClassChain | None = None
 ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
     """- lme_j Σ_d ℓ_j^d(x^d) and Σ_d lme_j ℓ_j^d(x^d) of each example and target, in float64; with `chain` over its strings of codes."""
     if chain is not None:
-        num_batch, num_windows = chain.log_step.shape[:2]
+        num_batch, num_windows = sites.num_examples, chain.num_windows
         slot_M = sites.example * num_windows + chain.window_of(sites.position)
         emission = torch.zeros(
             num_batch * num_windows, *target_log_p.shape[1:], dtype=torch.float64, device=slot_M.device
@@ -153,15 +155,16 @@ def joint_and_product(
 
 
 def _check_shapes(
-    features: Tensor, readout: Readout, sites: Sites, x_0: Tensor, teacher: Tensor, upper: UpperSide | None
+    features: Tensor, readout: Readout, sites: Sites, x_0: Tensor, teacher: Tensor | None, upper: UpperSide | None
 ) -> None:
     num_sites, num_states = len(sites.position), readout.num_states
     expected: list[tuple[str, Tensor, tuple[int | str, ...]]] = [
         ("sites.example", sites.example, (num_sites,)),
         ("features", features, (num_sites, "L", "H")),
         ("x_0", x_0, (num_sites,)),
-        ("teacher", teacher, (num_sites, num_states)),
     ]
+    if teacher is not None:
+        expected.append(("teacher", teacher, (num_sites, num_states)))
     if upper is not None:
         expected.append(("upper.samples", upper.samples, (num_sites, "I")))
         expected.append(("upper.marginal", upper.marginal, (num_sites, num_states)))
@@ -175,11 +178,15 @@ def _check_shapes(
             )
 
 
-def _check_values(features: Tensor, readout: Readout, x_0: Tensor, teacher: Tensor, upper: UpperSide | None) -> None:
+def _check_values(
+    features: Tensor, readout: Readout, x_0: Tensor, teacher: Tensor | None, upper: UpperSide | None
+) -> None:
     if not bool(features.isfinite().all()):
         raise ValueError(f"features: expected finite values, got NaN or infinity in shape {tuple(features.shape)}")
-    laws = {"teacher": teacher} if upper is None else {"teacher": teacher, "upper.marginal": upper.marginal}
+    laws = {"teacher": teacher, "upper.marginal": None if upper is None else upper.marginal}
     for name, law_MS in laws.items():
+        if law_MS is None:
+            continue
         sums_M = law_MS.sum(1)
         if not bool(((sums_M - 1).abs() < 1e-3).all() and (law_MS >= 0).all()):
             raise ValueError(

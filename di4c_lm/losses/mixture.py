@@ -16,8 +16,9 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from di4c_lm.models.class_readout import ClassReadout
 from di4c_lm.models.readout import Readout, widest
-from di4c_lm.processes.categorical import sample_categorical
+from di4c_lm.processes.categorical import kl_divergence, sample_categorical
 
 _TINY = (
     1e-30  # a mean of exponentials below this is taken again in the log domain, where a law gives the state any weight
@@ -35,7 +36,7 @@ class Reading:
 
 
 def read_mixture(
-    features: Float[Tensor, "M L H"],
+    features: Float[Tensor, "M N H"],
     positions: Int64[Tensor, " M"],
     readout: Readout,
     targets: Int64[Tensor, "M T"],
@@ -47,14 +48,37 @@ def read_mixture(
 ) -> Reading:
     """Read a mixture out at M positions, `chunk_rows` rows of logits at a time (0: as the device likes).
 
+    N = L rows of features a position; where the readout is of token classes one row stands for all L.
+
     `laws` are normalised probabilities q_r that the mixture is compared with; they receive no gradient. `component_divergence` asks for
     that of each component from the first law. `log_weight` are the log w_j, normalised over j, of the components at each position; without
     it all are 1/L. Memory: O(M·L·H + M·S + chunk_rows·S).
     """
     assert not component_divergence or laws
+    if isinstance(readout, ClassReadout):
+        return _read_classes(features[:, 0], positions, readout, targets, laws, log_weight, component_divergence)
     plan = _Plan(readout, positions, targets, tuple(laws), component_divergence, features.shape[1], chunk_rows)
     log_weight = equal_weights(features) if log_weight is None else log_weight.to(widest(features.dtype))
     return Reading(*_ReadMixture.apply(plan, features, log_weight, *readout.parameters))
+
+
+def _read_classes(
+    features_MH: Float[Tensor, "M H"],
+    positions: Int64[Tensor, " M"],
+    readout: ClassReadout,
+    targets: Int64[Tensor, "M T"],
+    laws: Sequence[Float[Tensor, "M S"]],
+    log_weight: Float[Tensor, "M L"] | None,
+    component_divergence: bool,  # noqa: FBT001 (as its caller names it)
+) -> Reading:
+    """As `read_mixture`, of token classes: what is said of a state under all of them takes one readout."""
+    target_MLT = readout.log_target(features_MH, targets)
+    none_M = target_MLT.new_zeros(len(target_MLT))
+    if not laws:
+        return Reading(target_MLT, none_M[:, None][:, :0], none_M)
+    assert log_weight is not None
+    found = readout.divergences(features_MH, positions, log_weight, laws, of_components=component_divergence)
+    return Reading(target_MLT, *found)
 
 
 def equal_weights(features: Float[Tensor, "M L H"]) -> Float[Tensor, "M L"]:
@@ -63,7 +87,7 @@ def equal_weights(features: Float[Tensor, "M L H"]) -> Float[Tensor, "M L"]:
 
 
 def mean_law(
-    features: Float[Tensor, "M L H"],
+    features: Float[Tensor, "M N H"],
     positions: Int64[Tensor, " M"],
     readout: Readout,
     *,
@@ -71,6 +95,10 @@ def mean_law(
     chunk_rows: int = 0,
 ) -> Float[Tensor, "M S"]:
     """The marginals p̄^d = Σ_j w_j exp ℓ_j^d of a mixture (L = 1: of a product), w_j = 1/L unless given, without gradient."""
+    if isinstance(readout, ClassReadout):
+        assert log_weight is not None
+        with torch.no_grad():
+            return readout.mean_law(features[:, 0], positions, log_weight)
     num_positions, num_lambdas, _ = features.shape
     law_MS = torch.empty(num_positions, readout.num_states, dtype=widest(features.dtype), device=features.device)
     weight_M1L = (equal_weights(features) if log_weight is None else log_weight).to(law_MS.dtype).exp()[:, None]
@@ -170,7 +198,7 @@ class _ReadMixture(torch.autograd.Function):
             log_norm_ML[chunk] = log_norm_CL
             if mean_logit_CS is not None:
                 mean_norm_C1 = (weight_CL * log_norm_CL).sum(1, keepdim=True)
-                component_M[chunk] = _divergence(laws_CS[0], mean_logit_CS.sub_(mean_norm_C1))
+                component_M[chunk] = kl_divergence(laws_CS[0], mean_logit_CS.sub_(mean_norm_C1))
             if mean_CS is None:
                 continue
             if _has_rare(mean_CS, laws_CS):
@@ -178,7 +206,7 @@ class _ReadMixture(torch.autograd.Function):
             else:
                 log_mean_CS = mean_CS.clamp_min_(_TINY).log_()
             for index, law_CS in enumerate(laws_CS):
-                divergence_MR[chunk, index] = _divergence(law_CS, log_mean_CS)
+                divergence_MR[chunk, index] = kl_divergence(law_CS, log_mean_CS)
         ctx.plan = plan
         ctx.save_for_backward(features_MLH, log_weight_ML, log_norm_ML, *parameters)
         return target_MLT, divergence_MR, component_M
@@ -224,11 +252,6 @@ def _exponentiate_(
     if weight_CL is None:
         return log_norm_CL, None
     return log_norm_CL, torch.bmm((weight_CL / total_CL)[:, None], e_CLS).squeeze(1)
-
-
-def _divergence(law_CS: Float[Tensor, "C S"], log_p_CS: Float[Tensor, "C S"]) -> Float[Tensor, " C"]:
-    """Σ_v q(v) (log q(v) - log p(v)); taken state by state, since the two sums would cancel where q is near p."""
-    return -torch.addcmul(torch.special.entr(law_CS), law_CS, log_p_CS).sum(1)
 
 
 def _each_divergence(

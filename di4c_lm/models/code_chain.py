@@ -28,6 +28,11 @@ class CodeChain:
     window: int
     period: int | None = None
 
+    @property
+    def num_windows(self) -> int:
+        """W."""
+        return self.log_step.shape[1]
+
     def window_of(self, position: Int64[Tensor, "*shape"]) -> Int64[Tensor, "*shape"]:
         """The window that holds a position."""
         return (position if self.period is None else position % self.period) // self.window

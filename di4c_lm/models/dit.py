@@ -1,7 +1,8 @@
 """The diffusion transformer of MDLM and SDTT (after Peebles and Xie 2023), and the mixture student made of it.
 
 Parameters bear the names and shapes of the published checkpoints (without their `backbone.`). The student adds `latent_projection` (as
-published) or `latent_codebook`, for λ by adaLN one `latent_modulation` a conditioned block, or for λ behind all attention `latent_head`.
+published) or `latent_codebook`, for λ by adaLN one `latent_modulation` a conditioned block, or, for λ behind all attention or behind the
+readout, `latent_head`.
 """
 
 import math
@@ -16,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from di4c_lm.config import LatentConfig, ModelConfig
 from di4c_lm.models.attention import Rotary, attend, rotate, use_flash
+from di4c_lm.models.class_head import ClassHead
 from di4c_lm.models.latent import (
     Uniform,
     check_latents,
@@ -208,6 +210,9 @@ class DIT(nn.Module):
         if latent.path == "head":
             self.latent_head = MixtureHead(latent, width)
             return
+        if latent.path == "classes":
+            self.latent_head = ClassHead(latent, width, self.num_states)
+            return
         if latent.law == "codebook":
             self.latent_codebook = latent_codebook(latent, width)
         else:
@@ -241,7 +246,7 @@ class DIT(nn.Module):
     def predict(self, x_t: Int64[Tensor, "B D"], sigma: Float[Tensor, " M"], lam: Tensor | None) -> Prediction:
         """As `forward`, with the total noise `sigma` of each sequence (M = B, or 1 for all) in place of its time."""
         num_batch, num_positions = x_t.shape
-        row_N = None
+        row_N, is_open = None, x_t == self.mask_id
         if lam is not None and self._shares_trunk():
             x_t, sigma, row_N = _distinct(x_t, sigma)
         flash = use_flash(self.config.attention) if x_t.is_cuda else False
@@ -268,6 +273,9 @@ class DIT(nn.Module):
                 shift_scale = self.latent_modulation[str(index)](embedded)
             x = self._run(block, x, cond, cos, sin, shift_scale, flash)
         features = self.output_layer(x[:, :num_positions], cond)
+        if self.latent is not None and self.latent.path == "classes" and lam is not None:
+            features = features if row_N is None else features[row_N]
+            return Prediction(*self.latent_head(features, is_open, self.readout(), lam))
         return Prediction(features.view(num_batch, num_lambdas, num_positions, -1), self.readout())
 
     def _by_head(self, x: Tensor, cond: Tensor, lam: Tensor, row_N: Int64[Tensor, " B"] | None) -> Prediction:

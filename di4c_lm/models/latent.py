@@ -26,12 +26,12 @@ def sample_latents(config: LatentConfig, num_batch: int, num_lambdas: int, unifo
     """L draws of λ for each of B sequences by the law of `config`: (B, L, dim) floats, or (B, L, 1) code numbers.
 
     `uniform` is the only source of chance. A codebook as large as L is enumerated, which makes the mixture exact; a larger one is sampled.
-    L = 0 asks for all the codes of a codebook. With path=head, whose λ is a string of codes, a draw is one float64 uniform, from which the
+    L = 0 asks for all the codes of a codebook. Where λ is a string of codes, a draw is one float64 uniform, from which the
     network makes the string, and only L = 0 enumerates. Raises `ValueError` for L = 0 under another law, or L above the codebook.
     """
     if num_lambdas == 0 and config.law == "codebook":
         return _every_code(config.codebook_size, uniform((num_batch, 1, 1)))
-    if config.path == "head" and num_lambdas > 0:
+    if config.is_string and num_lambdas > 0:
         return uniform((num_batch, num_lambdas, 1))
     if num_lambdas < 1:
         raise ValueError(f"num_lambdas must be at least 1, got {num_lambdas}")
@@ -58,9 +58,11 @@ def _every_code(size: int, like_B: Float[Tensor, "B *rest"]) -> Int64[Tensor, "B
 
 
 def inject_block(config: LatentConfig | None, num_blocks: int) -> int:
-    """The block before which λ enters; for path=head the last, whose attention comes before it still."""
+    """The block before which λ enters: for path=head the last, whose attention comes before it still; for path=classes none."""
     if config is None:
         return 0
+    if config.path == "classes":
+        return num_blocks
     return num_blocks - 1 if config.path == "head" else config.inject_at % num_blocks
 
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from di4c_lm.models.class_chain import ClassChain
 from di4c_lm.models.code_chain import CodeChain
 from di4c_lm.processes.masked import NEVER
 
@@ -36,6 +37,14 @@ class Readout(Protocol):
     ) -> Float[Tensor, "N H"]:
         """Gradient of the features; those of `parameters` are added to `parameter_grads` in place (None: not wanted)."""
         ...
+
+    def chosen(self, features: Float[Tensor, "B L D H"], choice: Int64[Tensor, "B N D"]) -> Float[Tensor, "B N D H"]:
+        """Of the rows of an enumerated λ, at each position the features of the one chosen for it, N choices a sequence."""
+        return features.gather(1, choice[..., None].expand(-1, -1, -1, features.shape[3]))
+
+    def every(self, features: Float[Tensor, "B N D H"]) -> Float[Tensor, "B L D H"]:
+        """All rows of an enumerated λ, each in full."""
+        return features
 
 
 def widest(dtype: torch.dtype) -> torch.dtype:
@@ -146,7 +155,7 @@ def vjp_by_autograd(
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a denoiser says of x_0: features (B, L, D, H), L = 1 where there is no λ, and how to read them out.
+    """What a denoiser says of x_0: features (B, L, D, H), L = 1 where there is no λ or all of it is in one row, and how to read them out.
 
     The L rows have equal weight; or, with `chain`, they are what is said of each position under each code of its window, and the chain is
     the law of the codes.
@@ -154,13 +163,18 @@ class Prediction:
 
     features: Float[Tensor, "B L D H"]
     readout: Readout
-    chain: CodeChain | None = None
+    chain: CodeChain | ClassChain | None = None
+
+    def under(self, choice: Int64[Tensor, "B N D"]) -> "Prediction":
+        """What is said at each position under the row, or the code, that is chosen for it: N choices a sequence."""
+        return Prediction(self.readout.chosen(self.features, choice), self.readout)
 
     def log_probs(self) -> Float[Tensor, "B L D S"]:
         """Normalised log-probabilities at every position, materialised: for small S, samplers and tests."""
-        num_batch, num_lambdas, num_positions, _ = self.features.shape
+        features = self.features if self.chain is None else self.readout.every(self.features)
+        num_batch, num_lambdas, num_positions, _ = features.shape
         positions_N = torch.arange(num_positions, device=self.features.device).repeat(num_batch * num_lambdas)
-        logits_NS = self.readout.logits(self.features.flatten(0, 2), positions_N)
+        logits_NS = self.readout.logits(features.flatten(0, 2), positions_N)
         return logits_NS.log_softmax(-1).view(num_batch, num_lambdas, num_positions, -1)
 
 

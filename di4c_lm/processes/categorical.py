@@ -50,6 +50,15 @@ def _invert(
     return index_NT, ((target_NT - below_NT) / mass_NT).clamp(0, 1 - 2.0**-53)
 
 
+def kl_divergence(law_MS: Float[Tensor, "M S"], log_p_MS: Float[Tensor, "M S"]) -> Float[Tensor, " M"]:
+    """Σ_v q(v) (log q(v) - log p(v)) of each row, nats; taken state by state, since the two sums would cancel where q is near p.
+
+    `law_MS` holds the probabilities q, which get no gradient; `log_p_MS` must be finite.
+    """
+    law_MS = law_MS.to(log_p_MS.dtype)
+    return -torch.addcmul(torch.special.entr(law_MS), law_MS, log_p_MS).sum(1)
+
+
 def sample_categorical_fp32(p_NS: Float[Tensor, "N S"], u_NS: Float[Tensor, "N S"]) -> Int64[Tensor, " N"]:
     """The published codes' draw with float32 exponential noise, argmax of p / (1e-10 - log(u + 1e-10)).
 

@@ -51,8 +51,10 @@ class Di4CObjective(nn.Module):
         sites = Sites.where(self._in_loss(x_t))
         own = config.distil_inputs == "own"
         low_B = torch.zeros_like(t_B, dtype=torch.bool) if own else t_B - self.process.min_time < config.delta
-        teacher_MS, x_u, u_B = self._teacher_side(x_t, sites, t_B, rng, u_B, cond_B)
-        upper = self._upper_side(x_u, u_B, sites, teacher_MS, sites.gather(batch.x), ~low_B, rng, cond_B)
+        teacher_MS = upper = None
+        if self._asks_the_teacher:
+            teacher_MS, x_u, u_B = self._teacher_side(x_t, sites, t_B, rng, u_B, cond_B)
+            upper = self._upper_side(x_u, u_B, sites, teacher_MS, sites.gather(batch.x), ~low_B, rng, cond_B)
         lam = latents(cast(Denoiser, self.student), x_t, config.num_lambdas, rng)
         prediction: Prediction = self.student(x_t, t_B.float(), lam, cond_B)
         terms = di4c_terms(
@@ -63,7 +65,7 @@ class Di4CObjective(nn.Module):
             teacher_MS,
             upper,
             chain=prediction.chain,
-            distil=bool(low_B.any()) and config.distil_weight > 0,
+            distil=teacher_MS is not None and bool(low_B.any()) and config.distil_weight > 0,
             chunk_rows=config.chunk_rows,
         )
         if own and config.distil_weight > 0:
@@ -78,6 +80,13 @@ class Di4CObjective(nn.Module):
         return (
             self.process.is_open(x_t) if self.config.positions == "masked" else torch.ones_like(x_t, dtype=torch.bool)
         )
+
+    @property
+    def _asks_the_teacher(self) -> bool:
+        """Whether a term with a weight looks at the teacher's law at x_t: without one only data is learned from."""
+        config = self.config
+        shared = config.distil_weight if config.distil_inputs == "shared" else 0
+        return config.marginal_weight + config.consistency_weight + shared > 0
 
     @property
     def num_samples(self) -> int:
@@ -218,10 +227,7 @@ class Di4CObjective(nn.Module):
         always = config.distil_inputs == "own"
         distil_B = config.distil_weight * gate * torch.where(low_B | always, terms.distil, 0.0)
         loss = (data_B + marginal_B + consistency_B + distil_B).mean()
-        metrics = {
-            "distil": distil_B,
-            "consistency": consistency_B,
-            "data_corr": data_corr_B,
-            "data_marginal": terms.data_marginal,
-        }
+        metrics = {"data_corr": terms.data_corr}
+        if self._asks_the_teacher or always:
+            metrics |= {"distil": distil_B, "consistency": consistency_B, "data_marginal": terms.data_marginal}
         return loss, {name: value.detach().mean() for name, value in metrics.items()}

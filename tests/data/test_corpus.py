@@ -49,6 +49,29 @@ def test_no_document_is_on_both_sides_and_none_is_lost(path: str) -> None:
     assert 5 <= len(corpus.validation_texts) <= 40
 
 
+def test_the_judge_reads_documents_of_its_own(path: str) -> None:
+    corpus, plain = load(path, judge_share=0.3), load(path)
+    assert plain.judge is None and corpus.judge is not None
+    assert isinstance(corpus.train, PackedSource)
+    read = documents_of(corpus, torch.from_numpy(corpus.train.tokens_ND.astype(np.int64)))
+    own = documents_of(corpus, corpus.judge)
+    assert own and read and not own & read and not (own | read) & set(corpus.validation_texts)
+    assert corpus.validation_texts == plain.validation_texts
+    assert len(own) == pytest.approx(0.3 * len(TEXTS), rel=0.3)
+
+
+@pytest.mark.parametrize(
+    "settings, allowed",
+    [
+        ({"judge_share": 0.95}, r"judge_share=0\.95 is impossible: allowed is a value in \[0, 0\.95\)"),
+        ({"judge_share": 0.1, "streaming": True}, "judge_share=0.1 is impossible: allowed is 0 when streaming=true"),
+    ],
+)
+def test_an_impossible_share_for_the_judge_is_named(path: str, settings: dict[str, Any], allowed: str) -> None:
+    with pytest.raises(ValueError, match=allowed):
+        load(path, **settings)
+
+
 def test_states_and_shapes(path: str) -> None:
     corpus = load(path)
     assert corpus.validation.shape[1] == 16

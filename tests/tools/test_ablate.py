@@ -21,7 +21,7 @@ TINY = {
         "eval.steps=[1,2]",
     ],
     "recipe": "plain",
-    "settings": {"plain": [], "more: codes": ["objective.num_lambdas=4"]},
+    "settings": {"plain": ["objective=di4c_codes"], "more: codes": ["lambda.codebook_size=3"]},
 }
 
 

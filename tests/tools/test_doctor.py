@@ -35,7 +35,7 @@ def memory(*words: str, ranks: int = 4) -> dict[str, dict[str, float]]:
 
 
 def test_parameters_are_those_of_the_networks() -> None:
-    chosen = config("lambda.law=uniform", "lambda.path=adaln", "lambda.inject_at=1")
+    chosen = config("objective=di4c_paper", "lambda.path=adaln", "lambda.inject_at=1")
     counts = plan.count(chosen, chosen.model, 301)
     teacher = DIT(chosen.model, num_states=301)
     student = DIT(chosen.model, num_states=301, latent=chosen.latent)
@@ -45,10 +45,19 @@ def test_parameters_are_those_of_the_networks() -> None:
     assert plan.count(config("objective=mdlm"), chosen.model, 301).teacher == 0
 
 
+def test_a_frozen_trunk_is_held_and_not_optimised() -> None:
+    chosen = config("objective=di4c", "lambda.codebook_size=8")
+    counts = plan.count(chosen, chosen.model, 301)
+    assert counts.trained == counts.latent < counts.student
+    one, shared = (plan.state_memory(chosen, counts, 4, way) for way in ("0", "3"))
+    assert (one["weights"], one["optimizer"]) == (4 * counts.student, 8 * counts.trained)
+    assert shared["weights"] == counts.student
+
+
 def test_state_by_stage_in_float32() -> None:
     """16 bytes a parameter and the EMA's 4 at stage 0; the shares of stages 1 to 3 after Rajbhandari et al. 2020."""
-    found = memory()
-    trained = plan.count(config(), config().model, 301).trained
+    found = memory("objective=di4c_codes")
+    trained = plan.count(config("objective=di4c_codes"), config().model, 301).trained
     sums = {way: sum(found[way][part] for part in ("weights", "gradients", "optimizer", "ema")) for way in plan.WAYS}
     assert sums["0"] == 20 * trained
     assert sums["1"] == (8 + 16 / 4) * trained
@@ -59,7 +68,7 @@ def test_state_by_stage_in_float32() -> None:
 
 
 def test_bfloat16_halves_what_is_computed_with_and_nothing_else() -> None:
-    wide, narrow = memory(), memory("train.dtype=bfloat16")
+    wide, narrow = (memory("objective=di4c_codes", f"train.dtype={dtype}") for dtype in ("float32", "bfloat16"))
     for way in ("1", "2", "3"):
         assert narrow[way]["weights"] == wide[way]["weights"] / 2
         assert narrow[way]["teacher"] == wide[way]["teacher"] / 2
@@ -71,7 +80,7 @@ def test_bfloat16_halves_what_is_computed_with_and_nothing_else() -> None:
 @pytest.mark.parametrize("path", ["adaln", "head"])
 def test_the_estimate_of_activations_is_near_what_autograd_keeps(checkpointing: str, path: str) -> None:
     """Within a factor of 1.5, for a network that dwarfs the rest."""
-    words = (f"lambda.path={path}", "lambda.inject_at=1", "objective.num_lambdas=3")
+    words = ("objective=di4c_codes", f"lambda.path={path}", "lambda.inject_at=1", "objective.num_lambdas=3")
     chosen = config(f"train.activation_checkpointing={checkpointing}", *words)
     latent = importlib.import_module("di4c_lm.fitting").latent_of(chosen)
     network = DIT(chosen.model, num_states=301, latent=latent)
@@ -97,7 +106,9 @@ def test_the_estimate_of_activations_is_near_what_autograd_keeps(checkpointing: 
 
 
 def test_the_loss_is_counted_by_its_chunks() -> None:
-    chosen = config("objective.chunk_rows=7", "objective.num_lambdas=4", "train.micro_batch_size=2")
+    chosen = config(
+        "objective=di4c_codes", "objective.chunk_rows=7", "objective.num_lambdas=4", "train.micro_batch_size=2"
+    )
     found = plan.activation_memory(chosen, chosen.model, 1000, on_gpu=False)
     assert found["logits"] == 4 * 3 * 7 * 1000
     assert found["laws"] == 4 * 2 * 2 * 16 * 1000

@@ -44,7 +44,7 @@ def run_student(
     config, world, law, source = _prepare(study, setting, seed, threads)
     network = _network(config, law)
     network.load_state_dict(torch.load(teacher / _TEACHER, weights_only=True))
-    student = student_of(config, network)
+    student = student_of(config, network, source)
     trained = fit(config, student, network, source, world, folder)
     student.load_state_dict({**student.state_dict(), **trained.ema})
     shutil.rmtree(folder / "checkpoints")

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from di4c_lm.config import Config, Di4CConfig, MdlmConfig, ModelConfig
-from di4c_lm.fitting import latent_of
+from di4c_lm.fitting import freeze_trunk, latent_of
 from di4c_lm.models.dit import DIT, LATENT_PREFIXES
 from di4c_lm.models.latent import inject_block
 from di4c_lm.runs import needs_teacher
@@ -35,6 +35,7 @@ def count(config: Config, model: ModelConfig, num_states: int) -> Counts:
     with torch.device("meta"):
         student = DIT(model, num_states=num_states, latent=latent_of(config))
         teacher = DIT(model, num_states=num_states) if needs_teacher(config) else None
+    freeze_trunk(student)
     named = dict(student.named_parameters())
     return Counts(
         teacher=sum(p.numel() for p in teacher.parameters()) if teacher is not None else 0,
@@ -59,8 +60,9 @@ def state_memory(config: Config, counts: Counts, ranks: int, way: str) -> dict[s
     width, trained = (4 if wide else 2), counts.trained
     stage = 1 if stage == 0 and not wide else stage
     share = trained / ranks if stage else trained
+    frozen = counts.student - trained
     parts = {
-        "weights": width * (share if stage == 3 else trained),
+        "weights": width * (share if stage == 3 else trained) + width * frozen / (ranks if stage == 3 else 1),
         "gradients": width * (share if stage >= 2 else trained) + (0 if wide else 4 * share),
         "optimizer": 8 * share + (4 * share if stage else 0),
         "ema": 4 * share,
@@ -83,6 +85,11 @@ def activation_memory(config: Config, model: ModelConfig, num_states: int, *, on
     per_position = sum(rows * block for rows in rows_of_blocks)
     if config.train.activation_checkpointing:  # the inputs of all blocks, and one block whole
         per_position = sum(rows * H for rows in rows_of_blocks) + max(rows_of_blocks) * block
+    if (
+        latent is not None and latent.path == "classes"
+    ):  # one row of features, and of each class a law, a tail and what ties it
+        per_position += 16 * latent.codebook_size
+        L = 1
     width = 4 if config.train.dtype == "float32" else 2
     laws = 0 if isinstance(config.objective, MdlmConfig) else 2 if isinstance(config.objective, Di4CConfig) else 1
     chunk = config.objective.chunk_rows or max(1, (_LOGITS_ON_GPU if on_gpu else _LOGITS_ON_CPU) // S)
