@@ -130,6 +130,17 @@ REAL = {
     for stage in ((0, 1, 2, 3) if dtype == "float32" else (0, 2, 3))
     for how in ("kept", "recomputed")
 }
+REAL |= {
+    f"{dtype} {stage} classes, kept": {
+        "real": True,
+        "steps": 2,
+        "stage": stage,
+        "dtype": dtype,
+        "path": "classes",
+        **config,
+    }
+    for dtype, stage, config in (("float32", 0, {}), ("float32", 3, {"config": "release.json"}), ("bfloat16", 2, {}))
+}
 BAD = {f"bad {s}": {"stage": s, "bad": [12 * 8 + 7, 13 * 8 + 6]} for s in range(4)}  # in the last rank's share
 
 
@@ -197,6 +208,13 @@ def test_the_real_objective_moves_all_that_is_trained_and_nothing_else(name, two
     before = load_toy().real_objective(REAL[name]).student
     for key, value in before.named_parameters():
         assert torch.equal(tensors[key], value) == (not value.requires_grad), key
+
+
+def test_token_classes_train_alike_at_stages_0_and_3(two_ranks, read_trace):
+    zero, three = (read_trace(two_ranks / f"float32 {stage} classes, kept") for stage in (0, 3))
+    assert zero[0]["loss"] > 1
+    for one, other in zip(zero, three, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ALIKE)

@@ -5,6 +5,7 @@ again in its backward pass, parameters unused in half of the steps, a frozen par
 `"real": true` takes the real one.
 """
 
+import dataclasses
 import json
 import os
 import signal
@@ -136,6 +137,7 @@ def real_objective(spec: dict[str, Any]) -> Any:
     """Di4C on small DiTs: λ's path is trained, and goes unused by the teacher."""
     from di4c_lm.checkpoints.student import student_from_teacher
     from di4c_lm.config import Di4CConfig, HopConfig, LatentConfig, ModelConfig
+    from di4c_lm.fitting import freeze_trunk
     from di4c_lm.models.dit import DIT
     from di4c_lm.processes.masked import MaskedProcess
     from di4c_lm.training.objective import Di4CObjective
@@ -144,12 +146,20 @@ def real_objective(spec: dict[str, Any]) -> Any:
     teacher = DIT(ModelConfig(hidden_size=16, num_blocks=3, num_heads=2, cond_dim=8), num_states=S + 1)
     for parameter in teacher.parameters():
         nn.init.normal_(parameter, std=0.2)
-    latent = LatentConfig(path=spec.get("path", "adaln"), inject_at=1, init_scale=2.0)
+    if spec.get("path") == "classes":
+        latent = LatentConfig(law="codebook", path="classes", codebook_size=5, init_scale=2.0, trunk="frozen")
+    else:
+        latent = LatentConfig(path=spec.get("path", "adaln"), inject_at=1, init_scale=2.0)
     student = student_from_teacher(teacher, latent, torch.Generator().manual_seed(1))
-    student.vocab_embed.requires_grad_(not spec.get("frozen", False))
+    freeze_trunk(student)
+    if spec.get("frozen", False):
+        student.vocab_embed.requires_grad_(False)
     student.activation_checkpointing = spec.get("checkpointing", False)
     frozen = teacher.to(torch.bfloat16 if spec.get("dtype") == "bfloat16" else torch.float32)
     chosen = Di4CConfig(num_lambdas=3, delta=0.3, hop=HopConfig(law="fraction", size=0.5))
+    if spec.get("path") == "classes":
+        terms = {"control_variate_data": False, "consistency_weight": 0.0, "distil_weight": 0.0}
+        chosen = dataclasses.replace(chosen, num_lambdas=0, alpha="constant", alpha_scale=1.0, **terms)
     return Di4CObjective(student, frozen, MaskedProcess(S), chosen, seed=0)
 
 
