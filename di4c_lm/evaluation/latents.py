@@ -24,6 +24,12 @@ def num_components(model: TextModel, lambdas: int) -> int:
     return min(lambdas, latent.codebook_size) if latent.law == "codebook" else lambdas
 
 
+def calls_of_all(model: TextModel, lambdas: int) -> int:
+    """Network calls that the prediction under all of `num_components` takes: of token classes one."""
+    latent = model.denoiser.latent
+    return 1 if latent is not None and latent.path == "classes" else num_components(model, lambdas)
+
+
 def predict(
     model: TextModel, x_t: Int64[Tensor, "B D"], t: Float[Tensor, " B"], rng: KeyedRng, *, lambdas: int
 ) -> Prediction:

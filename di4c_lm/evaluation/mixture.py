@@ -7,7 +7,7 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from di4c_lm.domains.text import TextModel
-from di4c_lm.evaluation.latents import Averaged, num_components, predict
+from di4c_lm.evaluation.latents import Averaged, calls_of_all, predict
 from di4c_lm.losses.di4c import Sites, joint_and_product
 from di4c_lm.losses.mixture import read_mixture, row_chunks, rows_at_once
 from di4c_lm.metrics.gen_ppl import Sampler
@@ -82,6 +82,6 @@ def latent_modes(model: TextModel, *, lambdas: int, batch_size: int) -> dict[str
             found = sample(denoiser, model.process, start_BD, uniform_grid(steps), rng)
             rows.append(found.x.cpu())
             calls += found.nfe * len(number_B)
-        return torch.cat(rows), calls / num_samples * num_components(model, lambdas)
+        return torch.cat(rows), calls / num_samples * calls_of_all(model, lambdas)
 
     return {"λ resampled": plain, "λ frozen": frozen, "λ averaged": averaged}

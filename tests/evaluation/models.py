@@ -23,17 +23,20 @@ def tokenizer() -> Any:
 
 
 def text_model(
-    *, codes: int = 0, length: int = 3, seed: int = 0, scale: float = 0.8, window: int | None = None
+    *, codes: int = 0, length: int = 3, seed: int = 0, scale: float = 0.8, window: int | str | None = None
 ) -> TextModel:
-    """A random network, of the mixture of `codes` components where that is not 0; with `window` of strings of them."""
-    if window is None:
+    """A random network, of the mixture of `codes` components where that is not 0; with `window` of strings of them, or of classes."""
+    if window == "classes":
+        latent = LatentConfig(law="codebook", path="classes", codebook_size=codes)
+    elif window is None:
         latent = LatentConfig(law="codebook", path="adaln", codebook_size=codes) if codes else None
     else:
-        latent = LatentConfig(law="codebook", path="head", codebook_size=codes, window=window)
+        latent = LatentConfig(law="codebook", path="head", codebook_size=codes, window=int(window))
     denoiser = DIT(MODEL, num_states=5, latent=latent)
     rng = torch.Generator().manual_seed(seed)
-    for parameter in denoiser.parameters():
-        torch.nn.init.normal_(parameter, std=scale, generator=rng)
+    for name, parameter in denoiser.named_parameters():
+        sharper = 3 if window == "classes" and name.startswith("latent") else 1
+        torch.nn.init.normal_(parameter, std=sharper * scale, generator=rng)
     return TextModel(denoiser=denoiser.eval(), tokenizer=tokenizer(), length=length)
 
 
