@@ -76,4 +76,4 @@ def test_the_teacher_is_asked_only_where_a_term_looks_at_it() -> None:
         except AssertionError:
             assert asked
         else:
-            assert not asked and loss.isfinite() and set(metrics) == {"data_corr"}
+            assert not asked and loss.isfinite() and metrics["data_corr"] != 0 and metrics["data_marginal"] == 0

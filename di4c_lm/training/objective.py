@@ -227,7 +227,10 @@ class Di4CObjective(nn.Module):
         always = config.distil_inputs == "own"
         distil_B = config.distil_weight * gate * torch.where(low_B | always, terms.distil, 0.0)
         loss = (data_B + marginal_B + consistency_B + distil_B).mean()
-        metrics = {"data_corr": terms.data_corr}
-        if self._asks_the_teacher or always:
-            metrics |= {"distil": distil_B, "consistency": consistency_B, "data_marginal": terms.data_marginal}
+        metrics = {
+            "distil": distil_B,
+            "consistency": consistency_B,
+            "data_corr": terms.data_corr,
+            "data_marginal": terms.data_marginal,
+        }
         return loss, {name: value.detach().mean() for name, value in metrics.items()}
