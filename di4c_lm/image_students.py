@@ -19,8 +19,10 @@ def objective_of(latent: LatentConfig, objective: Di4CConfig) -> Di4CConfig:
 
 
 def check_lambda(latent: LatentConfig, objective: Di4CConfig) -> None:
-    """Raise `ValueError`, naming the key, for a number of draws that does not go with the law of λ."""
+    """Raise `ValueError`, naming the key, for a λ that images do not have, or draws that do not go with its law."""
     size, count = latent.codebook_size, objective.num_lambdas
+    check(latent.path != "classes", "lambda.path", latent.path, "token, adaln or head: token classes are of text")
+    check(latent.trunk == "train", "lambda.trunk", latent.trunk, "train: a frozen network is of token classes")
     check(count >= 1, "objective.num_lambdas", count, "a value of at least 1")
     drawn = latent.law == "codebook" and size > 0
     check(not drawn or count <= size, "objective.num_lambdas", count, f"at most lambda.codebook_size={size}")

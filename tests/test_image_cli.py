@@ -61,6 +61,7 @@ def test_a_runs_folder_follows_what_makes_it() -> None:
         ("objective.alpha=cubic", "objective.alpha='cubic' is impossible"),
         ("objective.delta=2", r"objective\.delta=2.0 is impossible: allowed is a value in \[0, 1\]"),
         ("lambda.path=adaln", "lambda.path='adaln' is impossible: allowed is head, or token"),
+        ("lambda.trunk=frozen", "lambda.trunk='frozen' is impossible: allowed is train"),
         ("lambda.law=gaussian", "lambda.law='gaussian' is impossible: allowed is codebook when path=head"),
         (
             "lambda={law: gaussian, path: token}",

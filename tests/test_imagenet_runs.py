@@ -69,6 +69,7 @@ def test_a_run_leaves_what_a_run_leaves_and_goes_on_where_it_was_left(tmp_path: 
             ["lambda.path=head", "lambda.codebook_size=9", "objective.num_lambdas=4"],
             "lambda.codebook_size=9 when lambda.path=head",
         ),
+        (["lambda.path=classes"], "lambda.path='classes' is impossible: allowed is token, adaln or head"),
         (["objective.num_lambdas=many"], "objective.num_lambdas"),
         (["teacher.label_drop=2"], "label_drop=2"),
     ],
