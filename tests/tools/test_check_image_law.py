@@ -1,0 +1,31 @@
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+TOOL = Path(__file__).parents[2] / "tools" / "check_image_law.py"
+TINY = [
+    "model.width=8",
+    "model.res_blocks=1",
+    "model.multipliers=[1]",
+    "teacher.pretrain.steps=2",
+    "train.steps=2",
+    "train.micro_batch_size=2",
+    "objective.num_lambdas=2",
+    "eval.steps=[2]",
+    "eval.seeds=[0]",
+]
+
+
+def test_a_line_for_each_model_and_exact_samples_beside() -> None:
+    words = ["--size", "3", "--levels", "2", "--images", "50", "--samples", "60", *TINY]
+    done = subprocess.run([sys.executable, str(TOOL), *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = {line.split()[0]: line for line in done.stdout.splitlines() if re.match(r"\s*(teacher|student)\b", line)}
+    assert set(rows) == {"teacher", "student"}, done.stdout
+    assert all(0 <= float(number) for number in re.findall(r"0\.\d+", "".join(rows.values())))
+
+
+def test_bad_input_ends_with_status_2() -> None:
+    done = subprocess.run([sys.executable, str(TOOL), "model.width=6"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "model.width=6" in done.stderr
