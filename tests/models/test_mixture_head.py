@@ -3,6 +3,7 @@ import torch
 
 from di4c_lm.checkpoints.student import student_from_teacher
 from di4c_lm.config import LatentConfig
+from di4c_lm.models.mixture_head import MixtureHead
 from tests.models.nets import LENGTH, half, net, tokens
 
 
@@ -51,7 +52,9 @@ def test_draws_follow_the_chain() -> None:
 def test_without_modulation_the_student_is_its_teacher() -> None:
     teacher, x_t = net(), tokens(2)
     student = student_from_teacher(teacher, latent(), torch.Generator().manual_seed(0)).double().eval()
-    student.latent_head.modulation.weight.data.zero_()
+    head = student.latent_head
+    assert isinstance(head, MixtureHead)
+    head.modulation.weight.data.zero_()
     expected = teacher(x_t, half(2)).log_probs()
     found = student(x_t, half(2), every_code(student, 2)).log_probs()
     torch.testing.assert_close(found, expected.expand_as(found))

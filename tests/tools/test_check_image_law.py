@@ -1,4 +1,3 @@
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,9 +20,15 @@ def test_a_line_for_each_model_and_exact_samples_beside() -> None:
     words = ["--size", "3", "--levels", "2", "--images", "50", "--samples", "60", *TINY]
     done = subprocess.run([sys.executable, str(TOOL), *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    rows = {line.split()[0]: line for line in done.stdout.splitlines() if re.match(r"\s*(teacher|student)\b", line)}
+    rows = {
+        line.split()[0]: line.split()[1:]
+        for line in done.stdout.splitlines()
+        if line.startswith(("teacher", "student"))
+    }
     assert set(rows) == {"teacher", "student"}, done.stdout
-    assert all(0 <= float(number) for number in re.findall(r"0\.\d+", "".join(rows.values())))
+    for steps, seed, variation, exact, _, p_value, _ in rows.values():
+        assert (steps, seed) == ("2", "0")
+        assert 0 < float(exact) < 1 and float(exact) / 2 < float(variation) <= 1 and 0 < float(p_value) <= 1
 
 
 def test_bad_input_ends_with_status_2() -> None:
