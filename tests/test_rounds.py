@@ -25,6 +25,7 @@ TINY = [
     "model.cond_dim=8",
     "data.length=16",
     "data.vocab_size=300",
+    "lambda.codebook_size=4",
     "judge.hidden_size=16",
     "judge.num_blocks=1",
     "judge.num_heads=2",
