@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,10 +22,13 @@ from di4c_lm.data.tokenizers import load_tokenizer
 LAYOUT = Layout(length=64, wrap=True, shard_tokens=30_000, validation_share=0.1)
 
 
-def start(write: Callable[[], object]) -> int:
+def start(write: Callable[[], object], killer: Callable[[], None] | None = None) -> int:
+    """A child that writes; `killer` is a thread of it, which gets on as it does, however busy the machine is."""
     child = os.fork()
     if child == 0:
         try:
+            if killer is not None:
+                threading.Thread(target=killer, daemon=True).start()
             write()
             os._exit(0)
         finally:
@@ -42,12 +46,15 @@ def main(corpus: str, out: Path, kills: int) -> None:
 
     rng, stood = random.Random(out.name), []
     for _ in range(kills):
-        child, before = start(write), len(list(out.glob("train_*.bin")))
-        while len(list(out.glob("train_*.bin"))) <= before:
-            time.sleep(0.005)
-        time.sleep(rng.random() * 0.02)
-        os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
+        before, delay = len(list(out.glob("train_*.bin"))), rng.random() * 0.02
+
+        def kill(before: int = before, delay: float = delay) -> None:
+            while len(list(out.glob("train_*.bin"))) <= before:
+                time.sleep(0.005)
+            time.sleep(delay)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        _, status = os.waitpid(start(write, kill), 0)
         assert os.WIFSIGNALED(status), "it ended before it could be killed"
         stood.append(len(list(out.glob("train_*.bin"))))
     _, status = os.waitpid(start(write), 0)
