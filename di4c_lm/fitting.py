@@ -6,6 +6,7 @@ from typing import cast
 
 import torch
 
+from di4c_lm import students
 from di4c_lm.checkpoints.student import student_from_teacher
 from di4c_lm.config import (
     Config,
@@ -82,8 +83,7 @@ def latent_of(config: Config) -> LatentConfig | None:
     """The λ path of the student, none but for Di4C; a codebook without a size has a vector for each of the L draws."""
     if not isinstance(config.objective, Di4CConfig):
         return None
-    size = config.latent.codebook_size or config.objective.num_lambdas
-    return dataclasses.replace(config.latent, codebook_size=size)
+    return students.latent_of(config.latent, config.objective)
 
 
 def student_shape(config: Config, teacher: DIT) -> ModelConfig:
@@ -138,9 +138,8 @@ def make_objective(config: Config, student: DIT, teacher: DIT | None, world: Wor
     process = MaskedProcess(student.mask_id)
     if isinstance(chosen, SdttConfig):
         return SdttObjective(student, frozen, process, chosen, seed=seed)
-    if student.latent is not None and student.latent.is_string:
-        samples = chosen.consistency_samples or chosen.num_lambdas
-        chosen = dataclasses.replace(chosen, num_lambdas=0, consistency_samples=samples)
+    if student.latent is not None:
+        chosen = students.objective_of(student.latent, chosen)
     if chosen.matmul_dtype != "same":
         student.matmul_dtype = _DTYPES[chosen.matmul_dtype]
     return Di4CObjective(student, frozen, process, chosen, seed=seed)

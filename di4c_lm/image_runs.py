@@ -27,9 +27,9 @@ from di4c_lm.domains.cifar10 import (
     load_teacher,
 )
 from di4c_lm.image_config import CifarConfig
-from di4c_lm.image_students import latent_of, objective_of
 from di4c_lm.metrics.image_settings import ImageReportConfig
 from di4c_lm.models.unet import UNet, is_latent
+from di4c_lm.students import latent_of, objective_of
 from di4c_lm.training.denoising_objective import DenoisingObjective
 from di4c_lm.training.distributed import World, barrier, init_distributed, set_threads
 from di4c_lm.training.loop import Trained, train

@@ -21,11 +21,11 @@ from di4c_lm.data.code_writer import save_codes
 from di4c_lm.data.codes import CodeSet, CodeSource, is_code_folder, load_codes
 from di4c_lm.data.images import ImageSource, Split
 from di4c_lm.domains.imagenet import CodeModel, encode_images, fingerprint, to_planes
-from di4c_lm.image_students import latent_of, objective_of
 from di4c_lm.imagenet_report import PARTS, SETTINGS, STUDENT, image_run, load_images, settings_of
 from di4c_lm.models.dit import LATENT_PREFIXES
 from di4c_lm.models.maskgit import MaskGit
 from di4c_lm.models.vqgan import VqGan
+from di4c_lm.students import latent_of, objective_of
 from di4c_lm.training.denoising_objective import DenoisingObjective
 from di4c_lm.training.distributed import World, barrier, init_distributed, set_threads
 from di4c_lm.training.loop import Trained, train

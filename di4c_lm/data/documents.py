@@ -76,6 +76,9 @@ class Split:
     def trains(self, text: str) -> bool:
         return self.threshold <= document_hash(text) < self.judge_from
 
+    def judges(self, text: str) -> bool:
+        return document_hash(text) >= self.judge_from
+
     def with_judge(self, share: float) -> "Split":
         """The same, and about `share` of all documents, none of them held out, set aside for the judge alone."""
         return dataclasses.replace(self, judge_from=max(self.threshold, int((1 - share) * _HASHES)))
@@ -110,7 +113,7 @@ def train_side(documents: Documents, split: Split) -> Iterator[str]:
 
 
 def judge_side(documents: Documents, split: Split) -> Iterator[str]:
-    return (text for text in documents.read() if not split.trains(text) and not split.holds_out(text))
+    return (text for text in documents.read() if split.judges(text))
 
 
 def held_out_side(documents: Documents, split: Split) -> Iterator[str]:

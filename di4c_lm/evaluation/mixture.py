@@ -9,9 +9,9 @@ from torch import Tensor
 from di4c_lm.domains.text import TextModel
 from di4c_lm.evaluation.latents import Averaged, calls_of_all, predict
 from di4c_lm.losses.di4c import Sites, joint_and_product
-from di4c_lm.losses.mixture import read_mixture, row_chunks, rows_at_once
+from di4c_lm.losses.mixture import read_mixture
 from di4c_lm.metrics.gen_ppl import Sampler
-from di4c_lm.models.readout import Prediction
+from di4c_lm.models.readout import Prediction, row_chunks, rows_at_once
 from di4c_lm.processes.categorical import sample_categorical
 from di4c_lm.processes.rng import KeyedRng, uniform
 from di4c_lm.samplers.grids import uniform_grid

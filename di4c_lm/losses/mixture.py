@@ -17,13 +17,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from di4c_lm.models.class_readout import ClassReadout
-from di4c_lm.models.readout import Readout, widest
+from di4c_lm.models.readout import Readout, row_chunks, rows_at_once, widest
 from di4c_lm.processes.categorical import kl_divergence, sample_categorical
 
 _TINY = (
     1e-30  # a mean of exponentials below this is taken again in the log domain, where a law gives the state any weight
 )
-_LOGITS_ON_CPU, _LOGITS_ON_GPU = 2**23, 2**26  # in a chunk: little memory there, work enough for the card here
 
 
 @dataclass(frozen=True)
@@ -132,18 +131,6 @@ def draw_components(
             share_UC[row_C, torch.arange(len(row_C), device=row_C.device)] = weight
             marginal[touched_U] += (share_UC @ p_CS).to(marginal.dtype)
     return drawn_N
-
-
-def rows_at_once(readout: Readout, chunk_rows: int) -> int:
-    """Rows of logits in a chunk: `chunk_rows`, or where that is 0 as many as make 2^23 logits on CPU, 2^26 on a GPU."""
-    on_gpu = any(parameter.is_cuda for parameter in readout.parameters)
-    return chunk_rows or max(1, (_LOGITS_ON_GPU if on_gpu else _LOGITS_ON_CPU) // readout.num_states)
-
-
-def row_chunks(total: int, size: int) -> Iterator[slice]:
-    """Slices of at most `size` that cover range(total)."""
-    for start in range(0, total, size):
-        yield slice(start, min(start + size, total))
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from di4c_lm.config import LatentConfig
 from di4c_lm.models.class_chain import ClassChain, Ties
 from di4c_lm.models.class_readout import ClassReadout
+from di4c_lm.models.latent import string_uniforms
 from di4c_lm.models.readout import LinearReadout, widest
-from di4c_lm.processes.rng import KeyedRng
 
 _GAPS = 8  # distances of open neighbours that are told apart; the last stands for all that are longer
 _SHARPNESS = 4.0  # log-odds of the class that a token is given, against all others together
@@ -73,10 +73,7 @@ class ClassHead(nn.Module):
         told = torch.cat([features.to(tail_BDF.dtype), tail_BDF], 2)[:, None]
         if not lam.is_floating_point():
             return told, readout, chain
-        keys_N = lam.double().view(torch.int64).flatten()
-        num_positions = features.shape[1]
-        u_BND = KeyedRng(0, keys_N).uniform((len(keys_N), num_positions), lam.device).view(*lam.shape[:2], -1)
-        return readout.chosen(told, chain.draw(u_BND)), readout, None
+        return readout.chosen(told, chain.draw(string_uniforms(lam, features.shape[1]))), readout, None
 
     def _chain(self, features: Tensor, is_open: Tensor, readout: ClassReadout) -> tuple[ClassChain, Tensor]:
         """The law of the classes given x_t, and the tail of the features, zeros where a position is closed."""

@@ -6,7 +6,7 @@ the logarithms of the normaliser of p(x) and of p(z); of drawn classes 0 and the
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, final
+from typing import final
 
 import torch
 import torch.nn.functional as F
@@ -14,14 +14,10 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from di4c_lm.models.readout import LinearReadout, Readout, vjp_by_autograd, widest
+from di4c_lm.models.readout import LinearReadout, Readout, row_chunks, rows_at_once, vjp_by_autograd, widest
 from di4c_lm.processes.categorical import kl_divergence
 
 _LEAST = 1e-30  # of a class's probability
-_ROWS = 2**23  # logits held at once
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 
 @final
@@ -79,7 +75,7 @@ class ClassReadout(Readout):
         """The tail of an enumerated mixture, 1 + L wide: log Σ_x exp logit(x), and log p(z) = log Σ_x p(x) c(z | x)."""
         tails = [
             checkpoint(self._tail, features_NH[rows], positions_N[rows], use_reentrant=False)
-            for rows in self._chunks(len(features_NH))
+            for rows in row_chunks(len(features_NH), rows_at_once(self, 0))
         ]
         return torch.cat(tails) if tails else features_NH.new_zeros(0, 1 + self.num_classes)
 
@@ -114,7 +110,7 @@ class ClassReadout(Readout):
                 of_components,
                 use_reentrant=False,
             )
-            for rows in self._chunks(len(features_MH))
+            for rows in row_chunks(len(features_MH), rows_at_once(self, 0))
         ]
         if not found:
             return log_weight_ML.new_zeros(0, len(laws)), log_weight_ML.new_zeros(0)
@@ -166,8 +162,3 @@ class ClassReadout(Readout):
         )
         wide = widest(features_MH.dtype)
         return own_MH.to(self.trunk.weight_SH.dtype), log_norm_M1[:, 0].to(wide), log_p_ML.to(wide)
-
-    def _chunks(self, total: int) -> "Iterator[slice]":
-        size = max(1, _ROWS // self.num_states)
-        for start in range(0, total, size):
-            yield slice(start, min(start + size, total))

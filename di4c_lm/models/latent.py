@@ -8,6 +8,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from di4c_lm.config import LatentConfig
+from di4c_lm.processes.rng import KeyedRng
 
 SINUSOID_DIM = 128
 PROJECTION_DIM = 512
@@ -44,6 +45,12 @@ def sample_latents(config: LatentConfig, num_batch: int, num_lambdas: int, unifo
     if config.law == "gaussian":
         return torch.special.ndtri(uniform((num_batch, num_lambdas, config.dim)) + 2.0**-54).float()
     return _codes(config.codebook_size, num_batch, num_lambdas, uniform)
+
+
+def string_uniforms(lam: Tensor, num_windows: int) -> Tensor:
+    """The uniforms (B, N, W) by which strings of codes are drawn, made of the one (B, N, 1) that each is drawn by."""
+    keys_N = lam.double().view(torch.int64).flatten()
+    return KeyedRng(0, keys_N).uniform((len(keys_N), num_windows), lam.device).view(*lam.shape[:2], num_windows)
 
 
 def _codes(size: int, num_batch: int, num_lambdas: int, uniform: Uniform) -> Int64[Tensor, "B L 1"]:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from di4c_lm.config import LatentConfig
 from di4c_lm.models.code_chain import CodeChain
+from di4c_lm.models.latent import string_uniforms
 from di4c_lm.models.readout import widest
-from di4c_lm.processes.rng import KeyedRng
 
 
 class MixtureHead(nn.Module):
@@ -50,8 +50,7 @@ class MixtureHead(nn.Module):
         if not lam.is_floating_point():
             return self.modulation(self.codebook(lam[:1, :, 0]))[:, :, None], chain
         num_windows = chain.log_step.shape[1]
-        keys_N = lam.double().view(torch.int64).flatten()
-        u_BNW = KeyedRng(0, keys_N).uniform((len(keys_N), num_windows), lam.device).view(*lam.shape[:2], num_windows)
+        u_BNW = string_uniforms(lam, num_windows)
         code_BND = chain.draw(u_BNW)[:, :, chain.window_of(torch.arange(h.shape[1], device=h.device))]
         return F.embedding(code_BND, self.modulation(self.codebook.weight)), None
 

@@ -1,6 +1,6 @@
 """A prediction kept in two factors: hidden features, and the readout that turns some of them into logits."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, final, runtime_checkable
 
@@ -14,6 +14,7 @@ from di4c_lm.models.code_chain import CodeChain
 from di4c_lm.processes.masked import NEVER
 
 NO_CLASS = -1  # the class of an example whose class is not told
+_LOGITS_ON_CPU, _LOGITS_ON_GPU = 2**23, 2**26  # in a chunk: little memory there, work enough for the card here
 _BLOCK = 2**13  # states whose products are held at once in a dtype narrower than the logits'
 
 
@@ -133,6 +134,18 @@ class LinearReadout(Readout):
         if dtype not in self._casts:
             self._casts[dtype] = self.weight_SH.to(dtype)
         return self._casts[dtype]
+
+
+def rows_at_once(readout: Readout, chunk_rows: int) -> int:
+    """Rows of logits in a chunk: `chunk_rows`, or where that is 0 as many as make 2^23 logits on CPU, 2^26 on a GPU."""
+    on_gpu = any(parameter.is_cuda for parameter in readout.parameters)
+    return chunk_rows or max(1, (_LOGITS_ON_GPU if on_gpu else _LOGITS_ON_CPU) // readout.num_states)
+
+
+def row_chunks(total: int, size: int) -> Iterator[slice]:
+    """Slices of at most `size` that cover range(total)."""
+    for start in range(0, total, size):
+        yield slice(start, min(start + size, total))
 
 
 def vjp_by_autograd(

@@ -8,9 +8,8 @@ from torch import Tensor, nn
 
 from di4c_lm.config import SdttConfig
 from di4c_lm.losses.di4c import Sites
-from di4c_lm.losses.mixture import row_chunks, rows_at_once
 from di4c_lm.losses.sdtt import sdtt_divergence
-from di4c_lm.models.readout import Denoiser, Prediction, widest
+from di4c_lm.models.readout import Denoiser, Prediction, row_chunks, rows_at_once, widest
 from di4c_lm.processes.categorical import sample_categorical
 from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.processes.rng import Rng, uniform

@@ -7,8 +7,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from di4c_lm.losses.di4c import Sites
-from di4c_lm.losses.mixture import draw_components, mean_law, row_chunks
-from di4c_lm.models.readout import Denoiser, Prediction, widest
+from di4c_lm.losses.mixture import draw_components, mean_law
+from di4c_lm.models.readout import Denoiser, Prediction, row_chunks, widest
 from di4c_lm.processes.categorical import sample_categorical
 from di4c_lm.processes.process import Process
 from di4c_lm.processes.rng import Rng, split, uniform

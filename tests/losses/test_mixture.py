@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from di4c_lm.losses.mixture import draw_components, mean_law, read_mixture, row_chunks, rows_at_once
-from di4c_lm.models.readout import LinearReadout
+from di4c_lm.losses.mixture import draw_components, mean_law, read_mixture
+from di4c_lm.models.readout import LinearReadout, row_chunks, rows_at_once
 
 from .problem import draw
 

@@ -1,4 +1,4 @@
-"""What both image domains make of the settings of λ and of the objective that trains with it."""
+"""What all domains make of the settings of λ and of the objective that trains with it."""
 
 import dataclasses
 
@@ -11,8 +11,8 @@ def latent_of(latent: LatentConfig, objective: Di4CConfig) -> LatentConfig:
 
 
 def objective_of(latent: LatentConfig, objective: Di4CConfig) -> Di4CConfig:
-    """The objective; where λ is a string of codes (path=head) it enumerates the codes in place of drawing strings."""
-    if latent.path != "head":
+    """The objective; where λ is a string of codes it enumerates the codes in place of drawing strings."""
+    if not latent.is_string:
         return objective
     samples = objective.consistency_samples or objective.num_lambdas
     return dataclasses.replace(objective, num_lambdas=0, consistency_samples=samples)
