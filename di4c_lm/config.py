@@ -288,6 +288,9 @@ class Di4CConfig:
     marginal_weight: float = 1.0  # multiplies KL(teacher || student marginal)
     consistency_weight: float = 1.0
     distil_weight: float = 1.0
+    lead_steps: int = (
+        0  # updates at the start that learn from the datapoint's likelihood alone, without control variate
+    )
     control_variate_data: bool = True
     control_variate_consistency: bool = True
     delta: float = 0.02
@@ -303,7 +306,7 @@ class Di4CConfig:
     hop: HopConfig = field(default_factory=HopConfig)
 
     def __post_init__(self) -> None:
-        _at_least(self, 0, "num_lambdas", "consistency_samples")
+        _at_least(self, 0, "num_lambdas", "consistency_samples", "lead_steps")
         needs = self.num_lambdas == 0 and self.consistency_weight > 0
         allowed = "at least 1 where num_lambdas=0 and consistency_weight is not"
         check(not needs or self.consistency_samples, "consistency_samples", self.consistency_samples, allowed)

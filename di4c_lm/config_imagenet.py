@@ -17,7 +17,7 @@ from di4c_lm.config import (
     ZeroConfig,
     check,
 )
-from di4c_lm.students import check_lambda
+from di4c_lm.config_images import check_lambda
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 Ints = Annotated[tuple[int, ...], Strict(strict=False)]

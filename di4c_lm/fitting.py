@@ -22,9 +22,10 @@ from di4c_lm.config import (
 )
 from di4c_lm.data.batches import BatchStream, Source, Stream
 from di4c_lm.data.strata import StratifiedBatches
-from di4c_lm.data.token_classes import first_sequences, token_classes
+from di4c_lm.data.token_classes import first_sequences
 from di4c_lm.models.class_head import ClassHead
-from di4c_lm.models.dit import DIT, LATENT_PREFIXES
+from di4c_lm.models.dit import DIT
+from di4c_lm.models.latent import is_latent
 from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.training.distributed import World
 from di4c_lm.training.loop import Trained, train
@@ -64,19 +65,10 @@ def student_of(config: Config, teacher: DIT, source: Source | Stream) -> DIT:
     fresh, latent = torch.Generator().manual_seed(config.train.seed), latent_of(config)
     student = student_from_teacher(teacher, latent, fresh, model=student_shape(config, teacher))
     if latent is not None and latent.path == "classes" and teacher.latent is None:
-        found = token_classes(
-            first_sequences(source, config.data.length), student.num_states, latent.codebook_size, fresh
-        )
-        cast(ClassHead, student.latent_head).begin_with(found.class_S, found.log_ratio_LL)
-    freeze_trunk(student)
+        tokens_ND = first_sequences(source, config.data.length)
+        students.begin_classes(cast(ClassHead, student.latent_head), tokens_ND, fresh)
+    students.freeze_trunk(student, latent, is_latent)
     return student
-
-
-def freeze_trunk(student: DIT) -> None:
-    """Where `lambda.trunk=frozen`, leave only the λ path to train."""
-    if student.latent is not None and student.latent.trunk == "frozen":
-        for name, parameter in student.named_parameters():
-            parameter.requires_grad_(name.startswith(LATENT_PREFIXES))
 
 
 def latent_of(config: Config) -> LatentConfig | None:
@@ -120,7 +112,7 @@ def fit(
         run_dir=run_dir,
         wandb=config.wandb,
         device=config.run.device,
-        is_latent=lambda name: name.startswith(LATENT_PREFIXES),
+        is_latent=is_latent,
         label="distil" if teacher is not None else config.objective.kind,
         settings=to_dict(config),
         optimizer_from=optimizer_from,

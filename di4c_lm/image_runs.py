@@ -6,15 +6,18 @@ import json
 import logging
 import shutil
 from pathlib import Path
+from typing import cast
 
 import torch
 
 from di4c_lm import cli, image_cli
 from di4c_lm.checkpoints.unet import student_from_teacher
 from di4c_lm.config import OptimConfig, TrainConfig, ZeroConfig, to_dict
+from di4c_lm.config_cifar10 import CifarConfig
 from di4c_lm.data.batches import BatchStream
 from di4c_lm.data.images import ImageSet, ImageSource, Split
 from di4c_lm.data.strata import StratifiedBatches
+from di4c_lm.data.token_classes import first_sequences
 from di4c_lm.domains.cifar10 import (
     SETTINGS,
     STUDENT,
@@ -26,10 +29,10 @@ from di4c_lm.domains.cifar10 import (
     load_run,
     load_teacher,
 )
-from di4c_lm.image_config import CifarConfig
 from di4c_lm.metrics.image_settings import ImageReportConfig
-from di4c_lm.models.unet import UNet, is_latent
-from di4c_lm.students import latent_of, objective_of
+from di4c_lm.models.class_head import ClassHead
+from di4c_lm.models.unet import UNet, is_latent, to_and_fro
+from di4c_lm.students import begin_classes, freeze_trunk, latent_of, objective_of
 from di4c_lm.training.denoising_objective import DenoisingObjective
 from di4c_lm.training.distributed import World, barrier, init_distributed, set_threads
 from di4c_lm.training.loop import Trained, train
@@ -145,13 +148,19 @@ def distil(
     """Train a student, which begins as its teacher, by Di4C under DeepSpeed."""
     fresh, chosen = torch.Generator().manual_seed(config.train.seed), objective_of(config.latent, config.objective)
     shape = dataclasses.replace(teacher.denoiser.config, dropout=config.model.dropout)
-    student = student_from_teacher(teacher.denoiser, latent_of(config.latent, config.objective), fresh, model=shape)
+    latent = latent_of(config.latent, config.objective)
+    student = student_from_teacher(teacher.denoiser, latent, fresh, model=shape)
+    source = ImageSource(images, config.train.seed, flip=config.data.flip)
+    if latent.path == "classes" and teacher.denoiser.latent is None:
+        tokens_ND = first_sequences(source, student.length)[:, to_and_fro(student.shape)]
+        begin_classes(cast(ClassHead, student.latent_head), tokens_ND, fresh)
+    freeze_trunk(student, latent, is_latent)
     student.activation_checkpointing = config.train.activation_checkpointing
     frozen = teacher.denoiser.to(world.device, _DTYPES[config.train.dtype])
     trained = train(
         Di4CObjective(student, frozen, teacher.chain, chosen, seed=config.train.seed),
         BatchStream(
-            ImageSource(images, config.train.seed, flip=config.data.flip),
+            source,
             micro_batch_size=config.train.micro_batch_size,
             gradient_accumulation=config.train.gradient_accumulation,
             rank=world.rank,

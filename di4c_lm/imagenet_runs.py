@@ -6,7 +6,7 @@ import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -20,12 +20,14 @@ from di4c_lm.data.batches import BatchStream, Source
 from di4c_lm.data.code_writer import save_codes
 from di4c_lm.data.codes import CodeSet, CodeSource, is_code_folder, load_codes
 from di4c_lm.data.images import ImageSource, Split
+from di4c_lm.data.token_classes import first_sequences
 from di4c_lm.domains.imagenet import CodeModel, encode_images, fingerprint, to_planes
 from di4c_lm.imagenet_report import PARTS, SETTINGS, STUDENT, image_run, load_images, settings_of
-from di4c_lm.models.dit import LATENT_PREFIXES
+from di4c_lm.models.class_head import ClassHead
+from di4c_lm.models.latent import is_latent
 from di4c_lm.models.maskgit import MaskGit
 from di4c_lm.models.vqgan import VqGan
-from di4c_lm.students import latent_of, objective_of
+from di4c_lm.students import begin_classes, freeze_trunk, latent_of, objective_of
 from di4c_lm.training.denoising_objective import DenoisingObjective
 from di4c_lm.training.distributed import World, barrier, init_distributed, set_threads
 from di4c_lm.training.loop import Trained, train
@@ -186,14 +188,18 @@ def train_student(
     logger.info("5/6 distil: %d updates", config.train.steps)
     latent, chosen = latent_of(config.latent, config.objective), objective_of(config.latent, config.objective)
     shape = type(teacher.config)(**{**vars(teacher.config), "dropout": config.model.dropout})
-    student = student_of(teacher, latent, torch.Generator().manual_seed(config.train.seed), model=shape)
+    fresh, source = torch.Generator().manual_seed(config.train.seed), CodeSource(material.codes, config.train.seed)
+    student = student_of(teacher, latent, fresh, model=shape)
+    if latent.path == "classes" and teacher.latent is None:
+        begin_classes(cast(ClassHead, student.latent_head), first_sequences(source, student.length), fresh)
+    freeze_trunk(student, latent, is_latent)
     student.activation_checkpointing = config.train.activation_checkpointing
     if chosen.matmul_dtype != "same":
         student.matmul_dtype = _DTYPES[chosen.matmul_dtype]
     model = CodeModel(denoiser=student, vqgan=material.vqgan, schedule=config.schedule)
     frozen = teacher.to(world.device, _DTYPES[config.train.dtype])
     stream = BatchStream(
-        CodeSource(material.codes, config.train.seed),
+        source,
         micro_batch_size=config.train.micro_batch_size,
         gradient_accumulation=config.train.gradient_accumulation,
         rank=world.rank,
@@ -208,7 +214,7 @@ def train_student(
         run_dir=run_dir,
         wandb=config.wandb,
         device=config.run.device,
-        is_latent=lambda name: name.startswith(LATENT_PREFIXES),
+        is_latent=is_latent,
         label="distil",
         settings=to_dict(config),
     )

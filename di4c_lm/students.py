@@ -1,8 +1,15 @@
-"""What all domains make of the settings of λ and of the objective that trains with it."""
+"""What all domains make of the settings of λ: the λ path of a student, how it begins, and the objective that trains with it."""
 
 import dataclasses
+from collections.abc import Callable
 
-from di4c_lm.config import Di4CConfig, LatentConfig, check
+import torch
+from jaxtyping import Int64
+from torch import Tensor, nn
+
+from di4c_lm.config import Di4CConfig, LatentConfig
+from di4c_lm.data.token_classes import token_classes
+from di4c_lm.models.class_head import ClassHead
 
 
 def latent_of(latent: LatentConfig, objective: Di4CConfig) -> LatentConfig:
@@ -18,16 +25,15 @@ def objective_of(latent: LatentConfig, objective: Di4CConfig) -> Di4CConfig:
     return dataclasses.replace(objective, num_lambdas=0, consistency_samples=samples)
 
 
-def check_lambda(latent: LatentConfig, objective: Di4CConfig) -> None:
-    """Raise `ValueError`, naming the key, for a λ that images do not have, or draws that do not go with its law."""
-    size, count = latent.codebook_size, objective.num_lambdas
-    check(latent.path != "classes", "lambda.path", latent.path, "token, adaln or head: token classes are of text")
-    check(latent.trunk == "train", "lambda.trunk", latent.trunk, "train: a frozen network is of token classes")
-    check(count >= 1, "objective.num_lambdas", count, "a value of at least 1")
-    drawn = latent.law == "codebook" and size > 0
-    check(not drawn or count <= size, "objective.num_lambdas", count, f"at most lambda.codebook_size={size}")
-    if latent.path == "head":
-        allowed = f"lambda.codebook_size={size} when lambda.path=head: all are enumerated"
-        check(size in (0, count), "objective.num_lambdas", count, allowed)
-        inputs = objective.distil_inputs
-        check(inputs == "shared", "objective.distil_inputs", inputs, "shared when lambda.path=head")
+def begin_classes(head: ClassHead, tokens: Int64[Tensor, "N D"], generator: torch.Generator) -> None:
+    """Give the λ path the classes of the tokens of some sequences, whose neighbours stand side by side."""
+    num_states, num_classes = head.table.shape
+    found = token_classes(tokens, num_states, num_classes, generator)
+    head.begin_with(found.class_S, found.log_ratio_LL)
+
+
+def freeze_trunk(student: nn.Module, latent: LatentConfig | None, is_latent: Callable[[str], bool]) -> None:
+    """Where `lambda.trunk=frozen`, leave only the λ path to train."""
+    if latent is not None and latent.trunk == "frozen":
+        for name, parameter in student.named_parameters():
+            parameter.requires_grad_(is_latent(name))

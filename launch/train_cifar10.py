@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from di4c_lm import cli, image_cli
-from di4c_lm.image_config import CifarConfig
+from di4c_lm.config_cifar10 import CifarConfig
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 

@@ -11,7 +11,8 @@ from di4c_lm.data.batches import PackedSource
 from di4c_lm.data.synthetic import MarkovChain
 from di4c_lm.fitting import make_objective, student_of
 from di4c_lm.models.class_head import ClassHead
-from di4c_lm.models.dit import DIT, LATENT_PREFIXES
+from di4c_lm.models.dit import DIT
+from di4c_lm.models.latent import is_latent
 from di4c_lm.training.distributed import World
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -38,7 +39,7 @@ def teacher() -> DIT:
 def test_by_default_the_trunk_is_frozen_and_the_classes_are_those_of_the_corpus() -> None:
     made, again = (student_of(config(), teacher(), source()) for _ in range(2))
     trained = {name for name, parameter in made.named_parameters() if parameter.requires_grad}
-    assert trained == {name for name, _ in made.named_parameters() if name.startswith(LATENT_PREFIXES)}
+    assert trained == {name for name, _ in made.named_parameters() if is_latent(name)}
     head = made.latent_head
     assert isinstance(head, ClassHead)
     assert bool((head.table.softmax(1).amax(1)[:8] > 0.9).all()), "each token has a class"

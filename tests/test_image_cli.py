@@ -7,7 +7,7 @@ import yaml
 
 from di4c_lm import image_cli
 from di4c_lm.config import to_dict
-from di4c_lm.image_config import CifarConfig
+from di4c_lm.config_cifar10 import CifarConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -60,8 +60,8 @@ def test_a_runs_folder_follows_what_makes_it() -> None:
         ("train.stepz=3", "unknown key 'train.stepz'.*did you mean train.steps"),
         ("objective.alpha=cubic", "objective.alpha='cubic' is impossible"),
         ("objective.delta=2", r"objective\.delta=2.0 is impossible: allowed is a value in \[0, 1\]"),
-        ("lambda.path=adaln", "lambda.path='adaln' is impossible: allowed is head, or token"),
-        ("lambda.trunk=frozen", "lambda.trunk='frozen' is impossible: allowed is train"),
+        ("lambda.path=adaln", "lambda.path='adaln' is impossible: allowed is classes, head, or token"),
+        ("lambda.path=classes", "lambda.codebook_size=0 is impossible: allowed is a number of classes of at least 1"),
         ("lambda.law=gaussian", "lambda.law='gaussian' is impossible: allowed is codebook when path=head"),
         (
             "lambda={law: gaussian, path: token}",

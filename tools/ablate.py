@@ -1,6 +1,6 @@
 """Which settings make a better student: a study of settings by seeds, each run in a process of its own.
 
-    python tools/ablate.py study=markov seeds=[0,1,2] [jobs=2] [settings=[...]] [--json]
+    python tools/ablate.py study=markov seeds=[0,1,2] [jobs=2] [settings=[...]] [equal_time=true] [--json]
 
 A study is a file of `configs/study/` or the path of one's own. Runs are kept under `out`, and those that are there already are not made
 anew: a study that was cut goes on, and a setting added later costs its own runs alone. The outcome, means over seeds with 95 %
@@ -10,6 +10,7 @@ on the last line.
 
 import hashlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ablation.outcome import bars, measures_of, plot, table
-from ablation.study import Study, load_study
+from ablation.study import SECONDS, Study, load_study
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
@@ -27,6 +28,7 @@ from di4c_lm import cli
 from di4c_lm.config import Ints, check, to_dict
 
 _APART = "--run"
+_LIKE_TIME = 0.1  # of the logarithm of a ratio of times
 _TWICE = ((1, 2), (2, 4), (4, 8), (8, 16), (16, 16))  # a student at K steps against the teacher at K'
 
 
@@ -39,6 +41,7 @@ class Settings:
     settings             names of the study's settings, [] for all
     jobs                 runs side by side
     threads              CPU threads a run, 0 for the cores shared out among the jobs
+    equal_time           run the settings that cost another time than the recipe once more, with as many updates as its time allows
     out                  where runs are kept, null for outputs/ablate/<study>
     """
 
@@ -47,6 +50,7 @@ class Settings:
     settings: list[str] | None = None
     jobs: int = 1
     threads: int = 0
+    equal_time: bool = False
     out: str | None = None
 
     def __post_init__(self) -> None:
@@ -69,8 +73,13 @@ def main(argv: list[str]) -> int:
     for name in chosen:
         if name not in study.settings:
             cli.fail(f"settings: {name!r} is impossible: allowed are {', '.join(study.settings)}")
+    if settings.equal_time and (not study.source or study.recipe not in chosen):
+        cli.fail("equal_time=true is impossible: allowed is false, without a source or where settings lack the recipe")
     out = Path(settings.out or Path("outputs") / "ablate" / study.name)
-    rows = run_all(study, settings, chosen, out)
+    rows = run_all(study, settings, [Job(name) for name in chosen], out)
+    if settings.equal_time:
+        rows += run_all(study, settings, in_equal_time(study, settings, chosen, out), out)
+        rows = _once(rows)
     (out / "rows.json").write_text(json.dumps(rows, indent=1))
     plot(rows, out / "study.png", f"{study.name}: {len(settings.seeds)} seed(s), 95 % intervals over seeds")
     for measure in measures_of(rows):
@@ -82,12 +91,39 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def run_all(study: Study, settings: Settings, chosen: list[str], out: Path) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Job:
+    """A setting, with its own number of updates or with `steps`; without a setting the teacher."""
+
+    setting: str | None = None
+    steps: int = 0
+
+    def of(self, study: Study) -> tuple[Study, str | None]:
+        """A study that has this setting, and its name there."""
+        return study.timed(self.setting, self.steps) if self.setting and self.steps else (study, self.setting)
+
+
+def in_equal_time(study: Study, settings: Settings, chosen: Sequence[str], out: Path) -> list[Job]:
+    """The chosen settings with the updates that take the recipe's time, but for those whose own take it within a tenth, and chains."""
+
+    def seconds(name: str) -> float:
+        folders = [folder_of(out, study, name, seed) for seed in settings.seeds]
+        return sum(json.loads((folder / SECONDS).read_text()) for folder in folders)
+
+    jobs = []
+    for name in chosen:
+        config, share = study.config(name, 0), seconds(study.recipe) / seconds(name)
+        if abs(math.log(share)) > _LIKE_TIME and not config.rounds:
+            jobs.append(Job(name, max(1, round(config.train.steps * share))))
+    return jobs
+
+
+def run_all(study: Study, settings: Settings, chosen: Sequence[Job], out: Path) -> list[dict[str, Any]]:
     """All runs, those at hand read; teachers first, since students share them. Ends the program with status 1 where a run fails."""
     threads = settings.threads or max(1, (os.cpu_count() or 1) // settings.jobs)
 
-    def run(job: tuple[str | None, int, Path]) -> list[dict[str, Any]]:
-        name, seed, folder = job
+    def run(job: tuple[Job, str | None, int, Path]) -> list[dict[str, Any]]:
+        wanted, name, seed, folder = job
         done = folder / "rows.json"
         if not done.is_file():
             folder.mkdir(parents=True, exist_ok=True)
@@ -99,7 +135,8 @@ def run_all(study: Study, settings: Settings, chosen: list[str], out: Path) -> l
                     __file__,
                     _APART,
                     settings.study,
-                    name or "",
+                    wanted.setting or "",
+                    str(wanted.steps),
                     str(seed),
                     str(out),
                     str(threads),
@@ -112,10 +149,15 @@ def run_all(study: Study, settings: Settings, chosen: list[str], out: Path) -> l
         setting = {} if name is None else {"setting": name}
         return [{**row, **setting, "seed": seed} for row in json.loads(done.read_text())]
 
-    def jobs(names: Sequence[str | None]) -> list[tuple[str | None, int, Path]]:
-        return [(name, seed, folder_of(out, study, name, seed)) for seed in settings.seeds for name in names]
+    def jobs(wanted: Sequence[Job]) -> list[tuple[Job, str | None, int, Path]]:
+        named = [(one, *one.of(study)) for one in wanted]
+        return [
+            (one, name, seed, folder_of(out, its_study, name, seed))
+            for seed in settings.seeds
+            for one, its_study, name in named
+        ]
 
-    teachers, students = jobs([None] if study.source else []), jobs(chosen)
+    teachers, students = jobs([Job()] if study.source else []), jobs(chosen)
     try:
         with ThreadPoolExecutor(settings.jobs) as pool:
             found = [row for some in (teachers, students) for rows in pool.map(run, some) for row in rows]
@@ -147,10 +189,10 @@ def folder_of(out: Path, study: Study, setting: str | None, seed: int) -> Path:
     return out / f"{plain}-seed-{seed}-{digits}"
 
 
-def run_here(name: str, setting: str, seed: str, out: str, threads: str) -> int:
+def run_here(name: str, wanted: str, steps: str, seed: str, out: str, threads: str) -> int:
     """One run in this process; its rows go to rows.json of its folder."""
-    study, number = load_study(name), int(seed)
-    folder = folder_of(Path(out), study, setting or None, number)
+    (study, setting), number = Job(wanted or None, int(steps)).of(load_study(name)), int(seed)
+    folder = folder_of(Path(out), study, setting, number)
     if study.source:
         from ablation.exact import run_student, run_teacher
 
@@ -163,6 +205,7 @@ def run_here(name: str, setting: str, seed: str, out: str, threads: str) -> int:
     else:
         from ablation.text import run_text
 
+        assert setting is not None
         rows = run_text(study, setting, number, folder, int(threads))
     work = folder / "rows.json.part"
     work.write_text(json.dumps(rows))

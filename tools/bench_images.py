@@ -21,7 +21,7 @@ from benchmark.words import split_words
 from torch import Tensor, nn
 
 from di4c_lm.config import Di4CConfig, HopConfig, LatentConfig, TimesConfig
-from di4c_lm.image_config import UnetConfig
+from di4c_lm.config_cifar10 import UnetConfig
 from di4c_lm.models.unet import UNet
 from di4c_lm.processes.gaussian import GaussianChain
 from di4c_lm.training import objective as objectives

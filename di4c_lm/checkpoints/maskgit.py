@@ -22,7 +22,7 @@ from di4c_lm.checkpoints.pickles import plain, read_pickle
 from di4c_lm.checkpoints.weights import check_tensors
 from di4c_lm.config import LatentConfig
 from di4c_lm.config_imagenet import MaskGitConfig
-from di4c_lm.models.dit import LATENT_PREFIXES
+from di4c_lm.models.latent import is_latent
 from di4c_lm.models.maskgit import MaskGit
 
 ARCHITECTURE = "di4c_lm.MaskGit"
@@ -139,7 +139,7 @@ def _read_pth(path: Path, num_heads: int | None, num_codes: int | None) -> MaskG
         mlp_size=len(tensors["transformer.layers.0.1.fn.net.0.weight"]),
         dropout=says.get("dropout", 0.1),
     )
-    mixture = any(name.startswith(LATENT_PREFIXES) for name in tensors)
+    mixture = any(is_latent(name) for name in tensors)
     weights = MaskGitWeights(
         tensors=tensors,
         model=model,
@@ -234,7 +234,7 @@ def student_of(
             latent=latent,
         )
     own = student.state_dict()
-    fresh = {} if teacher.latent is not None else {k: v for k, v in own.items() if k.startswith(LATENT_PREFIXES)}
+    fresh = {} if teacher.latent is not None else {k: v for k, v in own.items() if is_latent(k)}
     check_tensors({**given, **fresh}, own, "the student of this teacher")
     reference = next(teacher.parameters())
     student.to(device=reference.device, dtype=reference.dtype)

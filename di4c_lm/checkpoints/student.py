@@ -4,7 +4,8 @@ import torch
 
 from di4c_lm.checkpoints.weights import Loaded, check_tensors
 from di4c_lm.config import LatentConfig, ModelConfig
-from di4c_lm.models.dit import DIT, LATENT_PREFIXES
+from di4c_lm.models.dit import DIT
+from di4c_lm.models.latent import is_latent
 
 TOKENIZER_KEY = "tokenizer"  # in `extra`: the fingerprint of the tokenizer that the network was trained with
 
@@ -27,7 +28,7 @@ def student_from_teacher(
         torch.manual_seed(seed)
         student = DIT(model or teacher.config, num_states=teacher.num_states, latent=latent)
     own = student.state_dict()
-    fresh = {} if teacher.latent is not None else {k: v for k, v in own.items() if k.startswith(LATENT_PREFIXES)}
+    fresh = {} if teacher.latent is not None else {k: v for k, v in own.items() if is_latent(k)}
     check_tensors({**given, **fresh}, own, "the student of this teacher")
     reference = next(teacher.parameters())
     student.to(device=reference.device, dtype=reference.dtype)

@@ -13,7 +13,7 @@ from torch import Tensor
 from di4c_lm.checkpoints.files import CONFIG_FILE, WEIGHTS_FILE, read_json, read_safetensors, write_checkpoint
 from di4c_lm.checkpoints.weights import check_tensors
 from di4c_lm.config import LatentConfig
-from di4c_lm.image_config import UnetConfig
+from di4c_lm.config_cifar10 import UnetConfig
 from di4c_lm.models.unet import UNet, is_latent
 
 ARCHITECTURE = "di4c_lm.UNet"

@@ -71,7 +71,7 @@ def _read_classes(
     component_divergence: bool,  # noqa: FBT001 (as its caller names it)
 ) -> Reading:
     """As `read_mixture`, of token classes: what is said of a state under all of them takes one readout."""
-    target_MLT = readout.log_target(features_MH, targets)
+    target_MLT = readout.log_target(features_MH, positions, targets)
     none_M = target_MLT.new_zeros(len(target_MLT))
     if not laws:
         return Reading(target_MLT, none_M[:, None][:, :0], none_M)

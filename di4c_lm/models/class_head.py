@@ -19,7 +19,7 @@ from di4c_lm.config import LatentConfig
 from di4c_lm.models.class_chain import ClassChain, Ties
 from di4c_lm.models.class_readout import ClassReadout
 from di4c_lm.models.latent import string_uniforms
-from di4c_lm.models.readout import LinearReadout, widest
+from di4c_lm.models.readout import Readout, widest
 
 _GAPS = 8  # distances of open neighbours that are told apart; the last stands for all that are longer
 _SHARPNESS = 4.0  # log-odds of the class that a token is given, against all others together
@@ -55,46 +55,58 @@ class ClassHead(nn.Module):
         for relation, share in zip(self.relation, (1.0, 0.5), strict=False):
             relation.copy_(share * log_ratio_LL)
 
-    def readout(self, trunk: LinearReadout) -> ClassReadout:
+    def readout(self, trunk: Readout) -> ClassReadout:
         """The network's readout with the table behind it."""
         wide = widest(self.table.dtype)
         return ClassReadout(trunk, self.table.to(wide).log_softmax(1))
 
     def forward(
-        self, features: Float[Tensor, "B D H"], is_open: Bool[Tensor, "B D"], trunk: LinearReadout, lam: Tensor
+        self,
+        features: Float[Tensor, "B D H"],
+        is_open: Bool[Tensor, "B D"],
+        trunk: Readout,
+        lam: Tensor,
+        *,
+        context: Float[Tensor, "B D W"] | None = None,
+        order: Int64[Tensor, " D"] | None = None,
     ) -> tuple[Float[Tensor, "B N D F"], ClassReadout, ClassChain | None]:
         """Features with the tail that `ClassReadout` reads: of all classes with their chain (N = 1) where `lam` holds codes (B, L, 1).
 
-        Where `lam` holds uniforms (B, N, 1), of N strings of classes drawn by them, without the chain.
+        Where `lam` holds uniforms (B, N, 1), of N strings of classes drawn by them, without the chain. The gates look at `context`, or
+        without it at the features; the chain goes through the positions in `order`, or in their own.
         """
         readout = self.readout(trunk)
-        chain, tail_BDF = self._chain(features, is_open, readout)
+        order = torch.arange(features.shape[1], device=features.device) if order is None else order
+        chain, tail_BDF = self._chain(features, is_open, readout, features if context is None else context, order)
         # The tail holds logarithms, which take more digits than features in a narrow dtype have.
         told = torch.cat([features.to(tail_BDF.dtype), tail_BDF], 2)[:, None]
         if not lam.is_floating_point():
             return told, readout, chain
         return readout.chosen(told, chain.draw(string_uniforms(lam, features.shape[1]))), readout, None
 
-    def _chain(self, features: Tensor, is_open: Tensor, readout: ClassReadout) -> tuple[ClassChain, Tensor]:
+    def _chain(
+        self, features: Tensor, is_open: Tensor, readout: ClassReadout, context: Tensor, order: Tensor
+    ) -> tuple[ClassChain, Tensor]:
         """The law of the classes given x_t, and the tail of the features, zeros where a position is closed."""
         row_M, position_M = is_open.nonzero(as_tuple=True)
         tail_MF = readout.enumerated(features[row_M, position_M], position_M)
         tail_BDF = tail_MF.new_zeros(*is_open.shape, tail_MF.shape[1]).index_put((row_M, position_M), tail_MF)
         num_open = max(1, int(is_open.sum(1).max()))
-        place_BN = (~is_open).byte().sort(dim=1, stable=True)[1][:, :num_open]
+        rank_BN = (~is_open[:, order]).byte().sort(dim=1, stable=True)[1][:, :num_open]
+        place_BN = order[rank_BN]
         open_BN = is_open.gather(1, place_BN)
         law_BNL = tail_BDF[..., 1:].gather(1, place_BN[..., None].expand(-1, -1, readout.num_classes)).exp()
         law_BNL = torch.where(open_BN[..., None], law_BNL, 1 / readout.num_classes)
-        h_BNH = features.gather(1, place_BN[..., None].expand(-1, -1, features.shape[2]))
-        ties = Ties(self._gates(h_BNH, place_BN).to(law_BNL.dtype), self.relation.to(law_BNL.dtype).exp())
+        h_BNW = context.gather(1, place_BN[..., None].expand(-1, -1, context.shape[2]))
+        ties = Ties(self._gates(h_BNW, rank_BN).to(law_BNL.dtype), self.relation.to(law_BNL.dtype).exp())
         chain = ClassChain.fitted(
             law_BNL, ties, place_BN, open_BN, num_positions=is_open.shape[1], sweeps=self.latent.sweeps
         )
         return chain, tail_BDF
 
-    def _gates(self, h_BNH: Float[Tensor, "B N H"], place_BN: Int64[Tensor, "B N"]) -> Float[Tensor, "B P K"]:
+    def _gates(self, h_BNW: Float[Tensor, "B N W"], rank_BN: Int64[Tensor, "B N"]) -> Float[Tensor, "B P K"]:
         """The weight of no tie and of each relation, for each pair of neighbours."""
-        normed_BNH = F.layer_norm(h_BNH, h_BNH.shape[-1:])
-        gap_BP = (place_BN[:, 1:] - place_BN[:, :-1]).clamp(1, _GAPS) - 1
-        both_BPH = self.left(normed_BNH[:, :-1]) + self.right(normed_BNH[:, 1:]) + self.gap(gap_BP)
-        return self.gate(F.gelu(both_BPH)).softmax(-1)
+        normed_BNW = F.layer_norm(h_BNW, h_BNW.shape[-1:])
+        gap_BP = (rank_BN[:, 1:] - rank_BN[:, :-1]).clamp(1, _GAPS) - 1
+        both_BPW = self.left(normed_BNW[:, :-1]) + self.right(normed_BNW[:, 1:]) + self.gap(gap_BP)
+        return self.gate(F.gelu(both_BPW)).softmax(-1)

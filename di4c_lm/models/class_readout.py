@@ -14,7 +14,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from di4c_lm.models.readout import LinearReadout, Readout, row_chunks, rows_at_once, vjp_by_autograd, widest
+from di4c_lm.models.readout import Readout, row_chunks, rows_at_once, vjp_by_autograd, widest
 from di4c_lm.processes.categorical import kl_divergence
 
 _LEAST = 1e-30  # of a class's probability
@@ -25,7 +25,7 @@ _LEAST = 1e-30  # of a class's probability
 class ClassReadout(Readout):
     """`trunk`, which says p(x), and log c(z | x)."""
 
-    trunk: LinearReadout
+    trunk: Readout
     log_class: Float[Tensor, "S L"]
 
     @property
@@ -79,14 +79,15 @@ class ClassReadout(Readout):
         ]
         return torch.cat(tails) if tails else features_NH.new_zeros(0, 1 + self.num_classes)
 
-    def log_target(self, features_MH: Float[Tensor, "M H"], targets_MT: Int64[Tensor, "M T"]) -> Float[Tensor, "M L T"]:
+    def log_target(
+        self,
+        features_MH: Float[Tensor, "M H"],
+        positions_M: Int64[Tensor, " M"],
+        targets_MT: Int64[Tensor, "M T"],
+    ) -> Float[Tensor, "M L T"]:
         """log p(x | z) of T states a position under every class, from enumerated features."""
         own_MH, log_norm_M, log_p_ML = self._parted(features_MH)
-        wide = log_norm_M.dtype
-        weight_MTH = F.embedding(targets_MT, self.trunk.weight_SH).to(wide)
-        logit_MT = (weight_MTH @ own_MH.to(wide)[..., None])[..., 0]
-        if self.trunk.bias_S is not None:
-            logit_MT = logit_MT + self.trunk.bias_S[targets_MT].to(wide)
+        logit_MT = self.trunk.target_logits(own_MH, positions_M, targets_MT).to(log_norm_M.dtype)
         log_class_MTL = F.embedding(targets_MT, self.log_class)
         return (log_class_MTL + (logit_MT - log_norm_M[:, None])[..., None] - log_p_ML[:, None]).transpose(1, 2)
 
@@ -161,4 +162,6 @@ class ClassReadout(Readout):
             [features_MH.shape[1] - self.num_classes - 1, 1, self.num_classes], 1
         )
         wide = widest(features_MH.dtype)
-        return own_MH.to(self.trunk.weight_SH.dtype), log_norm_M1[:, 0].to(wide), log_p_ML.to(wide)
+        if self.trunk.parameters:
+            own_MH = own_MH.to(self.trunk.parameters[0].dtype)
+        return own_MH, log_norm_M1[:, 0].to(wide), log_p_ML.to(wide)

@@ -22,18 +22,14 @@ from di4c_lm.models.latent import (
     Uniform,
     check_latents,
     inject_block,
-    latent_codebook,
     latent_features,
-    latent_modulation,
-    latent_projection,
     sample_latents,
 )
+from di4c_lm.models.latent_path import latent_parts
 from di4c_lm.models.mixture_head import MixtureHead
 from di4c_lm.models.norm import modulated_norm
 from di4c_lm.models.readout import LinearReadout, Prediction, widest
 from di4c_lm.processes.schedules import LogLinear
-
-LATENT_PREFIXES = ("latent_projection", "latent_codebook", "latent_modulation", "latent_head")
 
 
 class LayerNorm(nn.Module):
@@ -182,12 +178,13 @@ class DIT(nn.Module):
     token without rotary (Di4C, section 5) or by scaling and shifting the norms; the blocks before run once per x_t.
     """
 
+    latent_head: MixtureHead | ClassHead
+    latent_codebook: nn.Embedding
+    latent_projection: nn.Sequential
+    latent_modulation: nn.ModuleDict
+
     def __init__(self, model: ModelConfig, *, num_states: int, latent: LatentConfig | None = None) -> None:
         super().__init__()
-        if latent is not None and not -model.num_blocks <= latent.inject_at < model.num_blocks:
-            raise ValueError(f"lambda.inject_at={latent.inject_at} must be below model.num_blocks={model.num_blocks}")
-        if latent is not None and latent.law == "codebook" and latent.codebook_size < 1:
-            raise ValueError(f"lambda.codebook_size must be at least 1, got {latent.codebook_size}")
         self.config = model
         self.latent = latent
         self.inject_at = inject_block(latent, model.num_blocks)
@@ -204,21 +201,9 @@ class DIT(nn.Module):
         )
         self.output_layer = DDitFinalLayer(width, num_states, model.cond_dim)
         if latent is not None:
-            self._add_latent_path(latent, width)
-
-    def _add_latent_path(self, latent: LatentConfig, width: int) -> None:
-        if latent.path == "head":
-            self.latent_head = MixtureHead(latent, width)
-            return
-        if latent.path == "classes":
-            self.latent_head = ClassHead(latent, width, self.num_states)
-            return
-        if latent.law == "codebook":
-            self.latent_codebook = latent_codebook(latent, width)
-        else:
-            self.latent_projection = latent_projection(latent, width)
-        if latent.path == "adaln":
-            self.latent_modulation = latent_modulation(latent, width, range(self.inject_at, self.config.num_blocks))
+            parts = latent_parts(latent, width=width, num_blocks=model.num_blocks, num_states=self.num_states)
+            for name, part in parts.items():
+                self.add_module(name, part)
 
     @property
     def mask_id(self) -> int:

@@ -10,9 +10,15 @@ from torch import Tensor, nn
 from di4c_lm.config import LatentConfig
 from di4c_lm.processes.rng import KeyedRng
 
+LATENT_PREFIXES = ("latent_projection", "latent_codebook", "latent_modulation", "latent_head")
 SINUSOID_DIM = 128
 PROJECTION_DIM = 512
 Uniform = Callable[[tuple[int, ...]], Tensor]  # shape, whose first axis is B, to float64 uniforms in [0, 1)
+
+
+def is_latent(name: str) -> bool:
+    """Whether the parameter `name` of a transformer belongs to the λ path."""
+    return name.startswith(LATENT_PREFIXES)
 
 
 def sinusoid(angle_N: Float[Tensor, " N"], dim: int = SINUSOID_DIM) -> Float[Tensor, "N dim"]:
@@ -45,6 +51,11 @@ def sample_latents(config: LatentConfig, num_batch: int, num_lambdas: int, unifo
     if config.law == "gaussian":
         return torch.special.ndtri(uniform((num_batch, num_lambdas, config.dim)) + 2.0**-54).float()
     return _codes(config.codebook_size, num_batch, num_lambdas, uniform)
+
+
+def is_string(lam: Tensor) -> bool:
+    """Whether λ is the uniforms by which strings of codes are drawn: they alone are float64."""
+    return lam.dtype == torch.float64
 
 
 def string_uniforms(lam: Tensor, num_windows: int) -> Tensor:

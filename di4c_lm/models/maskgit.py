@@ -16,16 +16,15 @@ from torch.utils.checkpoint import checkpoint
 from di4c_lm.config import LatentConfig
 from di4c_lm.config_imagenet import MaskGitConfig
 from di4c_lm.models.attention import attend, use_flash
+from di4c_lm.models.class_head import ClassHead
 from di4c_lm.models.latent import (
     Uniform,
     check_latents,
     inject_block,
-    latent_codebook,
     latent_features,
-    latent_modulation,
-    latent_projection,
     sample_latents,
 )
+from di4c_lm.models.latent_path import latent_parts
 from di4c_lm.models.mixture_head import MixtureHead
 from di4c_lm.models.readout import NO_CLASS, Prediction
 from di4c_lm.models.tied_readout import TiedReadout
@@ -141,8 +140,14 @@ class MaskGit(nn.Module):
     Codes are 0 to K - 1, MASK is K, the class of a sequence is one more token behind its D codes. With `latent` absent the network is a
     teacher, a product of its positions. With it, λ enters before block `inject_at` as an extra token without position (Di4C, section 5;
     at 0 also before the first layer, as published) or by scaling and shifting the norms; what comes before runs once per x_t. As a string
-    of codes (path=head) it enters behind the last attention and shifts the last MLP and the last norm: see `MixtureHead`.
+    of codes (path=head) it enters behind the last attention and shifts the last MLP and the last norm: see `MixtureHead`; as classes of the
+    image's codes behind the network: see `ClassHead`.
     """
+
+    latent_head: MixtureHead | ClassHead
+    latent_codebook: nn.Embedding
+    latent_projection: nn.Sequential
+    latent_modulation: nn.ModuleDict
 
     def __init__(
         self,
@@ -154,10 +159,6 @@ class MaskGit(nn.Module):
         latent: LatentConfig | None = None,
     ) -> None:
         super().__init__()
-        if latent is not None and not -model.num_blocks <= latent.inject_at < model.num_blocks:
-            raise ValueError(f"lambda.inject_at={latent.inject_at} must be below model.num_blocks={model.num_blocks}")
-        if latent is not None and latent.law == "codebook" and latent.codebook_size < 1:
-            raise ValueError(f"lambda.codebook_size must be at least 1, got {latent.codebook_size}")
         for name, value in (("num_codes", num_codes), ("num_classes", num_classes), ("length", length)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
@@ -178,18 +179,9 @@ class MaskGit(nn.Module):
         for weight in (self.tok_emb.weight, self.pos_emb):
             nn.init.trunc_normal_(weight, std=_INIT_STD)
         if latent is not None:
-            self._add_latent_path(latent, width)
-
-    def _add_latent_path(self, latent: LatentConfig, width: int) -> None:
-        if latent.path == "head":
-            self.latent_head = MixtureHead(latent, width)
-            return
-        if latent.law == "codebook":
-            self.latent_codebook = latent_codebook(latent, width)
-        else:
-            self.latent_projection = latent_projection(latent, width)
-        if latent.path == "adaln":
-            self.latent_modulation = latent_modulation(latent, width, range(self.inject_at, self.config.num_blocks))
+            parts = latent_parts(latent, width=width, num_blocks=model.num_blocks, num_states=self.num_states)
+            for name, part in parts.items():
+                self.add_module(name, part)
 
     @property
     def mask_id(self) -> int:
@@ -220,6 +212,7 @@ class MaskGit(nn.Module):
         or a length out of range, and where `lam` is given to a network without λ, or is of another shape.
         """
         check_latents(x_t, lam, self.latent)
+        is_open = x_t == self.mask_id
         x_t = torch.cat([x_t, self._class_tokens(x_t, cond)[:, None]], 1)
         row_N = None
         if lam is not None and self._shares_trunk():
@@ -240,6 +233,9 @@ class MaskGit(nn.Module):
                 modulation = self.latent_modulation[str(index)](embedded)
             x = self._run(block, x, modulation)
         features = self.last_layer(x[:, : self.length])
+        if lam is not None and self.latent is not None and self.latent.path == "classes":
+            features = features if row_N is None else features[row_N]
+            return Prediction(*self.latent_head(features, is_open, self.readout(), lam))
         num_lambdas = 1 if lam is None else lam.shape[1]
         return Prediction(features.unflatten(0, (-1, num_lambdas)), self.readout())
 

@@ -39,6 +39,15 @@ class Readout(Protocol):
         """Gradient of the features; those of `parameters` are added to `parameter_grads` in place (None: not wanted)."""
         ...
 
+    def target_logits(
+        self,
+        features_NH: Float[Tensor, "N H"],
+        positions_N: Int64[Tensor, " N"],
+        targets_NT: Int64[Tensor, "N T"],
+    ) -> Float[Tensor, "N T"]:
+        """The logits of T states a position, differentiable, in at least float32."""
+        return self.logits(features_NH, positions_N).gather(1, targets_NT)
+
     def chosen(self, features: Float[Tensor, "B L D H"], choice: Int64[Tensor, "B N D"]) -> Float[Tensor, "B N D H"]:
         """Of the rows of an enumerated λ, at each position the features of the one chosen for it, N choices a sequence."""
         return features.gather(1, choice[..., None].expand(-1, -1, -1, features.shape[3]))
@@ -112,6 +121,18 @@ class LinearReadout(Readout):
                 parameter_grads[0][states] += narrow_NK.T @ narrow_NH
         return total_NH.to(features_NH.dtype)
 
+    def target_logits(
+        self,
+        features_NH: Float[Tensor, "N H"],
+        positions_N: Int64[Tensor, " N"],
+        targets_NT: Int64[Tensor, "N T"],
+    ) -> Float[Tensor, "N T"]:
+        """Of T rows of W alone."""
+        logit_NT = product_with_rows(self.weight_SH, features_NH, targets_NT)
+        if self.bias_S is not None:
+            logit_NT = logit_NT + self.bias_S[targets_NT].to(logit_NT.dtype)
+        return logit_NT if self.impossible is None else logit_NT.masked_fill(targets_NT == self.impossible, NEVER)
+
     def _product(self, features_NH: Float[Tensor, "N H"]) -> Float[Tensor, "N S"]:
         """W h; in a narrower dtype block by block of states, so that the narrow product is never held whole."""
         weight_SH, wide = self._weight_for(features_NH), widest(features_NH.dtype)
@@ -134,6 +155,14 @@ class LinearReadout(Readout):
         if dtype not in self._casts:
             self._casts[dtype] = self.weight_SH.to(dtype)
         return self._casts[dtype]
+
+
+def product_with_rows(
+    weight_SH: Float[Tensor, "S H"], features_NH: Float[Tensor, "N H"], rows_NT: Int64[Tensor, "N T"]
+) -> Float[Tensor, "N T"]:
+    """The products of each row of features with T rows of the weight, in at least float32."""
+    wide = widest(features_NH.dtype)
+    return (F.embedding(rows_NT, weight_SH).to(wide) @ features_NH.to(wide)[..., None])[..., 0]
 
 
 def rows_at_once(readout: Readout, chunk_rows: int) -> int:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from di4c_lm.models.readout import Readout, widest
+from di4c_lm.models.readout import Readout, product_with_rows, widest
 from di4c_lm.processes.masked import NEVER
 
 
@@ -41,6 +41,17 @@ class TiedReadout(Readout):
         if self.impossible is None:
             return product_NS
         return product_NS.index_fill(1, torch.tensor([self.impossible], device=product_NS.device), NEVER)
+
+    def target_logits(
+        self,
+        features_NH: Float[Tensor, "N H"],
+        positions_N: Int64[Tensor, " N"],
+        targets_NT: Int64[Tensor, "N T"],
+    ) -> Float[Tensor, "N T"]:
+        """Of T rows of E alone."""
+        logit_NT = product_with_rows(self.embedding_TH, features_NH, targets_NT)
+        logit_NT = logit_NT + self.bias_PT[positions_N[:, None], targets_NT].to(logit_NT.dtype)
+        return logit_NT if self.impossible is None else logit_NT.masked_fill(targets_NT == self.impossible, NEVER)
 
     def vjp(
         self,

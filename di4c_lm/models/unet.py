@@ -4,6 +4,7 @@ Parameters bear the names, shapes and order of the published checkpoints (withou
 (channel · rows + row) · columns + column. Residual sums are divided by √2.
 """
 
+import functools
 import math
 
 import torch
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from di4c_lm.config import LatentConfig
-from di4c_lm.image_config import UnetConfig
+from di4c_lm.config_cifar10 import UnetConfig
+from di4c_lm.models.class_head import ClassHead
 from di4c_lm.models.code_chain import CodeChain
 from di4c_lm.models.coded_output import CodedOutput
 from di4c_lm.models.latent import Uniform, check_latents, latent_codebook, sample_latents, sinusoid
@@ -22,7 +24,16 @@ from di4c_lm.models.mixture_head import MixtureHead
 from di4c_lm.models.readout import Prediction, widest
 
 _TIME_SCALE = 1000.0
-_PATHS = ("lemb_modules", "hlemb_modules", "tlam_mix", "h_t_lam_mix", "latent_codebook", "latent_head", "latent_output")
+_PATHS = (
+    "lemb_modules",
+    "hlemb_modules",
+    "tlam_mix",
+    "h_t_lam_mix",
+    "latent_codebook",
+    "latent_head",
+    "latent_output",
+    "latent_colour",
+)
 
 
 def is_latent(name: str) -> bool:
@@ -130,7 +141,9 @@ class UNet(nn.Module):
     With `latent` absent the network is a teacher, a product of its positions. With it λ, mixed with the time, and from the middle on with
     the mean over the pixels too, shifts each ResBlock: the published way, for which `path` has its published value. The shifts begin at 0.
     With path=head it is a string of codes, each of a window of pixels in all their colours, which a chain ties; behind the last ResBlock
-    they add to (μ, log s) what `CodedOutput` makes of them, so that the network runs once for all codes (see `MixtureHead`).
+    they add to (μ, log s) what `CodedOutput` makes of them, so that the network runs once for all codes (see `MixtureHead`). With
+    path=classes it is a string of classes of levels (see `ClassHead`), whose chain goes through the pixels row by row, to and fro, and
+    through the colours of each.
     """
 
     def __init__(
@@ -176,6 +189,9 @@ class UNet(nn.Module):
             self.latent_output = CodedOutput(
                 channels[0], places=shape[0] * shape[1], colours=colours, scale=latent.init_scale
             )
+        elif latent is not None and latent.path == "classes":
+            self.latent_head = ClassHead(latent, channels[0], num_states)
+            self.latent_colour = nn.Embedding(colours, channels[0])
         elif latent is not None and latent.law == "codebook":
             self.latent_codebook = latent_codebook(latent, width)
 
@@ -211,6 +227,8 @@ class UNet(nn.Module):
             )
         if self.latent is not None and self.latent.path == "head" and lam is not None:
             return self._by_head(x_t, t, lam)
+        if self.latent is not None and self.latent.path == "classes" and lam is not None:
+            return self._by_classes(x_t, t, lam)
         num_lambdas = 1 if lam is None else lam.shape[1]
         centred_NCRQ, out_NCRQ, _ = self._outputs(x_t, t, lam)
         return Prediction(
@@ -228,6 +246,18 @@ class UNet(nn.Module):
         if chain is not None:
             chain = CodeChain(chain.log_step, chain.window, h_BPC.shape[1])
         return Prediction(features, self.readout(), chain)
+
+    def _by_classes(self, x_t: Int64[Tensor, "B D"], t: Float[Tensor, " B"], lam: Tensor) -> Prediction:
+        """One run of the network, and the classes behind it."""
+        centred_BCRQ, out_BKRQ, h_BCRQ = self._outputs(x_t, t, None)
+        features = _features(centred_BCRQ.flatten(1), out_BKRQ.flatten(1))
+        h_BPC = h_BCRQ.flatten(2).transpose(1, 2)
+        context_BDC = (F.layer_norm(h_BPC, h_BPC.shape[-1:])[:, None] + self.latent_colour.weight[:, None]).flatten(
+            1, 2
+        )
+        is_open = torch.ones_like(x_t, dtype=torch.bool)
+        order = to_and_fro(self.shape).to(x_t.device)
+        return Prediction(*self.latent_head(features, is_open, self.readout(), lam, context=context_BDC, order=order))
 
     def readout(self) -> LogisticReadout:
         """The discretised logistic; it has no parameters."""
@@ -281,6 +311,15 @@ class UNet(nn.Module):
         return sinusoid(1000.0 * flat, self.config.width)
 
 
+@functools.cache
+def to_and_fro(shape: tuple[int, int, int]) -> Int64[Tensor, " D"]:
+    """The positions of an image (rows, columns, channels) row by row, each second row from right to left, a pixel's colours together."""
+    rows, columns, colours = shape
+    position_RQC = torch.arange(math.prod(shape)).view(colours, rows, columns).permute(1, 2, 0).clone()
+    position_RQC[1::2] = position_RQC[1::2].flip(1)
+    return position_RQC.flatten()
+
+
 def _features(centred: Float[Tensor, "*_N D"], out: Float[Tensor, "*N twoD"]) -> Float[Tensor, "*N D 2"]:
     """(μ, log s) of each position; `centred` is the same for all of a row's codes where it has 1 in their place."""
     shift, log_scale = out.chunk(2, dim=-1)
@@ -296,10 +335,10 @@ def _check(model: UnetConfig, shape: tuple[int, int, int], latent: LatentConfig 
         )
     if latent is None:
         return
-    if latent.path not in ("token", "head") or latent.inject_at != 0:
+    if latent.path not in ("token", "head", "classes") or latent.inject_at != 0:
         raise ValueError(
             f"lambda.path={latent.path!r} with lambda.inject_at={latent.inject_at} is impossible for a U-Net: allowed are "
-            "path=token, the published way, and path=head, with inject_at=0"
+            "path=token, the published way, path=head and path=classes, with inject_at=0"
         )
     if latent.law == "gaussian":
         raise ValueError(

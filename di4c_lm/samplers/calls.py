@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
+from di4c_lm.models.latent import is_string, string_uniforms
 from di4c_lm.models.readout import Denoiser, Prediction
 from di4c_lm.processes.rng import Rng, uniform
 
@@ -70,12 +71,22 @@ class Calls:
         x_RD, t_R, lam_R = x_BD[run_R], t_B[run_R].float(), None if lam is None else lam[run_R]
         if lam is None and cond is None and self._timeless:
             return Call(self._reused(x_BD, t_B, run_R))
-        self.made += len(run_R)
-        conditional = self._denoiser(x_RD, t_R, lam_R, cond)
+        self.made += len(run_R) * (2 if guidance else 1)
         if not guidance:
-            return Call(conditional)
-        self.made += len(run_R)
-        return Call(conditional, self._denoiser(x_RD, t_R, lam_R, None), guidance)
+            return Call(self._denoiser(x_RD, t_R, lam_R, cond))
+        if lam_R is not None and is_string(lam_R):
+            return self._guided_string(x_RD, t_R, lam_R, cond, guidance)
+        return Call(self._denoiser(x_RD, t_R, lam_R, cond), self._denoiser(x_RD, t_R, lam_R, None), guidance)
+
+    def _guided_string(self, x_RD: Tensor, t_R: Tensor, lam_R: Tensor, cond: Any, guidance: float) -> Call:
+        """The string of codes drawn from its law with the condition is told to both predictions: uniforms alone would make two strings."""
+        codes = self._denoiser.sample_latents(len(x_RD), 0, lambda shape: torch.zeros(shape, device=x_RD.device))
+        conditional, free = (self._denoiser(x_RD, t_R, codes, given) for given in (cond, None))
+        chain = conditional.chain
+        assert chain is not None
+        drawn_RNW = chain.draw(string_uniforms(lam_R, chain.num_windows))
+        choice_RND = drawn_RNW[:, :, chain.window_of(torch.arange(x_RD.shape[1], device=x_RD.device))]
+        return Call(conditional.under(choice_RND), free.under(choice_RND), guidance)
 
     def _reused(self, x_BD: Tensor, t_B: Tensor, run_R: Tensor) -> Prediction:
         if self._cached is None or self._cached[0].shape != x_BD.shape:

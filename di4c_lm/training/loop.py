@@ -93,6 +93,15 @@ class _Signals:
         self.received = self.received or number
 
 
+@runtime_checkable
+class Paced(Protocol):
+    """An objective that changes in the course of a run."""
+
+    def begin_update(self, number: int) -> None:
+        """Told the number of the update that comes, from 0, on all ranks alike."""
+        ...
+
+
 def train(
     objective: nn.Module,
     batches: Batches,
@@ -147,6 +156,8 @@ def train(
         )
         with journal:
             while progress.step < train.steps and not progress.signal:
+                if isinstance(objective, Paced):
+                    objective.begin_update(progress.step)
                 lr = learning_rate(progress.step, optim, train.steps)
                 step = update(engine, batches, lr, lambda: signals.received, _beat_in(watch, progress.step + 1))
                 if step.applied:

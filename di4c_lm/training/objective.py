@@ -35,6 +35,11 @@ class Di4CObjective(nn.Module):
         self.process = process
         self.config = config
         self.seed = seed
+        self._whole = config
+
+    def begin_update(self, number: int) -> None:
+        """Told the number of the update that comes, from 0: in the first `lead_steps` the datapoint's likelihood is alone."""
+        self.config = _alone(self._whole) if number < self._whole.lead_steps else self._whole
 
     @property
     def teacher(self) -> Denoiser:
@@ -234,3 +239,8 @@ class Di4CObjective(nn.Module):
             "data_marginal": terms.data_marginal,
         }
         return loss, {name: value.detach().mean() for name, value in metrics.items()}
+
+
+def _alone(config: Di4CConfig) -> Di4CConfig:
+    """The likelihood of the datapoint, without what holds the marginals to the teacher's."""
+    return replace(config, control_variate_data=False, marginal_weight=0.0, consistency_weight=0.0, distil_weight=0.0)

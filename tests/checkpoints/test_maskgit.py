@@ -11,7 +11,7 @@ from torch import Tensor
 from di4c_lm.checkpoints.maskgit import MaskGitWeights, load_maskgit, read, student_of, write_folder, write_pth
 from di4c_lm.config import LatentConfig
 from di4c_lm.config_imagenet import MaskGitConfig
-from di4c_lm.models.dit import LATENT_PREFIXES
+from di4c_lm.models.latent import is_latent
 from di4c_lm.models.maskgit import MaskGit
 
 from .tiny import assert_same_tensors
@@ -156,7 +156,7 @@ def test_a_student_begins_as_its_teacher(latent: LatentConfig) -> None:
     before = torch.random.get_rng_state()
     student, twin, other = (student_of(teacher, latent, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
     assert torch.equal(before, torch.random.get_rng_state())
-    shared = {name: tensor for name, tensor in student.state_dict().items() if not name.startswith(LATENT_PREFIXES)}
+    shared = {name: tensor for name, tensor in student.state_dict().items() if not is_latent(name)}
     assert_same_tensors(shared, says(teacher))
     assert_same_tensors(student.state_dict(), says(twin))
     assert student.training and all(p.requires_grad for p in student.parameters())

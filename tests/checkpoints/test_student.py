@@ -8,7 +8,7 @@ import torch
 from di4c_lm.checkpoints.student import check_tokenizer, student_from_teacher
 from di4c_lm.checkpoints.weights import Loaded
 from di4c_lm.config import LatentConfig, ModelConfig
-from di4c_lm.models.dit import LATENT_PREFIXES
+from di4c_lm.models.latent import is_latent
 
 from .tiny import LATENTS, MODEL, PUBLISHED_LATENT, assert_same_tensors, tiny_dit
 
@@ -23,7 +23,7 @@ def test_all_of_the_teacher_is_copied_and_only_lambda_is_new(latent):
     student = student_from_teacher(teacher, latent, _rng())
     own = student.state_dict()
     assert_same_tensors({name: own[name] for name in teacher.state_dict()}, teacher.state_dict())
-    assert all(name.startswith(LATENT_PREFIXES) for name in set(own) - set(teacher.state_dict()))
+    assert all(is_latent(name) for name in set(own) - set(teacher.state_dict()))
     assert student.latent == latent
     assert student.training
     assert all(parameter.requires_grad for parameter in student.parameters())

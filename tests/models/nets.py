@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from di4c_lm.config import LatentConfig, ModelConfig
-from di4c_lm.models.dit import DIT, LATENT_PREFIXES
+from di4c_lm.models.dit import DIT
+from di4c_lm.models.latent import is_latent
 
 STATES, BLOCKS, LENGTH = 11, 3, 6
 
@@ -14,7 +15,7 @@ def net(latent: LatentConfig | None = None, *, seed: int = 0, **model: object) -
     config = ModelConfig(**{"hidden_size": 16, "num_blocks": BLOCKS, "num_heads": 2, "cond_dim": 8, **model})  # pyright: ignore
     network = DIT(config, num_states=STATES, latent=latent).double()
     for index, (name, parameter) in enumerate(network.named_parameters()):
-        own = name.startswith(LATENT_PREFIXES)
+        own = is_latent(name)
         rng = torch.Generator().manual_seed(1000 * seed + index + 500 * own)
         parameter.data = torch.randn(parameter.shape, generator=rng, dtype=torch.float64) * 0.3
     return network.eval()

@@ -1,12 +1,14 @@
 """λ as a string of token classes: against sums over all strings, and the laws of the chain that ties them."""
 
 import itertools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from di4c_lm.checkpoints.student import student_from_teacher
 from di4c_lm.config import LatentConfig
@@ -15,7 +17,10 @@ from di4c_lm.losses.mixture import mean_law
 from di4c_lm.models.class_chain import ClassChain, Ties
 from di4c_lm.models.class_head import ClassHead
 from di4c_lm.models.dit import DIT
+from di4c_lm.models.maskgit import MaskGit
 from di4c_lm.models.readout import Prediction
+from di4c_lm.models.unet import UNet
+from tests.models import test_maskgit, test_unet
 from tests.models.nets import LENGTH, STATES, half, net
 
 CLASSES, MASK = 3, STATES - 1
@@ -32,13 +37,43 @@ def sequences(seed: int = 0) -> tuple[Tensor, Tensor]:
     return x_0, torch.where(OPEN, MASK, x_0)
 
 
-def head(network: DIT) -> ClassHead:
+def head(network: nn.Module) -> ClassHead:
     found = network.latent_head
     assert isinstance(found, ClassHead)
     return found
 
 
-def every_class(network: DIT, x_t: Tensor) -> Prediction:
+class World(NamedTuple):
+    """A network whose λ is a string of classes, sequences for it, and which of their positions it does not know."""
+
+    network: DIT | MaskGit | UNet
+    x_0: Tensor
+    x_t: Tensor
+    is_open: Tensor
+
+
+def text_world(**settings: object) -> World:
+    return World(net(latent(**settings)), *sequences(), OPEN)
+
+
+def code_world(**settings: object) -> World:
+    """Codes of images, read out by the tied embedding with a bias of each position."""
+    network = test_maskgit.net(latent(**settings))
+    x_0 = torch.randint(network.num_codes, (3, network.length), generator=torch.Generator().manual_seed(0))
+    is_open = torch.tensor([[1, 0, 1, 1], [0, 1, 0, 0], [1, 1, 1, 1]], dtype=torch.bool)
+    return World(network, x_0, torch.where(is_open, network.mask_id, x_0), is_open)
+
+
+def level_world(**settings: object) -> World:
+    """Levels of 2 x 2 pixels, read out by the logistic, all of them open, tied to and fro."""
+    network = test_unet.fill(
+        UNet(test_unet.SMALL, shape=(2, 2, 1), num_states=test_unet.STATES, latent=latent(**settings))
+    )
+    x_0, x_t = torch.randint(test_unet.STATES, (2, 3, 4), generator=torch.Generator().manual_seed(0))
+    return World(network, x_0, x_t, torch.ones(3, 4, dtype=torch.bool))
+
+
+def every_class(network: DIT | MaskGit | UNet, x_t: Tensor) -> Prediction:
     lam = network.sample_latents(len(x_t), 0, lambda shape: torch.zeros(shape, dtype=torch.float64))
     return network(x_t, half(len(x_t)), lam)
 
@@ -53,20 +88,24 @@ def prior(chain: ClassChain, b: int, string: tuple[int, ...]) -> Tensor:
     return found
 
 
-def strings(b: int) -> list[tuple[int, ...]]:
-    return list(itertools.product(range(CLASSES), repeat=int(OPEN[b].sum())))
+def strings(b: int, is_open: Tensor = OPEN) -> list[tuple[int, ...]]:
+    return list(itertools.product(range(CLASSES), repeat=int(is_open[b].sum())))
 
 
-def by_enumeration(prediction: Prediction, x_0: Tensor, upper: UpperSide, sites: Sites, teacher: Tensor) -> Terms:
+def by_enumeration(prediction: Prediction, world: World, upper: UpperSide, sites: Sites, teacher: Tensor) -> Terms:
     """All terms straight from the definitions."""
-    assert isinstance(prediction.chain, ClassChain)
+    chain, (_, x_0, _, is_open) = prediction.chain, world
+    assert isinstance(chain, ClassChain)
     log_p = prediction.log_probs()
     fields: dict[str, list[Tensor]] = {name: [] for name in Terms.__dataclass_fields__}
-    for b in range(len(OPEN)):
-        place = OPEN[b].nonzero()[:, 0]
+    for b in range(len(is_open)):
+        place = is_open[b].nonzero()[:, 0]
+        rank = chain.place[b][chain.is_open[b]].argsort()  # of each position in the chain
         here = sites.example == b
-        log_prior_Z = torch.stack([prior(prediction.chain, b, z) for z in strings(b)]).log()
-        of_string = torch.stack([log_p[b, list(z), place] for z in strings(b)])  # (strings, N, S)
+        log_prior_Z = torch.stack([prior(chain, b, z) for z in strings(b, is_open)]).log()
+        of_string = torch.stack(
+            [log_p[b, torch.tensor(z)[rank], place] for z in strings(b, is_open)]
+        )  # (strings, N, S)
         mean_NS = (log_prior_Z[:, None, None] + of_string).logsumexp(0)
 
         def joint(x: Tensor, of_string: Tensor = of_string, log_prior_Z: Tensor = log_prior_Z) -> Tensor:
@@ -95,21 +134,23 @@ def values(terms: Terms) -> dict[str, Tensor]:
     return {name: getattr(terms, name) for name in Terms.__dataclass_fields__}
 
 
+@pytest.mark.parametrize("make", [text_world, code_world, level_world])
 @pytest.mark.parametrize("sweeps", [1, 4])
-def test_terms_and_gradients_equal_sums_over_all_strings(sweeps: int) -> None:
-    x_0, x_t = sequences()
-    sites = Sites.where(OPEN)
-    rng = torch.Generator().manual_seed(5)
-    law = lambda: torch.rand(len(sites.position), STATES, generator=rng, dtype=torch.float64)  # noqa: E731
-    teacher, marginal = (p.index_fill(1, torch.tensor([MASK]), 0.0) for p in (law(), law()))
-    teacher, marginal = teacher / teacher.sum(1, keepdim=True), marginal / marginal.sum(1, keepdim=True)
-    upper = UpperSide(samples=torch.randint(MASK, (len(teacher), 2), generator=rng), marginal=marginal)
+def test_terms_and_gradients_equal_sums_over_all_strings(make: Callable[..., World], sweeps: int) -> None:
     found, gradients = [], []
     for way in ("enumerated", "lean"):
-        network = net(latent(sweeps=sweeps))
+        world = make(sweeps=sweeps)
+        network, x_0, x_t, is_open = world
+        sites, num_states = Sites.where(is_open), head(network).table.shape[0]
+        possible = num_states - (0 if make is level_world else 1)  # MASK is never x_0
+        rng = torch.Generator().manual_seed(5)
+        law = torch.rand(2, len(sites.position), num_states, generator=rng, dtype=torch.float64)
+        law[..., possible:] = 0
+        teacher, marginal = law / law.sum(2, keepdim=True)
+        upper = UpperSide(samples=torch.randint(possible, (len(teacher), 2), generator=rng), marginal=marginal)
         prediction = every_class(network, x_t)
         if way == "enumerated":
-            terms = by_enumeration(prediction, x_0, upper, sites, teacher)
+            terms = by_enumeration(prediction, world, upper, sites, teacher)
         else:
             features = prediction.features[sites.example, :, sites.position]
             of_data = sites.gather(x_0)

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from di4c_lm.config import LatentConfig
-from di4c_lm.models.dit import DIT, LATENT_PREFIXES
+from di4c_lm.models.dit import DIT
+from di4c_lm.models.latent import is_latent
 
 from .nets import BLOCKS, LENGTH, STATES, half, net, scalars, tokens
 
@@ -147,7 +148,7 @@ def test_a_fresh_network_predicts_nothing_and_its_lambda_path_is_small() -> None
     fresh = DIT(config, num_states=STATES, latent=LatentConfig(path="adaln", inject_at=0))
     p = fresh(tokens(2), half(2), scalars(2, 2)).log_probs().exp()
     torch.testing.assert_close(p[..., :-1], torch.full((2, 2, LENGTH, STATES - 1), 1 / (STATES - 1)))
-    assert all(name.startswith(LATENT_PREFIXES) == ("latent" in name) for name, _ in fresh.named_parameters())
+    assert all(is_latent(name) == ("latent" in name) for name, _ in fresh.named_parameters())
 
 
 @pytest.mark.parametrize("shape", [(2, 3), (3, 1, 1), (2, 0, 1)])

@@ -5,7 +5,7 @@ from torch import Tensor
 from di4c_lm.config import LatentConfig
 from di4c_lm.config_imagenet import MaskGitConfig
 from di4c_lm.losses.mixture import read_mixture
-from di4c_lm.models.dit import LATENT_PREFIXES
+from di4c_lm.models.latent import is_latent
 from di4c_lm.models.maskgit import MaskGit
 from di4c_lm.models.readout import NO_CLASS, Denoiser
 
@@ -17,6 +17,7 @@ LATENTS = [
     LatentConfig(law="stratified", path="adaln", inject_at=0, init_scale=0.5),
 ]
 HEAD = LatentConfig(law="codebook", path="head", codebook_size=3, window=2, init_scale=0.5)
+CLASS_STRINGS = LatentConfig(law="codebook", path="classes", codebook_size=3, relations=2)
 
 
 def net(latent: LatentConfig | None = None, **settings: object) -> MaskGit:
@@ -26,7 +27,7 @@ def net(latent: LatentConfig | None = None, **settings: object) -> MaskGit:
     )  # pyright: ignore
     network = MaskGit(model, num_codes=CODES, num_classes=CLASSES, length=LENGTH, latent=latent).double()
     for index, (name, parameter) in enumerate(network.named_parameters()):
-        rng = torch.Generator().manual_seed(index + 500 * name.startswith(LATENT_PREFIXES))
+        rng = torch.Generator().manual_seed(index + 500 * is_latent(name))
         parameter.data = torch.randn(parameter.shape, generator=rng, dtype=torch.float64) * 0.3
     return network.eval()
 
@@ -44,7 +45,7 @@ def time(num_batch: int) -> Tensor:
     return torch.full((num_batch,), 0.5)
 
 
-@pytest.mark.parametrize("latent", [None, *LATENTS, HEAD])
+@pytest.mark.parametrize("latent", [None, *LATENTS, HEAD, CLASS_STRINGS])
 def test_a_prediction_is_a_law_over_codes(latent: LatentConfig | None) -> None:
     network, x_t = net(latent), tokens(5)
     assert isinstance(network, Denoiser)
@@ -65,14 +66,14 @@ def test_mask_state_is_the_published_law() -> None:
     torch.testing.assert_close(q[..., :CODES], rest)
 
 
-@pytest.mark.parametrize("latent", [*LATENTS, HEAD])
+@pytest.mark.parametrize("latent", [*LATENTS, HEAD, CLASS_STRINGS])
 def test_without_lambda_the_student_is_its_teacher(latent: LatentConfig) -> None:
     labels = torch.tensor([2, NO_CLASS])
     ours, theirs = (one(tokens(2), time(2), None, labels).log_probs() for one in (net(latent), net()))
     torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("latent", [*LATENTS, HEAD])
+@pytest.mark.parametrize("latent", [*LATENTS, HEAD, CLASS_STRINGS])
 def test_rows_of_lambda_are_apart_and_shared_blocks_change_nothing(latent: LatentConfig) -> None:
     network = net(latent)
     x_t, labels = tokens(2).repeat(2, 1), torch.tensor([0, 1, 0, 2])

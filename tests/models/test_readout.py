@@ -3,7 +3,9 @@ import torch
 from torch import Tensor
 
 from di4c_lm.models import readout as readouts
+from di4c_lm.models.logistic_readout import LogisticReadout
 from di4c_lm.models.readout import LinearReadout, Prediction, vjp_by_autograd
+from di4c_lm.models.tied_readout import TiedReadout
 
 N, H, S = 7, 4, 9
 
@@ -55,6 +57,22 @@ def test_narrow_products_block_by_block(states_at_once: int, monkeypatch: pytest
         assert not torch.equal(ours, theirs)
         assert (ours - theirs).norm() < 0.01 * theirs.norm()
     torch.testing.assert_close(totals[0][1], totals[1][1])
+
+
+@pytest.mark.parametrize("impossible", [None, S - 1])
+@pytest.mark.parametrize("kind", ["linear", "tied", "logistic"])
+def test_target_logits_are_those_of_the_whole_readout(kind: str, impossible: int | None) -> None:
+    weight, bias, features, _ = tensors()
+    positions = torch.arange(N) % 3
+    readout = {
+        "linear": LinearReadout(weight, bias, impossible=impossible),
+        "tied": TiedReadout(torch.cat([weight, weight[:2]]), torch.randn(3, S + 2).double(), S, impossible=impossible),
+        "logistic": LogisticReadout(S),
+    }[kind]
+    features = features[:, :2] if kind == "logistic" else features
+    targets = torch.stack([torch.arange(N) % S, torch.full((N,), S - 1)], 1)
+    expected = readout.logits(features, positions).gather(1, targets)
+    torch.testing.assert_close(readout.target_logits(features, positions, targets), expected)
 
 
 def test_logits_are_the_callers_to_use_up() -> None:

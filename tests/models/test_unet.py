@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from di4c_lm.config import LatentConfig
-from di4c_lm.image_config import UnetConfig
+from di4c_lm.config_cifar10 import UnetConfig
 from di4c_lm.models.readout import Denoiser
-from di4c_lm.models.unet import UNet, is_latent
+from di4c_lm.models.unet import UNet, is_latent, to_and_fro
 from di4c_lm.processes.rng import KeyedRng
 
 SMALL = UnetConfig(width=8, multipliers=(1, 2), res_blocks=1, dropout=0.0)
@@ -16,9 +16,13 @@ SHAPE, STATES = (4, 6, 1), 9
 
 def network(latent: LatentConfig | None = None, model: UnetConfig = SMALL) -> UNet:
     """A small network whose every parameter matters."""
+    return fill(UNet(model, shape=SHAPE, num_states=STATES, latent=latent))
+
+
+def fill(net: UNet) -> UNet:
+    """The network in float64, every weight of it drawn anew."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        net = UNet(model, shape=SHAPE, num_states=STATES, latent=latent)
         for parameter in net.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
     return net.double().eval()
@@ -66,12 +70,7 @@ HEAD = LatentConfig(law="codebook", path="head", codebook_size=3, window=12)
 
 
 def coded(colours: int = 1) -> UNet:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        net = UNet(SMALL, shape=(4, 6, colours), num_states=STATES, latent=HEAD)
-        for parameter in net.parameters():
-            torch.nn.init.normal_(parameter, std=0.3)
-    return net.double().eval()
+    return fill(UNet(SMALL, shape=(4, 6, colours), num_states=STATES, latent=HEAD))
 
 
 @pytest.mark.parametrize("colours", [1, 3])
@@ -110,6 +109,35 @@ def test_gradients_reach_every_parameter_of_the_head() -> None:
     codes = net(x_t, torch.tensor([0.2, 0.7]), net.sample_latents(2, 0, KeyedRng(0, torch.arange(2)).uniform))
     (codes.features.square().sum() + codes.chain.log_step[..., 0].sum()).backward()
     assert all(p.grad is not None and bool(p.grad.any()) for p in net.parameters())
+
+
+CLASSED = LatentConfig(law="codebook", path="classes", codebook_size=4, relations=2, sweeps=50)
+
+
+@pytest.mark.parametrize("colours", [1, 3])
+def test_a_string_of_classes_keeps_the_law_of_each_pixel(colours: int) -> None:
+    shape, t = (2, 4, colours), torch.tensor([0.2, 0.7])
+    net = fill(UNet(SMALL, shape=shape, num_states=STATES, latent=CLASSED))
+    x_t = torch.randint(STATES, (2, net.length), generator=torch.Generator().manual_seed(1))
+    rng = KeyedRng(0, torch.arange(2)).uniform
+    own = net(x_t, t).log_probs().exp()[:, 0]
+    drawn = net(x_t, t, net.sample_latents(2, 4000, rng)).log_probs().exp()
+    assert drawn.shape == (2, 4000, net.length, STATES) and not torch.allclose(drawn[:, 0], drawn[:, 1])
+    torch.testing.assert_close(drawn.mean(1), own, rtol=0, atol=0.04)
+
+
+def test_the_chain_goes_to_and_fro_and_through_the_colours() -> None:
+    rows, columns, _ = shape = (3, 4, 2)
+    place = to_and_fro(shape)
+    assert sorted(place.tolist()) == list(range(24))
+    colour, pixel = place // (rows * columns), place % (rows * columns)
+    row, column = pixel // columns, pixel % columns
+    assert colour.tolist() == [0, 1] * 12
+    steps = (row[2::2] - row[:-2:2]).abs() + (column[2::2] - column[:-2:2]).abs()
+    assert bool((steps == 1).all()), "each pixel beside the one before"
+    with torch.device("meta"):
+        meta = UNet(SMALL, shape=(2, 4, 2), num_states=STATES, latent=CLASSED)
+    assert not list(meta.buffers())
 
 
 def test_recomputed_activations_change_nothing() -> None:

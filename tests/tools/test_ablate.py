@@ -21,7 +21,11 @@ TINY = {
         "eval.steps=[1,2]",
     ],
     "recipe": "plain",
-    "settings": {"plain": ["objective=di4c_codes"], "more: codes": ["lambda.codebook_size=3"]},
+    "settings": {
+        "plain": ["objective=di4c_codes"],
+        "more: codes": ["lambda.codebook_size=3"],
+        "twice": ["objective=di4c_codes", "rounds=[{train.steps: 1}, {train.steps: 1}]"],
+    },
 }
 
 
@@ -70,13 +74,29 @@ def test_a_study_goes_on_and_the_recipe_s_rows_come_as_one_object(
     assert sorted(map(json.dumps, rows)) == sorted(map(json.dumps, expected))
 
 
+def test_settings_that_cost_another_time_run_for_the_recipe_s(
+    study: Path, outcome: tuple[Path, subprocess.CompletedProcess[str]]
+) -> None:
+    out, _ = outcome
+    for folder in out.glob("more*"):
+        (folder / "seconds.json").write_text("1.0")
+    for folder in out.glob("plain*"):
+        (folder / "seconds.json").write_text("1.5")
+    done = ablate(f"study={study}", "seeds=[0,1]", f"out={out}", "equal_time=true", "threads=1")
+    assert done.returncode == 0, done.stderr[-3000:]
+    names = {row["setting"] for row in json.loads((out / "rows.json").read_text()) if row["model"] == "student"}
+    assert names == {"plain", "more: codes", "twice", "more: codes, 3 updates"}
+    assert "twice" not in done.stderr and done.stderr.count("begun") == 2
+
+
 @pytest.mark.parametrize(
     "change, words, message",
     [
+        ({}, ["equal_time=true", "settings=[twice]"], "equal_time=true is impossible: allowed is false"),
         ({}, ["seeds=[]"], "seeds=() is impossible"),
-        ({}, ["settings=[none]"], "settings: 'none' is impossible: allowed are plain, more: codes"),
+        ({}, ["settings=[none]"], "settings: 'none' is impossible: allowed are plain, more: codes, twice"),
         ({}, ["jobs=0"], "jobs=0 is impossible"),
-        ({"recipe": "best"}, [], "recipe='best' is impossible: allowed are plain, more: codes"),
+        ({"recipe": "best"}, [], "recipe='best' is impossible: allowed are plain, more: codes, twice"),
         ({"source": {"kind": "dice"}}, [], "source.kind='dice' is impossible: allowed are markov, codewords, bits"),
         ({"settings": {"plain": ["objective.alpah=1"]}}, [], "unknown key 'objective.alpah'"),
         ({"extra": 1}, [], "allowed keys are source, sequences, base, recipe, settings, teacher_seed"),

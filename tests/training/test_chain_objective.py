@@ -9,8 +9,8 @@ from torch import Tensor
 
 from di4c_lm.checkpoints.unet import student_from_teacher
 from di4c_lm.config import Di4CConfig, HopConfig, LatentConfig, TimesConfig
+from di4c_lm.config_cifar10 import UnetConfig
 from di4c_lm.data.images import LabelledBatch
-from di4c_lm.image_config import UnetConfig
 from di4c_lm.losses.di4c import Sites
 from di4c_lm.models.unet import UNet
 from di4c_lm.processes.gaussian import GaussianChain

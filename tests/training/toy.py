@@ -137,9 +137,10 @@ def real_objective(spec: dict[str, Any]) -> Any:
     """Di4C on small DiTs: λ's path is trained, and goes unused by the teacher."""
     from di4c_lm.checkpoints.student import student_from_teacher
     from di4c_lm.config import Di4CConfig, HopConfig, LatentConfig, ModelConfig
-    from di4c_lm.fitting import freeze_trunk
     from di4c_lm.models.dit import DIT
+    from di4c_lm.models.latent import is_latent
     from di4c_lm.processes.masked import MaskedProcess
+    from di4c_lm.students import freeze_trunk
     from di4c_lm.training.objective import Di4CObjective
 
     torch.manual_seed(0)
@@ -151,7 +152,7 @@ def real_objective(spec: dict[str, Any]) -> Any:
     else:
         latent = LatentConfig(path=spec.get("path", "adaln"), inject_at=1, init_scale=2.0)
     student = student_from_teacher(teacher, latent, torch.Generator().manual_seed(1))
-    freeze_trunk(student)
+    freeze_trunk(student, latent, is_latent)
     if spec.get("frozen", False):
         student.vocab_embed.requires_grad_(False)
     student.activation_checkpointing = spec.get("checkpointing", False)

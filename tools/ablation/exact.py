@@ -1,6 +1,8 @@
 """One run on data of a law known exactly: teacher, student, and how likely their samples are under the law itself."""
 
+import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from ablation.study import Study
+from ablation.study import SECONDS, Study
 from di4c_lm.config import Config
 from di4c_lm.data.batches import PackedSource
 from di4c_lm.data.synthetic import Source, pair_frequencies
@@ -40,15 +42,23 @@ def run_teacher(study: Study, seed: int, folder: Path, threads: int) -> list[dic
 def run_student(
     study: Study, setting: str, seed: int, folder: Path, teacher: Path, threads: int
 ) -> list[dict[str, Any]]:
-    """Distil the teacher in the folder `teacher` by `setting`; rows of the student."""
+    """Distil the teacher in the folder `teacher` by `setting`, in its rounds; rows of the last student.
+
+    Leaves the seconds that training took in `folder`/seconds.json.
+    """
     config, world, law, source = _prepare(study, setting, seed, threads)
-    network = _network(config, law)
+    network, seconds = _network(config, law), 0.0
     network.load_state_dict(torch.load(teacher / _TEACHER, weights_only=True))
-    student = student_of(config, network, source)
-    trained = fit(config, student, network, source, world, folder)
-    student.load_state_dict({**student.state_dict(), **trained.ema})
-    shutil.rmtree(folder / "checkpoints")
-    return _rows("student", student, law, config)
+    for number, one in enumerate(study.rounds(setting, seed)):
+        student = student_of(one, network, source)
+        begun = time.perf_counter()
+        trained = fit(one, student, network, source, world, folder / f"round_{number}")
+        seconds += time.perf_counter() - begun
+        student.load_state_dict({**student.state_dict(), **trained.ema})
+        shutil.rmtree(folder / f"round_{number}" / "checkpoints")
+        network = student
+    (folder / SECONDS).write_text(json.dumps(seconds))
+    return _rows("student", network, law, config)
 
 
 def _prepare(study: Study, setting: str | None, seed: int, threads: int) -> tuple[Config, World, Source, PackedSource]:

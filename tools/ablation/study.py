@@ -1,6 +1,6 @@
 """A study: one YAML of settings, each a list of the words that `launch/train_lm.py` takes."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from di4c_lm.data.synthetic import CodewordMixture, CorrelatedBits, MarkovChain,
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 STUDIES = CONFIGS / "study"
+SECONDS = "seconds.json"  # in a run's folder: how long its training took
 _SOURCES = {"markov": MarkovChain.random, "codewords": CodewordMixture.random, "bits": CorrelatedBits}
 
 
@@ -46,6 +47,16 @@ class Study:
         """The configuration of a run; `ValueError` as for the command line."""
         return cli.load(self.words(setting, seed), CONFIGS, "train_lm")
 
+    def timed(self, setting: str, steps: int) -> "tuple[Study, str]":
+        """The study with `setting` once more, under a name of its own, with so many updates."""
+        name = f"{setting}, {steps} updates"
+        return replace(self, settings={**self.settings, name: (*self.settings[setting], f"train.steps={steps}")}), name
+
+    def rounds(self, setting: str, seed: int) -> list[Config]:
+        """The configurations of the rounds of a run, itself where it has none."""
+        config = self.config(setting, seed)
+        return cli.load_rounds(config, self.words(setting, seed), CONFIGS, "train_lm") or [config]
+
 
 def load_study(name: str) -> Study:
     """The study of that name in `configs/study/`, or in the YAML file of that path, with every setting's configuration checked.
@@ -60,7 +71,7 @@ def load_study(name: str) -> Study:
     try:
         study = _read(path.stem, plain)
         for setting in study.settings:
-            study.config(setting, 0)
+            study.rounds(setting, 0)
         if study.source:
             study.law()
     except (ValueError, TypeError, KeyError) as error:

@@ -6,10 +6,11 @@ from typing import Any
 import torch
 
 from di4c_lm.config import Config, Di4CConfig, MdlmConfig, ModelConfig
-from di4c_lm.fitting import freeze_trunk, latent_of
-from di4c_lm.models.dit import DIT, LATENT_PREFIXES
-from di4c_lm.models.latent import inject_block
+from di4c_lm.fitting import latent_of
+from di4c_lm.models.dit import DIT
+from di4c_lm.models.latent import inject_block, is_latent
 from di4c_lm.runs import needs_teacher
+from di4c_lm.students import freeze_trunk
 
 GIB = 2**30
 _LOGITS_ON_CPU, _LOGITS_ON_GPU = 2**23, 2**26  # of a chunk, where `objective.chunk_rows` is 0
@@ -35,12 +36,12 @@ def count(config: Config, model: ModelConfig, num_states: int) -> Counts:
     with torch.device("meta"):
         student = DIT(model, num_states=num_states, latent=latent_of(config))
         teacher = DIT(model, num_states=num_states) if needs_teacher(config) else None
-    freeze_trunk(student)
+    freeze_trunk(student, student.latent, is_latent)
     named = dict(student.named_parameters())
     return Counts(
         teacher=sum(p.numel() for p in teacher.parameters()) if teacher is not None else 0,
         student=sum(p.numel() for p in named.values()),
-        latent=sum(p.numel() for name, p in named.items() if name.startswith(LATENT_PREFIXES)),
+        latent=sum(p.numel() for name, p in named.items() if is_latent(name)),
         trained=sum(p.numel() for p in named.values() if p.requires_grad),
     )
 

@@ -12,7 +12,7 @@ from di4c_lm.data.corpus import load_corpus
 from di4c_lm.data.strata import StratifiedBatches
 from di4c_lm.domains.text import load_teacher, random_teacher
 from di4c_lm.fitting import make_objective
-from di4c_lm.models.dit import LATENT_PREFIXES
+from di4c_lm.models.latent import is_latent
 from di4c_lm.runs import needs_teacher, new_student
 from di4c_lm.training.distributed import World, set_threads, sum_over_ranks
 from di4c_lm.training.engine import DeepSpeedEngine
@@ -50,7 +50,7 @@ def try_out(config: Config, world: World, steps: int) -> dict[str, Any]:
         optim=config.optim,
         zero=config.zero,
         world=world,
-        is_latent=lambda name: name.startswith(LATENT_PREFIXES),
+        is_latent=is_latent,
     )
     peak = PeakMemory(world.device)
     tokens, started = 0, 0.0

@@ -17,7 +17,7 @@ from di4c_lm.config import (
     ZeroConfig,
     check,
 )
-from di4c_lm.students import check_lambda
+from di4c_lm.config_images import check_lambda
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 Ints = Annotated[tuple[int, ...], Strict(strict=False)]
@@ -145,8 +145,8 @@ class CifarConfig:
 
     def __post_init__(self) -> None:
         path, at = self.latent.path, self.latent.inject_at
-        allowed = "head, or token, the published way: in a U-Net a shift of each ResBlock"
-        check(path in ("token", "head"), "lambda.path", path, allowed)
+        allowed = "classes, head, or token, the published way: in a U-Net a shift of each ResBlock"
+        check(path in ("token", "head", "classes"), "lambda.path", path, allowed)
         check(at == 0, "lambda.inject_at", at, "0 for a U-Net")
         law = self.latent.law
         check(law != "gaussian", "lambda.law", law, "uniform, stratified or codebook for a U-Net")
