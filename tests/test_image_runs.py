@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from di4c_lm.domains.cifar10 import load_run
 
@@ -46,6 +47,13 @@ def test_a_run_leaves_what_a_run_leaves_and_bad_input_ends_with_status_2(tmp_pat
     teacher, student = load_run(run).samplers(8)
     for sampler in (teacher, student):
         assert sampler.sample(3, 2, 0, None).images.shape == (3, 8, 8, 1)
+    classes = ("lambda.path=classes", "lambda.codebook_size=5", "lambda.window=0", "objective.num_lambdas=0")
+    classed = launch(tmp_path, f"run.dir={tmp_path / 'classes'}", "teacher.pretrain.steps=2", "eval.skip=true", *classes,
+                     "teacher.pretrain.batch_size=4", "lambda.trunk=frozen")  # fmt: skip
+    assert classed.returncode == 0, classed.stderr[-3000:]
+    first, student = (sampler.model.denoiser for sampler in load_run(tmp_path / "classes").samplers(8))
+    assert all(torch.equal(value, student.state_dict()[name]) for name, value in first.state_dict().items())
+    assert load_run(tmp_path / "classes").samplers(8)[1].sample(3, 2, 0, None).images.shape == (3, 8, 8, 1)
     bad = launch(tmp_path, "data.source=/nowhere/at/all")
     assert bad.returncode == 2
     assert "error: /nowhere/at/all" in bad.stderr

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from di4c_lm import image_cli
@@ -58,6 +59,15 @@ def test_a_run_leaves_what_a_run_leaves_and_goes_on_where_it_was_left(tmp_path: 
     teacher, student = load_run(run, settings_of(config.eval), "cpu").samplers
     for sampler in (teacher, student):
         assert sampler.sample(3, 2, 0, None).images.shape == (3, 8, 8, 1)
+    classes = ("lambda.path=classes", "lambda.codebook_size=5", "lambda.trunk=frozen", "objective.num_lambdas=0")
+    classed = launch(tmp_path, f"run.dir={tmp_path / 'classes'}", "train.steps=2", "eval.skip=true", *classes)
+    assert classed.returncode == 0, classed.stderr[-3000:]
+    weights = load_file(tmp_path / "classes" / "student" / "model.safetensors")
+    before = load_file(next((cached / "teachers").iterdir()) / "model.safetensors")
+    assert all(torch.equal(weights[name], value) for name, value in before.items())
+    assert float(weights["latent_head.table"].softmax(1).amax(1).max()) > 0.9, "a code has a class"
+    student = load_run(tmp_path / "classes", settings_of(config.eval), "cpu").samplers[1]
+    assert student.sample(3, 2, 0, None).images.shape == (3, 8, 8, 1)
 
 
 @pytest.mark.parametrize(
@@ -67,9 +77,9 @@ def test_a_run_leaves_what_a_run_leaves_and_goes_on_where_it_was_left(tmp_path: 
         (["data.path=patches"], "vqgan.model reads images of (8, 8, 1)"),
         (
             ["lambda.path=head", "lambda.codebook_size=9", "objective.num_lambdas=4"],
-            "lambda.codebook_size=9 when lambda.path=head",
+            "lambda.codebook_size=9, or 0, when lambda.path=head",
         ),
-        (["lambda.path=classes"], "lambda.path='classes' is impossible: allowed is token, adaln or head"),
+        (["lambda.path=classes"], "lambda.codebook_size=0 is impossible: allowed is a number of classes of at least 1"),
         (["objective.num_lambdas=many"], "objective.num_lambdas"),
         (["teacher.label_drop=2"], "label_drop=2"),
     ],

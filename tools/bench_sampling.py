@@ -3,8 +3,9 @@
     python tools/bench_sampling.py steps=16 B=4 D=256 S=50258 H=768 blocks=2 heads=12 threads=2 [--json]
 
 Each way runs in a process of its own on the same weights: `fast` chooses the positions first and reads out those alone, `plain` holds
-logits, softmax and float32 noise over (B, D, S). More settings: latent=false|true (a student with λ, which no cache helps), repeat=1 (the
-fastest trajectory counts), ways=fast,plain, device=auto|cpu|cuda. Seconds a step are those of a trajectory over `steps`. `--json`
+logits, softmax and float32 noise over (B, D, S). A third way, `teacher`, is `fast` without λ: `ways=fast,teacher latent=classes` tells
+what λ costs. More settings: latent=none|token|codes|classes (a student with λ, which no cache helps), classes=512, repeat=1 (the fastest
+trajectory counts), ways=fast,plain, device=auto|cpu|cuda. Seconds a step are those of a trajectory over `steps`. `--json`
 prints one object on the last line.
 """
 
@@ -28,7 +29,8 @@ from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.samplers.grids import uniform_grid
 from di4c_lm.samplers.trajectory import sample
 
-WAYS = ("fast", "plain")
+WAYS = ("fast", "plain", "teacher")
+LATENTS = ("none", "token", "codes", "classes")
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -44,7 +46,8 @@ class Settings:
     blocks: int = 2
     heads: int = 12
     threads: int = 2
-    latent: bool = False
+    latent: str = "none"
+    classes: int = 512
     repeat: int = 1
     ways: str = "fast,plain"
     device: str = "auto"
@@ -54,12 +57,12 @@ class Settings:
         """From key=value; raises `ValueError` for an unknown key, or a value that is impossible."""
         values: dict[str, Any] = {}
         for key, value, kind, assignment in split_words(cls, assignments):
-            if kind is bool and value not in ("true", "false"):
-                raise ValueError(f"{assignment!r}: allowed are true and false")
             if kind is int and (not value.isdecimal() or int(value) < 1):
                 raise ValueError(f"{assignment!r}: allowed is an integer of at least 1")
-            values[key] = value == "true" if kind is bool else kind(value)
+            values[key] = kind(value)
         settings = cls(**values)
+        if settings.latent not in LATENTS:
+            raise ValueError(f"latent={settings.latent}: allowed are {', '.join(LATENTS)}")
         if settings.device not in DEVICES or not set(settings.ways.split(",")) <= set(WAYS):
             raise ValueError(
                 f"device={settings.device} ways={settings.ways}: allowed are {', '.join(DEVICES)} and {', '.join(WAYS)}"
@@ -68,25 +71,28 @@ class Settings:
 
     def assignments(self) -> list[str]:
         """What `parse` reads."""
-        return [
-            f"{key}={str(value).lower()}" if isinstance(value, bool) else f"{key}={value}"
-            for key, value in self._items()
-        ]
+        return [f"{key}={value}" for key, value in dataclasses.asdict(self).items()]
 
     def torch_device(self) -> torch.device:
         """CUDA where there is one, unless told."""
         automatic = "cuda" if torch.cuda.is_available() else "cpu"
         return torch.device(automatic if self.device == "auto" else self.device)
 
-    def _items(self) -> list[tuple[str, Any]]:
-        return list(dataclasses.asdict(self).items())
+
+def latent_of(settings: Settings) -> LatentConfig | None:
+    """The λ path that is measured."""
+    return {
+        "none": None,
+        "token": LatentConfig(law="uniform", path="token", inject_at=0),
+        "codes": LatentConfig(law="codebook", path="head", window=1, codebook_size=16),
+        "classes": LatentConfig(law="codebook", path="classes", codebook_size=settings.classes),
+    }[settings.latent]
 
 
-def build(settings: Settings) -> DIT:
-    """A network with random weights everywhere, the same for both ways."""
+def build(settings: Settings, latent: LatentConfig | None) -> DIT:
+    """A network with random weights everywhere, those beside λ's the same for all ways."""
     torch.manual_seed(0)
     model = ModelConfig(hidden_size=settings.H, num_blocks=settings.blocks, num_heads=settings.heads)
-    latent = LatentConfig(law="uniform", path="token", inject_at=0) if settings.latent else None
     network = DIT(model, num_states=settings.S, latent=latent)
     for layer in network.modules():
         if isinstance(layer, nn.Linear):
@@ -98,7 +104,7 @@ def measure(way: str, settings: Settings) -> dict[str, float]:
     """Seconds a step, tokens a second and NFE of one way, in this process, after one step to warm up."""
     if settings.torch_device().type != "cuda":
         torch.set_num_threads(settings.threads)
-    network = build(settings)
+    network = build(settings, None if way == "teacher" else latent_of(settings))
     process = MaskedProcess(network.mask_id)
     x_init = torch.full((settings.B, settings.D), network.mask_id, device=settings.torch_device())
 
@@ -119,7 +125,7 @@ def measure(way: str, settings: Settings) -> dict[str, float]:
         hook.remove()
         return float(calls)
 
-    run = {"fast": fast, "plain": plain}[way]
+    run = {"fast": fast, "plain": plain, "teacher": fast}[way]
     run(1)
     seconds, nfe = min(_timed(run, settings) for _ in range(settings.repeat))
     return {

@@ -18,7 +18,7 @@ tool = importlib.import_module("bench_sampling")
 
 
 def test_the_last_line_is_one_object_below_a_table() -> None:
-    command = [sys.executable, str(TOOL), *SMALL, "latent=true", "--json"]
+    command = [sys.executable, str(TOOL), *SMALL, "latent=token", "--json"]
     done = subprocess.run(command, env=os.environ, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
@@ -31,6 +31,16 @@ def test_the_last_line_is_one_object_below_a_table() -> None:
     assert [line.split()[0] for line in lines[:-1]] == ["fast", "seconds_per_step", "tokens_per_s", "nfe"]
 
 
+@pytest.mark.parametrize("latent", ["codes", "classes"])
+def test_what_lambda_costs_is_told_beside_the_same_network_without_it(latent: str) -> None:
+    settings = tool.Settings.parse([*SMALL, f"latent={latent}", "classes=5"])
+    found = {way: tool.measure(way, settings) for way in ("fast", "teacher")}
+    assert all(measured["seconds_per_step"] > 0 for measured in found.values())
+    assert (
+        tool.build(settings, None).latent is None and tool.build(settings, tool.latent_of(settings)).latent is not None
+    )
+
+
 @pytest.mark.parametrize("wrong", ["depth=3", "D", "D=many", "steps=0", "latent=maybe", "ways=slow", "device=tpu"])
 def test_a_setting_that_cannot_be_is_refused(wrong: str) -> None:
     with pytest.raises(ValueError, match=wrong.split("=")[-1]):
@@ -38,5 +48,5 @@ def test_a_setting_that_cannot_be_is_refused(wrong: str) -> None:
 
 
 def test_settings_survive_the_way_to_another_process() -> None:
-    settings = tool.Settings.parse([*SMALL, "latent=true", "ways=fast"])
+    settings = tool.Settings.parse([*SMALL, "latent=codes", "ways=fast"])
     assert tool.Settings.parse(settings.assignments()) == settings

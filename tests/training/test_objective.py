@@ -164,3 +164,14 @@ def test_the_mdlm_bound_of_a_uniform_network_is_log_s() -> None:
     of = MdlmObjective(net, MaskedProcess(S - 1), seed=0)
     values = torch.stack([of(batch(*range(k, k + 50)))[1]["bound_per_token"] for k in range(0, 10_000, 50)])
     assert abs(float(values.mean()) / torch.log(torch.tensor(S - 1.0)) - 1) < 0.03
+
+
+@pytest.mark.parametrize("settings", [{}, {"distil_inputs": "own"}], ids=["shared", "own"])
+def test_in_the_lead_only_the_likelihood_of_the_data_is_learned_from(settings: dict[str, Any]) -> None:
+    alone = {"marginal_weight": 0.0, "consistency_weight": 0.0, "distil_weight": 0.0, "control_variate_data": False}
+    of, given = objective(lead_steps=2, **settings), batch(0, 1, 2)
+    for update, expected in ((1, objective(**settings, **alone)), (2, objective(**settings)), (0, None), (9, None)):
+        of.begin_update(update)
+        if expected is not None:
+            torch.testing.assert_close(gradients(of, given), gradients(expected, given))
+    assert of.config.lead_steps == 2 and of.config.marginal_weight == 1

@@ -138,7 +138,6 @@ def real_objective(spec: dict[str, Any]) -> Any:
     from di4c_lm.checkpoints.student import student_from_teacher
     from di4c_lm.config import Di4CConfig, HopConfig, LatentConfig, ModelConfig
     from di4c_lm.models.dit import DIT
-    from di4c_lm.models.latent import is_latent
     from di4c_lm.processes.masked import MaskedProcess
     from di4c_lm.students import freeze_trunk
     from di4c_lm.training.objective import Di4CObjective
@@ -157,7 +156,9 @@ def real_objective(spec: dict[str, Any]) -> Any:
         student.vocab_embed.requires_grad_(False)
     student.activation_checkpointing = spec.get("checkpointing", False)
     frozen = teacher.to(torch.bfloat16 if spec.get("dtype") == "bfloat16" else torch.float32)
-    chosen = Di4CConfig(num_lambdas=3, delta=0.3, hop=HopConfig(law="fraction", size=0.5))
+    chosen = Di4CConfig(
+        num_lambdas=3, delta=0.3, hop=HopConfig(law="fraction", size=0.5), lead_steps=spec.get("lead", 0)
+    )
     if spec.get("path") == "classes":
         terms = {"control_variate_data": False, "consistency_weight": 0.0, "distil_weight": 0.0}
         chosen = dataclasses.replace(chosen, num_lambdas=0, alpha="constant", alpha_scale=1.0, **terms)
