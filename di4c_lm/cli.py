@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
@@ -20,6 +20,25 @@ LAUNCHER_FLAGS = ("--local_rank", "--local-rank")
 # A word such as teacher=<folder> that names no file of the group chooses this one, and the word becomes its path.
 PATH_CHOICE = {"teacher": "pretrained", "data": "files"}
 OBJECTIVES = {section.kind: section for section in (MdlmConfig, SdttConfig, Di4CConfig)}
+
+
+def run_script(run: Callable[[], int]) -> NoReturn:
+    """Run a launch script's job and end the program with the status it returns, or with 2 and the message where input was bad."""
+    from di4c_lm.training.distributed import shutdown
+
+    log_to_terminal()
+    try:
+        status = run()
+    except (ValueError, ConnectionError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        status = 2
+    finally:
+        shutdown()
+        logging.shutdown()
+    # All is saved and closed. Native threads of the collectives' libraries may outlive the interpreter, and then abort a run that is over.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def fail(message: str) -> NoReturn:
@@ -100,7 +119,7 @@ def load(words: Sequence[str], config_dir: Path, config_name: str) -> Config:
             composed = compose(config_name, overrides)
         plain = OmegaConf.to_container(composed, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ValueError(_explain(error, words, config_dir, known)) from error
+        raise ValueError(explain(error, words, config_dir, known)) from error
     assert isinstance(plain, dict)
     return from_dict({str(key): value for key, value in plain.items()})
 
@@ -125,7 +144,7 @@ def parse_words(section: type[T], argv: Sequence[str], program: str) -> T:
 
     if any(word in ("-h", "--help") for word in argv):
         usage = f"usage: python {program} [key=value ...]\n\n{(section.__doc__ or '').strip()}\n\n"
-        sys.stdout.write(usage + _table(dataclasses.asdict(section())))  # pyright: ignore[reportArgumentType]
+        sys.stdout.write(usage + key_table(dataclasses.asdict(section())))  # pyright: ignore[reportArgumentType]
         raise SystemExit(0)
     plain = {}
     for word in argv:
@@ -191,7 +210,7 @@ def _hydra_value(key: str, value: Any) -> str:
     return value if is_name else json.dumps(value, ensure_ascii=False)
 
 
-def _explain(error: Exception, words: Sequence[str], config_dir: Path, known: dict[str, Any]) -> str:
+def explain(error: Exception, words: Sequence[str], config_dir: Path, known: dict[str, Any]) -> str:
     for word in words:
         key, _, value = word.partition("=")
         bare = key.lstrip("+~")
@@ -263,8 +282,8 @@ def _help(config_dir: Path, config_name: str, program: str) -> str:
         "",
         "Keys and their values:",
     ]
-    return "\n".join(lines) + "\n" + _table(to_dict(load([], config_dir, config_name)))
+    return "\n".join(lines) + "\n" + key_table(to_dict(load([], config_dir, config_name)))
 
 
-def _table(plain: dict[str, Any]) -> str:
+def key_table(plain: dict[str, Any]) -> str:
     return "".join(f"  {key}={json.dumps(value, ensure_ascii=False)}\n" for key, value in _leaves(plain).items())

@@ -25,7 +25,7 @@ def parse(section: type[T], argv: Sequence[str], config_dir: Path, config_name: 
                 path.stem for path in (config_dir / "experiment").glob(f"{config_name.split('_')[-1]}_*.yaml")
             )
             usage = f"usage: deepspeed {program} [key=value ...]\n\n  experiment={'|'.join(options)}\n\nKeys and their values:\n"
-            sys.stdout.write(usage + cli._table(to_dict(load(section, [], config_dir, config_name))))
+            sys.stdout.write(usage + cli.key_table(to_dict(load(section, [], config_dir, config_name))))
             raise SystemExit(0)
         return load(section, words, config_dir, config_name)
     except ValueError as error:
@@ -47,7 +47,7 @@ def load(section: type[T], words: Sequence[str], config_dir: Path, config_name: 
             ConfigStore.instance().store(name="every_key", node=known)
             plain = OmegaConf.to_container(compose(config_name, overrides), resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ValueError(cli._explain(error, words, config_dir, known)) from error
+        raise ValueError(cli.explain(error, words, config_dir, known)) from error
     assert isinstance(plain, dict)
     return from_dict(section, {str(key): value for key, value in plain.items()})
 

@@ -61,8 +61,11 @@ def test_a_runs_folder_follows_what_makes_it() -> None:
         ("objective.alpha=cubic", "objective.alpha='cubic' is impossible"),
         ("objective.delta=2", r"objective\.delta=2.0 is impossible: allowed is a value in \[0, 1\]"),
         ("lambda.path=adaln", "lambda.path='adaln' is impossible: allowed is classes, head, or token"),
-        ("lambda.path=classes", "lambda.codebook_size=0 is impossible: allowed is a number of classes of at least 1"),
-        ("lambda.law=gaussian", "lambda.law='gaussian' is impossible: allowed is codebook when path=head"),
+        (
+            "lambda.codebook_size=0",
+            "lambda.codebook_size=0 is impossible: allowed is a number of classes of at least 1",
+        ),
+        ("lambda.law=gaussian", "lambda.law='gaussian' is impossible: allowed is codebook when path=classes"),
         (
             "lambda={law: gaussian, path: token}",
             "lambda.law='gaussian' is impossible: allowed is uniform, stratified or",

@@ -16,13 +16,20 @@ TINY = (
     "model.width=4",
     "model.multipliers=[1]",
     "model.attention_scale=-1",
-    "objective.num_lambdas=2",
-    "objective.consistency_samples=1",
     "train.steps=2",
     "train.log_every=1",
     "train.micro_batch_size=2",
     "run.device=cpu",
     "run.threads=1",
+)
+
+
+CODES = (
+    "lambda={law: codebook, path: head, window: 16, codebook_size: 0, relations: 1, trunk: train}",
+    "objective.num_lambdas=2",
+    "objective.marginal_weight=0.5",
+    "objective.distil_weight=1",
+    "objective.consistency_weight=1",
 )
 
 
@@ -41,19 +48,19 @@ def test_a_run_leaves_what_a_run_leaves_and_bad_input_ends_with_status_2(tmp_pat
     assert {"config.yaml", "metrics.jsonl", "checkpoints", "student", "teacher"} <= {
         path.name for path in run.iterdir()
     }
+    first, student = (sampler.model.denoiser.state_dict() for sampler in load_run(run).samplers(8))
+    assert all(torch.equal(value, student[name]) for name, value in first.items()), "the trunk is the teacher's"
+    assert float(student["latent_head.table"].softmax(1).amax(1).min()) > 0.9, "each level has its class"
     losses = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert {"loss", "distil", "consistency", "data_corr", "data_marginal"} <= set(losses[-1])
     assert len(list((tmp_path / "cache" / "teachers").iterdir())) == 1
     teacher, student = load_run(run).samplers(8)
     for sampler in (teacher, student):
         assert sampler.sample(3, 2, 0, None).images.shape == (3, 8, 8, 1)
-    classes = ("lambda.path=classes", "lambda.codebook_size=5", "lambda.window=0", "objective.num_lambdas=0")
-    classed = launch(tmp_path, f"run.dir={tmp_path / 'classes'}", "teacher.pretrain.steps=2", "eval.skip=true", *classes,
-                     "teacher.pretrain.batch_size=4", "lambda.trunk=frozen")  # fmt: skip
-    assert classed.returncode == 0, classed.stderr[-3000:]
-    first, student = (sampler.model.denoiser for sampler in load_run(tmp_path / "classes").samplers(8))
-    assert all(torch.equal(value, student.state_dict()[name]) for name, value in first.state_dict().items())
-    assert load_run(tmp_path / "classes").samplers(8)[1].sample(3, 2, 0, None).images.shape == (3, 8, 8, 1)
+    coded = launch(tmp_path, "teacher.kind=random", "eval.skip=true", f"run.dir={tmp_path / 'codes'}", *CODES)
+    assert coded.returncode == 0, coded.stderr[-3000:]
+    last = json.loads((tmp_path / "codes" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["data_marginal"] > 0 and last["consistency"] != 0
     bad = launch(tmp_path, "data.source=/nowhere/at/all")
     assert bad.returncode == 2
     assert "error: /nowhere/at/all" in bad.stderr

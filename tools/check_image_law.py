@@ -23,7 +23,6 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 SMALL = (
     "model.multipliers=[1]",
     "model.attention_scale=0",
-    "lambda.window=3",
     "sampler.end=draw",
 )  # images of three rows are not halved
 
@@ -41,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cli.log_to_terminal()
     try:
         law = Bars(size=given.size, levels=given.levels, noise=given.noise)
-        own = [f"chain.rate_sigma={law.levels / 17}", f"chain.q_sigma={2 * law.levels}"]
+        chain = [f"chain.rate_sigma={law.levels / 17}", f"chain.q_sigma={2 * law.levels}"]
+        own = [*chain, f"lambda.codebook_size={law.levels}"]
         config = image_cli.load(CifarConfig, [*SMALL, *own, *given.words], CONFIGS, "train_cifar10")
         models = _trained(config, law, given.images)
         found = {

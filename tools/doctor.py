@@ -178,4 +178,4 @@ def main(argv: list[str]) -> int:
 if __name__ == "__main__":
     status = main(sys.argv[1:])
     sys.stdout.flush()
-    os._exit(status)  # as in launch/train_lm.py
+    os._exit(status)  # as in di4c_lm.cli.run_script

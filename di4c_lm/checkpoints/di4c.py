@@ -1,21 +1,18 @@
 """Our own format: a folder of `model.safetensors` (the names of `DIT.state_dict()`) and `config.json`."""
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
 from torch import Tensor
 
-from di4c_lm.checkpoints.files import CONFIG_FILE, WEIGHTS_FILE, read_json, read_safetensors, write_checkpoint
+from di4c_lm.checkpoints.files import WEIGHTS_FILE, read_safetensors
+from di4c_lm.checkpoints.own import check_sizes, read_config, read_settings, write_own
 from di4c_lm.checkpoints.weights import Loaded, Weights
-from di4c_lm.config import LatentConfig, ModelConfig
+from di4c_lm.config import ModelConfig
 from di4c_lm.models.dit import DIT
 
 ARCHITECTURE = "di4c_lm.DIT"
-FORMAT_VERSION = 1
-_KEYS = {"architecture", "format_version", "model", "latent", "num_states", "length", "extra"}
 
 
 def save_denoiser(
@@ -57,39 +54,15 @@ def load_denoiser(folder: Path | str) -> Loaded:
 
 def write(folder: Path | str, weights: Weights) -> None:
     """Write the folder, whole or not at all. Raises as `save_denoiser` does."""
-    weights.check(f"saving to {folder}")
-    config = {
-        "architecture": ARCHITECTURE,
-        "format_version": FORMAT_VERSION,
-        "model": dataclasses.asdict(weights.model),
-        "latent": None if weights.latent is None else dataclasses.asdict(weights.latent),
-        "num_states": weights.num_states,
-        "length": weights.length,
-        "extra": weights.extra,
-    }
-    write_checkpoint(Path(folder), weights.tensors, config)
+    write_own(Path(folder), ARCHITECTURE, weights, num_states=weights.num_states, length=weights.length)
 
 
 def read(folder: Path | str) -> Weights:
     """The tensors as they are in the file, with their settings. Raises `ValueError` as `load_denoiser` does."""
-    path = Path(folder) / CONFIG_FILE
-    config = read_json(path)
-    if config.get("architecture") != ARCHITECTURE:
-        raise ValueError(f"{path}: expected architecture={ARCHITECTURE!r}, found {config.get('architecture')!r}")
-    if config.get("format_version") != FORMAT_VERSION:
-        found = config.get("format_version")
-        raise ValueError(f"{path}: expected format_version={FORMAT_VERSION}, found {found!r}; another di4c-lm wrote it")
-    if set(config) != _KEYS:
-        lacking, unknown = sorted(_KEYS - set(config)), sorted(set(config) - _KEYS)
-        raise ValueError(f"{path}: missing keys {lacking}, unknown keys {unknown}")
-    for key, low in (("num_states", 2), ("length", 1)):
-        if type(config[key]) is not int or config[key] < low:
-            raise ValueError(f"{path}: {key}={config[key]!r} is impossible: allowed is an integer of at least {low}")
-    try:
-        model = ModelConfig(**config["model"])
-        latent = None if config["latent"] is None else LatentConfig(**config["latent"])
-    except (ValidationError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: the settings of the network are not ours: {error}") from error
+    path = Path(folder)
+    config = read_config(path, ARCHITECTURE, ("num_states", "length"))
+    check_sizes(path, config, num_states=2, length=1)
+    model, latent = read_settings(path, config, ModelConfig)
     weights = Weights(
         tensors=read_safetensors(Path(folder) / WEIGHTS_FILE),
         model=model,

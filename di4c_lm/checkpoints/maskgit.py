@@ -4,7 +4,6 @@ A `.pth` is {iter, global_epoch, model_state_dict, optimizer_state_dict}; of the
 codes: ours do so beside it, and for the published files 16 and 1,024 are known.
 """
 
-import dataclasses
 import os
 import re
 import tempfile
@@ -14,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
-from di4c_lm.checkpoints.files import CONFIG_FILE, WEIGHTS_FILE, read_json, read_safetensors, write_checkpoint
+from di4c_lm.checkpoints.files import WEIGHTS_FILE, read_safetensors
+from di4c_lm.checkpoints.inherit import inherit
+from di4c_lm.checkpoints.own import check_sizes, read_config, read_settings, write_own
 from di4c_lm.checkpoints.pickles import plain, read_pickle
 from di4c_lm.checkpoints.weights import check_tensors
 from di4c_lm.config import LatentConfig
@@ -26,11 +26,10 @@ from di4c_lm.models.latent import is_latent
 from di4c_lm.models.maskgit import MaskGit
 
 ARCHITECTURE = "di4c_lm.MaskGit"
-FORMAT_VERSION = 1
 _STATE, _EXTRA = "model_state_dict", "di4c_lm"
 _PUBLISHED_HEADS, _PUBLISHED_CODES, _PUBLISHED_ROWS = 16, 1024, 2026
 _LAYER = re.compile(r"transformer\.layers\.(\d+)\.")
-_KEYS = {"architecture", "format_version", "model", "latent", "num_codes", "num_classes", "length", "extra"}
+_SIZES = ("num_codes", "num_classes", "length")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -171,41 +170,17 @@ def write_pth(path: Path, weights: MaskGitWeights) -> None:
 
 def write_folder(folder: Path | str, weights: MaskGitWeights) -> None:
     """Write `model.safetensors` and `config.json`, whole or not at all. Raises as `MaskGitWeights.check` does."""
-    weights.check(f"saving to {folder}")
-    config = {
-        "architecture": ARCHITECTURE,
-        "format_version": FORMAT_VERSION,
-        "model": dataclasses.asdict(weights.model),
-        "latent": None if weights.latent is None else dataclasses.asdict(weights.latent),
-        "num_codes": weights.num_codes,
-        "num_classes": weights.num_classes,
-        "length": weights.length,
-        "extra": weights.extra,
-    }
-    write_checkpoint(Path(folder), weights.tensors, config)
+    sizes = {"num_codes": weights.num_codes, "num_classes": weights.num_classes, "length": weights.length}
+    write_own(Path(folder), ARCHITECTURE, weights, **sizes)
 
 
 def read_folder(folder: Path | str) -> MaskGitWeights:
     """What `write_folder` wrote. Raises `ValueError` as `read` does."""
-    path = Path(folder) / CONFIG_FILE
-    config = read_json(path)
-    if config.get("architecture") != ARCHITECTURE or config.get("format_version") != FORMAT_VERSION:
-        found = f"architecture={config.get('architecture')!r}, format_version={config.get('format_version')!r}"
-        raise ValueError(
-            f"{path}: expected architecture={ARCHITECTURE!r}, format_version={FORMAT_VERSION}, found {found}"
-        )
-    if set(config) != _KEYS:
-        lacking, unknown = sorted(_KEYS - set(config)), sorted(set(config) - _KEYS)
-        raise ValueError(f"{path}: missing keys {lacking}, unknown keys {unknown}")
-    sizes = {key: config[key] for key in ("num_codes", "num_classes", "length")}
-    for key, value in sizes.items():
-        if type(value) is not int or value < 1:
-            raise ValueError(f"{path}: {key}={value!r} is impossible: allowed is an integer of at least 1")
-    try:
-        model = MaskGitConfig(**config["model"])
-        latent = None if config["latent"] is None else LatentConfig(**config["latent"])
-    except (ValidationError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: the settings of the network are not ours: {error}") from error
+    path = Path(folder)
+    config = read_config(path, ARCHITECTURE, _SIZES)
+    check_sizes(path, config, **dict.fromkeys(_SIZES, 1))
+    sizes = {key: config[key] for key in _SIZES}
+    model, latent = read_settings(path, config, MaskGitConfig)
     tensors = read_safetensors(Path(folder) / WEIGHTS_FILE)
     weights = MaskGitWeights(tensors=tensors, model=model, latent=latent, extra=config["extra"], **sizes)
     weights.check(Path(folder) / WEIGHTS_FILE)
@@ -220,26 +195,19 @@ def student_of(
     A teacher that is a mixture itself hands on its λ path too. `model` may differ from the teacher's in what has no shape, such as
     dropout. In training mode, every parameter trainable. Raises `ValueError` where shapes or the kind of λ differ.
     """
-    if teacher.latent is not None and teacher.latent != latent:
-        raise ValueError(f"lambda={latent} differs from that of the teacher, which is a mixture with {teacher.latent}")
-    given = {name: tensor.detach() for name, tensor in teacher.state_dict().items()}
-    seed = int(torch.randint(2**63 - 1, (), generator=generator, device=generator.device))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        student = MaskGit(
+    return inherit(
+        teacher,
+        lambda: MaskGit(
             model or teacher.config,
             num_codes=teacher.num_codes,
             num_classes=teacher.num_classes,
             length=teacher.length,
             latent=latent,
-        )
-    own = student.state_dict()
-    fresh = {} if teacher.latent is not None else {k: v for k, v in own.items() if is_latent(k)}
-    check_tensors({**given, **fresh}, own, "the student of this teacher")
-    reference = next(teacher.parameters())
-    student.to(device=reference.device, dtype=reference.dtype)
-    student.load_state_dict({**student.state_dict(), **given}, strict=True)
-    return student.train()
+        ),
+        latent,
+        generator,
+        is_latent,
+    )
 
 
 def _found(tensors: Mapping[str, Tensor], name: str) -> str:

@@ -2,7 +2,8 @@
 
 import torch
 
-from di4c_lm.checkpoints.weights import Loaded, check_tensors
+from di4c_lm.checkpoints.inherit import inherit
+from di4c_lm.checkpoints.weights import Loaded
 from di4c_lm.config import LatentConfig, ModelConfig
 from di4c_lm.models.dit import DIT
 from di4c_lm.models.latent import is_latent
@@ -20,20 +21,13 @@ def student_from_teacher(
 
     Raises `ValueError` where shapes differ, all of them listed, or where the teacher's λ is of another kind than `latent`.
     """
-    if teacher.latent is not None and teacher.latent != latent:
-        raise ValueError(f"lambda={latent} differs from that of the teacher, which is a mixture with {teacher.latent}")
-    given = {name: tensor.detach() for name, tensor in teacher.state_dict().items()}
-    seed = int(torch.randint(2**63 - 1, (), generator=generator, device=generator.device))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        student = DIT(model or teacher.config, num_states=teacher.num_states, latent=latent)
-    own = student.state_dict()
-    fresh = {} if teacher.latent is not None else {k: v for k, v in own.items() if is_latent(k)}
-    check_tensors({**given, **fresh}, own, "the student of this teacher")
-    reference = next(teacher.parameters())
-    student.to(device=reference.device, dtype=reference.dtype)
-    student.load_state_dict({**student.state_dict(), **given}, strict=True)
-    return student.train()
+    return inherit(
+        teacher,
+        lambda: DIT(model or teacher.config, num_states=teacher.num_states, latent=latent),
+        latent,
+        generator,
+        is_latent,
+    )
 
 
 def check_tokenizer(loaded: Loaded, *, fingerprint: str, num_states: int, source: object) -> None:

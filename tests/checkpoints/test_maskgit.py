@@ -146,7 +146,7 @@ def test_what_a_file_does_not_say_must_fit(tmp_path: Path, told: dict[str, int],
 
 def test_a_folder_of_another_kind_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"architecture": "di4c_lm.DIT", "format_version": 1}')
-    with pytest.raises(ValueError, match="expected architecture='di4c_lm.MaskGit', format_version=1, found .*DIT"):
+    with pytest.raises(ValueError, match="expected architecture='di4c_lm.MaskGit', found 'di4c_lm.DIT'"):
         load_maskgit(tmp_path)
 
 

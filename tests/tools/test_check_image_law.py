@@ -10,7 +10,6 @@ TINY = [
     "teacher.pretrain.steps=2",
     "train.steps=2",
     "train.micro_batch_size=2",
-    "objective.num_lambdas=2",
     "eval.steps=[2]",
     "eval.seeds=[0]",
 ]
