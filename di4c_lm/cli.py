@@ -211,6 +211,7 @@ def _hydra_value(key: str, value: Any) -> str:
 
 
 def explain(error: Exception, words: Sequence[str], config_dir: Path, known: dict[str, Any]) -> str:
+    """What was wrong with the words of a command line, as Hydra's `error` has it: the key, the value, and what is allowed."""
     for word in words:
         key, _, value = word.partition("=")
         bare = key.lstrip("+~")
@@ -286,4 +287,5 @@ def _help(config_dir: Path, config_name: str, program: str) -> str:
 
 
 def key_table(plain: dict[str, Any]) -> str:
+    """A line for each key with its value, as `--help` prints them."""
     return "".join(f"  {key}={json.dumps(value, ensure_ascii=False)}\n" for key, value in _leaves(plain).items())

@@ -24,6 +24,7 @@ class Batch:
     epoch: Int[Tensor, " B"]
 
     def to(self, device: torch.device | str) -> "Batch":
+        """The same on a device."""
         moved = {f.name: getattr(self, f.name).to(device, non_blocking=True) for f in dataclasses.fields(self)}
         return dataclasses.replace(self, **moved)
 
@@ -32,7 +33,9 @@ class Batch:
 class Source(Protocol):
     """Anything that can say which sequences lie at the positions start, ..., start + count - 1."""
 
-    def read(self, start: int, count: int) -> Batch: ...
+    def read(self, start: int, count: int) -> Batch:
+        """The sequences at these positions, in order."""
+        ...
 
 
 @runtime_checkable
@@ -40,32 +43,45 @@ class Identified(Protocol):
     """A source that can be told from others: `identity` changes where a position would mean another sequence."""
 
     @property
-    def identity(self) -> str: ...
+    def identity(self) -> str:
+        """The same for the same sequences in the same places."""
+        ...
 
 
 @runtime_checkable
 class Share(Protocol):
     """One rank's part of a stream: what comes next, and where that is."""
 
-    def take(self, count: int) -> Batch: ...
+    def take(self, count: int) -> Batch:
+        """The next `count` sequences."""
+        ...
 
-    def mark(self) -> Any: ...
+    def mark(self) -> Any:
+        """Where the share stands, cheap enough to be asked at every batch."""
+        ...
 
-    def state_of(self, mark: Any) -> dict[str, Any]: ...
+    def state_of(self, mark: Any) -> dict[str, Any]:
+        """A mark as plain values that a checkpoint can hold."""
+        ...
 
-    def load(self, state: dict[str, Any]) -> None: ...
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+        ...
 
 
 @runtime_checkable
 class Stream(Protocol):
     """Sequences that are there only one after the other, for each rank those of its own documents."""
 
-    def of_rank(self, rank: int, world_size: int) -> Share: ...
+    def of_rank(self, rank: int, world_size: int) -> Share:
+        """The share of one of `world_size` ranks."""
+        ...
 
 
 def make_batch(
     x_BD: Integer[np.ndarray, "B D"], sample_id: Int[np.ndarray, " B"], epoch: Int[np.ndarray, " B"]
 ) -> Batch:
+    """A batch of arrays, as 64-bit tensors."""
     return Batch(*(torch.from_numpy(part.astype(np.int64)) for part in (x_BD, sample_id, epoch)))
 
 
@@ -88,6 +104,7 @@ class PackedSource:
 
     @property
     def identity(self) -> str:
+        """The number of sequences."""
         return f"{len(self)} sequences"
 
     def _order(self, epoch: int) -> Int[np.ndarray, " N"]:

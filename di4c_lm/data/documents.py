@@ -71,12 +71,15 @@ class Split:
     judge_from: int = _HASHES
 
     def holds_out(self, text: str) -> bool:
+        """Whether nobody is trained on the document."""
         return document_hash(text) < self.threshold
 
     def trains(self, text: str) -> bool:
+        """Whether the models are trained on the document."""
         return self.threshold <= document_hash(text) < self.judge_from
 
     def judges(self, text: str) -> bool:
+        """Whether the judge alone is trained on the document."""
         return document_hash(text) >= self.judge_from
 
     def with_judge(self, share: float) -> "Split":
@@ -109,14 +112,17 @@ class Split:
 
 
 def train_side(documents: Documents, split: Split) -> Iterator[str]:
+    """The documents that the models are trained on."""
     return (text for text in documents.read() if split.trains(text))
 
 
 def judge_side(documents: Documents, split: Split) -> Iterator[str]:
+    """The documents that the judge alone is trained on."""
     return (text for text in documents.read() if split.judges(text))
 
 
 def held_out_side(documents: Documents, split: Split) -> Iterator[str]:
+    """The documents that nobody is trained on."""
     return (text for text in documents.read() if split.holds_out(text))
 
 

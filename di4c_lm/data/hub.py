@@ -69,6 +69,7 @@ class Patience:
         time.sleep(delay)
 
     def succeeded(self) -> None:
+        """Forget the failures: the network answers again."""
         self.failures = 0
 
 

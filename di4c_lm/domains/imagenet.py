@@ -16,6 +16,7 @@ from torch import Tensor
 from di4c_lm.checkpoints.files import CONFIG_FILE
 from di4c_lm.checkpoints.maskgit import MaskGitWeights, read, write_folder
 from di4c_lm.checkpoints.vqgan import load_vqgan, save_vqgan
+from di4c_lm.metrics.image_samplers import ImageDraw
 from di4c_lm.models.maskgit import MaskGit, check_classes
 from di4c_lm.models.vqgan import VqGan
 from di4c_lm.processes.masked import MaskedProcess
@@ -178,15 +179,6 @@ class CodeModel:
 
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Drawing:
-    """Images of 0..255 and the network calls each of them took."""
-
-    images: UInt8[ndarray, "N H W C"]
-    nfe: float
-
-
-@final
-@dataclass(frozen=True, kw_only=True, eq=False)
 class CodeDrawer:
     """A model that draws images of asked classes, as reports on images call it."""
 
@@ -214,7 +206,7 @@ class CodeDrawer:
             "vqgan": fingerprint(self.model.vqgan),
         }
 
-    def sample(self, num: int, steps: int, seed: int, labels: Int64[ndarray, " N"] | None) -> Drawing:
+    def sample(self, num: int, steps: int, seed: int, labels: Int64[ndarray, " N"] | None) -> ImageDraw:
         """`num` images in `steps` steps; the same for the same seed and labels."""
         codes_ND, nfe = self.model.sample(
             None if labels is None else torch.from_numpy(labels),
@@ -225,4 +217,4 @@ class CodeDrawer:
             sampler=self.sampler,
             temperature=self.temperature,
         )
-        return Drawing(images=self.model.decode(codes_ND), nfe=nfe)
+        return ImageDraw(images=self.model.decode(codes_ND), nfe=nfe)

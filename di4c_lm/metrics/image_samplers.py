@@ -22,10 +22,14 @@ class Drawn(Protocol):
     """What a sampler gives: images of 0..255 and the network calls each of them took; `ImageDraw` is one."""
 
     @property
-    def images(self) -> UInt8[ndarray, "N H W C"]: ...
+    def images(self) -> UInt8[ndarray, "N H W C"]:
+        """Of 0..255."""
+        ...
 
     @property
-    def nfe(self) -> float: ...
+    def nfe(self) -> float:
+        """Network calls an image."""
+        ...
 
 
 @runtime_checkable
@@ -33,13 +37,19 @@ class ImageSampler(Protocol):
     """A model that draws images. `num_classes` 0: it takes no labels. `facts`, JSON-ready: guidance, temperature, schedule, weights, ..."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """As tables call it."""
+        ...
 
     @property
-    def num_classes(self) -> int: ...
+    def num_classes(self) -> int:
+        """C."""
+        ...
 
     @property
-    def facts(self) -> Mapping[str, Any]: ...
+    def facts(self) -> Mapping[str, Any]:
+        """What shapes the images, JSON-ready."""
+        ...
 
     def sample(self, num: int, steps: int, seed: int, labels: Int64[ndarray, " N"] | None) -> Drawn:
         """`num` images in `steps` steps; the same for the same seed and labels."""
@@ -51,16 +61,24 @@ class RealImages(Protocol):
     """Real images, as `data.images.ImageSet` holds them."""
 
     @property
-    def labels(self) -> Int64[ndarray, " N"]: ...
+    def labels(self) -> Int64[ndarray, " N"]:
+        """The class of each image."""
+        ...
 
     @property
-    def classes(self) -> tuple[str, ...]: ...
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes."""
+        ...
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Where they are from."""
+        ...
 
     @property
-    def fingerprint(self) -> str: ...
+    def fingerprint(self) -> str:
+        """The same for the same images."""
+        ...
 
     def as_bytes(self) -> UInt8[ndarray, "N H W C"]:
         """The images, their levels spread over 0..255."""
