@@ -22,6 +22,16 @@ from di4c_lm.models.latent import Uniform, check_latents, latent_codebook, sampl
 from di4c_lm.models.logistic_readout import LogisticReadout
 from di4c_lm.models.mixture_head import MixtureHead
 from di4c_lm.models.readout import Prediction, widest
+from di4c_lm.models.unet_blocks import (
+    Attention,
+    ResBlock,
+    down_path,
+    group_norm,
+    two_layers,
+    two_linear,
+    up_path,
+    zeroed,
+)
 
 _TIME_SCALE = 1000.0
 _PATHS = (
@@ -39,100 +49,6 @@ _PATHS = (
 def is_latent(name: str) -> bool:
     """Whether the parameter `name` belongs to the λ path."""
     return name.startswith(_PATHS) or ".dense1." in name
-
-
-def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(min(channels // 4, 32), channels, eps=1e-6)
-
-
-def _zeroed(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
-    return layer
-
-
-class NIN(nn.Module):
-    """A linear map of the channels at each pixel: x W + b."""
-
-    def __init__(self, width_in: int, width_out: int, *, zero: bool = False) -> None:
-        super().__init__()
-        bound = 0.0 if zero else math.sqrt(3 / ((width_in + width_out) / 2))
-        self.W = nn.Parameter(torch.empty(width_in, width_out).uniform_(-bound, bound))
-        self.b = nn.Parameter(torch.zeros(width_out))
-
-    def forward(self, x: Float[Tensor, "N C R Q"]) -> Float[Tensor, "N K R Q"]:
-        """The same image with other channels."""
-        return torch.einsum("ncrq,ck->nkrq", x, self.W) + self.b[:, None, None]
-
-
-class Attention(nn.Module):
-    """One head over all pixels."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.GroupNorm_0 = _norm(channels)
-        self.NIN_0 = NIN(channels, channels)
-        self.NIN_1 = NIN(channels, channels)
-        self.NIN_2 = NIN(channels, channels)
-        self.NIN_3 = NIN(channels, channels, zero=True)
-
-    def forward(self, x: Float[Tensor, "N C R Q"]) -> Float[Tensor, "N C R Q"]:
-        """(x + attention) / √2."""
-        normed = self.GroupNorm_0(x)
-        q, k, v = (nin(normed).flatten(2).transpose(1, 2) for nin in (self.NIN_0, self.NIN_1, self.NIN_2))
-        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)
-        return (x + self.NIN_3(mixed)) * math.sqrt(0.5)
-
-
-class ResBlock(nn.Module):
-    """Two convolutions, between them the time's shift, and λ's where there is one."""
-
-    def __init__(self, channels_in: int, channels_out: int, embedding: int, dropout: float, *, latent: bool) -> None:
-        super().__init__()
-        self.dropout = dropout
-        self.groupnorm0 = _norm(channels_in)
-        self.conv0 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
-        self.dense0 = nn.Linear(embedding, channels_out)
-        self.dense1 = _zeroed(nn.Linear(embedding, channels_out)) if latent else None
-        self.groupnorm1 = _norm(channels_out)
-        self.conv1 = _zeroed(nn.Conv2d(channels_out, channels_out, 3, padding=1))
-        self.nin = NIN(channels_in, channels_out) if channels_in != channels_out else None
-
-    def forward(
-        self, x: Float[Tensor, "N C R Q"], time: Float[Tensor, "N E"], lam: Float[Tensor, "N E"] | None
-    ) -> Float[Tensor, "N K R Q"]:
-        """(x + what the convolutions make of it) / √2."""
-        h = self.conv0(F.silu(self.groupnorm0(x)))
-        shift = self.dense0(F.silu(time))
-        if lam is not None and self.dense1 is not None:
-            shift = shift + self.dense1(F.silu(lam))
-        h = F.silu(self.groupnorm1(h + shift[:, :, None, None]))
-        h = self.conv1(F.dropout(h, self.dropout, self.training) if self.dropout else h)
-        return ((x if self.nin is None else self.nin(x)) + h) * math.sqrt(0.5)
-
-
-class Downsample(nn.Module):
-    """Half the rows and columns."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
-
-    def forward(self, x: Float[Tensor, "N C R Q"]) -> Float[Tensor, "N C r q"]:
-        """A convolution of stride 2, one row and column of zeros behind."""
-        return self.conv(F.pad(x, (0, 1, 0, 1)))
-
-
-class Upsample(nn.Module):
-    """Twice the rows and columns."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Float[Tensor, "N C r q"]) -> Float[Tensor, "N C R Q"]:
-        """Each pixel four times, then a convolution."""
-        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
 
 
 class UNet(nn.Module):
@@ -164,13 +80,13 @@ class UNet(nn.Module):
         width, mixed, colours = model.width, latent is not None and latent.path == "token", shape[2]
         embedding = 4 * width
         channels = [width * multiplier for multiplier in model.multipliers]
-        self.temb_modules = _mlp(width, embedding)
+        self.temb_modules = two_linear(width, embedding)
         if mixed:
-            self.lemb_modules = _mlp(width, embedding)
-            self.hlemb_modules = _mlp(width, embedding)
+            self.lemb_modules = two_linear(width, embedding)
+            self.hlemb_modules = two_linear(width, embedding)
             self.tlam_mix = nn.Linear(2 * width, width)
         self.input_conv = nn.Conv2d(colours, width, 3, padding=1)
-        self.downsampling_modules, skips = _down_path(model, channels, embedding, latent=mixed)
+        self.downsampling_modules, skips = down_path(model, channels, embedding, latent=mixed)
         if mixed:
             self.h_t_lam_mix = nn.Linear(2 * width + channels[-1], width)
         self.middle_modules = nn.ModuleList(
@@ -180,9 +96,9 @@ class UNet(nn.Module):
                 ResBlock(channels[-1], channels[-1], embedding, model.dropout, latent=mixed),
             ]
         )
-        self.upsampling_modules = _up_path(model, channels, skips, embedding, latent=mixed)
+        self.upsampling_modules = up_path(model, channels, skips, embedding, latent=mixed)
         self.output_modules = nn.ModuleList(
-            [_norm(channels[0]), _zeroed(nn.Conv2d(channels[0], 2 * colours, 3, padding=1))]
+            [group_norm(channels[0]), zeroed(nn.Conv2d(channels[0], 2 * colours, 3, padding=1))]
         )
         if latent is not None and latent.path == "head":
             self.latent_head = MixtureHead(latent, channels[0])
@@ -271,7 +187,7 @@ class UNet(nn.Module):
         rows, columns, colours = self.shape
         centred_BCRQ = (x_t.to(wide) * (2 / (self.num_states - 1)) - 1).view(-1, colours, rows, columns)
         angle_BE = sinusoid(_TIME_SCALE * t, self.config.width).to(dtype)
-        time_BE = _two_layers(self.temb_modules, angle_BE)
+        time_BE = two_layers(self.temb_modules, angle_BE)
         h = self.input_conv(centred_BCRQ.to(dtype))
         lam_N, embedded, mean = None, None, centred_BCRQ
         if lam is not None:
@@ -279,7 +195,7 @@ class UNet(nn.Module):
                 tensor.repeat_interleave(lam.shape[1], 0) for tensor in (h, angle_BE, time_BE, centred_BCRQ)
             )
             lam_N = self._latent_features(lam).to(dtype)
-            embedded = _two_layers(self.lemb_modules, F.silu(self.tlam_mix(torch.cat([lam_N, angle_BE], 1))))
+            embedded = two_layers(self.lemb_modules, F.silu(self.tlam_mix(torch.cat([lam_N, angle_BE], 1))))
         skips = [h]
         for module in self.downsampling_modules:
             h = self._run(module, h, time_BE, embedded)
@@ -289,7 +205,7 @@ class UNet(nn.Module):
                 skips.append(h)
         if lam_N is not None:
             seen = torch.cat([lam_N, angle_BE, h.mean((2, 3))], 1)
-            embedded = _two_layers(self.hlemb_modules, F.silu(self.h_t_lam_mix(seen)))
+            embedded = two_layers(self.hlemb_modules, F.silu(self.h_t_lam_mix(seen)))
         for module in self.middle_modules:
             h = self._run(module, h, time_BE, embedded)
         for module in self.upsampling_modules:
@@ -344,47 +260,3 @@ def _check(model: UnetConfig, shape: tuple[int, int, int], latent: LatentConfig 
         raise ValueError(
             "lambda.law='gaussian' is impossible for a U-Net: allowed are uniform, stratified and codebook"
         )
-
-
-def _mlp(width: int, embedding: int) -> nn.ModuleList:
-    return nn.ModuleList([nn.Linear(width, embedding), nn.Linear(embedding, embedding)])
-
-
-def _two_layers(layers: nn.ModuleList, x: Float[Tensor, "N C"]) -> Float[Tensor, "N E"]:
-    first, second = layers
-    return second(F.silu(first(x)))
-
-
-def _down_path(
-    model: UnetConfig, channels: list[int], embedding: int, *, latent: bool
-) -> tuple[nn.ModuleList, list[int]]:
-    """The modules, and the channels of each state that the up path takes in again."""
-    modules: list[nn.Module] = []
-    skips, here = [model.width], model.width
-    for scale, wanted in enumerate(channels):
-        for _ in range(model.res_blocks):
-            modules.append(ResBlock(here, wanted, embedding, model.dropout, latent=latent))
-            here = wanted
-            skips.append(here)
-            if scale == model.attention_scale:
-                modules.append(Attention(here))
-        if scale < len(channels) - 1:
-            modules.append(Downsample(here))
-            skips.append(here)
-    return nn.ModuleList(modules), skips
-
-
-def _up_path(
-    model: UnetConfig, channels: list[int], skips: list[int], embedding: int, *, latent: bool
-) -> nn.ModuleList:
-    modules: list[nn.Module] = []
-    skips, here = list(skips), channels[-1]
-    for scale in reversed(range(len(channels))):
-        for _ in range(model.res_blocks + 1):
-            modules.append(ResBlock(here + skips.pop(), channels[scale], embedding, model.dropout, latent=latent))
-            here = channels[scale]
-            if scale == model.attention_scale:
-                modules.append(Attention(here))
-        if scale > 0:
-            modules.append(Upsample(here))
-    return nn.ModuleList(modules)
