@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from di4c_lm import image_cli
-from di4c_lm.config import to_dict
+from di4c_lm.config.checks import to_dict
 from di4c_lm.domains import cifar10
 from di4c_lm.image_reports import ImageRun
 from di4c_lm.metrics.image_settings import ImageReportConfig

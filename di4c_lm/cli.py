@@ -13,7 +13,9 @@ from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from di4c_lm.config import Config, Di4CConfig, MdlmConfig, SdttConfig, to_dict
+from di4c_lm.config.checks import to_dict
+from di4c_lm.config.objective import Di4CConfig, MdlmConfig, SdttConfig
+from di4c_lm.config.text import Config
 
 T = TypeVar("T")
 LAUNCHER_FLAGS = ("--local_rank", "--local-rank")

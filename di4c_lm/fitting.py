@@ -8,18 +8,11 @@ import torch
 
 from di4c_lm import students
 from di4c_lm.checkpoints.student import student_from_teacher
-from di4c_lm.config import (
-    Config,
-    Di4CConfig,
-    LatentConfig,
-    MdlmConfig,
-    ModelConfig,
-    OptimConfig,
-    SdttConfig,
-    TrainConfig,
-    ZeroConfig,
-    to_dict,
-)
+from di4c_lm.config.checks import to_dict
+from di4c_lm.config.latent import LatentConfig
+from di4c_lm.config.objective import Di4CConfig, MdlmConfig, SdttConfig
+from di4c_lm.config.text import Config, ModelConfig
+from di4c_lm.config.training import OptimConfig, TrainConfig, ZeroConfig
 from di4c_lm.data.batches import BatchStream, Source, Stream
 from di4c_lm.data.strata import StratifiedBatches
 from di4c_lm.data.token_classes import first_sequences

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from di4c_lm import cli
-from di4c_lm.config import RunConfig, to_dict
+from di4c_lm.config.checks import to_dict
+from di4c_lm.config.training import RunConfig
 
 T = TypeVar("T")
 

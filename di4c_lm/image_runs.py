@@ -12,8 +12,9 @@ import torch
 
 from di4c_lm import cli, image_cli
 from di4c_lm.checkpoints.unet import student_from_teacher
-from di4c_lm.config import OptimConfig, TrainConfig, ZeroConfig, to_dict
-from di4c_lm.config_cifar10 import CifarConfig
+from di4c_lm.config.checks import to_dict
+from di4c_lm.config.cifar10 import CifarConfig
+from di4c_lm.config.training import OptimConfig, TrainConfig, ZeroConfig
 from di4c_lm.data.batches import BatchStream
 from di4c_lm.data.images import ImageSet, ImageSource, Split
 from di4c_lm.data.strata import StratifiedBatches

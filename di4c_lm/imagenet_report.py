@@ -4,8 +4,8 @@ from pathlib import Path
 
 from di4c_lm import image_cli
 from di4c_lm.checkpoints.files import read_json
-from di4c_lm.config import to_dict
-from di4c_lm.config_imagenet import ImagenetConfig, ImagenetEvalConfig
+from di4c_lm.config.checks import to_dict
+from di4c_lm.config.imagenet import ImagenetConfig, ImagenetEvalConfig
 from di4c_lm.data.codes import is_code_folder
 from di4c_lm.data.image_files import Fit
 from di4c_lm.data.image_sources import load_split

@@ -14,8 +14,9 @@ from torch import nn
 from di4c_lm import image_cli
 from di4c_lm.checkpoints.maskgit import student_of
 from di4c_lm.checkpoints.vqgan import load_vqgan, save_vqgan
-from di4c_lm.config import OptimConfig, PretrainConfig, TrainConfig, ZeroConfig, to_dict
-from di4c_lm.config_imagenet import ImagenetConfig
+from di4c_lm.config.checks import to_dict
+from di4c_lm.config.imagenet import ImagenetConfig
+from di4c_lm.config.training import OptimConfig, PretrainConfig, TrainConfig, ZeroConfig
 from di4c_lm.data.batches import BatchStream, Source
 from di4c_lm.data.code_writer import save_codes
 from di4c_lm.data.codes import CodeSet, CodeSource, is_code_folder, load_codes

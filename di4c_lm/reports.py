@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from di4c_lm import cli
-from di4c_lm.config import Config
+from di4c_lm.config.text import Config
 from di4c_lm.data.batches import PackedSource
 from di4c_lm.data.corpus import Corpus, load_corpus
 from di4c_lm.data.tokenizers import fingerprint

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from di4c_lm import cli
-from di4c_lm.config import Config, TeacherConfig
+from di4c_lm.config.text import Config, TeacherConfig
 from di4c_lm.data.corpus import load_corpus
 from di4c_lm.domains.text import PARTS, SETTINGS, STUDENT, STUDENT_RAW, load_run, write_parts
 from di4c_lm.reports import gen_ppl_report, trained_judge

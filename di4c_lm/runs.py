@@ -9,7 +9,9 @@ from pathlib import Path
 import torch
 
 from di4c_lm import cli
-from di4c_lm.config import Config, Di4CConfig, MdlmConfig, to_dict
+from di4c_lm.config.checks import to_dict
+from di4c_lm.config.objective import Di4CConfig, MdlmConfig
+from di4c_lm.config.text import Config
 from di4c_lm.data.corpus import Corpus, load_corpus, verify_corpus
 from di4c_lm.domains.text import (
     SETTINGS,

@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
 
-from di4c_lm.config import Di4CConfig, LatentConfig
+from di4c_lm.config.latent import LatentConfig
+from di4c_lm.config.objective import Di4CConfig
 from di4c_lm.data.token_classes import token_classes
 from di4c_lm.models.class_head import ClassHead
 

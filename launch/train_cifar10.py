@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from di4c_lm import cli, image_cli
-from di4c_lm.config_cifar10 import CifarConfig
+from di4c_lm.config.cifar10 import CifarConfig
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 

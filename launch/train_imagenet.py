@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from di4c_lm import cli, image_cli
-from di4c_lm.config_imagenet import ImagenetConfig
+from di4c_lm.config.imagenet import ImagenetConfig
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 

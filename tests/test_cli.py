@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from di4c_lm import cli
-from di4c_lm.config import Config, Di4CConfig, MdlmConfig, SdttConfig, to_dict
+from di4c_lm.config.checks import to_dict
+from di4c_lm.config.objective import Di4CConfig, MdlmConfig, SdttConfig
+from di4c_lm.config.text import Config
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from di4c_lm import cli
-from di4c_lm.config import Config
+from di4c_lm.config.text import Config
 from di4c_lm.data.batches import PackedSource
 from di4c_lm.data.synthetic import MarkovChain
 from di4c_lm.fitting import make_objective, student_of

@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from di4c_lm import image_cli
-from di4c_lm.config import to_dict
-from di4c_lm.config_cifar10 import CifarConfig
+from di4c_lm.config.checks import to_dict
+from di4c_lm.config.cifar10 import CifarConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

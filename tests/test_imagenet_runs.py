@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from di4c_lm import image_cli
-from di4c_lm.config_imagenet import ImagenetConfig
+from di4c_lm.config.imagenet import ImagenetConfig
 from di4c_lm.imagenet_report import load_run, settings_of
 
 ROOT = Path(__file__).parents[1]

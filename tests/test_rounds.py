@@ -11,7 +11,8 @@ import torch
 import yaml
 
 from di4c_lm import cli
-from di4c_lm.config import Config, Di4CConfig, MdlmConfig, SdttConfig
+from di4c_lm.config.objective import Di4CConfig, MdlmConfig, SdttConfig
+from di4c_lm.config.text import Config
 from di4c_lm.domains.likelihood import held_out_bound
 from di4c_lm.domains.text import TextModel, load_run
 from di4c_lm.rounds import is_finished, linked, names

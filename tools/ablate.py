@@ -25,7 +25,7 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from di4c_lm import cli
-from di4c_lm.config import Ints, check, to_dict
+from di4c_lm.config.checks import Ints, check, to_dict
 
 _APART = "--run"
 _LIKE_TIME = 0.1  # of the logarithm of a ratio of times

@@ -20,8 +20,9 @@ from benchmark.plain_images import unet_loss
 from benchmark.words import split_words
 from torch import Tensor, nn
 
-from di4c_lm.config import Di4CConfig, HopConfig, LatentConfig, TimesConfig
-from di4c_lm.config_cifar10 import UnetConfig
+from di4c_lm.config.cifar10 import UnetConfig
+from di4c_lm.config.latent import LatentConfig
+from di4c_lm.config.objective import Di4CConfig, HopConfig, TimesConfig
 from di4c_lm.models.unet import UNet
 from di4c_lm.processes.gaussian import GaussianChain
 from di4c_lm.training import objective as objectives

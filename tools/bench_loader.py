@@ -22,7 +22,8 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from di4c_lm import cli
-from di4c_lm.config import DataConfig, check
+from di4c_lm.config.checks import check
+from di4c_lm.config.text import DataConfig
 from di4c_lm.data.batches import BatchStream
 from di4c_lm.data.corpus import load_corpus, open_documents
 from di4c_lm.data.shard_writer import Layout, prepare

@@ -21,7 +21,9 @@ from benchmark.plain import backbone_loss
 from benchmark.words import split_words
 from torch import nn
 
-from di4c_lm.config import Di4CConfig, LatentConfig, ModelConfig
+from di4c_lm.config.latent import LatentConfig
+from di4c_lm.config.objective import Di4CConfig
+from di4c_lm.config.text import ModelConfig
 from di4c_lm.models.dit import DIT
 from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.training import objective as objectives

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from di4c_lm import cli, image_cli
-from di4c_lm.config_cifar10 import CifarConfig
+from di4c_lm.config.cifar10 import CifarConfig
 from di4c_lm.data.synthetic_images import Bars
 from di4c_lm.domains.cifar10 import CifarModel
 from di4c_lm.metrics.exact_law import LawCheck, check_samples, product_of_marginals, total_variation

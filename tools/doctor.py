@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from diagnosis.machine import describe_machine
 
 from di4c_lm import cli
-from di4c_lm.config import Config, ModelConfig
+from di4c_lm.config.text import Config, ModelConfig
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 OWN = {"ranks": (1, 0), "trial_steps": (0, 3)}  # the least, and the default; ranks=0: those of the launcher

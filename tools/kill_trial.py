@@ -27,7 +27,10 @@ import torch
 from benchmark.words import split_words
 
 from di4c_lm.checkpoints.student import student_from_teacher
-from di4c_lm.config import Di4CConfig, LatentConfig, ModelConfig, OptimConfig, TrainConfig, ZeroConfig
+from di4c_lm.config.latent import LatentConfig
+from di4c_lm.config.objective import Di4CConfig
+from di4c_lm.config.text import ModelConfig
+from di4c_lm.config.training import OptimConfig, TrainConfig, ZeroConfig
 from di4c_lm.data.batches import BatchStream, PackedSource
 from di4c_lm.models.dit import DIT
 from di4c_lm.processes.masked import MaskedProcess

@@ -15,7 +15,9 @@ from pydantic.dataclasses import dataclass
 from tqdm import tqdm
 
 from di4c_lm import cli
-from di4c_lm.config import Config, DataConfig, RunConfig, check
+from di4c_lm.config.checks import check
+from di4c_lm.config.text import Config, DataConfig
+from di4c_lm.config.training import RunConfig
 from di4c_lm.data.corpus import open_documents
 from di4c_lm.data.documents import Split, train_side
 from di4c_lm.data.packing import Cursor

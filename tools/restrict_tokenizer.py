@@ -12,7 +12,8 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from di4c_lm import cli
-from di4c_lm.config import DataConfig, check
+from di4c_lm.config.checks import check
+from di4c_lm.config.text import DataConfig
 from di4c_lm.data.files import file_documents
 from di4c_lm.data.restricted import restrict
 from di4c_lm.data.tokenizers import load_tokenizer

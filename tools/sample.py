@@ -16,7 +16,8 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from di4c_lm import cli
-from di4c_lm.config import DataConfig, check
+from di4c_lm.config.checks import check
+from di4c_lm.config.text import DataConfig
 
 if TYPE_CHECKING:
     from di4c_lm.domains.text import TextModel

@@ -20,8 +20,8 @@ from di4c_lm.checkpoints.inherit import inherit
 from di4c_lm.checkpoints.own import check_sizes, read_config, read_settings, write_own
 from di4c_lm.checkpoints.pickles import plain, read_pickle
 from di4c_lm.checkpoints.weights import check_tensors
-from di4c_lm.config import LatentConfig
-from di4c_lm.config_imagenet import MaskGitConfig
+from di4c_lm.config.imagenet import MaskGitConfig
+from di4c_lm.config.latent import LatentConfig
 from di4c_lm.models.latent import is_latent
 from di4c_lm.models.maskgit import MaskGit
 

@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from di4c_lm.checkpoints.weights import Weights
-from di4c_lm.config import LatentConfig, ModelConfig
+from di4c_lm.config.latent import LatentConfig
+from di4c_lm.config.text import ModelConfig
 from di4c_lm.models.attention import Rotary
 
 logger = logging.getLogger(__name__)

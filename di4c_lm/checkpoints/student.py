@@ -4,7 +4,8 @@ import torch
 
 from di4c_lm.checkpoints.inherit import inherit
 from di4c_lm.checkpoints.weights import Loaded
-from di4c_lm.config import LatentConfig, ModelConfig
+from di4c_lm.config.latent import LatentConfig
+from di4c_lm.config.text import ModelConfig
 from di4c_lm.models.dit import DIT
 from di4c_lm.models.latent import is_latent
 

@@ -12,8 +12,8 @@ from di4c_lm.checkpoints.files import CONFIG_FILE, WEIGHTS_FILE, read_safetensor
 from di4c_lm.checkpoints.inherit import inherit
 from di4c_lm.checkpoints.own import read_config, read_settings, write_own
 from di4c_lm.checkpoints.weights import check_tensors
-from di4c_lm.config import LatentConfig
-from di4c_lm.config_cifar10 import UnetConfig
+from di4c_lm.config.cifar10 import UnetConfig
+from di4c_lm.config.latent import LatentConfig
 from di4c_lm.models.unet import UNet, is_latent
 
 ARCHITECTURE = "di4c_lm.UNet"

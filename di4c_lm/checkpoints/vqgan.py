@@ -14,7 +14,7 @@ from torch import Tensor
 from di4c_lm.checkpoints.files import CONFIG_FILE, WEIGHTS_FILE, read_json, read_safetensors, write_checkpoint
 from di4c_lm.checkpoints.pickles import read_pickle
 from di4c_lm.checkpoints.weights import check_tensors
-from di4c_lm.config_imagenet import VqganConfig
+from di4c_lm.config.imagenet import VqganConfig
 from di4c_lm.models.vqgan import VqGan
 
 ARCHITECTURE = "di4c_lm.VqGan"

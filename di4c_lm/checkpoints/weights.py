@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from di4c_lm.config import LatentConfig, ModelConfig
+from di4c_lm.config.latent import LatentConfig
+from di4c_lm.config.text import ModelConfig
 from di4c_lm.models.dit import DIT
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Int, Integer
 from torch import Tensor
 from tqdm import tqdm
 
-from di4c_lm.config import DataConfig
+from di4c_lm.config.text import DataConfig
 from di4c_lm.data.batches import PackedSource
 from di4c_lm.data.builtin import builtin_corpus
 from di4c_lm.data.documents import (

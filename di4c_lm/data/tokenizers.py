@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from di4c_lm.config import DataConfig
+from di4c_lm.config.text import DataConfig
 from di4c_lm.data.documents import first_characters
 from di4c_lm.data.hub import is_network_failure, with_patience
 from di4c_lm.fingerprints import fingerprint as fingerprint

@@ -12,7 +12,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from di4c_lm.checkpoints import tauldr, unet
-from di4c_lm.config_cifar10 import ChainConfig, ChainSamplerConfig, CifarConfig, ImageDataConfig
+from di4c_lm.config.cifar10 import ChainConfig, ChainSamplerConfig, CifarConfig, ImageDataConfig
 from di4c_lm.data.image_files import Fit
 from di4c_lm.data.image_sources import load_split
 from di4c_lm.data.images import Shape, Split, images_of, to_bytes

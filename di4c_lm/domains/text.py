@@ -11,7 +11,7 @@ from torch import Tensor
 
 from di4c_lm.checkpoints.di4c import load_denoiser, save_denoiser
 from di4c_lm.checkpoints.student import TOKENIZER_KEY, check_tokenizer
-from di4c_lm.config import Config
+from di4c_lm.config.text import Config
 from di4c_lm.data.tokenizers import fingerprint
 from di4c_lm.models.dit import DIT
 from di4c_lm.processes.masked import MaskedProcess

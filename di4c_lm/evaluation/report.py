@@ -13,7 +13,7 @@ import torch
 from numpy import ndarray
 from tqdm import tqdm
 
-from di4c_lm.config import EvalConfig
+from di4c_lm.config.text import EvalConfig
 from di4c_lm.domains.text import Run
 from di4c_lm.evaluation.cost import sampling_costs
 from di4c_lm.evaluation.likelihood import last_words, marginal_bound, read_texts, step_bound, zero_shot_sets

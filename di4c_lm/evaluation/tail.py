@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from di4c_lm.config import ModelConfig
+from di4c_lm.config.text import ModelConfig
 from di4c_lm.domains.text import TextModel
 from di4c_lm.models.dit import DIT
 

@@ -17,7 +17,7 @@ from numpy import ndarray
 from torch import Tensor
 from tqdm import tqdm
 
-from di4c_lm.config import EvalConfig
+from di4c_lm.config.text import EvalConfig
 from di4c_lm.metrics import bootstrap
 from di4c_lm.metrics.diversity import corpus_entropy, distinct_n, sample_entropy
 from di4c_lm.metrics.encoding import documents

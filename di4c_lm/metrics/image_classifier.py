@@ -19,7 +19,7 @@ from numpy import ndarray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from di4c_lm.config import check
+from di4c_lm.config.checks import check
 from di4c_lm.metrics.image_features import NetworkFeatures
 from di4c_lm.metrics.manifest import weights_hash
 

@@ -2,16 +2,14 @@
 
 from typing import Literal
 
-from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from di4c_lm.config import Ints, check
+from di4c_lm.config.checks import STRICT, Ints, check
 
-_STRICT = ConfigDict(extra="forbid", strict=True)
 _BY_PROTOCOL = {"full": 50_000, "quick": 512}
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class ImageReportConfig:
     """FID, Inception Score, precision, recall, density and coverage of a run's teacher and student, beside held-out images.
 

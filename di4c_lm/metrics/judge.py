@@ -18,7 +18,8 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from di4c_lm.config import JudgeConfig, to_dict
+from di4c_lm.config.checks import to_dict
+from di4c_lm.config.text import JudgeConfig
 from di4c_lm.fingerprints import fingerprint
 
 _FORMAT = 1  # of the cache's key: a change in how judges are trained raises it

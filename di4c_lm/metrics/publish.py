@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from di4c_lm.config import to_dict
+from di4c_lm.config.checks import to_dict
 from di4c_lm.fingerprints import fingerprint
 from di4c_lm.metrics.encoding import same_vocabulary
 from di4c_lm.metrics.gen_ppl import Measurement

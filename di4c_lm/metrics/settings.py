@@ -3,17 +3,17 @@
 import dataclasses
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Strict
+from pydantic import Strict
 from pydantic.dataclasses import dataclass
 
-from di4c_lm.config import EvalConfig, Ints, check
+from di4c_lm.config.checks import STRICT, Ints, check
+from di4c_lm.config.text import EvalConfig
 from di4c_lm.metrics.perplexity import EosRule
 
-_STRICT = ConfigDict(extra="forbid", strict=True)
 Words = Annotated[tuple[str, ...], Strict(strict=False)]
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Scoring:
     """How a judge reads samples."""
 
@@ -26,7 +26,7 @@ class Scoring:
         check(self.batch_size >= 1, "batch_size", self.batch_size, "a value of at least 1")
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Prompting:
     """The conditional form: continuations of prompts cut from held-out text. A length of 0: 50 tokens, or what fits."""
 
@@ -56,7 +56,7 @@ class Prompting:
         return dataclasses.replace(self, prompt_length=prompt, continuation_length=continuation)
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class GenPplConfig:
     """Generative perplexity and sample entropy of a run's teacher and student, beside held-out text.
 
@@ -134,7 +134,7 @@ class GenPplConfig:
         )
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class CompareConfig(GenPplConfig):
     """Generative perplexity and sample entropy of several models in one table, beside held-out text.
 

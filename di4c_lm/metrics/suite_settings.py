@@ -2,18 +2,16 @@
 
 from typing import Literal
 
-from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from di4c_lm.config import Ints, check
+from di4c_lm.config.checks import STRICT, Ints, check
 from di4c_lm.metrics.perplexity import EosRule
 from di4c_lm.metrics.settings import Scoring, Words
 
 PARTS = ("fluency", "diversity", "distribution", "likelihood", "mixture", "cost")
-_STRICT = ConfigDict(extra="forbid", strict=True)
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class ReportConfig:
     """The whole evaluation of a run's models, with canaries: report.json, .csv, .png and .html.
 
@@ -114,7 +112,7 @@ class ReportConfig:
         )
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class DiversityConfig(ReportConfig):
     """Diversity of a run's samples beside held-out text: entropies, distinct-n, repetition, near-duplicates, Self-BLEU.
 
@@ -125,7 +123,7 @@ class DiversityConfig(ReportConfig):
     parts: Words = ("fluency", "diversity")
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class DistributionConfig(ReportConfig):
     """Distance of a run's samples from held-out text: MAUVE, energy distances, gradient moment, each tested.
 
@@ -136,7 +134,7 @@ class DistributionConfig(ReportConfig):
     parts: Words = ("distribution",)
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class LikelihoodConfig(ReportConfig):
     """Likelihood of held-out text and zero-shot sets (bounds), and last words predicted.
 
@@ -147,7 +145,7 @@ class LikelihoodConfig(ReportConfig):
     parts: Words = ("likelihood",)
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class MixtureConfig(ReportConfig):
     """What a mixture student's λ carries: total correlation captured, and samples with λ resampled, frozen, averaged.
 
@@ -158,7 +156,7 @@ class MixtureConfig(ReportConfig):
     parts: Words = ("mixture",)
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class CostConfig(ReportConfig):
     """Cost of sampling: NFE, tokens a second, latency by batch size with its spread, peak memory.
 
@@ -168,7 +166,7 @@ class CostConfig(ReportConfig):
     parts: Words = ("cost",)
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class CompareReportsConfig:
     """Rows of several result files in one table, refused where judges, noise dtypes, lengths or tokenizers differ.
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from di4c_lm.config import LatentConfig
+from di4c_lm.config.latent import LatentConfig
 from di4c_lm.models.class_chain import ClassChain, Ties
 from di4c_lm.models.class_readout import ClassReadout
 from di4c_lm.models.latent import string_uniforms

@@ -14,7 +14,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from di4c_lm.config import LatentConfig, ModelConfig
+from di4c_lm.config.latent import LatentConfig
+from di4c_lm.config.text import ModelConfig
 from di4c_lm.models.attention import Rotary, use_flash
 from di4c_lm.models.class_head import ClassHead
 from di4c_lm.models.dit_blocks import DDiTBlock, DDitFinalLayer, EmbeddingLayer, TimestepEmbedder

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from di4c_lm.config import LatentConfig
+from di4c_lm.config.latent import LatentConfig
 from di4c_lm.processes.rng import KeyedRng
 
 LATENT_PREFIXES = ("latent_projection", "latent_codebook", "latent_modulation", "latent_head")

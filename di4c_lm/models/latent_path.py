@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from di4c_lm.config import LatentConfig
+from di4c_lm.config.latent import LatentConfig
 from di4c_lm.models.class_head import ClassHead
 from di4c_lm.models.latent import inject_block, latent_codebook, latent_modulation, latent_projection
 from di4c_lm.models.mixture_head import MixtureHead

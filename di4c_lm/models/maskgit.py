@@ -12,8 +12,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from di4c_lm.config import LatentConfig
-from di4c_lm.config_imagenet import MaskGitConfig
+from di4c_lm.config.imagenet import MaskGitConfig
+from di4c_lm.config.latent import LatentConfig
 from di4c_lm.models.class_head import ClassHead
 from di4c_lm.models.latent import (
     Uniform,

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from di4c_lm.config_imagenet import MaskGitConfig
+from di4c_lm.config.imagenet import MaskGitConfig
 from di4c_lm.models.attention import attend, use_flash
 
 _OUTER_EPS = 1e-12  # of the norms before and after the blocks

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from di4c_lm.config import LatentConfig
+from di4c_lm.config.latent import LatentConfig
 from di4c_lm.models.code_chain import CodeChain
 from di4c_lm.models.latent import string_uniforms
 from di4c_lm.models.readout import widest

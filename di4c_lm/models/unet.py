@@ -13,8 +13,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from di4c_lm.config import LatentConfig
-from di4c_lm.config_cifar10 import UnetConfig
+from di4c_lm.config.cifar10 import UnetConfig
+from di4c_lm.config.latent import LatentConfig
 from di4c_lm.models.class_head import ClassHead
 from di4c_lm.models.code_chain import CodeChain
 from di4c_lm.models.coded_output import CodedOutput

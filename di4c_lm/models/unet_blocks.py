@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from di4c_lm.config_cifar10 import UnetConfig
+from di4c_lm.config.cifar10 import UnetConfig
 
 
 def group_norm(channels: int) -> nn.GroupNorm:

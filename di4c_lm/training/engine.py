@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar, final, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from di4c_lm.config import OptimConfig, TrainConfig, ZeroConfig
+from di4c_lm.config.training import OptimConfig, TrainConfig, ZeroConfig
 from di4c_lm.training.deepspeed_config import deepspeed_config
 from di4c_lm.training.distributed import World, is_main
 from di4c_lm.training.optimizer import ClippedAdamW, parameter_groups

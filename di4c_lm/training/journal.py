@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from di4c_lm.config import WandbConfig
+from di4c_lm.config.training import WandbConfig
 from di4c_lm.training.distributed import is_main
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from di4c_lm.config import OptimConfig, TrainConfig, WandbConfig, ZeroConfig
+from di4c_lm.config.training import OptimConfig, TrainConfig, WandbConfig, ZeroConfig
 from di4c_lm.training.distributed import gather_objects, init_distributed, is_main, sum_over_ranks, world_size
 from di4c_lm.training.ema import Ema
 from di4c_lm.training.engine import DeepSpeedEngine, Engine

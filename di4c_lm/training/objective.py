@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from di4c_lm.config import Di4CConfig
+from di4c_lm.config.objective import Di4CConfig
 from di4c_lm.losses.di4c import Sites, Terms, UpperSide, di4c_terms
 from di4c_lm.losses.mixture import draw_components, mean_law, read_mixture
 from di4c_lm.losses.weights import alpha

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from di4c_lm.config import SdttConfig
+from di4c_lm.config.objective import SdttConfig
 from di4c_lm.losses.di4c import Sites
 from di4c_lm.losses.sdtt import sdtt_divergence
 from di4c_lm.models.readout import Denoiser, Prediction, row_chunks, rows_at_once, widest

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from di4c_lm.checkpoints import di4c, lightning, mdlm, sdtt
 from di4c_lm.checkpoints.di4c import save_denoiser
 from di4c_lm.checkpoints.load import load_checkpoint, read_checkpoint
-from di4c_lm.config import LatentConfig
+from di4c_lm.config.latent import LatentConfig
 from di4c_lm.models.dit import DIT
 
 from .formats import LENGTH, mdlm_config, named, training_config, write_ckpt, write_folder

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from di4c_lm.checkpoints.di4c import save_denoiser
 from di4c_lm.checkpoints.load import load_checkpoint, read_checkpoint
-from di4c_lm.config import LatentConfig, ModelConfig
+from di4c_lm.config.latent import LatentConfig
+from di4c_lm.config.text import ModelConfig
 
 from .formats import LENGTH, mdlm_config, named, training_config, write_ckpt, write_folder
 from .tiny import PUBLISHED_LATENT, assert_same_tensors, tiny_dit

@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from di4c_lm.checkpoints.maskgit import MaskGitWeights, load_maskgit, read, student_of, write_folder, write_pth
-from di4c_lm.config import LatentConfig
-from di4c_lm.config_imagenet import MaskGitConfig
+from di4c_lm.config.imagenet import MaskGitConfig
+from di4c_lm.config.latent import LatentConfig
 from di4c_lm.models.latent import is_latent
 from di4c_lm.models.maskgit import MaskGit
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from di4c_lm.checkpoints import tauldr, unet
-from di4c_lm.config import LatentConfig
-from di4c_lm.config_cifar10 import UnetConfig
+from di4c_lm.config.cifar10 import UnetConfig
+from di4c_lm.config.latent import LatentConfig
 from di4c_lm.models.unet import UNet
 
 SHAPE, STATES = (8, 8, 3), 16

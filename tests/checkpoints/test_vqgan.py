@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from di4c_lm.checkpoints.vqgan import load_vqgan, save_vqgan, write_taming
-from di4c_lm.config_imagenet import VqganConfig
+from di4c_lm.config.imagenet import VqganConfig
 from di4c_lm.models.vqgan import VqGan
 
 from .tiny import assert_same_tensors

@@ -2,7 +2,8 @@
 
 import torch
 
-from di4c_lm.config import LatentConfig, ModelConfig
+from di4c_lm.config.latent import LatentConfig
+from di4c_lm.config.text import ModelConfig
 from di4c_lm.models.dit import DIT
 
 MODEL = ModelConfig(hidden_size=16, num_blocks=2, num_heads=2, cond_dim=8)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from di4c_lm.config import DataConfig
+from di4c_lm.config.text import DataConfig
 from di4c_lm.data import packing
 from di4c_lm.data.corpus import open_documents
 from di4c_lm.data.shard_writer import Layout, prepare

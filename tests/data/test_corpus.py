@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from di4c_lm.config import DataConfig
+from di4c_lm.config.text import DataConfig
 from di4c_lm.data.batches import BatchStream, PackedSource
 from di4c_lm.data.corpus import Corpus, load_corpus
 from di4c_lm.data.streaming import StreamingSource

@@ -9,7 +9,7 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from di4c_lm.config import DataConfig
+from di4c_lm.config.text import DataConfig
 from di4c_lm.data import packing
 from di4c_lm.data.packing import encode_documents, pack, split_document, token_dtype
 from di4c_lm.data.tokenizers import load_tokenizer

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from di4c_lm.config import DataConfig
+from di4c_lm.config.text import DataConfig
 from di4c_lm.data.builtin import builtin_corpus
 from di4c_lm.data.restricted import restrict
 from di4c_lm.data.tokenizers import load_tokenizer

@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 
-from di4c_lm.config import DataConfig
+from di4c_lm.config.text import DataConfig
 from di4c_lm.data import packing, shard_writer
 from di4c_lm.data.batches import PackedSource
 from di4c_lm.data.corpus import load_corpus, open_documents

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from di4c_lm.config import DataConfig
+from di4c_lm.config.text import DataConfig
 from di4c_lm.data import packing
 from di4c_lm.data.batches import Batch, BatchStream
 from di4c_lm.data.corpus import load_corpus

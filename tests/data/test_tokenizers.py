@@ -9,7 +9,7 @@ import pytest
 import transformers
 from huggingface_hub import constants
 
-from di4c_lm.config import DataConfig
+from di4c_lm.config.text import DataConfig
 from di4c_lm.data import hub
 from di4c_lm.data.tokenizers import END_OF_TEXT, _new_bpe, fingerprint, load_tokenizer
 

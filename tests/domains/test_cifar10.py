@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from di4c_lm.checkpoints import tauldr, unet
-from di4c_lm.config import TeacherConfig
-from di4c_lm.config_cifar10 import ChainConfig, ChainSamplerConfig, CifarConfig, ImageDataConfig, UnetConfig
+from di4c_lm.config.cifar10 import ChainConfig, ChainSamplerConfig, CifarConfig, ImageDataConfig, UnetConfig
+from di4c_lm.config.text import TeacherConfig
 from di4c_lm.domains.cifar10 import CifarModel, CifarSampler, chain_of, load_images, load_run, load_teacher, step_of
 from di4c_lm.metrics.image_samplers import ImageSampler
 from di4c_lm.models.unet import UNet

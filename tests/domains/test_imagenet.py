@@ -8,8 +8,8 @@ import torch
 
 from di4c_lm.checkpoints.maskgit import MaskGitWeights, write_pth
 from di4c_lm.checkpoints.vqgan import save_vqgan
-from di4c_lm.config import LatentConfig
-from di4c_lm.config_imagenet import MaskGitConfig, VqganConfig
+from di4c_lm.config.imagenet import MaskGitConfig, VqganConfig
+from di4c_lm.config.latent import LatentConfig
 from di4c_lm.domains.imagenet import CodeDrawer, CodeModel, encode_images, fingerprint, to_images, to_planes
 from di4c_lm.metrics.image_samplers import ImageSampler
 from di4c_lm.models.maskgit import MaskGit

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from di4c_lm.config import LatentConfig, ModelConfig
+from di4c_lm.config.latent import LatentConfig
+from di4c_lm.config.text import ModelConfig
 from di4c_lm.domains.text import TextModel
 from di4c_lm.models.dit import DIT
 from tests.metrics.tiny import words

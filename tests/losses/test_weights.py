@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from di4c_lm.config import Di4CConfig
+from di4c_lm.config.objective import Di4CConfig
 from di4c_lm.losses.di4c import Terms
 from di4c_lm.losses.weights import Alpha, alpha
 from di4c_lm.processes.masked import MaskedProcess

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from di4c_lm.config import EvalConfig
+from di4c_lm.config.text import EvalConfig
 from di4c_lm.metrics.gen_ppl import measure, measure_conditional
 from di4c_lm.metrics.judge import Judge
 from di4c_lm.metrics.perplexity import Document, score

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from di4c_lm.config import JudgeConfig, PretrainConfig
+from di4c_lm.config.text import JudgeConfig
+from di4c_lm.config.training import PretrainConfig
 from di4c_lm.metrics import judge as judges
 from di4c_lm.metrics.judge import cache_key, load_judge, train_judge
 from di4c_lm.metrics.perplexity import Document, score

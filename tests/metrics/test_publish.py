@@ -3,7 +3,7 @@ from pathlib import Path
 
 import torch
 
-from di4c_lm.config import EvalConfig
+from di4c_lm.config.text import EvalConfig
 from di4c_lm.metrics.gen_ppl import measure
 from di4c_lm.metrics.judge import Judge
 from di4c_lm.metrics.publish import publish

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from di4c_lm.checkpoints.student import student_from_teacher
-from di4c_lm.config import LatentConfig
+from di4c_lm.config.latent import LatentConfig
 from di4c_lm.losses.di4c import Sites, Terms, UpperSide, di4c_terms
 from di4c_lm.losses.mixture import mean_law
 from di4c_lm.models.class_chain import ClassChain, Ties

@@ -4,7 +4,7 @@ from typing import Literal
 import pytest
 import torch
 
-from di4c_lm.config import LatentConfig
+from di4c_lm.config.latent import LatentConfig
 from di4c_lm.models.dit import DIT
 from di4c_lm.models.latent import is_latent
 

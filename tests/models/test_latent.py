@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from di4c_lm.config import LatentConfig
+from di4c_lm.config.latent import LatentConfig
 from di4c_lm.models.latent import latent_features, sample_latents, sinusoid
 from di4c_lm.processes.rng import KeyedRng
 

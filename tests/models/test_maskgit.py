@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from di4c_lm.config import LatentConfig
-from di4c_lm.config_imagenet import MaskGitConfig
+from di4c_lm.config.imagenet import MaskGitConfig
+from di4c_lm.config.latent import LatentConfig
 from di4c_lm.losses.mixture import read_mixture
 from di4c_lm.models.latent import is_latent
 from di4c_lm.models.maskgit import MaskGit

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from di4c_lm.checkpoints.student import student_from_teacher
-from di4c_lm.config import LatentConfig
+from di4c_lm.config.latent import LatentConfig
 from di4c_lm.models.mixture_head import MixtureHead
 from tests.models.nets import LENGTH, half, net, tokens
 

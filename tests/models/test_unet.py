@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from di4c_lm.config import LatentConfig
-from di4c_lm.config_cifar10 import UnetConfig
+from di4c_lm.config.cifar10 import UnetConfig
+from di4c_lm.config.latent import LatentConfig
 from di4c_lm.models.readout import Denoiser
 from di4c_lm.models.unet import UNet, is_latent, to_and_fro
 from di4c_lm.processes.rng import KeyedRng

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from di4c_lm.config_imagenet import VqganConfig
+from di4c_lm.config.imagenet import VqganConfig
 from di4c_lm.models.vqgan import Codebook, VqGan
 
 SMALL = {

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from di4c_lm.config import LatentConfig
+from di4c_lm.config.latent import LatentConfig
 from di4c_lm.processes.rng import KeyedRng
 from di4c_lm.samplers.calls import Calls
 from tests.models.test_maskgit import CLASS_STRINGS, HEAD, latents, net, time

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from di4c_lm import cli
-from di4c_lm.config import Config
+from di4c_lm.config.text import Config
 from di4c_lm.models.dit import DIT
 
 TOOLS = Path(__file__).parents[2] / "tools"

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from di4c_lm.checkpoints.vqgan import save_vqgan
-from di4c_lm.config_imagenet import VqganConfig
+from di4c_lm.config.imagenet import VqganConfig
 from di4c_lm.data.codes import load_codes
 from di4c_lm.domains.imagenet import encode_images, fingerprint
 from di4c_lm.models.vqgan import VqGan

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from di4c_lm.config import DataConfig
+from di4c_lm.config.text import DataConfig
 from di4c_lm.data.shards import Index
 
 TOOLS = Path(__file__).parents[2] / "tools"

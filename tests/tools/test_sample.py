@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from di4c_lm.checkpoints.mdlm import write
-from di4c_lm.config import DataConfig, LatentConfig, ModelConfig
+from di4c_lm.config.latent import LatentConfig
+from di4c_lm.config.text import DataConfig, ModelConfig
 from di4c_lm.data.tokenizers import load_tokenizer
 from di4c_lm.domains.text import TextModel
 from di4c_lm.models.dit import DIT

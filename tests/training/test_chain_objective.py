@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from di4c_lm.checkpoints.unet import student_from_teacher
-from di4c_lm.config import Di4CConfig, HopConfig, LatentConfig, TimesConfig
-from di4c_lm.config_cifar10 import UnetConfig
+from di4c_lm.config.cifar10 import UnetConfig
+from di4c_lm.config.latent import LatentConfig
+from di4c_lm.config.objective import Di4CConfig, HopConfig, TimesConfig
 from di4c_lm.data.images import LabelledBatch
 from di4c_lm.losses.di4c import Sites
 from di4c_lm.models.unet import UNet

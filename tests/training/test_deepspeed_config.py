@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from di4c_lm.config import OptimConfig, TrainConfig, ZeroConfig
+from di4c_lm.config.training import OptimConfig, TrainConfig, ZeroConfig
 from di4c_lm.training.deepspeed_config import deepspeed_config
 
 

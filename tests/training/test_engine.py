@@ -282,7 +282,7 @@ def test_the_deepspeed_launcher_and_a_run_ended_by_bad_steps(tmp_path, read_trac
 
 
 def test_parameters_outside_the_student_are_refused():
-    from di4c_lm.config import OptimConfig, TrainConfig, ZeroConfig
+    from di4c_lm.config.training import OptimConfig, TrainConfig, ZeroConfig
     from di4c_lm.training.distributed import World
     from di4c_lm.training.engine import DeepSpeedEngine
 

@@ -7,7 +7,7 @@ import types
 
 import pytest
 
-from di4c_lm.config import WandbConfig
+from di4c_lm.config.training import WandbConfig
 from di4c_lm.training import journal as journal_module
 from di4c_lm.training.journal import Journal
 

@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from di4c_lm.config import Di4CConfig, HopConfig, LatentConfig, ModelConfig, TimesConfig
+from di4c_lm.config.latent import LatentConfig
+from di4c_lm.config.objective import Di4CConfig, HopConfig, TimesConfig
+from di4c_lm.config.text import ModelConfig
 from di4c_lm.data.batches import Batch
 from di4c_lm.losses.di4c import Sites
 from di4c_lm.models.dit import DIT

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from di4c_lm.config import OptimConfig
+from di4c_lm.config.training import OptimConfig
 from di4c_lm.training.schedule import learning_rate
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from di4c_lm.config import ModelConfig, SdttConfig
+from di4c_lm.config.objective import SdttConfig
+from di4c_lm.config.text import ModelConfig
 from di4c_lm.data.batches import Batch, BatchStream, PackedSource
 from di4c_lm.data.strata import StratifiedBatches
 from di4c_lm.losses.di4c import Sites

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from di4c_lm.config_imagenet import VqganConfig
+from di4c_lm.config.imagenet import VqganConfig
 from di4c_lm.data.images import ImageSet, ImageSource
 from di4c_lm.models.vqgan import VqGan
 from di4c_lm.training.vqgan_objective import VqganObjective, start_codebook

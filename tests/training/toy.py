@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from di4c_lm.config import OptimConfig, TrainConfig, ZeroConfig
+from di4c_lm.config.training import OptimConfig, TrainConfig, ZeroConfig
 from di4c_lm.training.ema import Ema
 from di4c_lm.training.partition import Partition
 
@@ -136,7 +136,9 @@ class Objective(nn.Module):
 def real_objective(spec: dict[str, Any]) -> Any:
     """Di4C on small DiTs: λ's path is trained, and goes unused by the teacher."""
     from di4c_lm.checkpoints.student import student_from_teacher
-    from di4c_lm.config import Di4CConfig, HopConfig, LatentConfig, ModelConfig
+    from di4c_lm.config.latent import LatentConfig
+    from di4c_lm.config.objective import Di4CConfig, HopConfig
+    from di4c_lm.config.text import ModelConfig
     from di4c_lm.models.dit import DIT
     from di4c_lm.processes.masked import MaskedProcess
     from di4c_lm.students import freeze_trunk

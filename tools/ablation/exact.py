@@ -12,7 +12,7 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from ablation.study import SECONDS, Study
-from di4c_lm.config import Config
+from di4c_lm.config.text import Config
 from di4c_lm.data.batches import PackedSource
 from di4c_lm.data.synthetic import Source, pair_frequencies
 from di4c_lm.fitting import fit, fit_teacher, student_of

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from di4c_lm import cli
-from di4c_lm.config import Config
+from di4c_lm.config.text import Config
 from di4c_lm.data.synthetic import CodewordMixture, CorrelatedBits, MarkovChain, Source
 
 CONFIGS = Path(__file__).parents[2] / "configs"

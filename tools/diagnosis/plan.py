@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from di4c_lm.config import Config, Di4CConfig, MdlmConfig, ModelConfig
+from di4c_lm.config.objective import Di4CConfig, MdlmConfig
+from di4c_lm.config.text import Config, ModelConfig
 from di4c_lm.fitting import latent_of
 from di4c_lm.models.dit import DIT
 from di4c_lm.models.latent import inject_block, is_latent

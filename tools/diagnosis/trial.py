@@ -6,7 +6,8 @@ from typing import Any
 import torch
 
 from di4c_lm import cli
-from di4c_lm.config import Config, MdlmConfig
+from di4c_lm.config.objective import MdlmConfig
+from di4c_lm.config.text import Config
 from di4c_lm.data.batches import BatchStream
 from di4c_lm.data.corpus import load_corpus
 from di4c_lm.data.strata import StratifiedBatches

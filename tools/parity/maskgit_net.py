@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from di4c_lm.config import LatentConfig
-from di4c_lm.config_imagenet import MaskGitConfig
+from di4c_lm.config.imagenet import MaskGitConfig
+from di4c_lm.config.latent import LatentConfig
 from di4c_lm.models.latent import latent_features
 from di4c_lm.models.maskgit import MaskGit
 from di4c_lm.models.readout import NO_CLASS

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import torch
 
-from di4c_lm.config_imagenet import VqganConfig
+from di4c_lm.config.imagenet import VqganConfig
 from di4c_lm.models.vqgan import VqGan
 from parity.golden import Computed, Golden, Tolerance
 

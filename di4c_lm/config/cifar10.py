@@ -1,29 +1,19 @@
 """Settings of the CIFAR-10 domain: its own sections, and a run's settings made of them and of those that all domains share."""
 
 from dataclasses import field
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import ConfigDict, Strict
 from pydantic.dataclasses import dataclass
 
-from di4c_lm.config import (
-    Di4CConfig,
-    LatentConfig,
-    OptimConfig,
-    RunConfig,
-    TeacherConfig,
-    TrainConfig,
-    WandbConfig,
-    ZeroConfig,
-    check,
-)
-from di4c_lm.config_images import check_lambda
-
-_STRICT = ConfigDict(extra="forbid", strict=True)
-Ints = Annotated[tuple[int, ...], Strict(strict=False)]
+from di4c_lm.config.checks import STRICT, Ints, check
+from di4c_lm.config.images import check_lambda
+from di4c_lm.config.latent import LatentConfig
+from di4c_lm.config.objective import Di4CConfig
+from di4c_lm.config.text import TeacherConfig
+from di4c_lm.config.training import OptimConfig, RunConfig, TrainConfig, WandbConfig, ZeroConfig
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class UnetConfig:
     """tauLDR's U-Net (Campbell et al. 2022); the defaults are the published CIFAR-10 teacher's.
 
@@ -55,7 +45,7 @@ class UnetConfig:
         return True
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class ChainConfig:
     """tauLDR's chain: `di4c_lm.processes.gaussian.GaussianChain` says what these are; the defaults are those for 256 levels."""
 
@@ -72,7 +62,7 @@ class ChainConfig:
         check(0 <= self.min_time < 1, "min_time", self.min_time, "a value in [0, 1)")
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class ImageDataConfig:
     """Images. `digits` and `patches` are built in; else an .npz file, CIFAR-10's own folder, class folders, tars, or a hub name."""
 
@@ -91,7 +81,7 @@ class ImageDataConfig:
         check(0 < self.validation_share < 1, "validation_share", self.validation_share, "a value in (0, 1)")
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class ChainSamplerConfig:
     """How images are drawn: steps, each followed by `corrections`; the student's `last` calls are the teacher's (hybrid)."""
 
@@ -109,7 +99,7 @@ class ChainSamplerConfig:
         check(self.last >= 0, "last", self.last, "a value of at least 0")
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class ImageEvalConfig:
     """The closing report of a run; `di4c_lm.metrics.image_settings.ImageReportConfig` says what these are."""
 
@@ -124,7 +114,7 @@ class ImageEvalConfig:
     grid: int = 12
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class CifarConfig:
     """One training run on images by tauLDR's chain."""
 

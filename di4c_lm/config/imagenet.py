@@ -1,29 +1,18 @@
 """Settings of the ImageNet domain: the masked transformer on codes, the VQGAN that makes them, and a run."""
 
 from dataclasses import field
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import ConfigDict, Strict
 from pydantic.dataclasses import dataclass
 
-from di4c_lm.config import (
-    Di4CConfig,
-    LatentConfig,
-    OptimConfig,
-    PretrainConfig,
-    RunConfig,
-    TrainConfig,
-    WandbConfig,
-    ZeroConfig,
-    check,
-)
-from di4c_lm.config_images import check_lambda
-
-_STRICT = ConfigDict(extra="forbid", strict=True)
-Ints = Annotated[tuple[int, ...], Strict(strict=False)]
+from di4c_lm.config.checks import STRICT, Ints, check
+from di4c_lm.config.images import check_lambda
+from di4c_lm.config.latent import LatentConfig
+from di4c_lm.config.objective import Di4CConfig
+from di4c_lm.config.training import OptimConfig, PretrainConfig, RunConfig, TrainConfig, WandbConfig, ZeroConfig
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class MaskGitConfig:
     """The transformer of MaskGIT-pytorch (Besnier and Chen 2023); the defaults are the published teacher's.
 
@@ -55,7 +44,7 @@ class MaskGitConfig:
         return False
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class VqganConfig:
     """Taming's VQGAN (Esser et al. 2021), by the names of its YAML; the defaults are the published f16 with 1,024 codes.
 
@@ -98,7 +87,7 @@ class VqganConfig:
         return self.resolution // self.factor
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class CodesConfig:
     """The images: `path` is digits or patches (built in), a file, folder or hub name of images, or a folder of tools/encode_images.py."""
 
@@ -116,7 +105,7 @@ class CodesConfig:
         check(0 < self.validation_share < 1, "validation_share", self.validation_share, "a value in (0, 1)")
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class VqganSource:
     """A VQGAN: `path` names a folder, or Taming's `last.ckpt` with its YAML beside it; absent, one is trained on the images and cached."""
 
@@ -129,7 +118,7 @@ class VqganSource:
         check(self.usage >= 0, "usage", self.usage, "a value of at least 0")
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class MaskGitSource:
     """A teacher: `path` names a folder or a `.pth`; absent, one is trained on the codes and cached.
 
@@ -146,7 +135,7 @@ class MaskGitSource:
         check(0 <= self.label_drop <= 1, "label_drop", self.label_drop, "a value in [0, 1]")
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class ImagenetEvalConfig:
     """The closing report, as `di4c_lm.metrics.image_settings.ImageReportConfig` says, and how images are drawn: by confidence."""
 
@@ -170,7 +159,7 @@ class ImagenetEvalConfig:
         check(self.temperature > 0, "temperature", self.temperature, "a value above 0")
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class ImagenetConfig:
     """One run: a VQGAN, codes, a teacher, a student, a report."""
 

@@ -1,6 +1,8 @@
 """What the settings of both image domains must meet."""
 
-from di4c_lm.config import Di4CConfig, LatentConfig, check
+from di4c_lm.config.checks import check
+from di4c_lm.config.latent import LatentConfig
+from di4c_lm.config.objective import Di4CConfig
 
 
 def check_lambda(latent: LatentConfig, objective: Di4CConfig) -> None:
