@@ -16,7 +16,7 @@ from di4c_lm.config.checks import to_dict
 from di4c_lm.config.cifar10 import CifarConfig
 from di4c_lm.config.training import OptimConfig, TrainConfig, ZeroConfig
 from di4c_lm.data.batches import BatchStream
-from di4c_lm.data.images import ImageSet, ImageSource, Split
+from di4c_lm.data.images import ImageSet, ImageSource
 from di4c_lm.data.strata import StratifiedBatches
 from di4c_lm.data.token_classes import first_sequences
 from di4c_lm.domains.cifar10 import (
@@ -24,10 +24,8 @@ from di4c_lm.domains.cifar10 import (
     STUDENT,
     TEACHER,
     CifarModel,
-    CifarRun,
     chain_of,
     load_images,
-    load_run,
     load_teacher,
 )
 from di4c_lm.metrics.image_settings import ImageReportConfig
@@ -73,7 +71,11 @@ def run_cifar10(config: CifarConfig) -> int:
         CifarModel(denoiser=student, chain=teacher.chain).save_pretrained(run_dir / STUDENT, trained.ema)
         if not config.eval.skip:
             logger.info("5/5 report: samples and their scores")
-            logger.info("%s", report(load_run(run_dir), world))
+            from di4c_lm.cifar_report import load_run
+            from di4c_lm.image_reports import run_report
+
+            settings = report_settings(config)
+            logger.info("%s", run_report(load_run(run_dir, settings, str(world.device)), settings))
     barrier()
     return 0
 
@@ -188,31 +190,3 @@ def report_settings(config: CifarConfig) -> ImageReportConfig:
         return cli.build(ImageReportConfig, plain)
     except ValueError as error:
         raise ValueError(f"eval.{error}") from error
-
-
-def report(run: CifarRun, world: World) -> str:
-    """Measure teacher and student, write the tables and pictures to `report/`, and return the table for the terminal."""
-    from di4c_lm.metrics.image_publish import image_table, publish_images
-    from di4c_lm.metrics.images import image_report
-
-    chosen, settings = run.config.eval, report_settings(run.config)
-    samplers = run.samplers(chosen.batch_size, world.device)
-    images: Split = run.images
-    found = image_report(
-        samplers,
-        images.train,
-        images.validation,
-        settings,
-        cache_dir=image_cli.cache_dir(run.config.run),
-        device=str(world.device),
-    )
-    publish_images(
-        found,
-        run.folder / "report",
-        samplers,
-        settings=settings,
-        config=to_dict(run.config),
-        checkpoints=run.paths,
-        dtypes={"network": "float32"},
-    )
-    return image_table(found)

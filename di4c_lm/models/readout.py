@@ -14,7 +14,7 @@ from di4c_lm.models.code_chain import CodeChain
 from di4c_lm.processes.masked import NEVER
 
 NO_CLASS = -1  # the class of an example whose class is not told
-_LOGITS_ON_CPU, _LOGITS_ON_GPU = 2**23, 2**26  # in a chunk: little memory there, work enough for the card here
+LOGITS_ON_CPU, LOGITS_ON_GPU = 2**23, 2**26  # in a chunk: little memory there, work enough for the card here
 _BLOCK = 2**13  # states whose products are held at once in a dtype narrower than the logits'
 
 
@@ -168,7 +168,7 @@ def product_with_rows(
 def rows_at_once(readout: Readout, chunk_rows: int) -> int:
     """Rows of logits in a chunk: `chunk_rows`, or where that is 0 as many as make 2^23 logits on CPU, 2^26 on a GPU."""
     on_gpu = any(parameter.is_cuda for parameter in readout.parameters)
-    return chunk_rows or max(1, (_LOGITS_ON_GPU if on_gpu else _LOGITS_ON_CPU) // readout.num_states)
+    return chunk_rows or max(1, (LOGITS_ON_GPU if on_gpu else LOGITS_ON_CPU) // readout.num_states)
 
 
 def row_chunks(total: int, size: int) -> Iterator[slice]:

@@ -10,11 +10,11 @@ from di4c_lm.config.text import Config, ModelConfig
 from di4c_lm.fitting import latent_of
 from di4c_lm.models.dit import DIT
 from di4c_lm.models.latent import inject_block, is_latent
+from di4c_lm.models.readout import LOGITS_ON_CPU, LOGITS_ON_GPU
 from di4c_lm.runs import needs_teacher
 from di4c_lm.students import freeze_trunk
 
 GIB = 2**30
-_LOGITS_ON_CPU, _LOGITS_ON_GPU = 2**23, 2**26  # of a chunk, where `objective.chunk_rows` is 0
 WAYS = ("0", "1", "2", "3", "1+offload", "2+offload", "3+offload")
 _BLOCK_WIDTHS = (
     18  # of H numbers that a block keeps for a position: residuals, norms, q, k, v (rotated too), attention, MLP, gates
@@ -94,7 +94,7 @@ def activation_memory(config: Config, model: ModelConfig, num_states: int, *, on
         L = 1
     width = 4 if config.train.dtype == "float32" else 2
     laws = 0 if isinstance(config.objective, MdlmConfig) else 2 if isinstance(config.objective, Di4CConfig) else 1
-    chunk = config.objective.chunk_rows or max(1, (_LOGITS_ON_GPU if on_gpu else _LOGITS_ON_CPU) // S)
+    chunk = config.objective.chunk_rows or max(1, (LOGITS_ON_GPU if on_gpu else LOGITS_ON_CPU) // S)
     return {
         "network": width * B * D * (per_position + 2 * L * H),
         "laws": 4.0 * laws * B * D * S,
