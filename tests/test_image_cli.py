@@ -36,7 +36,7 @@ def test_the_default_and_the_papers_run() -> None:
         1.0,
     )
     assert paper.teacher.path == "here.pt"
-    assert load("experiment=cifar10_patches").data.size == 32
+    assert load("experiment=cifar10_patches").data.size == load("experiment=cifar10_small").data.size == 32
 
 
 def test_settings_survive_their_file(tmp_path: Path) -> None:
