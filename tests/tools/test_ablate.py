@@ -1,8 +1,11 @@
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -119,3 +122,19 @@ def test_a_failing_run_ends_the_study_with_its_log(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump({**TINY, "sequences": 0}))
     done = ablate(f"study={path}", "seeds=[0]", f"out={tmp_path / 'out'}")
     assert done.returncode == 1 and "teacher, seed 0: exit status" in done.stderr and "ablate.log" in done.stderr
+
+
+def test_a_cut_training_leaves_no_rows(tmp_path: Path) -> None:
+    long = tmp_path / "long.yaml"
+    plain = {**TINY, "settings": {"plain": ["objective=di4c_codes", "train.steps=100000"]}}
+    long.write_text(yaml.safe_dump(plain, sort_keys=False))
+    words = [f"study={long}", "seeds=[0]", f"out={tmp_path / 'out'}", "threads=1"]
+    running = subprocess.Popen([sys.executable, str(TOOLS / "ablate.py"), *words], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 300
+    while not list((tmp_path / "out").glob("plain*/round_0/metrics.jsonl")):
+        assert time.monotonic() < deadline and running.poll() is None
+        time.sleep(0.2)
+    (worker,) = psutil.Process(running.pid).children()
+    worker.send_signal(signal.SIGTERM)
+    assert running.wait(120) == 1
+    assert not list((tmp_path / "out").glob("plain*/rows.json"))

@@ -22,6 +22,7 @@ from di4c_lm.processes.rng import KeyedRng
 from di4c_lm.samplers.grids import uniform_grid
 from di4c_lm.samplers.trajectory import sample
 from di4c_lm.training.distributed import World, init_distributed, set_threads
+from di4c_lm.training.loop import Trained
 
 _BATCH = 1024
 _TEACHER = "teacher.pt"
@@ -31,7 +32,7 @@ def run_teacher(study: Study, seed: int, folder: Path, threads: int) -> list[dic
     """Train the teacher of `seed` into `folder`; rows of it and of the law's own samples."""
     config, world, law, source = _prepare(study, None, seed, threads)
     network = _network(config, law)
-    trained = fit_teacher(config, network, source, world, folder / "training")
+    trained = _whole(fit_teacher(config, network, source, world, folder / "training"))
     network.load_state_dict({**network.state_dict(), **trained.ema})
     torch.save(network.state_dict(), folder / _TEACHER)
     shutil.rmtree(folder / "training")
@@ -52,13 +53,20 @@ def run_student(
     for number, one in enumerate(study.rounds(setting, seed)):
         student = student_of(one, network, source)
         begun = time.perf_counter()
-        trained = fit(one, student, network, source, world, folder / f"round_{number}")
+        trained = _whole(fit(one, student, network, source, world, folder / f"round_{number}"))
         seconds += time.perf_counter() - begun
         student.load_state_dict({**student.state_dict(), **trained.ema})
         shutil.rmtree(folder / f"round_{number}" / "checkpoints")
         network = student
     (folder / SECONDS).write_text(json.dumps(seconds))
     return _rows("student", network, law, config)
+
+
+def _whole(trained: Trained) -> Trained:
+    """The training, or the end of the program with 128 + the signal that cut it: a part of a training is no outcome."""
+    if trained.progress.signal:
+        raise SystemExit(128 + trained.progress.signal)
+    return trained
 
 
 def _prepare(study: Study, setting: str | None, seed: int, threads: int) -> tuple[Config, World, Source, PackedSource]:
