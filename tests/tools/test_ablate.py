@@ -130,11 +130,15 @@ def test_a_cut_training_leaves_no_rows(tmp_path: Path) -> None:
     long.write_text(yaml.safe_dump(plain, sort_keys=False))
     words = [f"study={long}", "seeds=[0]", f"out={tmp_path / 'out'}", "threads=1"]
     running = subprocess.Popen([sys.executable, str(TOOLS / "ablate.py"), *words], stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 300
-    while not list((tmp_path / "out").glob("plain*/round_0/metrics.jsonl")):
-        assert time.monotonic() < deadline and running.poll() is None
-        time.sleep(0.2)
-    (worker,) = psutil.Process(running.pid).children()
-    worker.send_signal(signal.SIGTERM)
-    assert running.wait(120) == 1
+    try:
+        deadline = time.monotonic() + 300
+        while not list((tmp_path / "out").glob("plain*/round_0/metrics.jsonl")):
+            assert time.monotonic() < deadline and running.poll() is None
+            time.sleep(0.2)
+        (worker,) = psutil.Process(running.pid).children()
+        worker.send_signal(signal.SIGTERM)
+        assert running.wait(120) == 1
+    finally:
+        for process in psutil.Process().children(recursive=True):
+            process.kill()
     assert not list((tmp_path / "out").glob("plain*/rows.json"))
