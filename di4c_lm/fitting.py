@@ -2,7 +2,6 @@
 
 import dataclasses
 from pathlib import Path
-from typing import cast
 
 import torch
 
@@ -16,7 +15,6 @@ from di4c_lm.config.training import OptimConfig, TrainConfig, ZeroConfig
 from di4c_lm.data.batches import BatchStream, Source, Stream
 from di4c_lm.data.strata import StratifiedBatches
 from di4c_lm.data.token_classes import first_sequences
-from di4c_lm.models.class_head import ClassHead
 from di4c_lm.models.dit import DIT
 from di4c_lm.models.latent import is_latent
 from di4c_lm.processes.masked import MaskedProcess
@@ -57,10 +55,7 @@ def student_of(config: Config, teacher: DIT, source: Source | Stream) -> DIT:
     """
     fresh, latent = torch.Generator().manual_seed(config.train.seed), latent_of(config)
     student = student_from_teacher(teacher, latent, fresh, model=student_shape(config, teacher))
-    if latent is not None and latent.path == "classes" and teacher.latent is None:
-        tokens_ND = first_sequences(source, config.data.length)
-        students.begin_classes(cast(ClassHead, student.latent_head), tokens_ND, fresh)
-    students.freeze_trunk(student, latent, is_latent)
+    students.begin(student, teacher, lambda: first_sequences(source, config.data.length), fresh, is_latent)
     return student
 
 

@@ -6,7 +6,6 @@ import json
 import logging
 import shutil
 from pathlib import Path
-from typing import cast
 
 import torch
 
@@ -29,9 +28,8 @@ from di4c_lm.domains.cifar10 import (
     load_teacher,
 )
 from di4c_lm.metrics.image_settings import ImageReportConfig
-from di4c_lm.models.class_head import ClassHead
 from di4c_lm.models.unet import UNet, is_latent, to_and_fro
-from di4c_lm.students import begin_classes, freeze_trunk, latent_of, objective_of
+from di4c_lm.students import begin, latent_of, objective_of
 from di4c_lm.training.denoising_objective import DenoisingObjective
 from di4c_lm.training.distributed import World, barrier, init_distributed, set_threads
 from di4c_lm.training.loop import Trained, train
@@ -154,10 +152,8 @@ def distil(
     latent = latent_of(config.latent, config.objective)
     student = student_from_teacher(teacher.denoiser, latent, fresh, model=shape)
     source = ImageSource(images, config.train.seed, flip=config.data.flip)
-    if latent.path == "classes" and teacher.denoiser.latent is None:
-        tokens_ND = first_sequences(source, student.length)[:, to_and_fro(student.shape)]
-        begin_classes(cast(ClassHead, student.latent_head), tokens_ND, fresh)
-    freeze_trunk(student, latent, is_latent)
+    order = to_and_fro(student.shape)
+    begin(student, teacher.denoiser, lambda: first_sequences(source, student.length)[:, order], fresh, is_latent)
     student.activation_checkpointing = config.train.activation_checkpointing
     frozen = teacher.denoiser.to(world.device, _DTYPES[config.train.dtype])
     trained = train(

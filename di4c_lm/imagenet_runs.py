@@ -6,7 +6,7 @@ import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,11 +24,10 @@ from di4c_lm.data.images import ImageSource, Split
 from di4c_lm.data.token_classes import first_sequences
 from di4c_lm.domains.imagenet import CodeModel, encode_images, fingerprint, to_planes
 from di4c_lm.imagenet_report import PARTS, SETTINGS, STUDENT, image_run, load_images, settings_of
-from di4c_lm.models.class_head import ClassHead
 from di4c_lm.models.latent import is_latent
 from di4c_lm.models.maskgit import MaskGit
 from di4c_lm.models.vqgan import VqGan
-from di4c_lm.students import begin_classes, freeze_trunk, latent_of, objective_of
+from di4c_lm.students import begin, latent_of, objective_of
 from di4c_lm.training.denoising_objective import DenoisingObjective
 from di4c_lm.training.distributed import World, barrier, init_distributed, set_threads
 from di4c_lm.training.loop import Trained, train
@@ -191,9 +190,7 @@ def train_student(
     shape = type(teacher.config)(**{**vars(teacher.config), "dropout": config.model.dropout})
     fresh, source = torch.Generator().manual_seed(config.train.seed), CodeSource(material.codes, config.train.seed)
     student = student_of(teacher, latent, fresh, model=shape)
-    if latent.path == "classes" and teacher.latent is None:
-        begin_classes(cast(ClassHead, student.latent_head), first_sequences(source, student.length), fresh)
-    freeze_trunk(student, latent, is_latent)
+    begin(student, teacher, lambda: first_sequences(source, student.length), fresh, is_latent)
     student.activation_checkpointing = config.train.activation_checkpointing
     if chosen.matmul_dtype != "same":
         student.matmul_dtype = _DTYPES[chosen.matmul_dtype]

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from jaxtyping import Int64
@@ -26,11 +27,21 @@ def objective_of(latent: LatentConfig, objective: Di4CConfig) -> Di4CConfig:
     return dataclasses.replace(objective, num_lambdas=0, consistency_samples=samples)
 
 
-def begin_classes(head: ClassHead, tokens: Int64[Tensor, "N D"], generator: torch.Generator) -> None:
-    """Give the λ path the classes of the tokens of some sequences, whose neighbours stand side by side."""
-    num_states, num_classes = head.table.shape
-    found = token_classes(tokens, num_states, num_classes, generator)
-    head.begin_with(found.class_S, found.log_ratio_LL)
+def begin(
+    student: nn.Module,
+    teacher: nn.Module,
+    tokens: Callable[[], Int64[Tensor, "N D"]],
+    generator: torch.Generator,
+    is_latent: Callable[[str], bool],
+) -> None:
+    """Token classes that no teacher handed on begin as those of `tokens()`, sequences whose neighbours are tied; and `freeze_trunk`."""
+    latent = cast(LatentConfig | None, student.latent)
+    if latent is not None and latent.path == "classes" and teacher.latent is None:
+        head = cast(ClassHead, student.latent_head)
+        num_states, num_classes = head.table.shape
+        found = token_classes(tokens(), num_states, num_classes, generator)
+        head.begin_with(found.class_S, found.log_ratio_LL)
+    freeze_trunk(student, latent, is_latent)
 
 
 def freeze_trunk(student: nn.Module, latent: LatentConfig | None, is_latent: Callable[[str], bool]) -> None:

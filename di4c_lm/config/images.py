@@ -2,7 +2,7 @@
 
 from di4c_lm.config.checks import check
 from di4c_lm.config.latent import LatentConfig
-from di4c_lm.config.objective import Di4CConfig
+from di4c_lm.config.objective import Di4CConfig, check_draws
 
 
 def check_lambda(latent: LatentConfig, objective: Di4CConfig) -> None:
@@ -12,10 +12,7 @@ def check_lambda(latent: LatentConfig, objective: Di4CConfig) -> None:
     check(sizes, "lambda.codebook_size", size, "a number of classes of at least 1 when lambda.path=classes")
     least = 0 if latent.is_string else 1
     check(count >= least, "objective.num_lambdas", count, f"a value of at least {least}")
-    drawn = latent.law == "codebook" and size > 0
-    check(not drawn or count <= size, "objective.num_lambdas", count, f"at most lambda.codebook_size={size}")
+    check_draws(latent, objective)
     if latent.is_string:
-        allowed = f"lambda.codebook_size={size}, or 0, when lambda.path={latent.path}: all are enumerated"
-        check(count in (0, size) or size == 0, "objective.num_lambdas", count, allowed)
         inputs = objective.distil_inputs
         check(inputs == "shared", "objective.distil_inputs", inputs, f"shared when lambda.path={latent.path}")

@@ -7,6 +7,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from di4c_lm.config.checks import STRICT, Ints, at_least, check, positive, unit
+from di4c_lm.config.latent import LatentConfig
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -152,3 +153,13 @@ class Di4CConfig:
 
 
 ObjectiveConfig = Annotated[MdlmConfig | SdttConfig | Di4CConfig, Field(discriminator="kind")]
+
+
+def check_draws(latent: LatentConfig, objective: Di4CConfig) -> None:
+    """Raise `ValueError` for more draws than a codebook has vectors, or for some of the codes of a string, whose law needs all."""
+    size, count = latent.codebook_size, objective.num_lambdas
+    if latent.law != "codebook" or size == 0:
+        return
+    check(count <= size, "objective.num_lambdas", count, f"at most lambda.codebook_size={size}")
+    allowed = f"lambda.codebook_size={size}, or 0, when lambda.path={latent.path}: all are enumerated"
+    check(not latent.is_string or count in (0, size), "objective.num_lambdas", count, allowed)

@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass
 
 from di4c_lm.config.checks import STRICT, Ints, at_least, check, positive
 from di4c_lm.config.latent import LatentConfig
-from di4c_lm.config.objective import Di4CConfig, ObjectiveConfig
+from di4c_lm.config.objective import Di4CConfig, ObjectiveConfig, check_draws
 from di4c_lm.config.training import OptimConfig, PretrainConfig, RunConfig, TrainConfig, WandbConfig, ZeroConfig
 
 Rounds = Annotated[tuple[dict[str, Any], ...], Strict(strict=False)]
@@ -161,13 +161,5 @@ class Config:
         check(
             not own_shape or -blocks <= at < blocks, "lambda.inject_at", at, f"a block below model.num_blocks={blocks}"
         )
-        if isinstance(self.objective, Di4CConfig) and self.latent.law == "codebook" and self.latent.codebook_size:
-            size, count = self.latent.codebook_size, self.objective.num_lambdas
-            check(count <= size, "objective.num_lambdas", count, f"at most lambda.codebook_size={size}")
-            every = not self.latent.is_string or count in (0, size)
-            check(
-                every,
-                "objective.num_lambdas",
-                count,
-                f"lambda.codebook_size={size}, or 0, when lambda.path={self.latent.path}: all are enumerated",
-            )
+        if isinstance(self.objective, Di4CConfig):
+            check_draws(self.latent, self.objective)
