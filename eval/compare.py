@@ -7,16 +7,16 @@ python eval/compare.py models=[mdlm=<dir>,di4c=<dir>] run=<dir> [steps=[1,2,4]] 
 import sys
 from pathlib import Path
 
-from di4c_lm import cli
-from di4c_lm.metrics.settings import CompareConfig
+from di4c_lm.core import cli
+from di4c_lm.measure.gen_ppl_settings import CompareConfig
 
 
 def main(argv: list[str]) -> int:
     """Measure, write the report, print the table; bad input ends with exit status 2."""
     settings = cli.parse_words(CompareConfig, argv, "eval/compare.py")
-    from di4c_lm.domains.text import load_run
-    from di4c_lm.metrics.runs import find_run
-    from di4c_lm.reports import compared, gen_ppl_report
+    from di4c_lm.domains.text.model import load_run
+    from di4c_lm.domains.text.report import compared, gen_ppl_report
+    from di4c_lm.measure.runs import find_run
 
     cli.log_to_terminal()
     try:

@@ -6,9 +6,9 @@ python eval/compare_reports.py files=[a/report/report.json,b/report/report.json]
 import sys
 from pathlib import Path
 
-from di4c_lm import cli
-from di4c_lm.metrics.comparability import compare_results
-from di4c_lm.metrics.suite_settings import CompareReportsConfig
+from di4c_lm.core import cli
+from di4c_lm.measure.comparability import compare_results
+from di4c_lm.measure.suite_settings import CompareReportsConfig
 
 
 def main(argv: list[str]) -> int:

@@ -5,16 +5,16 @@ python eval/gen_ppl.py [run=<dir>] [steps=[1,2,4]] [judge=<dir or hub name>] ...
 
 import sys
 
-from di4c_lm import cli
-from di4c_lm.metrics.settings import GenPplConfig
+from di4c_lm.core import cli
+from di4c_lm.measure.gen_ppl_settings import GenPplConfig
 
 
 def main(argv: list[str]) -> int:
     """Measure, write the report, print the table; bad input ends with exit status 2."""
     settings = cli.parse_words(GenPplConfig, argv, "eval/gen_ppl.py")
-    from di4c_lm.domains.text import load_run
-    from di4c_lm.metrics.runs import find_run
-    from di4c_lm.reports import gen_ppl_report
+    from di4c_lm.domains.text.model import load_run
+    from di4c_lm.domains.text.report import gen_ppl_report
+    from di4c_lm.measure.runs import find_run
 
     cli.log_to_terminal()
     try:

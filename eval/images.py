@@ -5,15 +5,15 @@ python eval/images.py [run=<dir>] [steps=[2,4,8,16]] [protocol=full|quick] [feat
 
 import sys
 
-from di4c_lm import cli
-from di4c_lm.metrics.image_settings import ImageReportConfig
+from di4c_lm.core import cli
+from di4c_lm.measure.image_settings import ImageReportConfig
 
 
 def main(argv: list[str]) -> int:
     """Measure, write the report, print the table; bad input ends with exit status 2."""
     settings = cli.parse_words(ImageReportConfig, argv, "eval/images.py")
-    from di4c_lm.image_reports import load_image_run, run_report
-    from di4c_lm.metrics.runs import find_run
+    from di4c_lm.domains.image_report import load_image_run, run_report
+    from di4c_lm.measure.runs import find_run
 
     cli.log_to_terminal()
     try:

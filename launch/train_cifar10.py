@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from di4c_lm import cli, image_cli
-from di4c_lm.config.cifar10 import CifarConfig
+from di4c_lm.core import cli, image_cli
+from di4c_lm.domains.pixels.settings import CifarConfig
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -16,7 +16,7 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 def main(argv: list[str]) -> NoReturn:
     """Read the settings, run, and end the program."""
     config = image_cli.parse(CifarConfig, argv, CONFIGS, "train_cifar10", "launch/train_cifar10.py")
-    from di4c_lm.image_runs import run_cifar10
+    from di4c_lm.runs.pixels import run_cifar10
 
     cli.run_script(lambda: run_cifar10(config))
 

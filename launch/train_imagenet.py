@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from di4c_lm import cli, image_cli
-from di4c_lm.config.imagenet import ImagenetConfig
+from di4c_lm.core import cli, image_cli
+from di4c_lm.domains.codes.settings import ImagenetConfig
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -16,7 +16,7 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 def main(argv: list[str]) -> NoReturn:
     """Read the settings, run, and end the program."""
     config = image_cli.parse(ImagenetConfig, argv, CONFIGS, "train_imagenet", "launch/train_imagenet.py")
-    from di4c_lm.imagenet_runs import run_imagenet
+    from di4c_lm.runs.codes import run_imagenet
 
     cli.run_script(lambda: run_imagenet(config))
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from di4c_lm import cli
+from di4c_lm.core import cli
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -15,8 +15,8 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 def main(argv: list[str]) -> NoReturn:
     """Read the settings, run, and end the program."""
     config, rounds = cli.parse(argv, CONFIGS, "train_lm", "launch/train_lm.py")
-    from di4c_lm.rounds import run_chain
-    from di4c_lm.runs import run_text
+    from di4c_lm.runs.rounds import run_chain
+    from di4c_lm.runs.text import run_text
 
     cli.run_script(lambda: run_chain(config, rounds) if rounds else run_text(config))
 

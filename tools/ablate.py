@@ -24,8 +24,8 @@ from ablation.study import SECONDS, Study, load_study
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from di4c_lm import cli
-from di4c_lm.config.checks import Ints, check, to_dict
+from di4c_lm.core import cli
+from di4c_lm.core.settings import Ints, check, to_dict
 
 _APART = "--run"
 _LIKE_TIME = 0.1  # of the logarithm of a ratio of times

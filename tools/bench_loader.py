@@ -21,13 +21,13 @@ from typing import Any
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from di4c_lm import cli
-from di4c_lm.config.checks import check
-from di4c_lm.config.text import DataConfig
+from di4c_lm.core import cli
+from di4c_lm.core.settings import check
 from di4c_lm.data.batches import BatchStream
-from di4c_lm.data.corpus import load_corpus, open_documents
-from di4c_lm.data.shard_writer import Layout, prepare
-from di4c_lm.data.tokenizers import load_tokenizer
+from di4c_lm.data.records.shard_writer import Layout, prepare
+from di4c_lm.data.text.corpus import load_corpus, open_documents
+from di4c_lm.data.text.tokenizers import load_tokenizer
+from di4c_lm.domains.text.settings import DataConfig
 
 PROGRAM = "tools/bench_loader.py"
 _SHARE = 0.01  # of the documents, held out

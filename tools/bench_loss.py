@@ -3,7 +3,7 @@
     python tools/bench_loss.py D=256 L=16 B=1 S=50258 H=768 blocks=2 heads=12 inject_at=0 threads=2 [--json]
 
 Each way runs in a process of its own on the same weights and the same x_t. More settings: path=token|adaln, matmul=same|bf16 (products of
-the lean readout), dtype=float32|bfloat16 (of the networks), t=0.5, repeat=1 (the fastest counts), ways=lean,plain, device=auto|cpu|cuda,
+the lean head), dtype=float32|bfloat16 (of the networks), t=0.5, repeat=1 (the fastest counts), ways=lean,plain, device=auto|cpu|cuda,
 chunk_rows=0. `--json` prints one object on the last line.
 """
 
@@ -21,12 +21,12 @@ from benchmark.plain import backbone_loss
 from benchmark.words import split_words
 from torch import nn
 
-from di4c_lm.config.latent import LatentConfig
-from di4c_lm.config.objective import Di4CConfig
-from di4c_lm.config.text import ModelConfig
-from di4c_lm.models.dit import DIT
+from di4c_lm.domains.text.settings import ModelConfig
+from di4c_lm.mixtures.settings import LatentConfig
+from di4c_lm.networks.dit import DIT
+from di4c_lm.objectives import di4c as objectives
+from di4c_lm.objectives.settings import Di4CConfig
 from di4c_lm.processes.masked import MaskedProcess
-from di4c_lm.training import objective as objectives
 
 PHASES = ("teacher sampling", "student on x_u", "student on x_t", "loss", "backward")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

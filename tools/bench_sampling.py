@@ -23,9 +23,9 @@ from benchmark.apart import run_apart
 from benchmark.words import split_words
 from torch import nn
 
-from di4c_lm.config.latent import LatentConfig
-from di4c_lm.config.text import ModelConfig
-from di4c_lm.models.dit import DIT
+from di4c_lm.domains.text.settings import ModelConfig
+from di4c_lm.mixtures.settings import LatentConfig
+from di4c_lm.networks.dit import DIT
 from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.samplers.grids import uniform_grid
 from di4c_lm.samplers.trajectory import sample

@@ -65,18 +65,18 @@ def measure(way: str, settings: Settings) -> list[dict[str, float]]:
     from benchmark.measure import GIB, PeakMemory
 
     from di4c_lm.checkpoints.student import student_from_teacher
-    from di4c_lm.config.latent import LatentConfig
-    from di4c_lm.config.objective import Di4CConfig
-    from di4c_lm.config.text import ModelConfig
-    from di4c_lm.config.training import OptimConfig, TrainConfig, ZeroConfig
     from di4c_lm.data.batches import Batch
-    from di4c_lm.models.dit import DIT
+    from di4c_lm.domains.text.settings import ModelConfig
+    from di4c_lm.mixtures.settings import LatentConfig
+    from di4c_lm.networks.dit import DIT
+    from di4c_lm.objectives.di4c import Di4CObjective
+    from di4c_lm.objectives.settings import Di4CConfig
     from di4c_lm.processes.masked import MaskedProcess
     from di4c_lm.training.distributed import barrier, gather_objects, init_distributed
     from di4c_lm.training.ema import Ema
     from di4c_lm.training.engine import DeepSpeedEngine
     from di4c_lm.training.loop import update
-    from di4c_lm.training.objective import Di4CObjective
+    from di4c_lm.training.settings import OptimConfig, TrainConfig, ZeroConfig
 
     class Batches:
         """The same sequences in each step, others on each rank."""

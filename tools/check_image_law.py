@@ -2,7 +2,7 @@
 
 python tools/check_image_law.py [key=value ...] [--size 3] [--levels 3] [--noise 0.15] [--images 20000] [--samples 20000]
 
-Images are bars on noise (`di4c_lm.data.synthetic_images.Bars`). The keys are those of launch/train_cifar10.py; eval.steps and eval.seeds
+Images are bars on noise (`Bars` of the synthetic images). The keys are those of launch/train_cifar10.py; eval.steps and eval.seeds
 say what is drawn. A line shows the total variation between samples and law beside that of as many exact samples (mean, 95 % quantile,
 p-value), and the mean of -log p over the samples less the law's entropy in nats, 0 for exact ones.
 """
@@ -13,11 +13,11 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from di4c_lm import cli, image_cli
-from di4c_lm.config.cifar10 import CifarConfig
-from di4c_lm.data.synthetic_images import Bars
-from di4c_lm.domains.cifar10 import CifarModel
-from di4c_lm.metrics.exact_law import LawCheck, check_samples, product_of_marginals, total_variation
+from di4c_lm.core import cli, image_cli
+from di4c_lm.data.images.synthetic_images import Bars
+from di4c_lm.domains.pixels.model import CifarModel
+from di4c_lm.domains.pixels.settings import CifarConfig
+from di4c_lm.measure.exact_law import LawCheck, check_samples, product_of_marginals, total_variation
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 SMALL = (
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _trained(config: CifarConfig, law: Bars, count: int) -> dict[str, CifarModel]:
-    from di4c_lm.image_runs import distil, find_teacher
+    from di4c_lm.runs.pixels import distil, find_teacher
     from di4c_lm.training.distributed import init_distributed, set_threads
 
     world = init_distributed(config.run.device)

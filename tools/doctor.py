@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from diagnosis.machine import describe_machine
 
-from di4c_lm import cli
-from di4c_lm.config.text import Config, ModelConfig
+from di4c_lm.core import cli
+from di4c_lm.domains.text.settings import Config, ModelConfig
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 OWN = {"ranks": (1, 0), "trial_steps": (0, 3)}  # the least, and the default; ranks=0: those of the launcher
@@ -44,7 +44,7 @@ def own_words(argv: Sequence[str]) -> tuple[dict[str, int], list[str]]:
 
 def shape_of(config: Config) -> tuple[ModelConfig, int]:
     """The networks' shape, and S. (A tokenizer that the run would train has at most `data.vocab_size` entries, and MASK.)"""
-    from di4c_lm.data.tokenizers import load_tokenizer
+    from di4c_lm.data.text.tokenizers import load_tokenizer
 
     if config.teacher.kind == "pretrained":
         from di4c_lm.checkpoints.load import load_checkpoint
@@ -178,4 +178,4 @@ def main(argv: list[str]) -> int:
 if __name__ == "__main__":
     status = main(sys.argv[1:])
     sys.stdout.flush()
-    os._exit(status)  # as in di4c_lm.cli.run_script
+    os._exit(status)  # as in di4c_lm.core.cli.run_script

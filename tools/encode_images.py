@@ -18,10 +18,10 @@ import torch
 from jaxtyping import Int64, UInt8
 
 from di4c_lm.checkpoints.vqgan import load_vqgan
-from di4c_lm.data.code_writer import CodeJob, write_codes
-from di4c_lm.data.image_files import Fit
-from di4c_lm.data.image_sources import raw_images
-from di4c_lm.domains.imagenet import encode_images, fingerprint
+from di4c_lm.data.images.image_files import Fit
+from di4c_lm.data.images.image_sources import raw_images
+from di4c_lm.data.records.code_writer import CodeJob, write_codes
+from di4c_lm.domains.codes.model import encode_images, fingerprint
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -27,16 +27,16 @@ import torch
 from benchmark.words import split_words
 
 from di4c_lm.checkpoints.student import student_from_teacher
-from di4c_lm.config.latent import LatentConfig
-from di4c_lm.config.objective import Di4CConfig
-from di4c_lm.config.text import ModelConfig
-from di4c_lm.config.training import OptimConfig, TrainConfig, ZeroConfig
 from di4c_lm.data.batches import BatchStream, PackedSource
-from di4c_lm.models.dit import DIT
+from di4c_lm.domains.text.settings import ModelConfig
+from di4c_lm.mixtures.settings import LatentConfig
+from di4c_lm.networks.dit import DIT
+from di4c_lm.objectives.di4c import Di4CObjective
+from di4c_lm.objectives.settings import Di4CConfig
 from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.training.distributed import init_distributed
 from di4c_lm.training.loop import train
-from di4c_lm.training.objective import Di4CObjective
+from di4c_lm.training.settings import OptimConfig, TrainConfig, ZeroConfig
 
 STATES, LENGTH, GLOBAL_BATCH = 41, 12, 8
 PATIENCE = 600.0  # seconds that an attempt may take

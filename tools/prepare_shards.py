@@ -14,16 +14,16 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 from tqdm import tqdm
 
-from di4c_lm import cli
-from di4c_lm.config.checks import check
-from di4c_lm.config.text import Config, DataConfig
-from di4c_lm.config.training import RunConfig
-from di4c_lm.data.corpus import open_documents
-from di4c_lm.data.documents import Split, train_side
-from di4c_lm.data.packing import Cursor
-from di4c_lm.data.shard_writer import Layout, prepare
-from di4c_lm.data.shards import Index
-from di4c_lm.data.tokenizers import load_tokenizer
+from di4c_lm.core import cli
+from di4c_lm.core.settings import check
+from di4c_lm.data.records.shard_writer import Layout, prepare
+from di4c_lm.data.records.shards import Index
+from di4c_lm.data.text.corpus import open_documents
+from di4c_lm.data.text.documents import Split, train_side
+from di4c_lm.data.text.packing import Cursor
+from di4c_lm.data.text.tokenizers import load_tokenizer
+from di4c_lm.domains.text.settings import Config, DataConfig
+from di4c_lm.training.settings import RunConfig
 
 PROGRAM = "tools/prepare_shards.py"
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from di4c_lm import cli
-from di4c_lm.config.checks import check
-from di4c_lm.config.text import DataConfig
-from di4c_lm.data.files import file_documents
-from di4c_lm.data.restricted import restrict
-from di4c_lm.data.tokenizers import load_tokenizer
+from di4c_lm.core import cli
+from di4c_lm.core.settings import check
+from di4c_lm.data.text.files import file_documents
+from di4c_lm.data.text.restricted import restrict
+from di4c_lm.data.text.tokenizers import load_tokenizer
+from di4c_lm.domains.text.settings import DataConfig
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", strict=True))

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from di4c_lm import cli
-from di4c_lm.config.checks import check
-from di4c_lm.config.text import DataConfig
+from di4c_lm.core import cli
+from di4c_lm.core.settings import check
+from di4c_lm.domains.text.settings import DataConfig
 
 if TYPE_CHECKING:
-    from di4c_lm.domains.text import TextModel
+    from di4c_lm.domains.text.model import TextModel
 
 PROGRAM = "tools/sample.py"
 _OPTION = "sampler."
@@ -180,8 +180,8 @@ def _prompt_of(path: str, number: int, line: str) -> str:
 
 def _models(settings: SampleConfig) -> "tuple[TextModel, TextModel | None]":
     """What writes, and the second network of `hybrid`."""
-    from di4c_lm.domains.text import PARTS, load_run
-    from di4c_lm.metrics.runs import find_run
+    from di4c_lm.domains.text.model import PARTS, load_run
+    from di4c_lm.measure.runs import find_run
 
     source = settings.model or str(find_run(None, settings.outputs))
     model = _load(settings, source)
@@ -197,7 +197,7 @@ def _models(settings: SampleConfig) -> "tuple[TextModel, TextModel | None]":
 
 def _load(settings: SampleConfig, source: str) -> "TextModel":
     """A run's student, a folder of ours, or any checkpoint with `settings.tokenizer`."""
-    from di4c_lm.domains.text import PARTS, STUDENT, TextModel, load_run
+    from di4c_lm.domains.text.model import PARTS, STUDENT, TextModel, load_run
 
     folder = Path(source)
     if (folder / STUDENT).is_dir():
@@ -206,7 +206,7 @@ def _load(settings: SampleConfig, source: str) -> "TextModel":
         return load_run(folder).student.to(settings.device)
     if settings.tokenizer is None or (folder / "tokenizer.json").exists():
         return TextModel.from_pretrained(source, device=settings.device)
-    from di4c_lm.data.tokenizers import load_tokenizer
+    from di4c_lm.data.text.tokenizers import load_tokenizer
 
     check(settings.tokenizer != "train", "tokenizer", settings.tokenizer, "a folder, file or hub name")
     tokenizer = load_tokenizer(DataConfig(tokenizer=settings.tokenizer), (), Path())

@@ -9,8 +9,8 @@ from torch import Tensor
 from di4c_lm.checkpoints.files import WEIGHTS_FILE, read_safetensors
 from di4c_lm.checkpoints.own import check_sizes, read_config, read_settings, write_own
 from di4c_lm.checkpoints.weights import Loaded, Weights
-from di4c_lm.config.text import ModelConfig
-from di4c_lm.models.dit import DIT
+from di4c_lm.domains.text.settings import ModelConfig
+from di4c_lm.networks.dit import DIT
 
 ARCHITECTURE = "di4c_lm.DIT"
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from di4c_lm.checkpoints.files import CONFIG_FILE, PICKLE_FILE, WEIGHTS_FILE
-from di4c_lm.data.hub import is_network_failure, with_patience
+from di4c_lm.core.retry import is_network_failure, with_patience
 
 OFFLINE_WAY = f"teacher=<folder with {WEIGHTS_FILE} (or {PICKLE_FILE}) + {CONFIG_FILE}>, as `hf download` writes it"
 _TOKENIZER_FILES = ("tokenizer*.json", "*.model", "vocab.json", "merges.txt", "special_tokens_map.json")

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from di4c_lm.checkpoints.weights import check_tensors
-from di4c_lm.config.latent import LatentConfig
+from di4c_lm.mixtures.settings import LatentConfig
 
 Network = TypeVar("Network", bound=nn.Module)
 

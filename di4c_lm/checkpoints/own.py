@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from di4c_lm.checkpoints.files import CONFIG_FILE, read_json, write_checkpoint
-from di4c_lm.config.latent import LatentConfig
+from di4c_lm.mixtures.settings import LatentConfig
 
 FORMAT_VERSION = 1
 _FRAME = {"architecture", "format_version", "model", "latent", "extra"}

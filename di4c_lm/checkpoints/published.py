@@ -10,9 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from di4c_lm.checkpoints.weights import Weights
-from di4c_lm.config.latent import LatentConfig
-from di4c_lm.config.text import ModelConfig
-from di4c_lm.models.attention import Rotary
+from di4c_lm.domains.text.settings import ModelConfig
+from di4c_lm.mixtures.settings import LatentConfig
+from di4c_lm.networks.attention import Rotary
 
 logger = logging.getLogger(__name__)
 

@@ -4,10 +4,10 @@ import torch
 
 from di4c_lm.checkpoints.inherit import inherit
 from di4c_lm.checkpoints.weights import Loaded
-from di4c_lm.config.latent import LatentConfig
-from di4c_lm.config.text import ModelConfig
-from di4c_lm.models.dit import DIT
-from di4c_lm.models.latent import is_latent
+from di4c_lm.domains.text.settings import ModelConfig
+from di4c_lm.mixtures.latent import is_latent
+from di4c_lm.mixtures.settings import LatentConfig
+from di4c_lm.networks.dit import DIT
 
 TOKENIZER_KEY = "tokenizer"  # in `extra`: the fingerprint of the tokenizer that the network was trained with
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from di4c_lm.checkpoints.pickles import read_pickle
 from di4c_lm.checkpoints.unet import UnetWeights
-from di4c_lm.config.cifar10 import UnetConfig
-from di4c_lm.config.latent import LatentConfig
+from di4c_lm.domains.pixels.settings import UnetConfig
+from di4c_lm.mixtures.settings import LatentConfig
 
 _PREFIX = "net."
 _EMA = "ema_shadow_params"

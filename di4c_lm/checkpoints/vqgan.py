@@ -14,8 +14,8 @@ from torch import Tensor
 from di4c_lm.checkpoints.files import CONFIG_FILE, WEIGHTS_FILE, read_json, read_safetensors, write_checkpoint
 from di4c_lm.checkpoints.pickles import read_pickle
 from di4c_lm.checkpoints.weights import check_tensors
-from di4c_lm.config.imagenet import VqganConfig
-from di4c_lm.models.vqgan import VqGan
+from di4c_lm.domains.codes.settings import VqganConfig
+from di4c_lm.networks.vqgan import VqGan
 
 ARCHITECTURE = "di4c_lm.VqGan"
 FORMAT_VERSION = 1

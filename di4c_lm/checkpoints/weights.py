@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from di4c_lm.config.latent import LatentConfig
-from di4c_lm.config.text import ModelConfig
-from di4c_lm.models.dit import DIT
+from di4c_lm.domains.text.settings import ModelConfig
+from di4c_lm.mixtures.settings import LatentConfig
+from di4c_lm.networks.dit import DIT
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,1 +1,1 @@
-"""Corpora, tokenizers, and the order in which a run sees their sequences."""
+"""Records, text and images, and the order in which a run sees them."""

@@ -1,0 +1,1 @@
+"""A kind of data with its networks: one folder each."""

@@ -1,0 +1,1 @@
+"""Pure, unreduced terms on tensors, each headed by its equation."""

@@ -16,9 +16,9 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from di4c_lm.losses.mixture import read_mixture
-from di4c_lm.models.class_chain import ClassChain
-from di4c_lm.models.code_chain import CodeChain
-from di4c_lm.models.readout import Readout
+from di4c_lm.mixtures.class_chain import ClassChain
+from di4c_lm.mixtures.code_chain import CodeChain
+from di4c_lm.networks.output_head import OutputHead
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ class Terms:
 
 def di4c_terms(
     features: Float[Tensor, "M N H"],
-    readout: Readout,
+    output_head: OutputHead,
     sites: Sites,
     x_0: Int64[Tensor, " M"],
     teacher: Float[Tensor, "M S"] | None,
@@ -97,16 +97,16 @@ def di4c_terms(
     `distil` that one. Shapes are always checked, and with `validate` the values too (NaN, sums, indices), for callers outside the training
     loop: `ValueError` names the argument, its shape and what was expected.
     """
-    _check_shapes(features, readout, sites, x_0, teacher, upper)
+    _check_shapes(features, output_head, sites, x_0, teacher, upper)
     if validate:
-        _check_values(features, readout, x_0, teacher, upper)
+        _check_values(features, output_head, x_0, teacher, upper)
     targets_MT = x_0[:, None] if upper is None else torch.cat([x_0[:, None], upper.samples], 1)
     laws = [law_MS for law_MS in (teacher, None if upper is None else upper.marginal) if law_MS is not None]
     log_weight_ML = None if chain is None else code_weights(chain, sites)
     reading = read_mixture(
         features,
         sites.position,
-        readout,
+        output_head,
         targets_MT,
         laws,
         log_weight=log_weight_ML,
@@ -155,9 +155,14 @@ def joint_and_product(
 
 
 def _check_shapes(
-    features: Tensor, readout: Readout, sites: Sites, x_0: Tensor, teacher: Tensor | None, upper: UpperSide | None
+    features: Tensor,
+    output_head: OutputHead,
+    sites: Sites,
+    x_0: Tensor,
+    teacher: Tensor | None,
+    upper: UpperSide | None,
 ) -> None:
-    num_sites, num_states = len(sites.position), readout.num_states
+    num_sites, num_states = len(sites.position), output_head.num_states
     expected: list[tuple[str, Tensor, tuple[int | str, ...]]] = [
         ("sites.example", sites.example, (num_sites,)),
         ("features", features, (num_sites, "L", "H")),
@@ -179,7 +184,7 @@ def _check_shapes(
 
 
 def _check_values(
-    features: Tensor, readout: Readout, x_0: Tensor, teacher: Tensor | None, upper: UpperSide | None
+    features: Tensor, output_head: OutputHead, x_0: Tensor, teacher: Tensor | None, upper: UpperSide | None
 ) -> None:
     if not bool(features.isfinite().all()):
         raise ValueError(f"features: expected finite values, got NaN or infinity in shape {tuple(features.shape)}")
@@ -195,8 +200,8 @@ def _check_values(
             )
     indices = {"x_0": x_0} if upper is None else {"x_0": x_0, "upper.samples": upper.samples}
     for name, states in indices.items():
-        if states.numel() and not 0 <= int(states.min()) <= int(states.max()) < readout.num_states:
+        if states.numel() and not 0 <= int(states.min()) <= int(states.max()) < output_head.num_states:
             raise ValueError(
-                f"{name}: expected states in [0, {readout.num_states}), got {int(states.min())} to {int(states.max())} "
+                f"{name}: expected states in [0, {output_head.num_states}), got {int(states.min())} to {int(states.max())} "
                 f"in shape {tuple(states.shape)}"
             )

@@ -6,12 +6,12 @@ from torch import Tensor
 
 from di4c_lm.losses.di4c import Sites
 from di4c_lm.losses.mixture import read_mixture
-from di4c_lm.models.readout import Readout
+from di4c_lm.networks.output_head import OutputHead
 
 
 def mdlm_bound(
     features: Float[Tensor, "M H"],
-    readout: Readout,
+    output_head: OutputHead,
     sites: Sites,
     x_0: Int64[Tensor, " M"],
     weight: Float[Tensor, " B"],
@@ -19,7 +19,7 @@ def mdlm_bound(
     chunk_rows: int = 0,
 ) -> Float[Tensor, " B"]:
     """weight(t) · Σ_d -log p(x_0^d | x_t) over the masked sites: with weight m'(t) / m(t) an unbiased estimate of the bound in nats."""
-    reading = read_mixture(features[:, None], sites.position, readout, x_0[:, None], chunk_rows=chunk_rows)
+    reading = read_mixture(features[:, None], sites.position, output_head, x_0[:, None], chunk_rows=chunk_rows)
     return -weight.double() * sites.per_example(reading.target_log_p[:, 0, 0])
 
 

@@ -16,8 +16,8 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from di4c_lm.models.class_readout import ClassReadout
-from di4c_lm.models.readout import Readout, row_chunks, rows_at_once, widest
+from di4c_lm.mixtures.class_output_head import ClassOutputHead
+from di4c_lm.networks.output_head import OutputHead, row_chunks, rows_at_once, widest
 from di4c_lm.processes.categorical import kl_divergence, sample_categorical
 
 _TINY = (
@@ -27,7 +27,7 @@ _TINY = (
 
 @dataclass(frozen=True)
 class Reading:
-    """What one pass over M positions yields, differentiable with respect to the features and the readout's parameters."""
+    """What one pass over M positions yields, differentiable with respect to the features and the output head's parameters."""
 
     target_log_p: Float[Tensor, "M L T"]  # ℓ_j^d at T targets a position
     divergence: Float[Tensor, "M R"]  # KL(q_r ‖ Σ_j w_j exp ℓ_j) for each of R laws
@@ -37,7 +37,7 @@ class Reading:
 def read_mixture(
     features: Float[Tensor, "M N H"],
     positions: Int64[Tensor, " M"],
-    readout: Readout,
+    output_head: OutputHead,
     targets: Int64[Tensor, "M T"],
     laws: Sequence[Float[Tensor, "M S"]] = (),
     *,
@@ -47,36 +47,36 @@ def read_mixture(
 ) -> Reading:
     """Read a mixture out at M positions, `chunk_rows` rows of logits at a time (0: as the device likes).
 
-    N = L rows of features a position; where the readout is of token classes one row stands for all L.
+    N = L rows of features a position; where the output head is of token classes one row stands for all L.
 
     `laws` are normalised probabilities q_r that the mixture is compared with; they receive no gradient. `component_divergence` asks for
     that of each component from the first law. `log_weight` are the log w_j, normalised over j, of the components at each position; without
     it all are 1/L. Memory: O(M·L·H + M·S + chunk_rows·S).
     """
     assert not component_divergence or laws
-    if isinstance(readout, ClassReadout):
-        return _read_classes(features[:, 0], positions, readout, targets, laws, log_weight, component_divergence)
-    plan = _Plan(readout, positions, targets, tuple(laws), component_divergence, features.shape[1], chunk_rows)
+    if isinstance(output_head, ClassOutputHead):
+        return _read_classes(features[:, 0], positions, output_head, targets, laws, log_weight, component_divergence)
+    plan = _Plan(output_head, positions, targets, tuple(laws), component_divergence, features.shape[1], chunk_rows)
     log_weight = equal_weights(features) if log_weight is None else log_weight.to(widest(features.dtype))
-    return Reading(*_ReadMixture.apply(plan, features, log_weight, *readout.parameters))
+    return Reading(*_ReadMixture.apply(plan, features, log_weight, *output_head.parameters))
 
 
 def _read_classes(
     features_MH: Float[Tensor, "M H"],
     positions: Int64[Tensor, " M"],
-    readout: ClassReadout,
+    output_head: ClassOutputHead,
     targets: Int64[Tensor, "M T"],
     laws: Sequence[Float[Tensor, "M S"]],
     log_weight: Float[Tensor, "M L"] | None,
     component_divergence: bool,  # noqa: FBT001 (as its caller names it)
 ) -> Reading:
-    """As `read_mixture`, of token classes: what is said of a state under all of them takes one readout."""
-    target_MLT = readout.log_target(features_MH, positions, targets)
+    """As `read_mixture`, of token classes: what is said of a state under all of them takes one output_head."""
+    target_MLT = output_head.log_target(features_MH, positions, targets)
     none_M = target_MLT.new_zeros(len(target_MLT))
     if not laws:
         return Reading(target_MLT, none_M[:, None][:, :0], none_M)
     assert log_weight is not None
-    found = readout.divergences(features_MH, positions, log_weight, laws, of_components=component_divergence)
+    found = output_head.divergences(features_MH, positions, log_weight, laws, of_components=component_divergence)
     return Reading(target_MLT, *found)
 
 
@@ -88,22 +88,24 @@ def equal_weights(features: Float[Tensor, "M L H"]) -> Float[Tensor, "M L"]:
 def mean_law(
     features: Float[Tensor, "M N H"],
     positions: Int64[Tensor, " M"],
-    readout: Readout,
+    output_head: OutputHead,
     *,
     log_weight: Float[Tensor, "M L"] | None = None,
     chunk_rows: int = 0,
 ) -> Float[Tensor, "M S"]:
     """The marginals p̄^d = Σ_j w_j exp ℓ_j^d of a mixture (L = 1: of a product), w_j = 1/L unless given, without gradient."""
-    if isinstance(readout, ClassReadout):
+    if isinstance(output_head, ClassOutputHead):
         assert log_weight is not None
         with torch.no_grad():
-            return readout.mean_law(features[:, 0], positions, log_weight)
+            return output_head.mean_law(features[:, 0], positions, log_weight)
     num_positions, num_lambdas, _ = features.shape
-    law_MS = torch.empty(num_positions, readout.num_states, dtype=widest(features.dtype), device=features.device)
+    law_MS = torch.empty(num_positions, output_head.num_states, dtype=widest(features.dtype), device=features.device)
     weight_M1L = (equal_weights(features) if log_weight is None else log_weight).to(law_MS.dtype).exp()[:, None]
     with torch.no_grad():
-        for chunk in row_chunks(num_positions, max(1, rows_at_once(readout, chunk_rows) // num_lambdas)):
-            logits_NS = readout.logits(features[chunk].flatten(0, 1), positions[chunk].repeat_interleave(num_lambdas))
+        for chunk in row_chunks(num_positions, max(1, rows_at_once(output_head, chunk_rows) // num_lambdas)):
+            logits_NS = output_head.logits(
+                features[chunk].flatten(0, 1), positions[chunk].repeat_interleave(num_lambdas)
+            )
             law_MS[chunk] = torch.bmm(weight_M1L[chunk], logits_NS.softmax(1).unflatten(0, (-1, num_lambdas)))[:, 0]
     return law_MS
 
@@ -111,7 +113,7 @@ def mean_law(
 def draw_components(
     features: Float[Tensor, "N H"],
     positions: Int64[Tensor, " N"],
-    readout: Readout,
+    output_head: OutputHead,
     u: Float64[Tensor, " N"],
     marginal: Float[Tensor, "M S"],
     into: Int64[Tensor, " N"],
@@ -119,11 +121,11 @@ def draw_components(
     *,
     chunk_rows: int = 0,
 ) -> Int64[Tensor, " N"]:
-    """One state a row, and the rows' laws added to `marginal[into]` times `weight`, both from one readout, without gradient."""
+    """One state a row, and the rows' laws added to `marginal[into]` times `weight`, both from one output_head, without gradient."""
     drawn_N = torch.empty_like(positions)
     with torch.no_grad():
-        for rows in row_chunks(len(positions), rows_at_once(readout, chunk_rows)):
-            p_CS = readout.logits(features[rows], positions[rows]).softmax(1)
+        for rows in row_chunks(len(positions), rows_at_once(output_head, chunk_rows)):
+            p_CS = output_head.logits(features[rows], positions[rows]).softmax(1)
             drawn_N[rows] = sample_categorical(p_CS, u[rows])
             # A product in place of index_add_, which goes row by row on CPU and in no fixed order on a GPU.
             touched_U, row_C = into[rows].unique(return_inverse=True)
@@ -135,7 +137,7 @@ def draw_components(
 
 @dataclass(frozen=True)
 class _Plan:
-    readout: Readout
+    output_head: OutputHead
     positions: Int64[Tensor, " M"]
     targets: Int64[Tensor, "M T"]
     laws: tuple[Tensor, ...]
@@ -144,14 +146,14 @@ class _Plan:
     chunk_rows: int
 
     def chunks(self) -> Iterator[slice]:
-        size = max(1, rows_at_once(self.readout, self.chunk_rows) // self.num_lambdas)
+        size = max(1, rows_at_once(self.output_head, self.chunk_rows) // self.num_lambdas)
         return row_chunks(len(self.positions), size)
 
     def rows(self, features_MLH: Tensor, chunk: slice) -> tuple[Tensor, Tensor]:
         return features_MLH[chunk].flatten(0, 1), self.positions[chunk].repeat_interleave(self.num_lambdas)
 
     def logits(self, features_MLH: Tensor, chunk: slice) -> Float[Tensor, "C L S"]:
-        return self.readout.logits(*self.rows(features_MLH, chunk)).unflatten(0, (-1, self.num_lambdas))
+        return self.output_head.logits(*self.rows(features_MLH, chunk)).unflatten(0, (-1, self.num_lambdas))
 
     def log_p(self, features_MLH: Tensor, log_norm_ML: Tensor, chunk: slice) -> Float[Tensor, "C L S"]:
         return self.logits(features_MLH, chunk).sub_(log_norm_ML[chunk][..., None])
@@ -222,7 +224,7 @@ class _ReadMixture(torch.autograd.Function):
                 grad_CLS += law_CS[:, None] * share_CL[..., None]
             grad_CLS.scatter_add_(2, plan.target_index(chunk), grad_target_MLT[chunk])
             rows = plan.rows(features_MLH, chunk)
-            grad_NH = plan.readout.vjp(*rows, grad_CLS.flatten(0, 1), parameter_grads)
+            grad_NH = plan.output_head.vjp(*rows, grad_CLS.flatten(0, 1), parameter_grads)
             features_grad_MLH[chunk] = grad_NH.view_as(features_MLH[chunk])
         cast = [None if g is None else g.to(p.dtype) for g, p in zip(parameter_grads, parameters, strict=True)]
         return None, features_grad_MLH, weight_grad_ML, *cast

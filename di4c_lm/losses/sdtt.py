@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from di4c_lm.models.readout import Readout, row_chunks, rows_at_once, widest
+from di4c_lm.networks.output_head import OutputHead, row_chunks, rows_at_once, widest
 from di4c_lm.processes.masked import NEVER
 
 DivergenceName = Literal["kl_backward", "kl_forward", "mse", "tv"]
@@ -30,7 +30,7 @@ def sdtt_divergence(
     name: DivergenceName,
     features: Float[Tensor, "M H"],
     positions: Int64[Tensor, " M"],
-    readout: Readout,
+    output_head: OutputHead,
     teacher_log_p: Float[Tensor, "M S"],
     *,
     chunk_rows: int = 0,
@@ -38,28 +38,28 @@ def sdtt_divergence(
     """δ(student, teacher) at each of M positions: in nats for the KLs, in [0, 1] for `tv`; sums over S in at least float32.
 
     `teacher_log_p` are normalised log-probabilities without gradient; a state below -5e5 there cannot be (MASK, by SUBS). Differentiable
-    with respect to `features` and the readout's parameters. Memory: O(M·H + M·S of the teacher + chunk_rows·S).
+    with respect to `features` and the output head's parameters. Memory: O(M·H + M·S of the teacher + chunk_rows·S).
     """
-    plan = _Plan(name, readout, positions, teacher_log_p, chunk_rows)
-    return _ReadDivergence.apply(plan, features, *readout.parameters)
+    plan = _Plan(name, output_head, positions, teacher_log_p, chunk_rows)
+    return _ReadDivergence.apply(plan, features, *output_head.parameters)
 
 
 @dataclass(frozen=True)
 class _Plan:
     name: DivergenceName
-    readout: Readout
+    output_head: OutputHead
     positions: Int64[Tensor, " M"]
     teacher_log_p: Float[Tensor, "M S"]
     chunk_rows: int
 
     def chunks(self) -> Iterator[slice]:
-        return row_chunks(len(self.positions), rows_at_once(self.readout, self.chunk_rows))
+        return row_chunks(len(self.positions), rows_at_once(self.output_head, self.chunk_rows))
 
     def laws(
         self, features_MH: Tensor, chunk: slice
     ) -> tuple[Float[Tensor, "C S"], Float[Tensor, "C S"], Bool[Tensor, "C S"]]:
         """log p, log q and which states can be; log p is fresh and may be used up."""
-        log_p_CS = self.readout.logits(features_MH[chunk], self.positions[chunk]).log_softmax(1)
+        log_p_CS = self.output_head.logits(features_MH[chunk], self.positions[chunk]).log_softmax(1)
         log_q_CS = self.teacher_log_p[chunk].to(log_p_CS.dtype)
         return log_p_CS, log_q_CS, log_q_CS > NEVER / 2
 
@@ -89,7 +89,7 @@ class _ReadDivergence(torch.autograd.Function):
         ]
         for chunk in plan.chunks():
             grad_CS = _logit_gradient(plan.name, *plan.laws(features_MH, chunk)).mul_(grads[0][chunk, None])
-            features_grad_MH[chunk] = plan.readout.vjp(
+            features_grad_MH[chunk] = plan.output_head.vjp(
                 features_MH[chunk], plan.positions[chunk], grad_CS, parameter_grads
             )
         cast = [None if g is None else g.to(p.dtype) for g, p in zip(parameter_grads, parameters, strict=True)]

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from di4c_lm.config.objective import HopConfig, TimesConfig
+from di4c_lm.objectives.settings import HopConfig, TimesConfig
 from di4c_lm.processes.rng import Rng, uniform
 
 _PAPER_LOW_SHARE = 0.3  # of the draws lie below δ (published configuration of the text run)

@@ -76,7 +76,7 @@ def legacy_step(
         return x
     call = walk.calls(x, walk.every(network_time), lam, run_R)
     place_B = masked_BD.any(1).cumsum(0) - 1
-    num_states = call.conditional.readout.num_states
+    num_states = call.conditional.output_head.num_states
     x_s = x.clone()
     for position in range(x.shape[1]):
         u_BS = single_precision_uniform(walk.rng, (len(x), num_states), x.device)

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from di4c_lm.models.latent import is_string, string_uniforms
-from di4c_lm.models.readout import Denoiser, Prediction
+from di4c_lm.mixtures.latent import is_string, string_uniforms
+from di4c_lm.networks.output_head import Denoiser, Prediction
 from di4c_lm.processes.rng import Rng, uniform
 
 
@@ -29,7 +29,7 @@ class Call:
 
 
 def _read(prediction: Prediction, row_N: Tensor, position_N: Tensor) -> Tensor:
-    return prediction.readout.logits(prediction.features[row_N, 0, position_N], position_N)
+    return prediction.output_head.logits(prediction.features[row_N, 0, position_N], position_N)
 
 
 class Calls:
@@ -105,4 +105,4 @@ class Calls:
             seen_BD, kept = self._cached
             seen_BD[stale_R], kept[stale_R] = x_RD, features
         assert self._cached is not None
-        return Prediction(self._cached[1][run_R], self._denoiser.readout())
+        return Prediction(self._cached[1][run_R], self._denoiser.output_head())

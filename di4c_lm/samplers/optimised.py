@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from di4c_lm.models.readout import Denoiser, Prediction
+from di4c_lm.networks.output_head import Denoiser, Prediction
 from di4c_lm.processes.categorical import sample_categorical
 from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.processes.rng import Rng, uniform
@@ -80,7 +80,7 @@ def measure_errors(
     log p_k(x) - log p_i(x) over the tokens x that are revealed at k in [i, j), where x ~ p_k: an unbiased one-sample estimate of
     E sum_k KL(p_k || p_i), the bound on the KL of the compounded error of Park et al. 2024 ("Jump Your Steps", Theorem 3.1), for tokens as
     they are revealed. λ is drawn once a sequence and held, so that what is compared is p(. | x_k; λ). A running maximum over j
-    removes decreases, which are noise. Costs `nodes` calls and up to `nodes` readouts a position. Raises `ValueError` for `nodes` < 1.
+    removes decreases, which are noise. Costs `nodes` calls and up to `nodes` output_heads a position. Raises `ValueError` for `nodes` < 1.
     """
     draw = draw or Draw()
     grid_K = uniform_grid(nodes).to(x_init.device)
@@ -129,7 +129,7 @@ def grid_for(
 
 
 def _logits(prediction: Prediction, row_C: Tensor, position_C: Tensor) -> Tensor:
-    return prediction.readout.logits(prediction.features[row_C, 0, position_C], position_C)
+    return prediction.output_head.logits(prediction.features[row_C, 0, position_C], position_C)
 
 
 def _log_share(p_CS: Tensor, token_C: Tensor) -> Tensor:

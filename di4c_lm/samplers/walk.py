@@ -64,7 +64,7 @@ class Walk:
     ) -> Int64[Tensor, "B D"]:
         """`x_BD` with tokens drawn from p(x_0 | x_t) at `where_BD`, each given λ by itself; `greedy` takes the likeliest.
 
-        Sequences with nothing to draw are not run. The readout runs at the places drawn alone.
+        Sequences with nothing to draw are not run. The output head runs at the places drawn alone.
         """
         drawn = self.propose(x_BD, t_B, where_BD, greedy=greedy, scored=False)
         x_BD = x_BD.clone()

@@ -1,1 +1,1 @@
-"""The engine, the run's state, the loop, and the objectives they train."""
+"""The engine, the loop, the EMA, the state of a run and its metric logger."""

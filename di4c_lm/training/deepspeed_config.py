@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from di4c_lm.config.training import OptimConfig, TrainConfig, ZeroConfig
+from di4c_lm.training.settings import OptimConfig, TrainConfig, ZeroConfig
 
 _BUCKET = 50_000_000  # elements that travel at once
 _OURS_ALONE = {

@@ -11,12 +11,12 @@ from typing import Any, Protocol, TypeVar, final, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from di4c_lm.config.training import OptimConfig, TrainConfig, ZeroConfig
 from di4c_lm.training.deepspeed_config import deepspeed_config
 from di4c_lm.training.distributed import World, is_main
 from di4c_lm.training.optimizer import ClippedAdamW, parameter_groups
 from di4c_lm.training.partition import Flats, Partition
 from di4c_lm.training.precision import exact_buffers
+from di4c_lm.training.settings import OptimConfig, TrainConfig, ZeroConfig
 from di4c_lm.training.zero import forget_gradients, is_stage_3, masters_of, pieces_of, refresh_weights
 
 logger = logging.getLogger(__name__)

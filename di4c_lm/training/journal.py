@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from di4c_lm.config.training import WandbConfig
 from di4c_lm.training.distributed import is_main
+from di4c_lm.training.settings import WandbConfig
 
 logger = logging.getLogger(__name__)
 

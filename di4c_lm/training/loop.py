@@ -13,13 +13,13 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from di4c_lm.config.training import OptimConfig, TrainConfig, WandbConfig, ZeroConfig
 from di4c_lm.training.distributed import gather_objects, init_distributed, is_main, sum_over_ranks, world_size
 from di4c_lm.training.ema import Ema
 from di4c_lm.training.engine import DeepSpeedEngine, Engine
 from di4c_lm.training.journal import Journal
 from di4c_lm.training.run_state import Checkpoint, Progress
 from di4c_lm.training.schedule import learning_rate
+from di4c_lm.training.settings import OptimConfig, TrainConfig, WandbConfig, ZeroConfig
 from di4c_lm.training.watch import Watch
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from di4c_lm.config.training import OptimConfig
+from di4c_lm.training.settings import OptimConfig
 
 
 class ClippedAdamW(torch.optim.AdamW):

@@ -2,7 +2,7 @@
 
 import math
 
-from di4c_lm.config.training import OptimConfig
+from di4c_lm.training.settings import OptimConfig
 
 
 def learning_rate(step: int, optim: OptimConfig, total_steps: int) -> float:

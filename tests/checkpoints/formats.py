@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from di4c_lm.models.dit import DIT
+from di4c_lm.networks.dit import DIT
 
 LENGTH = 6
 State = dict[str, Tensor]

@@ -15,11 +15,10 @@ from safetensors.torch import load_file
 from di4c_lm.checkpoints import di4c, lightning, mdlm, sdtt
 from di4c_lm.checkpoints.di4c import save_denoiser
 from di4c_lm.checkpoints.load import load_checkpoint, read_checkpoint
-from di4c_lm.config.latent import LatentConfig
-from di4c_lm.models.dit import DIT
-
-from .formats import LENGTH, mdlm_config, named, training_config, write_ckpt, write_folder
-from .tiny import PUBLISHED_LATENT, assert_same_tensors, tiny_dit
+from di4c_lm.mixtures.settings import LatentConfig
+from di4c_lm.networks.dit import DIT
+from tests.checkpoints.formats import LENGTH, mdlm_config, named, training_config, write_ckpt, write_folder
+from tests.checkpoints.tiny import PUBLISHED_LATENT, assert_same_tensors, tiny_dit
 
 SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "convert_checkpoint.py"
 TEACHER_FORMATS = ("mdlm", "mdlm_bin", "sdtt", "sdtt_twice", "ckpt", "di4c")

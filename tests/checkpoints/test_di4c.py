@@ -9,8 +9,7 @@ import torch
 
 from di4c_lm.checkpoints import di4c, files
 from di4c_lm.checkpoints.di4c import load_denoiser, save_denoiser
-
-from .tiny import LATENTS, PUBLISHED_LATENT, assert_same_tensors, tiny_dit
+from tests.checkpoints.tiny import LATENTS, PUBLISHED_LATENT, assert_same_tensors, tiny_dit
 
 
 @pytest.mark.parametrize("latent", LATENTS)

@@ -10,10 +10,9 @@ import pytest
 from di4c_lm.checkpoints.di4c import load_denoiser, save_denoiser
 from di4c_lm.checkpoints.hub import push_to_hub, snapshot
 from di4c_lm.checkpoints.load import load_checkpoint
-
-from .formats import LENGTH, mdlm_config, named, training_config, write_folder
-from .hub_server import SHA, Hub, serving
-from .tiny import assert_same_tensors, tiny_dit
+from tests.checkpoints.formats import LENGTH, mdlm_config, named, training_config, write_folder
+from tests.checkpoints.hub_server import SHA, Hub, serving
+from tests.checkpoints.tiny import assert_same_tensors, tiny_dit
 
 MDLM, SDTT = "kuleshov-group/mdlm-owt", "jdeschena/sdtt"
 REVISION = "baselines_kld_step_70000"

@@ -11,11 +11,10 @@ from safetensors.torch import load_file, save_file
 
 from di4c_lm.checkpoints.di4c import save_denoiser
 from di4c_lm.checkpoints.load import load_checkpoint, read_checkpoint
-from di4c_lm.config.latent import LatentConfig
-from di4c_lm.config.text import ModelConfig
-
-from .formats import LENGTH, mdlm_config, named, training_config, write_ckpt, write_folder
-from .tiny import PUBLISHED_LATENT, assert_same_tensors, tiny_dit
+from di4c_lm.domains.text.settings import ModelConfig
+from di4c_lm.mixtures.settings import LatentConfig
+from tests.checkpoints.formats import LENGTH, mdlm_config, named, training_config, write_ckpt, write_folder
+from tests.checkpoints.tiny import PUBLISHED_LATENT, assert_same_tensors, tiny_dit
 
 PREFIXES = ["backbone.", "backbone.backbone.", "backbone._orig_mod.", "_orig_mod.backbone.", ""]
 MODEL = ModelConfig(hidden_size=16, num_blocks=2, num_heads=2, cond_dim=8, dropout=0.1)

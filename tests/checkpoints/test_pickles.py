@@ -10,9 +10,8 @@ import torch
 
 from di4c_lm.checkpoints.load import load_checkpoint
 from di4c_lm.checkpoints.pickles import plain, read_pickle
-
-from .formats import LENGTH, mdlm_config, named, write_ckpt
-from .tiny import tiny_dit
+from tests.checkpoints.formats import LENGTH, mdlm_config, named, write_ckpt
+from tests.checkpoints.tiny import tiny_dit
 
 
 class Creates:

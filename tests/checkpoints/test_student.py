@@ -7,11 +7,10 @@ import torch
 
 from di4c_lm.checkpoints.student import check_tokenizer, student_from_teacher
 from di4c_lm.checkpoints.weights import Loaded
-from di4c_lm.config.latent import LatentConfig
-from di4c_lm.config.text import ModelConfig
-from di4c_lm.models.latent import is_latent
-
-from .tiny import LATENTS, MODEL, PUBLISHED_LATENT, assert_same_tensors, tiny_dit
+from di4c_lm.domains.text.settings import ModelConfig
+from di4c_lm.mixtures.latent import is_latent
+from di4c_lm.mixtures.settings import LatentConfig
+from tests.checkpoints.tiny import LATENTS, MODEL, PUBLISHED_LATENT, assert_same_tensors, tiny_dit
 
 
 def _rng(seed: int = 0) -> torch.Generator:

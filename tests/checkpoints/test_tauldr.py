@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from di4c_lm.checkpoints import tauldr, unet
-from di4c_lm.config.cifar10 import UnetConfig
-from di4c_lm.config.latent import LatentConfig
-from di4c_lm.models.unet import UNet
+from di4c_lm.domains.pixels.settings import UnetConfig
+from di4c_lm.mixtures.settings import LatentConfig
+from di4c_lm.networks.unet import UNet
 
 SHAPE, STATES = (8, 8, 3), 16
 

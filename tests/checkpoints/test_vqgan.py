@@ -12,10 +12,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from di4c_lm.checkpoints.vqgan import load_vqgan, save_vqgan, write_taming
-from di4c_lm.config.imagenet import VqganConfig
-from di4c_lm.models.vqgan import VqGan
-
-from .tiny import assert_same_tensors
+from di4c_lm.domains.codes.settings import VqganConfig
+from di4c_lm.networks.vqgan import VqGan
+from tests.checkpoints.tiny import assert_same_tensors
 
 CONFIG = VqganConfig(
     n_embed=6, embed_dim=3, z_channels=4, resolution=8, ch=32, ch_mult=(1, 1), num_res_blocks=1, attn_resolutions=(4,)

@@ -2,9 +2,9 @@
 
 import torch
 
-from di4c_lm.config.latent import LatentConfig
-from di4c_lm.config.text import ModelConfig
-from di4c_lm.models.dit import DIT
+from di4c_lm.domains.text.settings import ModelConfig
+from di4c_lm.mixtures.settings import LatentConfig
+from di4c_lm.networks.dit import DIT
 
 MODEL = ModelConfig(hidden_size=16, num_blocks=2, num_heads=2, cond_dim=8)
 PUBLISHED_LATENT = LatentConfig()

@@ -12,9 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from di4c_lm.data.batches import Batch, BatchStream, PackedSource
-from di4c_lm.data.shards import Index, ShardSource
-
-from .shard_folders import write_shards
+from di4c_lm.data.records.shards import Index, ShardSource
+from tests.data.records.shard_folders import write_shards
 
 D = 3
 _FOLDER = tempfile.TemporaryDirectory()

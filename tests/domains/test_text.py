@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from di4c_lm.config.latent import LatentConfig
-from di4c_lm.config.text import DataConfig, ModelConfig
-from di4c_lm.data.tokenizers import load_tokenizer
-from di4c_lm.domains.text import TextModel, load_run
-from di4c_lm.models.dit import DIT
+from di4c_lm.data.text.tokenizers import load_tokenizer
+from di4c_lm.domains.text.model import TextModel, load_run
+from di4c_lm.domains.text.settings import DataConfig, ModelConfig
+from di4c_lm.mixtures.settings import LatentConfig
+from di4c_lm.networks.dit import DIT
 
 MODEL = ModelConfig(hidden_size=16, num_blocks=2, num_heads=2, cond_dim=8)
 TEXTS = ["the cat sat on the mat and the dog sat on the log", "one two three four five six seven eight nine ten"] * 20

@@ -7,7 +7,7 @@ from types import ModuleType
 
 import pytest
 
-from di4c_lm.metrics.suite_settings import ReportConfig
+from di4c_lm.measure.suite_settings import ReportConfig
 
 FOLDER = Path(__file__).parents[2] / "eval"
 SCRIPTS = ("report", "diversity", "distribution", "likelihood", "mixture", "cost", "compare_reports")

@@ -9,12 +9,11 @@ from types import ModuleType
 
 import pytest
 
-from di4c_lm import image_reports
-from di4c_lm.data.images import Split
-from di4c_lm.image_reports import ImageRun
-from di4c_lm.metrics import images as images_module
-from di4c_lm.metrics.image_settings import ImageReportConfig
-from tests.metrics.pictures import Painter, projection, real_images
+from di4c_lm.data.images.images import Split
+from di4c_lm.domains.image_report import ImageRun
+from di4c_lm.measure import images as images_module
+from di4c_lm.measure.image_settings import ImageReportConfig
+from tests.measure.pictures import Painter, projection, real_images
 
 SCRIPT = Path(__file__).parents[2] / "eval" / "images.py"
 

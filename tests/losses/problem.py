@@ -7,9 +7,8 @@ from torch import Tensor
 
 from di4c_lm.losses.di4c import Sites, UpperSide, di4c_terms
 from di4c_lm.losses.mixture import mean_law
-from di4c_lm.models.readout import LinearReadout
-
-from . import oracle
+from di4c_lm.networks.output_head import LinearHead
+from tests.losses import oracle
 
 FIELDS = (
     "data_joint",
@@ -24,7 +23,7 @@ FIELDS = (
 
 @dataclass
 class Problem:
-    """Features, a linear readout, sites and targets, in float64; `weights` of the fields make one scalar of the terms."""
+    """Features, a linear output head, sites and targets, in float64; `weights` of the fields make one scalar of the terms."""
 
     features: Tensor
     weight: Tensor
@@ -52,10 +51,17 @@ class Problem:
         """Terms and gradients by the code under test."""
         leaves = self._leaves(dtype)
         wide = torch.float64 if dtype == torch.float64 else torch.float32
-        readout = LinearReadout(leaves[1], leaves[2], impossible=self.impossible)
+        output_head = LinearHead(leaves[1], leaves[2], impossible=self.impossible)
         upper = UpperSide(samples=self.upper.samples, marginal=self.upper.marginal.to(wide))
         terms = di4c_terms(
-            leaves[0], readout, self.sites, self.x_0, self.teacher.to(wide), upper, distil=True, chunk_rows=chunk_rows
+            leaves[0],
+            output_head,
+            self.sites,
+            self.x_0,
+            self.teacher.to(wide),
+            upper,
+            distil=True,
+            chunk_rows=chunk_rows,
         )
         return self._finish({name: getattr(terms, name) for name in FIELDS}, leaves)
 
@@ -99,10 +105,10 @@ def draw(
     sites = Sites.where(torch.rand(num_examples, num_positions, generator=rng) < masked_share)
     num_sites = len(sites.position)
     weight, bias = normal(num_states, width) * scale / width**0.5, normal(num_states)
-    readout = LinearReadout(weight, bias, impossible=impossible)
+    output_head = LinearHead(weight, bias, impossible=impossible)
     top = num_states - with_impossible
     samples = torch.randint(top, (num_sites, num_lambdas), generator=rng)
-    laws = [mean_law(normal(num_sites, k, width), sites.position, readout) for k in (1, num_lambdas)]
+    laws = [mean_law(normal(num_sites, k, width), sites.position, output_head) for k in (1, num_lambdas)]
     return Problem(
         features=normal(num_sites, num_lambdas, width),
         weight=weight,

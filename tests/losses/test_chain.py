@@ -8,10 +8,9 @@ from torch import Tensor
 
 from di4c_lm.losses.di4c import Terms, UpperSide, di4c_terms
 from di4c_lm.losses.mixture import mean_law, read_mixture
-from di4c_lm.models.code_chain import CodeChain
-from di4c_lm.models.readout import LinearReadout
-
-from .problem import FIELDS, Problem, draw
+from di4c_lm.mixtures.code_chain import CodeChain
+from di4c_lm.networks.output_head import LinearHead
+from tests.losses.problem import FIELDS, Problem, draw
 
 WINDOW, CODES, LENGTH = 2, 3, 5
 
@@ -71,7 +70,7 @@ def lean(found: Problem, leaves: list[Tensor], chunk_rows: int) -> Terms:
     features, weight, bias, score = leaves
     return di4c_terms(
         features,
-        LinearReadout(weight, bias, impossible=found.impossible),
+        LinearHead(weight, bias, impossible=found.impossible),
         found.sites,
         found.x_0,
         found.teacher.to(features.dtype),
@@ -116,9 +115,9 @@ def test_float32_is_near() -> None:
 
 def test_equal_weights_are_the_default() -> None:
     found, _ = problem()
-    readout = LinearReadout(found.weight, found.bias, impossible=found.impossible)
+    output_head = LinearHead(found.weight, found.bias, impossible=found.impossible)
     equal = torch.full((len(found.x_0), CODES), 1 / CODES, dtype=torch.float64).log()
-    inputs = (found.features, found.sites.position, readout, found.x_0[:, None], (found.teacher,))
+    inputs = (found.features, found.sites.position, output_head, found.x_0[:, None], (found.teacher,))
     for given, plain in zip(
         vars(read_mixture(*inputs, log_weight=equal, component_divergence=True)).values(),
         vars(read_mixture(*inputs, component_divergence=True)).values(),
@@ -129,8 +128,8 @@ def test_equal_weights_are_the_default() -> None:
 
 def test_mean_law_weighs_the_components() -> None:
     found, _ = problem()
-    readout = LinearReadout(found.weight, found.bias)
+    output_head = LinearHead(found.weight, found.bias)
     weight_ML = torch.rand(len(found.x_0), CODES, generator=torch.Generator().manual_seed(0)).double().softmax(1)
     p_MLS = (found.features @ found.weight.T + found.bias).softmax(2)
-    law_MS = mean_law(found.features, found.sites.position, readout, log_weight=weight_ML.log(), chunk_rows=2)
+    law_MS = mean_law(found.features, found.sites.position, output_head, log_weight=weight_ML.log(), chunk_rows=2)
     torch.testing.assert_close(law_MS, (weight_ML[..., None] * p_MLS).sum(1))

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from di4c_lm.losses.di4c import Sites, Terms, UpperSide, di4c_terms
 from di4c_lm.losses.mixture import mean_law
-from di4c_lm.models.readout import LinearReadout
-
-from .problem import FIELDS, Problem, draw
+from di4c_lm.networks.output_head import LinearHead
+from tests.losses.problem import FIELDS, Problem, draw
 
 FAST = settings(max_examples=25, deadline=None)
 SETTINGS = st.fixed_dictionaries(
@@ -30,9 +29,9 @@ SETTINGS = st.fixed_dictionaries(
 )
 
 
-def identity(num_states: int, dtype: torch.dtype = torch.float64) -> LinearReadout:
-    """A readout whose logits are the features."""
-    return LinearReadout(torch.eye(num_states, dtype=dtype))
+def identity(num_states: int, dtype: torch.dtype = torch.float64) -> LinearHead:
+    """A output head whose logits are the features."""
+    return LinearHead(torch.eye(num_states, dtype=dtype))
 
 
 def every_site(num_examples: int, num_positions: int) -> Sites:
@@ -40,8 +39,10 @@ def every_site(num_examples: int, num_positions: int) -> Sites:
 
 
 def terms_of(problem: Problem, **options: Any) -> Terms:
-    readout = LinearReadout(problem.weight, problem.bias, impossible=problem.impossible)
-    return di4c_terms(problem.features, readout, problem.sites, problem.x_0, problem.teacher, problem.upper, **options)
+    output_head = LinearHead(problem.weight, problem.bias, impossible=problem.impossible)
+    return di4c_terms(
+        problem.features, output_head, problem.sites, problem.x_0, problem.teacher, problem.upper, **options
+    )
 
 
 def sum_of(terms: Terms) -> Tensor:
@@ -185,7 +186,7 @@ def test_no_site_gives_zeros_and_zero_gradients() -> None:
 def test_a_certain_position_adds_exactly_nothing() -> None:
     """A visible position of text: constrained to its token, in the data, the samples and the laws alike."""
     problem = draw(3, 2, 4, 6, 5, masked_share=1.0)
-    readout = identity(5, torch.float32)
+    output_head = identity(5, torch.float32)
     logits_MLS = (problem.features @ problem.weight.T + problem.bias).float()
     visible_M = torch.arange(len(logits_MLS)) % 3 == 0
     certain_MS = torch.nn.functional.one_hot(problem.x_0, 5).float()
@@ -199,7 +200,7 @@ def test_a_certain_position_adds_exactly_nothing() -> None:
         sites = Sites(example=problem.sites.example[keep_M], position=problem.sites.position[keep_M], num_examples=2)
         upper = UpperSide(samples=samples_MI[keep_M], marginal=marginal_MS[keep_M])
         return di4c_terms(
-            logits_MLS[keep_M], readout, sites, problem.x_0[keep_M], teacher_MS[keep_M], upper, distil=True
+            logits_MLS[keep_M], output_head, sites, problem.x_0[keep_M], teacher_MS[keep_M], upper, distil=True
         )
 
     everywhere, masked = totals(torch.ones_like(visible_M)), totals(~visible_M)
@@ -217,14 +218,14 @@ def test_the_control_variate_leaves_the_expected_gradient_unchanged() -> None:
     logits_MLS = torch.randn(num_positions, num_lambdas, num_states, generator=rng, dtype=torch.float64)
     logits_MLS.requires_grad_()
     upper_MIS = torch.randn(num_positions, num_lambdas, num_states, generator=rng, dtype=torch.float64).softmax(2)
-    sites, readout = every_site(1, num_positions), identity(num_states)
+    sites, output_head = every_site(1, num_positions), identity(num_states)
     expected = {True: torch.zeros(()).double(), False: torch.zeros(()).double()}
     per_sample = list(itertools.product(range(num_states), repeat=num_positions))
     for samples in itertools.product(per_sample, repeat=num_lambdas):
         samples_MI = torch.tensor(samples).T
         probability = upper_MIS.gather(2, samples_MI[..., None]).prod()
         upper = UpperSide(samples=samples_MI, marginal=upper_MIS.mean(1))
-        terms = di4c_terms(logits_MLS, readout, sites, samples_MI[:, 0], upper_MIS.mean(1), upper)
+        terms = di4c_terms(logits_MLS, output_head, sites, samples_MI[:, 0], upper_MIS.mean(1), upper)
         with_variate = terms.consistency_corr + terms.consistency_marginal
         expected[True] = expected[True] + probability * with_variate.sum()
         expected[False] = expected[False] + probability * terms.consistency_joint.sum()
@@ -277,8 +278,8 @@ def test_values_that_cannot_be_are_named(argument: str) -> None:
 
 def test_the_marginals_mean_is_over_the_components() -> None:
     problem = draw(2, 1, 3, 4, 6, with_impossible=True)
-    readout = LinearReadout(problem.weight, problem.bias, impossible=5)
-    law_MS = mean_law(problem.features, problem.sites.position, readout, chunk_rows=2)
+    output_head = LinearHead(problem.weight, problem.bias, impossible=5)
+    law_MS = mean_law(problem.features, problem.sites.position, output_head, chunk_rows=2)
     logits_MLS = problem.features @ problem.weight.T + problem.bias
     logits_MLS[..., 5] = -math.inf
     torch.testing.assert_close(law_MS, logits_MLS.softmax(2).mean(1))

@@ -3,7 +3,7 @@ import torch
 
 from di4c_lm.losses.di4c import Sites
 from di4c_lm.losses.mdlm import log_linear_weight, mdlm_bound
-from di4c_lm.models.readout import LinearReadout
+from di4c_lm.networks.output_head import LinearHead
 from di4c_lm.processes.schedules import LogLinear
 
 
@@ -13,8 +13,10 @@ def test_it_is_the_weighted_negative_log_likelihood_of_the_masked_tokens() -> No
     x_0 = torch.randint(5, (2, 4), generator=rng)
     masked = torch.tensor([[True, False, True, False], [False] * 4])
     sites, weight = Sites.where(masked), torch.tensor([3.0, 2.0], dtype=torch.float64)
-    readout = LinearReadout(torch.eye(5, dtype=torch.float64))
-    bound_B = mdlm_bound(logits[sites.example, sites.position], readout, sites, sites.gather(x_0), weight, chunk_rows=1)
+    output_head = LinearHead(torch.eye(5, dtype=torch.float64))
+    bound_B = mdlm_bound(
+        logits[sites.example, sites.position], output_head, sites, sites.gather(x_0), weight, chunk_rows=1
+    )
     nll = torch.nn.functional.cross_entropy(logits.transpose(1, 2), x_0, reduction="none")
     expected = weight * (nll * masked).sum(1)
     torch.testing.assert_close(bound_B, expected)

@@ -2,14 +2,13 @@ import pytest
 import torch
 
 from di4c_lm.losses.mixture import draw_components, mean_law, read_mixture
-from di4c_lm.models.readout import LinearReadout, row_chunks, rows_at_once
-
-from .problem import draw
+from di4c_lm.networks.output_head import LinearHead, row_chunks, rows_at_once
+from tests.losses.problem import draw
 
 
 def test_a_draw_and_its_law_come_from_one_reading() -> None:
     problem = draw(0, 2, 3, 5, 9, masked_share=0.8, with_impossible=True)
-    readout = LinearReadout(problem.weight, problem.bias, impossible=8)
+    output_head = LinearHead(problem.weight, problem.bias, impossible=8)
     num_sites = len(problem.x_0)
     site_N = torch.arange(num_sites).repeat_interleave(3)
     features_NH = problem.features.flatten(0, 1)
@@ -18,19 +17,26 @@ def test_a_draw_and_its_law_come_from_one_reading() -> None:
     for chunk_rows in (0, 1, 4):
         marginal_MS = torch.zeros(num_sites, 9, dtype=torch.float64)
         drawn_N = draw_components(
-            features_NH, problem.sites.position[site_N], readout, u_N, marginal_MS, site_N, 1 / 3, chunk_rows=chunk_rows
+            features_NH,
+            problem.sites.position[site_N],
+            output_head,
+            u_N,
+            marginal_MS,
+            site_N,
+            1 / 3,
+            chunk_rows=chunk_rows,
         )
-        torch.testing.assert_close(marginal_MS, mean_law(problem.features, problem.sites.position, readout))
+        torch.testing.assert_close(marginal_MS, mean_law(problem.features, problem.sites.position, output_head))
         found.append(drawn_N)
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
-    cdf_NS = readout.logits(features_NH, site_N).softmax(1).cumsum(1)
+    cdf_NS = output_head.logits(features_NH, site_N).softmax(1).cumsum(1)
     assert torch.equal(found[0], torch.searchsorted(cdf_NS, u_N[:, None], right=True)[:, 0])
 
 
 def test_targets_alone_need_no_law() -> None:
     problem = draw(0, 1, 2, 4, 6)
-    readout = LinearReadout(problem.weight, problem.bias)
-    reading = read_mixture(problem.features, problem.sites.position, readout, problem.x_0[:, None])
+    output_head = LinearHead(problem.weight, problem.bias)
+    reading = read_mixture(problem.features, problem.sites.position, output_head, problem.x_0[:, None])
     log_p_MLS = (problem.features @ problem.weight.T + problem.bias).log_softmax(2)
     expected = log_p_MLS.gather(2, problem.x_0[:, None, None].expand(-1, 2, 1))
     torch.testing.assert_close(reading.target_log_p, expected)
@@ -46,7 +52,7 @@ def test_chunks_cover_everything_once(total: int, size: int) -> None:
 
 
 def test_chunks_hold_2_to_the_23_logits_on_cpu_unless_told() -> None:
-    readout = LinearReadout(torch.zeros(2**14, 1))
-    assert rows_at_once(readout, 0) == 2**9
-    assert rows_at_once(readout, 7) == 7
-    assert rows_at_once(LinearReadout(torch.zeros(2**24, 1)), 0) == 1
+    output_head = LinearHead(torch.zeros(2**14, 1))
+    assert rows_at_once(output_head, 0) == 2**9
+    assert rows_at_once(output_head, 7) == 7
+    assert rows_at_once(LinearHead(torch.zeros(2**24, 1)), 0) == 1

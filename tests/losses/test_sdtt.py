@@ -10,7 +10,7 @@ from torch import Tensor
 
 from di4c_lm.losses.mixture import read_mixture
 from di4c_lm.losses.sdtt import DivergenceName, sdtt_divergence
-from di4c_lm.models.readout import LinearReadout
+from di4c_lm.networks.output_head import LinearHead
 
 NAMES = get_args(DivergenceName)
 MASK = 6  # the last of 7 states
@@ -49,9 +49,9 @@ def test_value_and_gradients_are_those_of_the_definition(
 
     def grads(cast: torch.dtype, *, lean: bool) -> tuple[Tensor, list[Tensor]]:
         rounded = [x.to(dtype).to(cast).requires_grad_() for x in (features, weight, bias)]
-        readout = LinearReadout(rounded[1], rounded[2], impossible=MASK)
+        output_head = LinearHead(rounded[1], rounded[2], impossible=MASK)
         law = log_q.to(torch.float64 if cast == torch.float64 else torch.float32)
-        found = sdtt_divergence(name, rounded[0], positions, readout, law, chunk_rows=chunk_rows)
+        found = sdtt_divergence(name, rounded[0], positions, output_head, law, chunk_rows=chunk_rows)
         value = found if lean else plain(name, rounded[0], rounded[1], rounded[2], law)
         return value.detach(), list(torch.autograd.grad((value.double() * weights).sum(), rounded))
 
@@ -71,12 +71,12 @@ def test_a_divergence_is_not_negative_and_is_zero_with_no_pull_at_the_teacher(
     name: DivergenceName, seed: int, scale: float
 ) -> None:
     features, weight, bias, positions, log_q = problem(seed, scale)
-    readout = LinearReadout(weight, bias, impossible=MASK)
-    assert (sdtt_divergence(name, features, positions, readout, log_q) >= -1e-12).all()
+    output_head = LinearHead(weight, bias, impossible=MASK)
+    assert (sdtt_divergence(name, features, positions, output_head, log_q) >= -1e-12).all()
 
     features.requires_grad_()
-    own = readout.logits(features.detach(), positions).log_softmax(1)
-    at_teacher = sdtt_divergence(name, features, positions, readout, own)
+    own = output_head.logits(features.detach(), positions).log_softmax(1)
+    at_teacher = sdtt_divergence(name, features, positions, output_head, own)
     assert at_teacher.abs().max() < 1e-10
     (pull,) = torch.autograd.grad(at_teacher.sum(), features)
     assert pull.abs().max() < 1e-9
@@ -85,11 +85,11 @@ def test_a_divergence_is_not_negative_and_is_zero_with_no_pull_at_the_teacher(
 @pytest.mark.parametrize("name", ["kl_forward", "kl_backward"])
 def test_float32_keeps_a_small_divergence(name: DivergenceName) -> None:
     features, weight, bias, positions, _ = problem(7)
-    law = LinearReadout(weight.float(), bias.float(), impossible=MASK)
+    law = LinearHead(weight.float(), bias.float(), impossible=MASK)
     near = (features.float() + 1e-4 * torch.linspace(-1, 1, 45).view(9, 5)).detach()
     log_q = law.logits(near, positions).log_softmax(1)
     found = sdtt_divergence(name, features.float(), positions, law, log_q)
-    wide = LinearReadout(weight.float().double(), bias.float().double(), impossible=MASK)
+    wide = LinearHead(weight.float().double(), bias.float().double(), impossible=MASK)
     exact_q = wide.logits(near.double(), positions).log_softmax(1)
     exact = sdtt_divergence(name, features.float().double(), positions, wide, exact_q)
     assert (exact < 1e-7).all()
@@ -103,26 +103,26 @@ def test_what_a_student_makes_of_many_targets(name: DivergenceName) -> None:
     best = log_q.exp().mean(0).log() if name == "kl_forward" else log_q.mean(0)
     best = best.log_softmax(0)
     bias = best.nan_to_num(neginf=-1e6).requires_grad_()
-    readout = LinearReadout(torch.zeros(7, 5).double(), bias, impossible=MASK)
-    value = sdtt_divergence(name, torch.zeros(9, 5).double(), torch.zeros(9, dtype=torch.int64), readout, log_q)
+    output_head = LinearHead(torch.zeros(7, 5).double(), bias, impossible=MASK)
+    value = sdtt_divergence(name, torch.zeros(9, 5).double(), torch.zeros(9, dtype=torch.int64), output_head, log_q)
     (pull,) = torch.autograd.grad(value.mean(), bias)
     assert pull.abs().max() < 1e-12
 
 
 def test_forward_kl_is_the_mixtures_at_one_component() -> None:
     features, weight, bias, positions, log_q = problem(3)
-    readout = LinearReadout(weight, bias, impossible=MASK)
+    output_head = LinearHead(weight, bias, impossible=MASK)
     targets = torch.zeros(len(positions), 0, dtype=torch.int64)
-    reading = read_mixture(features[:, None], positions, readout, targets, (log_q.exp(),))
-    found = sdtt_divergence("kl_forward", features, positions, readout, log_q)
+    reading = read_mixture(features[:, None], positions, output_head, targets, (log_q.exp(),))
+    found = sdtt_divergence("kl_forward", features, positions, output_head, log_q)
     torch.testing.assert_close(found, reading.divergence[:, 0])
 
 
 def test_no_position_at_all_gives_no_value_and_zero_gradients() -> None:
     features, weight, bias, positions, log_q = problem(4)
     weight.requires_grad_()
-    readout = LinearReadout(weight, bias, impossible=MASK)
-    value = sdtt_divergence("kl_backward", features[:0].requires_grad_(), positions[:0], readout, log_q[:0])
+    output_head = LinearHead(weight, bias, impossible=MASK)
+    value = sdtt_divergence("kl_backward", features[:0].requires_grad_(), positions[:0], output_head, log_q[:0])
     assert value.shape == (0,)
     value.sum().backward()
     assert weight.grad is not None
@@ -135,8 +135,8 @@ def test_certain_teachers_give_finite_gradients() -> None:
     log_q[:, 2], log_q[:, MASK] = 0.0, -1e6
     for name in NAMES:
         leaf = features.float().requires_grad_()
-        readout = LinearReadout(weight.float(), bias.float(), impossible=MASK)
-        value = sdtt_divergence(name, leaf, positions, readout, log_q.float())
+        output_head = LinearHead(weight.float(), bias.float(), impossible=MASK)
+        value = sdtt_divergence(name, leaf, positions, output_head, log_q.float())
         assert value.isfinite().all()
         (grad,) = torch.autograd.grad(value.sum(), leaf)
         assert grad.isfinite().all()

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from di4c_lm.config.objective import Di4CConfig
 from di4c_lm.losses.di4c import Terms
 from di4c_lm.losses.weights import Alpha, alpha
+from di4c_lm.objectives.di4c import Di4CObjective
+from di4c_lm.objectives.settings import Di4CConfig
 from di4c_lm.processes.masked import MaskedProcess
-from di4c_lm.training.objective import Di4CObjective
 
 KINDS: dict[str, Alpha] = {"sigmoid": "sigmoid", "linear": "linear", "const": "constant"}
 

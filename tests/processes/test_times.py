@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from di4c_lm.config.objective import Di4CConfig, HopConfig, TimesConfig
+from di4c_lm.objectives.settings import Di4CConfig, HopConfig, TimesConfig
 from di4c_lm.processes.rng import KeyedRng
 from di4c_lm.processes.times import hop_down, sample_times, times_and_hops
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from di4c_lm.models.readout import LinearReadout, Prediction
+from di4c_lm.networks.output_head import LinearHead, Prediction
 
 
 class Joint:
@@ -43,10 +43,10 @@ class Joint:
         if cond is not None:
             log_p_BDS[..., 0] += cond[:, None].double()
         never = torch.full((*x_t.shape, 1), -1e6, dtype=torch.float64)
-        return Prediction(torch.cat([log_p_BDS, never], 2).float()[:, None], self.readout())
+        return Prediction(torch.cat([log_p_BDS, never], 2).float()[:, None], self.output_head())
 
-    def readout(self) -> LinearReadout:
-        return LinearReadout(torch.eye(self.num_states + 1))
+    def output_head(self) -> LinearHead:
+        return LinearHead(torch.eye(self.num_states + 1))
 
 
 def product(*marginals: list[float]) -> Tensor:

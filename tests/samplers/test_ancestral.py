@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 from torch import Tensor
 
-from di4c_lm.models.readout import LinearReadout, Prediction
+from di4c_lm.networks.output_head import LinearHead, Prediction
 from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.processes.rng import KeyedRng
 from di4c_lm.samplers.draw import Draw
@@ -34,10 +34,10 @@ class Law:
         self.calls.append(len(x_t))
         rows = self.log_p.expand(len(x_t), -1) if lam is None else self.log_p[lam[:, 0, 0]]
         features = rows[:, None, None].expand(-1, 1, x_t.shape[1], -1)
-        return Prediction(features.float(), self.readout())
+        return Prediction(features.float(), self.output_head())
 
-    def readout(self) -> LinearReadout:
-        return LinearReadout(torch.eye(self.log_p.shape[-1]))
+    def output_head(self) -> LinearHead:
+        return LinearHead(torch.eye(self.log_p.shape[-1]))
 
 
 def masked(num_samples: int, length: int, mask_id: int) -> Tensor:

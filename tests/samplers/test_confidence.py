@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from di4c_lm.models.readout import LinearReadout, Prediction
+from di4c_lm.networks.output_head import LinearHead, Prediction
 from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.processes.rng import KeyedRng
 from di4c_lm.processes.schedules import MASKGIT_SCHEDULES
@@ -33,10 +33,10 @@ class Flat:
         logits[..., CODES] = -1e6
         if cond is not None:
             logits[torch.arange(len(cond)), :, cond] += 1
-        return Prediction(logits[:, None], self.readout())
+        return Prediction(logits[:, None], self.output_head())
 
-    def readout(self) -> LinearReadout:
-        return LinearReadout(torch.eye(CODES + 1))
+    def output_head(self) -> LinearHead:
+        return LinearHead(torch.eye(CODES + 1))
 
 
 def masks(length: int, steps: int, sampler: Confidence, schedule: str = "arccos") -> list[int]:

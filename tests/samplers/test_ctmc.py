@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from di4c_lm.models.readout import Prediction, Readout
+from di4c_lm.networks.output_head import OutputHead, Prediction
 from di4c_lm.processes.gaussian import GaussianChain
 from di4c_lm.processes.rng import KeyedRng
 from di4c_lm.samplers.ctmc import Analytic, ChainStep, PredictorCorrector, TauLeaping, chain_grid, sample_chain
@@ -18,7 +18,7 @@ DATA = torch.tensor([[0.30, 0.02, 0.03], [0.05, 0.25, 0.05], [0.0, 0.05, 0.25]],
 
 
 @dataclass(frozen=True)
-class Given(Readout):
+class Given(OutputHead):
     """Features are the logits."""
 
     num_states: int = S
@@ -57,7 +57,7 @@ class Exact:
     def sample_latents(self, num_batch: int, num_lambdas: int, uniform: Callable[[tuple[int, ...]], Tensor]):
         return uniform((num_batch, num_lambdas, 1)) if self.mixture else None
 
-    def readout(self) -> Readout:
+    def output_head(self) -> OutputHead:
         return Given()
 
 

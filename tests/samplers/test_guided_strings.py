@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from di4c_lm.config.latent import LatentConfig
+from di4c_lm.mixtures.settings import LatentConfig
 from di4c_lm.processes.rng import KeyedRng
 from di4c_lm.samplers.calls import Calls
-from tests.models.test_maskgit import CLASS_STRINGS, HEAD, latents, net, time
+from tests.networks.test_maskgit import CLASS_STRINGS, HEAD, latents, net, time
 
 LABELS = torch.tensor([0, 2, 1])
 

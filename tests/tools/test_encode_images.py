@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from di4c_lm.checkpoints.vqgan import save_vqgan
-from di4c_lm.config.imagenet import VqganConfig
-from di4c_lm.data.codes import load_codes
-from di4c_lm.domains.imagenet import encode_images, fingerprint
-from di4c_lm.models.vqgan import VqGan
-from tests.data.pictures import pixels, png, write_tar
+from di4c_lm.data.records.codes import load_codes
+from di4c_lm.domains.codes.model import encode_images, fingerprint
+from di4c_lm.domains.codes.settings import VqganConfig
+from di4c_lm.networks.vqgan import VqGan
+from tests.data.images.pictures import pixels, png, write_tar
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 tool = importlib.import_module("encode_images")

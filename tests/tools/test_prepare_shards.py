@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from di4c_lm.config.text import DataConfig
-from di4c_lm.data.shards import Index
+from di4c_lm.data.records.shards import Index
+from di4c_lm.domains.text.settings import DataConfig
 
 TOOLS = Path(__file__).parents[2] / "tools"
 TEXTS = [f"Text {n} tells of {n * n} things,\nand of {n**3} more in x_{n}." for n in range(400)]

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from di4c_lm.checkpoints.mdlm import write
-from di4c_lm.config.latent import LatentConfig
-from di4c_lm.config.text import DataConfig, ModelConfig
-from di4c_lm.data.tokenizers import load_tokenizer
-from di4c_lm.domains.text import TextModel
-from di4c_lm.models.dit import DIT
+from di4c_lm.data.text.tokenizers import load_tokenizer
+from di4c_lm.domains.text.model import TextModel
+from di4c_lm.domains.text.settings import DataConfig, ModelConfig
+from di4c_lm.mixtures.settings import LatentConfig
+from di4c_lm.networks.dit import DIT
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 tool = importlib.import_module("sample")

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from di4c_lm.config.training import OptimConfig, TrainConfig, ZeroConfig
 from di4c_lm.training.deepspeed_config import deepspeed_config
+from di4c_lm.training.settings import OptimConfig, TrainConfig, ZeroConfig
 
 
 def build(tmp_path, theirs=None, **zero):

@@ -282,9 +282,9 @@ def test_the_deepspeed_launcher_and_a_run_ended_by_bad_steps(tmp_path, read_trac
 
 
 def test_parameters_outside_the_student_are_refused():
-    from di4c_lm.config.training import OptimConfig, TrainConfig, ZeroConfig
     from di4c_lm.training.distributed import World
     from di4c_lm.training.engine import DeepSpeedEngine
+    from di4c_lm.training.settings import OptimConfig, TrainConfig, ZeroConfig
 
     world = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
     objective = torch.nn.Module()

@@ -7,9 +7,9 @@ import types
 
 import pytest
 
-from di4c_lm.config.training import WandbConfig
 from di4c_lm.training import journal as journal_module
 from di4c_lm.training.journal import Journal
+from di4c_lm.training.settings import WandbConfig
 
 
 def write(run_dir, first, last, *, total=20, every=1, **options):

@@ -2,7 +2,7 @@
 
 import torch
 
-from di4c_lm.models.attention import Rotary
+from di4c_lm.networks.attention import Rotary
 from di4c_lm.training.precision import exact_buffers
 
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from di4c_lm.config.training import OptimConfig
 from di4c_lm.training.schedule import learning_rate
+from di4c_lm.training.settings import OptimConfig
 
 
 @given(

@@ -18,9 +18,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from di4c_lm.config.training import OptimConfig, TrainConfig, ZeroConfig
 from di4c_lm.training.ema import Ema
 from di4c_lm.training.partition import Partition
+from di4c_lm.training.settings import OptimConfig, TrainConfig, ZeroConfig
 
 S, H, D = 13, 12, 5
 
@@ -57,7 +57,7 @@ class Batches:
         self.taken = state["sequences"] // (self.world * self.micro)
 
 
-class Readout(torch.autograd.Function):
+class OutputHead(torch.autograd.Function):
     """features @ weight.T, keeping the weight for the backward pass."""
 
     @staticmethod
@@ -124,7 +124,7 @@ class Objective(nn.Module):
             self.student(batch.x, None)  # as the objective samples from the student
             target = self.teacher[0](batch.x.float())
         prediction = self.student(batch.x, lam)
-        logits = Readout.apply(prediction.features, prediction.weight)
+        logits = OutputHead.apply(prediction.features, prediction.weight)
         assert isinstance(logits, Tensor)
         loss_B = nn.functional.cross_entropy(logits.float().transpose(1, 2), batch.x, reduction="none").mean(1)
         loss = loss_B.mean() + 1e-3 * target.mean()
@@ -136,13 +136,13 @@ class Objective(nn.Module):
 def real_objective(spec: dict[str, Any]) -> Any:
     """Di4C on small DiTs: λ's path is trained, and goes unused by the teacher."""
     from di4c_lm.checkpoints.student import student_from_teacher
-    from di4c_lm.config.latent import LatentConfig
-    from di4c_lm.config.objective import Di4CConfig, HopConfig
-    from di4c_lm.config.text import ModelConfig
-    from di4c_lm.models.dit import DIT
+    from di4c_lm.domains.text.settings import ModelConfig
+    from di4c_lm.mixtures.settings import LatentConfig
+    from di4c_lm.mixtures.students import freeze_trunk
+    from di4c_lm.networks.dit import DIT
+    from di4c_lm.objectives.di4c import Di4CObjective
+    from di4c_lm.objectives.settings import Di4CConfig, HopConfig
     from di4c_lm.processes.masked import MaskedProcess
-    from di4c_lm.students import freeze_trunk
-    from di4c_lm.training.objective import Di4CObjective
 
     torch.manual_seed(0)
     teacher = DIT(ModelConfig(hidden_size=16, num_blocks=3, num_heads=2, cond_dim=8), num_states=S + 1)

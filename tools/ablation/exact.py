@@ -12,13 +12,13 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from ablation.study import SECONDS, Study
-from di4c_lm.config.text import Config
 from di4c_lm.data.batches import PackedSource
-from di4c_lm.data.synthetic import Source, pair_frequencies
-from di4c_lm.fitting import fit, fit_teacher, student_of
-from di4c_lm.models.dit import DIT
+from di4c_lm.data.text.synthetic import Source, pair_frequencies
+from di4c_lm.domains.text.settings import Config
+from di4c_lm.networks.dit import DIT
 from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.processes.rng import KeyedRng
+from di4c_lm.runs.fitting import fit, fit_teacher, student_of
 from di4c_lm.samplers.grids import uniform_grid
 from di4c_lm.samplers.trajectory import sample
 from di4c_lm.training.distributed import World, init_distributed, set_threads

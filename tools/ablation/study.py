@@ -6,9 +6,9 @@ from typing import Any
 
 import yaml
 
-from di4c_lm import cli
-from di4c_lm.config.text import Config
-from di4c_lm.data.synthetic import CodewordMixture, CorrelatedBits, MarkovChain, Source
+from di4c_lm.core import cli
+from di4c_lm.data.text.synthetic import CodewordMixture, CorrelatedBits, MarkovChain, Source
+from di4c_lm.domains.text.settings import Config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 STUDIES = CONFIGS / "study"

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from benchmark.measure import Stopwatch
 from di4c_lm.losses.weights import alpha
-from di4c_lm.models.dit import DIT
+from di4c_lm.networks.dit import DIT
 from di4c_lm.processes.masked import MaskedProcess
 
 
@@ -16,7 +16,7 @@ def log_probs(network: DIT, process: MaskedProcess, x_ND: Tensor, t_N: Tensor, l
     """Constrained log-probabilities at every position, (N, D, S)."""
     prediction = network(x_ND, t_N, None if lam_N is None else lam_N[:, None, None])
     positions = torch.arange(x_ND.shape[1], device=x_ND.device).repeat(len(x_ND))
-    logits_NS = prediction.readout.logits(prediction.features.flatten(0, 2), positions)
+    logits_NS = prediction.output_head.logits(prediction.features.flatten(0, 2), positions)
     return process.constrain(logits_NS.view(*x_ND.shape, -1), x_ND)
 
 

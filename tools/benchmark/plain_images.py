@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmark.measure import Stopwatch
-from di4c_lm.models.unet import UNet
+from di4c_lm.networks.unet import UNet
 from di4c_lm.processes.gaussian import GaussianChain
 
 _EPS = 1e-9
@@ -18,7 +18,7 @@ def log_probs(network: UNet, x_ND: Tensor, t: float, lam_N: Tensor | None) -> Te
     t_N = torch.full((len(x_ND),), t, device=x_ND.device)
     prediction = network(x_ND, t_N, None if lam_N is None else lam_N[:, None, None])
     positions = torch.zeros(x_ND.numel(), dtype=torch.int64, device=x_ND.device)
-    logits_NS = prediction.readout.logits(prediction.features.flatten(0, 2), positions)
+    logits_NS = prediction.output_head.logits(prediction.features.flatten(0, 2), positions)
     return logits_NS.view(*x_ND.shape, -1).log_softmax(-1)
 
 

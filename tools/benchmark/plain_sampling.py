@@ -5,7 +5,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from di4c_lm.models.dit import DIT
+from di4c_lm.networks.dit import DIT
 from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.samplers.grids import published_grid
 
@@ -29,7 +29,7 @@ def _posterior(network: DIT, process: MaskedProcess, x: Tensor, t: float, s: flo
     lam = network.sample_latents(len(x), 1, lambda shape: torch.rand(shape, device=x.device))
     prediction = network(x, t_B, lam)
     positions = torch.arange(x.shape[1], device=x.device).repeat(len(x))
-    logits_NS = prediction.readout.logits(prediction.features.flatten(0, 2), positions)
+    logits_NS = prediction.output_head.logits(prediction.features.flatten(0, 2), positions)
     log_p_BDS = process.constrain(logits_NS.view(*x.shape, -1), x)
     m_t, m_s = (float(process.schedule.mask_prob(torch.tensor(time))) for time in (t, s))
     q_BDS = log_p_BDS.exp() * (m_t - m_s)

@@ -5,14 +5,14 @@ from typing import Any
 
 import torch
 
-from di4c_lm.config.objective import Di4CConfig, MdlmConfig
-from di4c_lm.config.text import Config, ModelConfig
-from di4c_lm.fitting import latent_of
-from di4c_lm.models.dit import DIT
-from di4c_lm.models.latent import inject_block, is_latent
-from di4c_lm.models.readout import LOGITS_ON_CPU, LOGITS_ON_GPU
-from di4c_lm.runs import needs_teacher
-from di4c_lm.students import freeze_trunk
+from di4c_lm.domains.text.settings import Config, ModelConfig
+from di4c_lm.mixtures.latent import inject_block, is_latent
+from di4c_lm.mixtures.students import freeze_trunk
+from di4c_lm.networks.dit import DIT
+from di4c_lm.networks.output_head import LOGITS_ON_CPU, LOGITS_ON_GPU
+from di4c_lm.objectives.settings import Di4CConfig, MdlmConfig
+from di4c_lm.runs.fitting import latent_of
+from di4c_lm.runs.text import needs_teacher
 
 GIB = 2**30
 WAYS = ("0", "1", "2", "3", "1+offload", "2+offload", "3+offload")

@@ -5,16 +5,16 @@ from typing import Any
 
 import torch
 
-from di4c_lm import cli
-from di4c_lm.config.objective import MdlmConfig
-from di4c_lm.config.text import Config
+from di4c_lm.core import cli
 from di4c_lm.data.batches import BatchStream
-from di4c_lm.data.corpus import load_corpus
 from di4c_lm.data.strata import StratifiedBatches
-from di4c_lm.domains.text import load_teacher, random_teacher
-from di4c_lm.fitting import make_objective
-from di4c_lm.models.latent import is_latent
-from di4c_lm.runs import needs_teacher, new_student
+from di4c_lm.data.text.corpus import load_corpus
+from di4c_lm.domains.text.model import load_teacher, random_teacher
+from di4c_lm.domains.text.settings import Config
+from di4c_lm.mixtures.latent import is_latent
+from di4c_lm.objectives.settings import MdlmConfig
+from di4c_lm.runs.fitting import make_objective
+from di4c_lm.runs.text import needs_teacher, new_student
 from di4c_lm.training.distributed import World, set_threads, sum_over_ranks
 from di4c_lm.training.engine import DeepSpeedEngine
 from di4c_lm.training.loop import update

@@ -11,7 +11,7 @@ from torch import Tensor
 from di4c_lm.losses.di4c import Sites, Terms, UpperSide, di4c_terms
 from di4c_lm.losses.mixture import mean_law
 from di4c_lm.losses.weights import Alpha
-from di4c_lm.models.readout import Readout
+from di4c_lm.networks.output_head import OutputHead
 from parity.golden import Computed, Tolerance
 
 ALPHA_KINDS: dict[str, Alpha] = {"sigmoid": "sigmoid", "linear": "linear", "const": "constant"}  # by published name
@@ -25,8 +25,8 @@ def loss_tolerance(num_positions: int, num_states: int) -> Tolerance:
 
 @final
 @dataclass(frozen=True)
-class GivenLogits(Readout):
-    """The readout whose features are the logits themselves."""
+class GivenLogits(OutputHead):
+    """The output head whose features are the logits themselves."""
 
     num_states: int
     parameters: tuple[Tensor, ...] = ()
@@ -44,8 +44,8 @@ class GivenLogits(Readout):
 
 def law_at(logits_BLDS: Tensor, sites: Sites) -> Tensor:
     """The mixture's marginal at the sites, (M, S)."""
-    readout = GivenLogits(logits_BLDS.shape[-1])
-    return mean_law(logits_BLDS[sites.example, :, sites.position], sites.position, readout)
+    output_head = GivenLogits(logits_BLDS.shape[-1])
+    return mean_law(logits_BLDS[sites.example, :, sites.position], sites.position, output_head)
 
 
 def terms_of(
@@ -53,8 +53,10 @@ def terms_of(
 ) -> Terms:
     """Di4C's terms of given logits."""
     features_MLS = logits_BLDS[sites.example, :, sites.position]
-    readout = GivenLogits(logits_BLDS.shape[-1])
-    return di4c_terms(features_MLS, readout, sites, sites.gather(x_0), teacher_MS, upper, distil=distil, validate=True)
+    output_head = GivenLogits(logits_BLDS.shape[-1])
+    return di4c_terms(
+        features_MLS, output_head, sites, sites.gather(x_0), teacher_MS, upper, distil=distil, validate=True
+    )
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from di4c_lm.config.latent import LatentConfig
-from di4c_lm.config.text import ModelConfig
-from di4c_lm.models.dit import DIT
-from di4c_lm.models.latent import latent_features
+from di4c_lm.domains.text.settings import ModelConfig
+from di4c_lm.mixtures.latent import latent_features
+from di4c_lm.mixtures.settings import LatentConfig
+from di4c_lm.networks.dit import DIT
 from di4c_lm.processes.masked import MaskedProcess
 from parity.golden import Computed, Golden, Tolerance
 
@@ -62,7 +62,7 @@ def _keep(hidden: list[Tensor], _block: nn.Module, _inputs: tuple[Tensor, ...], 
 def _logits(network: DIT, x_t: Tensor, sigma_B: Tensor, lam: Tensor | None) -> Tensor:
     """The raw logits, MASK's among them, at every position."""
     prediction = network.predict(x_t, sigma_B, lam)
-    readout = dataclasses.replace(network.readout(), impossible=None)
+    output_head = dataclasses.replace(network.output_head(), impossible=None)
     features_BDH = prediction.features.squeeze(1)
     positions_N = torch.arange(x_t.shape[1]).repeat(len(x_t))
-    return readout.logits(features_BDH.flatten(0, 1), positions_N).view(*x_t.shape, -1)
+    return output_head.logits(features_BDH.flatten(0, 1), positions_N).view(*x_t.shape, -1)

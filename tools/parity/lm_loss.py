@@ -6,9 +6,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from di4c_lm.config.objective import HopConfig
 from di4c_lm.losses.di4c import Sites, UpperSide
 from di4c_lm.losses.weights import alpha
+from di4c_lm.objectives.settings import HopConfig
 from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.processes.rng import KeyedRng
 from di4c_lm.processes.times import hop_down

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from di4c_lm.models.dit import DIT
+from di4c_lm.networks.dit import DIT
 from di4c_lm.processes.categorical import sample_categorical_fp32
 from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.processes.rng import KeyedRng

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from di4c_lm.config.imagenet import MaskGitConfig
-from di4c_lm.config.latent import LatentConfig
-from di4c_lm.models.latent import latent_features
-from di4c_lm.models.maskgit import MaskGit
-from di4c_lm.models.readout import NO_CLASS
+from di4c_lm.domains.codes.settings import MaskGitConfig
+from di4c_lm.mixtures.latent import latent_features
+from di4c_lm.mixtures.settings import LatentConfig
+from di4c_lm.networks.maskgit import MaskGit
+from di4c_lm.networks.output_head import NO_CLASS
 from parity.golden import Computed, Golden, Tolerance
 
 INPUTS = ("img_token", "y", "drop_label", "z")
@@ -59,4 +59,4 @@ def compute(golden: Golden) -> Iterator[Computed]:
 def _logits(network: MaskGit, x_t: Tensor, cond: Tensor | None, lam: Tensor | None = None) -> Tensor:
     prediction = network(x_t, torch.zeros(len(x_t)), lam, cond)
     positions_N = torch.arange(x_t.shape[1]).repeat(len(x_t))
-    return network.readout().logits(prediction.features.flatten(0, 2), positions_N).view(*x_t.shape, -1)
+    return network.output_head().logits(prediction.features.flatten(0, 2), positions_N).view(*x_t.shape, -1)

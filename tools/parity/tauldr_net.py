@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from di4c_lm.checkpoints import tauldr
-from di4c_lm.models.logistic_readout import LogisticReadout
-from di4c_lm.models.readout import Prediction
-from di4c_lm.models.unet import UNet
+from di4c_lm.networks.logistic_head import LogisticHead
+from di4c_lm.networks.output_head import Prediction
+from di4c_lm.networks.unet import UNet
 from parity.golden import Computed, Golden, Tolerance
 
 INPUTS = ("x", "times", "lams")
@@ -49,8 +49,8 @@ def _law(golden: Golden, which: str, *, both_tails: bool = False) -> Tensor:
     """The probabilities that the file's own μ and log s stand for."""
     means, log_scales = golden.tensor(f"net_out_{which}").double().chunk(2, 1)
     features_NDH = torch.stack([means.flatten(1), log_scales.flatten(1)], 2)
-    readout = LogisticReadout(golden.meta["S"], both_tails=both_tails)
-    return Prediction(features_NDH[:, None], readout).log_probs()[:, 0].exp()
+    output_head = LogisticHead(golden.meta["S"], both_tails=both_tails)
+    return Prediction(features_NDH[:, None], output_head).log_probs()[:, 0].exp()
 
 
 def softmax(logits: Tensor) -> Tensor:

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import torch
 
-from di4c_lm.config.imagenet import VqganConfig
-from di4c_lm.models.vqgan import VqGan
+from di4c_lm.domains.codes.settings import VqganConfig
+from di4c_lm.networks.vqgan import VqGan
 from parity.golden import Computed, Golden, Tolerance
 
 INPUTS = ("image", "code")

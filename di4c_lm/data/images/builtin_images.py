@@ -1,0 +1,86 @@
+"""The images that need no network and no file: scikit-learn's handwritten digits and patches of its two photographs."""
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from di4c_lm.data.images.images import ImageSet, Split
+from di4c_lm.data.order import permutation
+
+_INK = 17  # the digits' grey levels, 0 to 16
+_BLOCK = 64  # pixels: patches lie within blocks, and a block is of one part of the split
+
+
+def digits(levels: int = _INK) -> ImageSet:
+    """1,797 handwritten digits, 8x8x1, of 10 classes (Alpaydin and Kaynak 1998).
+
+    `levels` 17: as they are. 16: the two darkest, 4 and 9 % of the pixels, are one. 256: spread over 0..255.
+    Raises `ValueError` for others.
+    """
+    from sklearn.datasets import load_digits
+
+    found: Any = load_digits()
+    ink = np.asarray(found.images)
+    if levels == 256:
+        ink = np.rint(ink * (255 / (_INK - 1)))
+    elif levels in (16, 17):
+        ink = np.minimum(ink, levels - 1)
+    else:
+        raise ValueError(f"levels={levels!r} is impossible for the digits: allowed are 16, 17, 256")
+    classes = tuple(str(name) for name in found.target_names)
+    labels = np.asarray(found.target).astype(np.int64)
+    return ImageSet(
+        images=ink.astype(np.uint8)[..., None], labels=labels, classes=classes, name="digits", levels=levels
+    )
+
+
+def photograph_patches(size: int = 32, *, stride: int = 8, validation_share: float = 0.15, seed: int = 0) -> Split:
+    """Patches `size` x `size` x 3 of scikit-learn's two photographs, whose names are the classes.
+
+    Each photograph is cut into blocks of 64 x 64 pixels; a seeded share of them is held out, and patches, `stride` pixels apart, lie
+    within blocks: no pixel is in both parts. Size 32 at stride 8: 25 patches a block, 3,000 in all.
+    Raises `ValueError` for a size beyond a block, a stride below 1 and a share outside (0, 1).
+    """
+    from sklearn.datasets import load_sample_images
+
+    if not 1 <= size <= _BLOCK:
+        raise ValueError(f"size={size!r} is impossible for the patches: allowed is 1 to {_BLOCK}")
+    if stride < 1:
+        raise ValueError(f"stride={stride!r} is impossible for the patches: allowed is a value of at least 1")
+    if not 0 < validation_share < 1:
+        raise ValueError(f"validation_share={validation_share!r} is impossible: allowed is a value in (0, 1)")
+    found: Any = load_sample_images()
+    parts: tuple[list[UInt8[np.ndarray, "N H W C"]], ...] = ([], [])
+    labels: tuple[list[int], ...] = ([], [])
+    for label, photograph in enumerate(found.images):
+        blocks = _blocks(photograph)
+        order = permutation(len(blocks), seed, label)
+        cut = min(max(1, round(len(blocks) * validation_share)), len(blocks) - 1)
+        for part, chosen in enumerate((order[cut:], order[:cut])):
+            patches = [_patches(blocks[i], size, stride) for i in np.sort(chosen)]
+            parts[part].extend(patches)
+            labels[part].extend([label] * sum(map(len, patches)))
+    classes = tuple(str(path).replace("\\", "/").rpartition("/")[2].partition(".")[0] for path in found.filenames)
+    train, validation = (
+        ImageSet(
+            images=np.concatenate(images),
+            labels=np.array(of_images, dtype=np.int64),
+            classes=classes,
+            name=f"photograph patches, {part}",
+        )
+        for images, of_images, part in zip(parts, labels, ("train", "validation"), strict=True)
+    )
+    return Split(train, validation)
+
+
+def _blocks(photograph: UInt8[np.ndarray, "H W C"]) -> list[UInt8[np.ndarray, "h w C"]]:
+    """Whole blocks, row by row; what is left at the right and lower edge is in no block."""
+    height, width, _ = photograph.shape
+    tops, lefts = (range(0, extent - _BLOCK + 1, _BLOCK) for extent in (height, width))
+    return [photograph[top : top + _BLOCK, left : left + _BLOCK] for top in tops for left in lefts]
+
+
+def _patches(block: UInt8[np.ndarray, "H W C"], size: int, stride: int) -> UInt8[np.ndarray, "N h w C"]:
+    windows = np.lib.stride_tricks.sliding_window_view(block, (size, size), axis=(0, 1))[::stride, ::stride]
+    return np.ascontiguousarray(windows.transpose(0, 1, 3, 4, 2)).reshape(-1, size, size, block.shape[2])

@@ -1,0 +1,1 @@
+"""One shard format: rows, with an optional column of labels."""

@@ -1,0 +1,237 @@
+"""A corpus made ready: its tokenizer, a source of training sequences, and what is held out."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Int, Integer
+from torch import Tensor
+from tqdm import tqdm
+
+from di4c_lm.data.batches import PackedSource
+from di4c_lm.data.records.shards import TOKENIZER, Index, ShardSource, map_shard, read_held_out
+from di4c_lm.data.records.verification import find_damage, usable_shards
+from di4c_lm.data.text.builtin import builtin_corpus
+from di4c_lm.data.text.documents import (
+    VALIDATION_CHARACTERS,
+    Documents,
+    Split,
+    first_characters,
+    held_out_side,
+    judge_side,
+    train_side,
+)
+from di4c_lm.data.text.files import file_documents
+from di4c_lm.data.text.openwebtext import hub_documents, hub_stream
+from di4c_lm.data.text.packing import Cursor, Run, encode_documents, encode_runs, pack, token_dtype, token_id
+from di4c_lm.data.text.streaming import StreamingSource
+from di4c_lm.data.text.tokenizers import fingerprint, load_tokenizer
+from di4c_lm.domains.text.settings import DataConfig
+
+if TYPE_CHECKING:
+    import transformers
+
+logger = logging.getLogger(__name__)
+
+# Held-out text that is kept: the first documents up to so many characters. A stream is read only as far as that takes, and at most so far.
+STREAMED_VALIDATION_CHARACTERS = 2_000_000
+STREAMED_CHARACTERS = 64_000_000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """What a run reads. `fingerprint` changes with the tokenizer, and, unstreamed, with any training token."""
+
+    name: str
+    tokenizer: "transformers.PreTrainedTokenizerFast"
+    train: PackedSource | ShardSource | StreamingSource
+    judge: Int[Tensor, "J D"] | None = (
+        None  # what `data.evaluator_share` sets aside for the judge, read by nothing else
+    )
+    validation: Int[Tensor, "N D"]
+    validation_texts: list[str]
+    fingerprint: str
+
+
+def open_documents(config: DataConfig) -> Documents:
+    """The corpus of texts that `config` names, not yet read. Raises ValueError where a local path does not exist."""
+    assert config.kind != "shards"
+    if config.kind == "builtin":
+        return builtin_corpus()
+    if config.kind == "files":
+        assert config.path is not None
+        return file_documents(config.path, text_key=config.text_key, skip_bad=config.skip_bad)
+    if config.streaming:
+        return hub_stream(config.dataset, split=config.split, text_key=config.text_key, skip_bad=config.skip_bad)
+    return hub_documents(config.dataset, split=config.split, text_key=config.text_key)
+
+
+def load_corpus(config: DataConfig, seed: int, cache_dir: Path) -> Corpus:
+    """Make the corpus of `config` ready; `seed` orders its training sequences and nothing else.
+
+    Documents are held out by their hash (about `config.validation_share` of them); of these the first are kept, up to 16 million
+    characters. There are three ways to the sequences:
+
+    - in memory: all is read, tokenised and packed now, 2 bytes a token for up to 65,536 states;
+    - `config.kind="shards"`: that has been done before, by tools/prepare_shards.py, and the files are mapped;
+    - `config.streaming`: training documents are read, tokenised, packed and mixed as they are needed. The validation is what the first
+      2 million held-out characters give, of at most the first 64 million characters.
+
+    Raises:
+        ValueError: an absent, empty, damaged or too small corpus, or a tokenizer that cannot be had, or shards that were prepared with
+            another tokenizer or length; each by its name.
+        ConnectionError: the hub did not answer; the message names the offline way.
+    """
+    if config.kind == "shards":
+        return _from_shards(config, seed, cache_dir)
+    return _streamed(config, seed, cache_dir) if config.streaming else _in_memory(config, seed, cache_dir)
+
+
+def _frame(config: DataConfig, tokenizer: "transformers.PreTrainedTokenizerFast") -> tuple[int, int] | None:
+    return (token_id(tokenizer.bos_token_id), token_id(tokenizer.eos_token_id)) if config.wrap else None
+
+
+def _sequences(
+    texts: Iterable[str], config: DataConfig, tokenizer: "transformers.PreTrainedTokenizerFast", name: str, side: str
+) -> Integer[np.ndarray, "N D"]:
+    """Every sequence at once. Raises ValueError where there is none."""
+    shown = iter(tqdm(texts, desc=f"tokenise, {side}", unit=" documents", delay=2, disable=None))
+    blocks = list(pack(encode_documents(shown, tokenizer), config.length, frame=_frame(config, tokenizer)))
+    if not blocks:
+        raise ValueError(
+            f"{name}: the {side} documents hold fewer tokens than one sequence of data.length={config.length}: "
+            f"give more text, a smaller data.length or another data.validation_share"
+        )
+    return np.concatenate(blocks)
+
+
+def _as_tensor(tokens_ND: Integer[np.ndarray, "N D"]) -> Int[Tensor, "N D"]:
+    return torch.from_numpy(tokens_ND.astype(np.int64))
+
+
+def _in_memory(config: DataConfig, seed: int, cache_dir: Path) -> Corpus:
+    documents = open_documents(config)
+    split = Split.fitted(documents, config.validation_share).with_judge(config.evaluator_share)
+    tokenizer = load_tokenizer(config, train_side(documents, split), cache_dir)
+    texts = list(first_characters(held_out_side(documents, split), VALIDATION_CHARACTERS))
+    validation_ND = _sequences(texts, config, tokenizer, documents.name, "validation")
+    tokens_ND = _sequences(train_side(documents, split), config, tokenizer, documents.name, "training")
+    aside_ND = None
+    if config.evaluator_share:
+        aside_ND = _as_tensor(_sequences(judge_side(documents, split), config, tokenizer, documents.name, "judge's"))
+    assert tokens_ND.dtype == token_dtype(len(tokenizer))
+    content = hashlib.sha256(fingerprint(tokenizer).encode())
+    content.update(validation_ND.tobytes())
+    content.update(tokens_ND.tobytes())
+    train = PackedSource(tokens_ND, seed)
+    logger.info("%s: %d training and %d validation sequences", documents.name, len(train), len(validation_ND))
+    return Corpus(
+        name=documents.name,
+        tokenizer=tokenizer,
+        judge=aside_ND,
+        train=train,
+        validation=_as_tensor(validation_ND),
+        validation_texts=texts,
+        fingerprint=content.hexdigest(),
+    )
+
+
+def _early_held_out(documents: Documents, split: Split, enough: int) -> Iterator[str]:
+    """Held-out documents near the corpus' beginning; past `STREAMED_CHARACTERS` no more than `enough` characters take."""
+    read = held = 0
+    for text in documents.read():
+        read += len(text)
+        if split.holds_out(text):
+            held += len(text)
+            yield text
+        if held >= STREAMED_VALIDATION_CHARACTERS or (read >= STREAMED_CHARACTERS and held >= enough):
+            return
+
+
+def _streamed(config: DataConfig, seed: int, cache_dir: Path) -> Corpus:
+    documents = open_documents(config)
+    split = Split.by_share(config.validation_share)
+    tokenizer = load_tokenizer(config, train_side(documents, split), cache_dir)
+    texts = list(_early_held_out(documents, split, enough=16 * config.length))
+    validation_ND = _sequences(texts, config, tokenizer, documents.name, "validation")
+    content = hashlib.sha256(fingerprint(tokenizer).encode())
+    content.update(validation_ND.tobytes())
+    content.update(documents.name.encode())
+
+    def open_runs(cursor: Cursor, rank: int, world_size: int) -> Iterator[Run]:
+        walk = documents.walk(cursor.place, rank=rank, world_size=world_size)
+        return encode_runs(walk, tokenizer, start=cursor, holds_out=split.holds_out)
+
+    parts = [documents.identity, fingerprint(tokenizer), config.length, config.wrap, split.threshold]
+    train = StreamingSource(
+        open_runs=open_runs,
+        length=config.length,
+        frame=_frame(config, tokenizer),
+        shuffle_buffer=config.shuffle_buffer,
+        seed=seed,
+        name=documents.name,
+        identity=hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16],
+    )
+    return Corpus(
+        name=documents.name,
+        tokenizer=tokenizer,
+        train=train,
+        validation=_as_tensor(validation_ND),
+        validation_texts=texts,
+        fingerprint=content.hexdigest(),
+    )
+
+
+def verify_corpus(config: DataConfig, cache_dir: Path) -> None:
+    """Read now, once for all ranks of this machine, the checksums that their `load_corpus` wants; it is that which tells of damage."""
+    if config.kind == "shards" and config.path is not None and config.verify == "once":
+        folder = Path(config.path).expanduser()
+        with contextlib.suppress(ValueError):
+            find_damage(folder, Index.read(folder), config.verify, cache_dir)
+
+
+def _shards_tokenizer(
+    config: DataConfig, folder: Path, index: Index, cache_dir: Path
+) -> "transformers.PreTrainedTokenizerFast":
+    own = str(folder / TOKENIZER)
+    named = own if config.tokenizer == "train" else config.tokenizer
+    tokenizer = load_tokenizer(dataclasses.replace(config, tokenizer=named), (), cache_dir)
+    found = fingerprint(tokenizer)
+    if found != index.tokenizer:
+        raise ValueError(
+            f"data.tokenizer={named} is not the tokenizer of the shards in {folder}: expected {index.num_states} entries with fingerprint "
+            f"{index.tokenizer[:16]}, found {len(tokenizer)} with {found[:16]}. Allowed is data.tokenizer={own}, or train, which means it"
+        )
+    return tokenizer
+
+
+def _from_shards(config: DataConfig, seed: int, cache_dir: Path) -> Corpus:
+    assert config.path is not None
+    folder = Path(config.path).expanduser()
+    index = Index.read(folder)
+    for key, here, there in (("length", config.length, index.length), ("wrap", config.wrap, index.wrap)):
+        if here != there:
+            said = json.dumps(there)
+            raise ValueError(
+                f"data.{key}={json.dumps(here)}, but the shards in {folder} were prepared with {said}: say data.{key}={said}"
+            )
+    tokenizer = _shards_tokenizer(config, folder, index, cache_dir)
+    left_out = usable_shards(folder, index, config.verify, cache_dir, skip_bad=config.skip_bad)
+    train = ShardSource(folder, index, seed, left_out)
+    validation_ND = map_shard(folder, index, index.validation)
+    logger.info("%s: %d training and %d validation sequences in shards", folder, len(train), len(validation_ND))
+    return Corpus(
+        name=f"data.path={folder}",
+        tokenizer=tokenizer,
+        train=train,
+        validation=_as_tensor(validation_ND),
+        validation_texts=read_held_out(folder),
+        fingerprint=index.fingerprint,
+    )

@@ -1,0 +1,204 @@
+"""Documents to sequences of equal length: split what is huge, tokenise in batches, join by EOS, cut."""
+
+import dataclasses
+import logging
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Integer
+
+from di4c_lm.data.prefetch import prefetched
+from di4c_lm.data.text.documents import Place, Walk
+
+if TYPE_CHECKING:
+    import transformers
+
+logger = logging.getLogger(__name__)
+
+PIECE_CHARACTERS = 1 << 17
+BATCH_CHARACTERS = 1 << 20
+_WORD_END = re.compile(r"\S(?=\s)")
+
+
+def split_document(text: str, limit: int) -> Iterator[str]:
+    """Cut `text` into pieces of at most `limit` characters whose concatenation is `text`.
+
+    A cut falls before white space that follows a word, where a byte-level BPE like GPT-2's cuts in any case, so that
+    the tokens are those of the whole; only a stretch of `limit` characters without such a place is cut anywhere.
+    """
+    start = 0
+    while len(text) - start > limit:
+        half = start + limit // 2
+        cuts = [match.end() for match in _WORD_END.finditer(text, half, start + limit)]
+        end = cuts[-1] if cuts else start + limit
+        yield text[start:end]
+        start = end
+    yield text[start:]
+
+
+def token_id(value: object) -> int:
+    """A special token's id, which `transformers` types loosely."""
+    assert isinstance(value, int)
+    return value
+
+
+def token_dtype(num_states: int) -> type[np.unsignedinteger]:
+    """The smallest of uint16 and uint32 that holds `num_states` ids."""
+    return np.uint16 if num_states <= 1 << 16 else np.uint32
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cursor:
+    """Where tokenising goes on, `pieces` pieces into the document behind `place`, and what was counted in the documents before."""
+
+    place: Place = Place()
+    pieces: int = 0
+    documents: int = 0  # tokenised, of this rank
+    held_out: int = 0  # documents, of this rank
+    split: int = 0  # documents that came in pieces
+    text_bytes: int = 0  # UTF-8, tokenised or held out
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> "Cursor":
+        """The counterpart of `state_dict`."""
+        return cls(**{**state, "place": Place(**state["place"])})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """Tokens that follow each other, where to go on behind them, and the texts that were held out on the way."""
+
+    tokens_N: Integer[np.ndarray, " N"]
+    cursor: Cursor
+    held_out: list[str]
+
+
+@dataclasses.dataclass(kw_only=True)
+class _Batch:
+    cursor: Cursor
+    pieces: list[str] = dataclasses.field(default_factory=list)
+    ends: list[bool] = dataclasses.field(default_factory=list)
+    held_out: list[str] = dataclasses.field(default_factory=list)
+
+
+def _batches(walk: Walk, start: Cursor, holds_out: Callable[[str], bool]) -> Iterator[_Batch]:
+    """Pieces of documents, and which of them end a document, about `BATCH_CHARACTERS` characters at once."""
+    batch, held, cursor = _Batch(cursor=start), 0, start
+    for place, text in walk:
+        if text is None:
+            cursor = dataclasses.replace(cursor, place=place)
+            break
+        after = dataclasses.replace(
+            cursor,
+            place=place,
+            pieces=0,
+            text_bytes=cursor.text_bytes + (len(text) if text.isascii() else len(text.encode())),
+        )
+        if holds_out(text):
+            batch.held_out.append(text)
+            cursor, held = dataclasses.replace(after, held_out=after.held_out + 1), held + len(text)
+            continue
+        pieces = list(split_document(text, PIECE_CHARACTERS)) if len(text) > PIECE_CHARACTERS else [text]
+        done = cursor.pieces
+        for number, piece in enumerate(pieces[done:], start=done + 1):
+            last = number == len(pieces)
+            batch.pieces.append(piece)
+            batch.ends.append(last)
+            held += len(piece)
+            if not last:
+                cursor = dataclasses.replace(cursor, pieces=number)
+            else:
+                cursor = dataclasses.replace(
+                    after, documents=after.documents + 1, split=after.split + (len(pieces) > 1)
+                )
+            if held >= BATCH_CHARACTERS:
+                batch.cursor = cursor
+                yield batch
+                batch, held = _Batch(cursor=cursor), 0
+    batch.cursor = cursor
+    yield batch
+
+
+def encode_runs(
+    walk: Walk,
+    tokenizer: "transformers.PreTrainedTokenizerFast",
+    *,
+    start: Cursor | None = None,
+    holds_out: Callable[[str], bool] = lambda text: False,
+) -> Iterator[Run]:
+    """The tokens of all documents of `walk` but those that `holds_out` takes, EOS after each, as one long line in runs of some 10^5 tokens.
+
+    `walk` begins at `start.place`. The last run ends the corpus and may be empty. A special token's name inside a text is plain text
+    there. `tokenizers` works on all cores, while the next documents are read. Memory does not grow with the corpus, nor with a document
+    beyond its text and pieces.
+    """
+    from tokenizers import Tokenizer
+
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.encode_special_tokens = True
+    backend.no_truncation()
+    backend.no_padding()
+    eos = [token_id(tokenizer.eos_token_id)]
+    dtype = token_dtype(len(tokenizer))
+    batches = prefetched(_batches(walk, start or Cursor(), holds_out))
+    encoded = ((batch, backend.encode_batch_fast(batch.pieces, add_special_tokens=False)) for batch in batches)
+    for batch, encodings in prefetched(encoded, depth=1):
+        parts = [
+            np.array(e.ids + eos if end else e.ids, dtype=dtype) for e, end in zip(encodings, batch.ends, strict=True)
+        ]
+        tokens_N = np.concatenate(parts) if parts else np.empty(0, dtype)
+        yield Run(tokens_N=tokens_N, cursor=batch.cursor, held_out=batch.held_out)
+
+
+def encode_documents(
+    documents: Iterable[str], tokenizer: "transformers.PreTrainedTokenizerFast"
+) -> Iterator[Integer[np.ndarray, " N"]]:
+    """The tokens of all documents, EOS after each, as one long line that comes in runs; see `encode_runs`."""
+    walk: Walk = ((Place(), text) for text in documents)
+    return (run.tokens_N for run in encode_runs(walk, tokenizer) if len(run.tokens_N))
+
+
+class Rows:
+    """A line of tokens cut into sequences of `length`; `rest_N` is what does not make one yet.
+
+    `frame=(bos, eos)` puts these two around each sequence, within its length (MDLM and SDTT, `wrap=True`).
+    """
+
+    def __init__(
+        self, length: int, frame: tuple[int, int] | None = None, rest_N: Integer[np.ndarray, " N"] | None = None
+    ) -> None:
+        self._body = length - 2 if frame else length
+        self._frame = frame
+        self.rest_N = np.empty(0, dtype=np.uint16) if rest_N is None else rest_N
+        if self._body < 1:
+            raise ValueError(f"data.length={length} is impossible: with data.wrap=true at least 3")
+
+    def push(self, run_N: Integer[np.ndarray, " N"]) -> Integer[np.ndarray, "n D"]:
+        """The sequences (n, length) that `run_N` completes, perhaps none."""
+        line_N = np.concatenate([self.rest_N, run_N]) if len(self.rest_N) else run_N
+        used = len(line_N) // self._body * self._body
+        self.rest_N = line_N[used:].copy()
+        block_ND = line_N[:used].reshape(-1, self._body)
+        return np.pad(block_ND, ((0, 0), (1, 1)), constant_values=(self._frame,)) if self._frame else block_ND
+
+
+def pack(
+    runs: Iterable[Integer[np.ndarray, " N"]], length: int, *, frame: tuple[int, int] | None = None
+) -> Iterator[Integer[np.ndarray, "n D"]]:
+    """Cut a line of tokens into sequences, in blocks (n, length); `frame` as in `Rows`.
+
+    What is left at the end, less than one sequence, is dropped and logged.
+    """
+    rows = Rows(length, frame)
+    for run in runs:
+        block_ND = rows.push(run)
+        if len(block_ND):
+            yield block_ND
+    if len(rows.rest_N):
+        logger.info("the last %d tokens, less than a sequence, were dropped", len(rows.rest_N))

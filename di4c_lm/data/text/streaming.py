@@ -1,0 +1,202 @@
+"""Sequences packed on the fly, each rank from its own share of the documents, mixed in a buffer, and resumed without going back."""
+
+import base64
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any, final
+
+import numpy as np
+from jaxtyping import Integer
+
+from di4c_lm.data.batches import Batch, make_batch
+from di4c_lm.data.order import drawn
+from di4c_lm.data.prefetch import prefetched
+from di4c_lm.data.text.packing import Cursor, Rows, Run
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StreamingSource:
+    """A corpus that is tokenised and packed as it is read.
+
+    `open_runs(cursor, rank, world_size)` gives the runs of a rank's documents from a cursor on, to the end of the corpus. Each rank
+    mixes the sequences of its documents in a buffer of `shuffle_buffer`; which one the buffer gives away next is a function of (seed,
+    epoch, sample id) alone. A rank that comes to the end of its documents goes on with its next epoch. `sample_id` counts a rank's
+    sequences in the corpus' order, times the number of ranks, plus the rank.
+    """
+
+    open_runs: Callable[[Cursor, int, int], Iterator[Run]]
+    length: int
+    frame: tuple[int, int] | None = None
+    shuffle_buffer: int
+    seed: int
+    name: str
+    identity: str = ""
+
+    def of_rank(self, rank: int, world_size: int) -> "RankStream":
+        """The endless series of a rank's sequences."""
+        return RankStream(self, rank, world_size)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mark:
+    """Where a `RankStream` stands; made in no time, since arrays are shared."""
+
+    epoch: int
+    cursor: Cursor
+    ended: bool  # the epoch's documents are used up, the buffer perhaps not
+    rest_N: Integer[np.ndarray, " N"]
+    pending_ND: Integer[np.ndarray, "n D"]
+    numbered: int  # sequences of the epoch that have entered the buffer
+    buffer: tuple[tuple[int, Integer[np.ndarray, " D"]], ...]
+
+
+@final
+class RankStream:
+    """One rank's sequences; see `StreamingSource`. Its state holds the tokens of the buffer, 2.7 bytes each in uint16."""
+
+    def __init__(self, source: StreamingSource, rank: int, world_size: int) -> None:
+        self._source, self._rank, self._world_size = source, rank, world_size
+        self._runs: Iterator[Run] | None = None
+        self._begin(0)
+
+    def _begin(self, epoch: int) -> None:
+        nothing_N = np.empty(0, np.uint16)
+        self._go_to(
+            Mark(
+                epoch=epoch,
+                cursor=Cursor(),
+                ended=False,
+                rest_N=nothing_N,
+                pending_ND=nothing_N.reshape(0, self._source.length),
+                numbered=0,
+                buffer=(),
+            )
+        )
+
+    def _go_to(self, mark: Mark) -> None:
+        self._close()
+        self._epoch, self._cursor, self._ended = mark.epoch, mark.cursor, mark.ended
+        self._rows = Rows(self._source.length, self._source.frame, mark.rest_N)
+        self._pending_ND, self._numbered, self._buffer = mark.pending_ND, mark.numbered, list(mark.buffer)
+
+    def _close(self) -> None:
+        runs, self._runs = self._runs, None
+        close = getattr(runs, "close", None)
+        if close is not None:
+            close()
+
+    def mark(self) -> Mark:
+        """Where the stream stands."""
+        return Mark(
+            epoch=self._epoch,
+            cursor=self._cursor,
+            ended=self._ended,
+            rest_N=self._rows.rest_N,
+            pending_ND=self._pending_ND,
+            numbered=self._numbered,
+            buffer=tuple(self._buffer),
+        )
+
+    def _draw(self, number: int) -> int:
+        return drawn(len(self._buffer), self._source.seed, self._epoch, number * self._world_size + self._rank)
+
+    def _enter(self) -> tuple[int, Integer[np.ndarray, " D"]] | None:
+        """Move the next pending sequence into the buffer, and out of it one that gives way, once the buffer is full."""
+        sample = self._numbered * self._world_size + self._rank, self._pending_ND[0].copy()
+        self._pending_ND = self._pending_ND[1:]
+        self._numbered += 1
+        if len(self._buffer) < self._source.shuffle_buffer:
+            self._buffer.append(sample)
+            return None
+        slot = self._draw(self._numbered)
+        given, self._buffer[slot] = self._buffer[slot], sample
+        return given
+
+    def _read_on(self) -> None:
+        if self._runs is None:
+            self._runs = prefetched(self._source.open_runs(self._cursor, self._rank, self._world_size))
+        run = next(self._runs, None)
+        if run is None:
+            self._ended, self._runs = True, None
+        else:
+            self._pending_ND, self._cursor = self._rows.push(run.tokens_N), run.cursor
+
+    def _next(self) -> tuple[int, int, Integer[np.ndarray, " D"]]:
+        while True:
+            if len(self._pending_ND):
+                given = self._enter()
+                if given is not None:
+                    return self._epoch, *given
+            elif not self._ended:
+                self._read_on()
+            elif self._buffer:
+                slot = self._draw(self._numbered + len(self._buffer))
+                self._buffer[slot], self._buffer[-1] = self._buffer[-1], self._buffer[slot]
+                return self._epoch, *self._buffer.pop()
+            elif self._numbered == 0:
+                share = f" in the share of rank {self._rank} of {self._world_size}" if self._world_size > 1 else ""
+                raise ValueError(
+                    f"{self._source.name}: fewer tokens than one sequence of data.length={self._source.length} were found{share}"
+                )
+            else:
+                self._begin(self._epoch + 1)
+
+    def take(self, count: int) -> Batch:
+        """The next `count` sequences. Raises `ValueError` where the rank's documents do not hold one, and as `open_runs`."""
+        epochs, sample_ids, rows = zip(*(self._next() for _ in range(count)), strict=True)
+        return make_batch(np.stack(rows), np.array(sample_ids), np.array(epochs))
+
+    def state_of(self, mark: Mark) -> dict[str, Any]:
+        """`mark` as plain JSON values."""
+        ids = [sample_id for sample_id, _ in mark.buffer]
+        buffer_ND = np.stack([row for _, row in mark.buffer]) if ids else mark.pending_ND[:0]
+        return {
+            "corpus": self._source.identity,
+            "rank": self._rank,
+            "world_size": self._world_size,
+            "epoch": mark.epoch,
+            "cursor": mark.cursor.state_dict(),
+            "ended": mark.ended,
+            "rest": _packed(mark.rest_N),
+            "pending": _packed(mark.pending_ND),
+            "numbered": mark.numbered,
+            "ids": ids,
+            "buffer": _packed(buffer_ND),
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a `state_of`: nothing that has passed is read, tokenised or given again.
+
+        Raises `ValueError` for the state of another corpus, length, rank or number of ranks.
+        """
+        source, length = self._source, self._source.length
+        expected = {"corpus": source.identity, "rank": self._rank, "world_size": self._world_size}
+        for key, here in expected.items():
+            if state.get(key) != here:
+                raise ValueError(
+                    f"{source.name}: the stream was saved with {key}={state.get(key)!r} and cannot go on with {key}={here!r}: "
+                    "data.streaming=true resumes with the same corpus, tokenizer, data.length and number of ranks "
+                    "(prepared shards resume with any number)"
+                )
+        buffer_ND = _unpacked(state["buffer"]).reshape(-1, length)
+        self._go_to(
+            Mark(
+                epoch=state["epoch"],
+                cursor=Cursor.from_state(state["cursor"]),
+                ended=state["ended"],
+                rest_N=_unpacked(state["rest"]),
+                pending_ND=_unpacked(state["pending"]).reshape(-1, length),
+                numbered=state["numbered"],
+                buffer=tuple(zip(state["ids"], buffer_ND, strict=True)),
+            )
+        )
+
+
+def _packed(tokens: Integer[np.ndarray, "..."]) -> str:
+    little = tokens.astype(tokens.dtype.newbyteorder("<"))
+    return f"{little.dtype.str}:{base64.b64encode(little.tobytes()).decode()}"
+
+
+def _unpacked(text: str) -> Integer[np.ndarray, " N"]:
+    dtype, _, content = text.partition(":")
+    return np.frombuffer(base64.b64decode(content), np.dtype(dtype)).astype(np.dtype(dtype).newbyteorder("="))

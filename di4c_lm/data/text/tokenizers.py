@@ -1,0 +1,187 @@
+"""Tokenizers: trained on the corpus, or loaded; always with EOS, BOS, and MASK as the last id."""
+
+import hashlib
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from di4c_lm.core.fingerprints import fingerprint as fingerprint
+from di4c_lm.core.retry import is_network_failure, with_patience
+from di4c_lm.data.text.documents import first_characters
+from di4c_lm.domains.text.settings import DataConfig
+
+if TYPE_CHECKING:
+    import tokenizers
+    import transformers
+
+logger = logging.getLogger(__name__)
+
+END_OF_TEXT = "<|endoftext|>"
+_MASKS = ("[MASK]", "<|mask|>", "<|di4c_mask|>")
+_TRAINING_CHARACTERS = 50_000_000  # of the corpus, enough for any vocabulary and bounded in memory
+_OFFLINE_WAY = "data.tokenizer=train, or a folder that holds the tokenizer's files"
+_PROBES = ("The assert statement, twice  spaced.", "a = b[3] + 10\n\tnext line", "naïve café")
+
+
+def _new_bpe(texts: Iterable[str], vocab_size: int) -> "tokenizers.Tokenizer":
+    """A byte-level BPE like GPT-2's, `<|endoftext|>` among its `vocab_size` entries; the same for the same texts."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer=trainer)
+    return backend
+
+
+def _replace_file(path: Path, text: str) -> None:
+    """Write beside and rename, so that ranks that do the same at once never see half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    with open(handle, "w", encoding="utf-8") as file:
+        file.write(text)
+    os.replace(temporary, path)
+
+
+def _trained(documents: Iterable[str], vocab_size: int, cache_dir: Path) -> "transformers.PreTrainedTokenizerFast":
+    import tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    texts = list(first_characters(documents, _TRAINING_CHARACTERS))
+    if not texts:
+        raise ValueError("data.tokenizer=train: there is no document to train a tokenizer on")
+    key = hashlib.sha256(f"{tokenizers.__version__} {vocab_size}".encode())
+    for text in texts:
+        key.update(hashlib.sha256(text.encode("utf-8", "replace")).digest())
+    path = cache_dir / "tokenizers" / f"{key.hexdigest()[:16]}.json"
+    if path.exists():
+        logger.info("tokenizer of %d entries from the cache: %s", vocab_size, path)
+    else:
+        logger.info("training a byte-level BPE of %d entries on %d documents", vocab_size, len(texts))
+        _replace_file(path, _new_bpe(texts, vocab_size).to_str())
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path), eos_token=END_OF_TEXT, bos_token=END_OF_TEXT)
+    if len(tokenizer) < vocab_size:
+        logger.warning("the corpus gave only %d of data.vocab_size=%d tokenizer entries", len(tokenizer), vocab_size)
+    return tokenizer
+
+
+def _from_sentencepiece(path: Path) -> "transformers.PreTrainedTokenizerFast":
+    """Convert through `transformers`, set the normaliser that the model asks for, and compare with `sentencepiece`."""
+    import sentencepiece
+    from sentencepiece import sentencepiece_model_pb2
+    from tokenizers import Regex, normalizers
+    from transformers import PreTrainedTokenizerFast
+
+    proto: Any = sentencepiece_model_pb2.ModelProto()  # pyright: ignore[reportAttributeAccessIssue]
+    proto.ParseFromString(path.read_bytes())
+    spec = proto.normalizer_spec
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copy(path, Path(folder) / "tokenizer.model")
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    steps: list[Any] = [normalizers.Precompiled(spec.precompiled_charsmap)] if spec.precompiled_charsmap else []
+    if spec.remove_extra_whitespaces:
+        steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
+    steps += [normalizers.Prepend("▁")] if spec.add_dummy_prefix else []
+    steps += [normalizers.Replace(" ", "▁")]
+    tokenizer.backend_tokenizer.normalizer = normalizers.Sequence(steps)
+    reference = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    for probe in _PROBES:
+        found, expected = tokenizer(probe, add_special_tokens=False)["input_ids"], reference.Encode(probe)
+        if found != expected:
+            raise ValueError(
+                f"data.tokenizer={path}: converted, {probe!r} becomes {found}, in sentencepiece itself {expected}"
+            )
+    return tokenizer
+
+
+def _loaded(name: str) -> "transformers.PreTrainedTokenizerFast":
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    path = Path(name).expanduser()
+    if path.is_file():
+        if path.suffix not in (".json", ".model"):
+            raise ValueError(f"data.tokenizer={name}: a file must be a `tokenizers` .json or a sentencepiece .model")
+        return (
+            PreTrainedTokenizerFast(tokenizer_file=str(path)) if path.suffix == ".json" else _from_sentencepiece(path)
+        )
+    if path.is_dir():
+        inside = {file.name for file in path.iterdir()}
+        if {"vocab.json", "merges.txt"} <= inside and not inside & {
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "config.json",
+        }:
+            return AutoTokenizer.from_pretrained(str(path), tokenizer_type="gpt2")
+        return AutoTokenizer.from_pretrained(str(path), use_fast=True, trust_remote_code=False)
+
+    def from_hub() -> "transformers.PreTrainedTokenizerFast":
+        return AutoTokenizer.from_pretrained(name, use_fast=True, trust_remote_code=False)
+
+    return with_patience(from_hub, f"data.tokenizer={name}", _OFFLINE_WAY)
+
+
+def _load_or_explain(name: str) -> "transformers.PreTrainedTokenizerFast":
+    from transformers import PreTrainedTokenizerFast
+
+    try:
+        tokenizer = _loaded(name)
+    except ConnectionError:
+        raise
+    except Exception as error:  # `tokenizers` raises bare Exceptions for files that it cannot read
+        if is_network_failure(error) or str(error).startswith("data.tokenizer"):
+            raise
+        raise ValueError(
+            f"data.tokenizer={name}: no tokenizer can be loaded from this file, folder or hub name: {error}"
+        ) from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise ValueError(f"data.tokenizer={name}: a fast tokenizer is needed, found {type(tokenizer).__name__}")
+    if not tokenizer("a word", add_special_tokens=False)["input_ids"]:
+        raise ValueError(
+            f"data.tokenizer={name}: the tokenizer is empty: {len(tokenizer)} entries, no token for 'a word'"
+        )
+    return tokenizer
+
+
+def _with_specials(tokenizer: "transformers.PreTrainedTokenizerFast") -> "transformers.PreTrainedTokenizerFast":
+    """Give it EOS and BOS (BERT's SEP and CLS serve; else `<|endoftext|>`), then MASK as the last id."""
+    if tokenizer.eos_token_id is None:
+        tokenizer.add_special_tokens({"eos_token": str(tokenizer.sep_token or END_OF_TEXT)})
+    if tokenizer.bos_token_id is None:
+        tokenizer.add_special_tokens({"bos_token": str(tokenizer.cls_token or tokenizer.eos_token)})
+    if tokenizer.mask_token_id is None or tokenizer.mask_token_id != len(tokenizer) - 1:
+        vocab = tokenizer.get_vocab()
+        tokenizer.add_special_tokens({"mask_token": next(mask for mask in _MASKS if mask not in vocab)})
+    if max(tokenizer.get_vocab().values()) != len(tokenizer) - 1 or tokenizer.mask_token_id != len(tokenizer) - 1:
+        raise ValueError(
+            f"the ids of this tokenizer have holes: {len(tokenizer)} entries, MASK is {tokenizer.mask_token_id}"
+        )
+    return tokenizer
+
+
+def load_tokenizer(
+    config: DataConfig, documents: Iterable[str], cache_dir: Path
+) -> "transformers.PreTrainedTokenizerFast":
+    """The tokenizer that `config.tokenizer` names, with EOS, BOS, and MASK as its last id: S = len(tokenizer).
+
+    "train" makes a byte-level BPE of `config.vocab_size` entries (EOS among them, MASK not) on the first 50 million
+    characters of `documents`, the corpus' training side, and keeps it in `cache_dir`. Else a folder (`vocab.json` and
+    `merges.txt` alone will do), a `tokenizers` .json file, a sentencepiece .model file, or a hub name; no code that
+    comes with one is ever run.
+
+    Raises:
+        ValueError: nothing there, not readable, empty, or without a fast form.
+        ConnectionError: the hub did not answer; the message names the offline way.
+    """
+    if config.tokenizer == "train":
+        return _with_specials(_trained(documents, config.vocab_size, cache_dir))
+    return _with_specials(_load_or_explain(config.tokenizer))

@@ -1,0 +1,1 @@
+"""Images as a VQGAN's codes by MaskGIT."""

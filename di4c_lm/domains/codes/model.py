@@ -1,0 +1,220 @@
+"""Images as codes: a VQGAN, a masked process on its codes, MaskGIT's transformers, and how they draw."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from numpy import ndarray
+from torch import Tensor
+
+from di4c_lm.checkpoints.files import CONFIG_FILE
+from di4c_lm.checkpoints.maskgit import MaskGitWeights, read, write_folder
+from di4c_lm.checkpoints.vqgan import load_vqgan, save_vqgan
+from di4c_lm.measure.image_samplers import ImageDraw
+from di4c_lm.networks.maskgit import MaskGit, check_classes
+from di4c_lm.networks.vqgan import VqGan
+from di4c_lm.processes.masked import MaskedProcess
+from di4c_lm.processes.rng import KeyedRng
+from di4c_lm.processes.schedules import MASKGIT_SCHEDULES
+from di4c_lm.samplers.confidence import Confidence
+from di4c_lm.samplers.draw import Draw
+from di4c_lm.samplers.grids import make_grid
+from di4c_lm.samplers.trajectory import sample
+from di4c_lm.samplers.walk import Sampler
+
+VQGAN = "vqgan"  # the folder beside the transformer's
+SCHEDULE, TEACHER = "arccos", "teacher"
+
+
+def to_planes(images: UInt8[ndarray, "N H W C"], levels: int = 256) -> Tensor:
+    """Images of states 0..levels - 1 as (N, C, H, W) float32 in [-1, 1]."""
+    planes_NCHW = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+    return planes_NCHW.float() * (2 / (levels - 1)) - 1
+
+
+def to_images(planes: Tensor) -> UInt8[ndarray, "N H W C"]:
+    """Bytes of (N, C, H, W) in [-1, 1]: no rescaling of each image by itself."""
+    bytes_NCHW = ((planes.clamp(-1, 1) + 1) * 127.5).round().to("cpu", torch.uint8)
+    return bytes_NCHW.permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def fingerprint(network: torch.nn.Module) -> str:
+    """Sixteen hex digits that stand for all weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def check_codebook(vqgan: VqGan, denoiser: MaskGit) -> None:
+    """Raise `ValueError` unless the transformer reads as many codes, at as many places, as the VQGAN makes."""
+    made = f"{vqgan.num_codes} codes, {vqgan.length} an image"
+    read_ = f"{denoiser.num_codes} codes, {denoiser.length} an image"
+    if made != read_:
+        raise ValueError(f"the VQGAN makes {made}, the transformer reads {read_}: they do not belong together")
+
+
+@torch.no_grad()
+def encode_images(
+    vqgan: VqGan, images: UInt8[ndarray, "N H W C"], *, levels: int = 256, batch_size: int = 64
+) -> Int64[ndarray, "N D"]:
+    """The codes of images. Raises `ValueError` for another size."""
+    device = next(vqgan.parameters()).device
+    rows = [
+        vqgan.encode(to_planes(images[start : start + batch_size], levels).to(device)).cpu()
+        for start in range(0, len(images), batch_size)
+    ]
+    return torch.cat(rows).numpy()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodeModel:
+    """A transformer on codes with the VQGAN they come from, as written by `save_pretrained`.
+
+    `schedule` is one of `MASKGIT_SCHEDULES`. Raises `ValueError` where the two do not belong together, and for an unknown schedule.
+    """
+
+    denoiser: MaskGit
+    vqgan: VqGan
+    schedule: str = SCHEDULE
+
+    def __post_init__(self) -> None:
+        check_codebook(self.vqgan, self.denoiser)
+        if self.schedule not in MASKGIT_SCHEDULES:
+            raise ValueError(f"schedule must be one of {', '.join(MASKGIT_SCHEDULES)}, got {self.schedule!r}")
+
+    @property
+    def process(self) -> MaskedProcess:
+        """The masked process on the codes, MASK last."""
+        return MaskedProcess(self.denoiser.mask_id, MASKGIT_SCHEDULES[self.schedule])
+
+    def save_pretrained(self, folder: Path | str, state: Mapping[str, Tensor] | None = None) -> None:
+        """Write the transformer, and the VQGAN below it; `state` holds the weights where the network's own are not meant."""
+        save_vqgan(Path(folder) / VQGAN, self.vqgan)
+        extra = {"schedule": self.schedule, VQGAN: fingerprint(self.vqgan)}
+        write_folder(folder, MaskGitWeights.of(self.denoiser, state, extra))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: Path | str,
+        vqgan: VqGan | Path | str | None = None,
+        *,
+        num_heads: int | None = None,
+        num_codes: int | None = None,
+        schedule: str | None = None,
+        device: torch.device | str = "cpu",
+    ) -> "CodeModel":
+        """What `save_pretrained` wrote; or a `.pth` of MaskGIT-pytorch or Di4C with its `vqgan`, in eval mode.
+
+        Raises `ValueError` as `read` and `load_vqgan` do, for a VQGAN that is not the one it was saved with, and where none is named.
+        """
+        path = Path(source).expanduser()
+        if vqgan is None and not (path / VQGAN / CONFIG_FILE).is_file():
+            raise ValueError(f"{path}: expected the VQGAN of this transformer in {VQGAN}/, found none: name it")
+        weights = read(path, num_heads=num_heads, num_codes=num_codes)
+        coder = vqgan if isinstance(vqgan, VqGan) else load_vqgan(path / VQGAN if vqgan is None else vqgan)
+        known = weights.extra.get(VQGAN)
+        if known is not None and known != fingerprint(coder):
+            raise ValueError(
+                f"{path}: trained on the codes of the VQGAN {known}, the one in use has the fingerprint {fingerprint(coder)}"
+            )
+        return cls(
+            denoiser=weights.build(path).to(device),
+            vqgan=coder.to(device),
+            schedule=schedule or weights.extra.get("schedule", SCHEDULE),
+        )
+
+    def sample(
+        self,
+        labels: Int64[Tensor, " N"] | None,
+        steps: int,
+        *,
+        seed: int,
+        num_samples: int = 0,
+        batch_size: int = 64,
+        sampler: Sampler | None = None,
+        temperature: float = 1.0,
+    ) -> tuple[Int64[Tensor, "N D"], float]:
+        """Codes of an image of each class in `labels`, or of `num_samples` images of no class told; and the mean NFE.
+
+        `sampler` defaults to `Confidence()`. Image n depends on (seed, n) alone, whatever the batch size. Raises `ValueError` for classes
+        out of range, guidance without classes, and sizes that do not fit.
+        """
+        if labels is not None:
+            check_classes(labels, self.denoiser.num_classes)
+        count = num_samples if labels is None else len(labels)
+        for name, value in (("num_samples", count), ("batch_size", batch_size)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        device = next(self.denoiser.parameters()).device
+        times, rows, calls = make_grid("uniform", steps), [], 0.0
+        for number_B in torch.arange(count).split(batch_size):
+            drawn = sample(
+                self.denoiser,
+                self.process,
+                torch.full((len(number_B), self.denoiser.length), self.denoiser.mask_id, device=device),
+                times,
+                KeyedRng(seed, number_B.to(device)),
+                sampler=sampler or Confidence(),
+                draw=Draw(temperature=temperature),
+                cond=None if labels is None else labels[number_B].to(device),
+            )
+            rows.append(drawn.x.cpu())
+            calls += drawn.nfe * len(number_B)
+        return torch.cat(rows), calls / count
+
+    def decode(self, codes: Int64[Tensor, "N D"], *, batch_size: int = 64) -> UInt8[ndarray, "N H W C"]:
+        """The images of codes. Raises `ValueError` for codes that are none."""
+        device = next(self.vqgan.parameters()).device
+        return np.concatenate([to_images(self.vqgan.decode(rows.to(device))) for rows in codes.split(batch_size)])
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CodeDrawer:
+    """A model that draws images of asked classes, as reports on images call it."""
+
+    name: str
+    model: CodeModel
+    sampler: Sampler = field(default_factory=Confidence)
+    temperature: float = 1.0
+    batch_size: int = 64
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return self.model.denoiser.num_classes
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What shapes the images, JSON-ready."""
+        settings = {key: value for key, value in vars(self.sampler).items() if json.dumps(value, default=str)}
+        return {
+            "sampler": type(self.sampler).__name__,
+            "settings": settings,
+            "schedule": self.model.schedule,
+            "temperature": self.temperature,
+            "weights": fingerprint(self.model.denoiser),
+            "vqgan": fingerprint(self.model.vqgan),
+        }
+
+    def sample(self, num: int, steps: int, seed: int, labels: Int64[ndarray, " N"] | None) -> ImageDraw:
+        """`num` images in `steps` steps; the same for the same seed and labels."""
+        codes_ND, nfe = self.model.sample(
+            None if labels is None else torch.from_numpy(labels),
+            steps,
+            seed=seed,
+            num_samples=num,
+            batch_size=self.batch_size,
+            sampler=self.sampler,
+            temperature=self.temperature,
+        )
+        return ImageDraw(images=self.model.decode(codes_ND), nfe=nfe)

@@ -1,0 +1,1 @@
+"""Images of ordered levels by tauLDR's Gaussian chain."""

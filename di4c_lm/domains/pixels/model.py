@@ -1,0 +1,229 @@
+"""Images of ordered levels: tauLDR's chain, U-Nets, their checkpoints and images, and how they draw."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from jaxtyping import Int64
+from numpy import ndarray
+from torch import Tensor
+
+from di4c_lm.checkpoints import tauldr, unet
+from di4c_lm.data.images.image_files import Fit
+from di4c_lm.data.images.image_sources import load_split
+from di4c_lm.data.images.images import Shape, Split, images_of, to_bytes
+from di4c_lm.domains.pixels.settings import ChainConfig, ChainSamplerConfig, CifarConfig, ImageDataConfig
+from di4c_lm.measure.image_samplers import ImageDraw
+from di4c_lm.networks.unet import UNet
+from di4c_lm.processes.gaussian import GaussianChain
+from di4c_lm.processes.rng import KeyedRng
+from di4c_lm.samplers.ctmc import Analytic, ChainStep, PredictorCorrector, TauLeaping, chain_grid, sample_chain
+
+SETTINGS, TEACHER, STUDENT = "config.yaml", "teacher", "student"  # in a run's folder
+_CHAIN = "chain"  # in a checkpoint's extra
+
+
+@dataclass(frozen=True, kw_only=True)
+class CifarModel:
+    """A U-Net with the chain whose x_t it reads."""
+
+    denoiser: UNet
+    chain: GaussianChain
+
+    @property
+    def shape(self) -> Shape:
+        """Rows, columns and channels of its images."""
+        return self.denoiser.shape
+
+    def save_pretrained(self, folder: Path | str, state: "Mapping[str, Tensor] | None" = None) -> None:
+        """Write `model.safetensors` and `config.json`; `state` holds the weights where the network's own are not meant."""
+        chain = dataclasses.asdict(self.chain)
+        del chain["num_states"]
+        weights = unet.UnetWeights.of(self.denoiser, state)
+        unet.write(folder, dataclasses.replace(weights, extra={_CHAIN: chain}))
+
+    @classmethod
+    def from_pretrained(cls, folder: Path | str, *, device: torch.device | str = "cpu") -> "CifarModel":
+        """What `save_pretrained` wrote, in eval mode. Raises `ValueError` as `checkpoints.unet.read` does."""
+        weights = unet.read(folder)
+        try:
+            chain = GaussianChain(num_states=weights.num_states, **weights.extra[_CHAIN])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{folder}: its chain is not one of ours: {error!r}") from error
+        return cls(denoiser=weights.build(folder).to(device), chain=chain)
+
+    def sample(
+        self,
+        num_samples: int,
+        steps: int,
+        *,
+        seed: int,
+        batch_size: int = 64,
+        sampler: ChainSamplerConfig | None = None,
+        teacher: "CifarModel | None" = None,
+    ) -> tuple[Int64[Tensor, "N D"], float]:
+        """States of `num_samples` images drawn in `steps` times, and the mean NFE. Image n depends on (seed, n) alone.
+
+        `teacher` makes the `sampler.last` calls of a hybrid. Raises `ValueError` for sizes that do not fit.
+        """
+        for name, value in (("num_samples", num_samples), ("batch_size", batch_size)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        chosen = sampler or ChainSamplerConfig()
+        device = next(self.denoiser.parameters()).device
+        rows, calls = [], 0.0
+        for number_B in torch.arange(num_samples).split(batch_size):
+            drawn = sample_chain(
+                self.denoiser,
+                self.chain,
+                (len(number_B), self.denoiser.length),
+                chain_grid(steps, self.chain),
+                KeyedRng(seed, number_B.to(device)),
+                step=step_of(chosen),
+                end=chosen.end,
+                teacher=None if teacher is None else teacher.denoiser,
+                last=min(chosen.last, steps) if teacher is not None else 0,
+                device=device,
+            )
+            rows.append(drawn.x.cpu())
+            calls += drawn.nfe * len(number_B)
+        return torch.cat(rows), calls / num_samples
+
+
+def step_of(config: ChainSamplerConfig) -> ChainStep:
+    """The step that the settings describe."""
+    predictor = Analytic() if config.step == "analytic" else TauLeaping()
+    if config.corrections == 0:
+        return predictor
+    return PredictorCorrector(
+        predictor=predictor,
+        corrections=config.corrections,
+        size=config.correction_size,
+        below=config.correct_below,
+    )
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class CifarSampler:
+    """A model as the report on images asks for it (`metrics.image_samplers.ImageSampler`)."""
+
+    name: str
+    model: CifarModel
+    settings: ChainSamplerConfig
+    batch_size: int
+    teacher: CifarModel | None = None
+
+    @property
+    def num_classes(self) -> int:
+        """0: it takes no labels."""
+        return 0
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """How it draws."""
+        chain = dataclasses.asdict(self.model.chain)
+        return {"sampler": self.settings.step, "settings": dataclasses.asdict(self.settings), "chain": chain}
+
+    def sample(self, num: int, steps: int, seed: int, labels: Int64[ndarray, " N"] | None) -> ImageDraw:
+        """`num` images in `steps` times."""
+        states_ND, nfe = self.model.sample(
+            num, steps, seed=seed, batch_size=self.batch_size, sampler=self.settings, teacher=self.teacher
+        )
+        images = images_of(states_ND, self.model.shape)
+        return ImageDraw(images=to_bytes(images, self.model.chain.num_states), nfe=nfe)
+
+
+def load_images(config: ImageDataConfig, seed: int) -> Split:
+    """Training and held-out images. Raises `ValueError` as `load_split` does, and for images of another size than `data.size`."""
+    size = None if config.size is None else (config.size, config.size)
+    split = load_split(
+        config.source,
+        seed=seed,
+        validation_share=config.validation_share,
+        levels=config.levels,
+        fit=Fit(size=size, channels=config.channels, crop=config.crop),
+        skip_bad=config.skip_bad,
+    )
+    if size is not None and split.train.shape[:2] != size:
+        raise ValueError(
+            f"{config.source}: expected images of {size[0]} x {size[1]} pixels, found {split.train.shape[:2]}"
+        )
+    return split
+
+
+def chain_of(config: ChainConfig, num_states: int) -> GaussianChain:
+    """The chain on `num_states` levels."""
+    return GaussianChain(num_states=num_states, **dataclasses.asdict(config))
+
+
+def load_teacher(config: CifarConfig, shape: Shape, num_states: int) -> CifarModel:
+    """The checkpoint at `teacher.path`: a folder of ours, or a `.pt` of tauLDR or Di4C, whose chain is the configured one.
+
+    Raises `ValueError` as the readers do, and where its images are of another shape or number of levels than the data's.
+    """
+    assert config.teacher.path is not None
+    path = Path(config.teacher.path).expanduser()
+    if path.is_dir():
+        model = CifarModel.from_pretrained(path)
+    else:
+        weights = tauldr.read(path, weights=config.teacher.weights, shape=shape, num_states=num_states)
+        model = CifarModel(denoiser=weights.build(path), chain=chain_of(config.chain, num_states))
+    found, wanted = (*model.shape, model.chain.num_states), (*shape, num_states)
+    if found != wanted:
+        raise ValueError(f"{path}: its images have (rows, columns, channels, levels) {found}, the data's {wanted}")
+    return model
+
+
+@dataclass(frozen=True, kw_only=True)
+class CifarRun:
+    """A finished run: its settings, models and images."""
+
+    config: CifarConfig
+    folder: Path
+    teacher: CifarModel
+    student: CifarModel
+    images: Split
+
+    @property
+    def paths(self) -> dict[str, Path]:
+        """The folders of its models."""
+        return {TEACHER: self.folder / TEACHER, STUDENT: self.folder / STUDENT}
+
+    def samplers(self, batch_size: int, device: torch.device | str = "cpu") -> list[CifarSampler]:
+        """Teacher and student, by `sampler`; the student's last calls are the teacher's where that asks for a hybrid."""
+        settings, hybrid = self.config.sampler, self.config.sampler.last > 0
+        for model in (self.teacher, self.student):
+            model.denoiser.to(device)
+        return [
+            CifarSampler(name=TEACHER, model=self.teacher, settings=settings, batch_size=batch_size),
+            CifarSampler(
+                name=STUDENT,
+                model=self.student,
+                settings=settings,
+                batch_size=batch_size,
+                teacher=self.teacher if hybrid else None,
+            ),
+        ]
+
+
+def load_run(run_dir: Path) -> CifarRun:
+    """A finished run from its folder. Raises `ValueError` where the folder lacks a part, naming it."""
+    import yaml
+
+    from di4c_lm.core.image_cli import from_dict
+
+    absent = [name for name in (SETTINGS, TEACHER, STUDENT) if not (run_dir / name).exists()]
+    if absent:
+        raise ValueError(f"{run_dir}: expected the folder of a finished run, but it has no {', '.join(absent)}")
+    config = from_dict(CifarConfig, yaml.safe_load((run_dir / SETTINGS).read_text()))
+    return CifarRun(
+        config=config,
+        folder=run_dir,
+        teacher=CifarModel.from_pretrained(run_dir / TEACHER),
+        student=CifarModel.from_pretrained(run_dir / STUDENT),
+        images=load_images(config.data, config.train.seed),
+    )

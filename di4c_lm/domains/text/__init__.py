@@ -1,0 +1,1 @@
+"""Text by masked diffusion."""

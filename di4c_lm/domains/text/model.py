@@ -1,0 +1,292 @@
+"""Text: a masked process on tokens, DiT networks, their checkpoints and tokenizers, and how they write."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from di4c_lm.checkpoints.di4c import load_denoiser, save_denoiser
+from di4c_lm.checkpoints.student import TOKENIZER_KEY, check_tokenizer
+from di4c_lm.data.text.tokenizers import fingerprint
+from di4c_lm.domains.text.settings import Config
+from di4c_lm.networks.dit import DIT
+from di4c_lm.processes.masked import MaskedProcess
+from di4c_lm.processes.rng import KeyedRng
+from di4c_lm.samplers.draw import Draw, Noise
+from di4c_lm.samplers.optimised import grid_for
+from di4c_lm.samplers.registry import fit_context
+from di4c_lm.samplers.trajectory import sample
+from di4c_lm.samplers.walk import Sampler
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from transformers import PreTrainedTokenizerFast
+
+    from di4c_lm.checkpoints.lightning import WhichWeights
+
+# In a run's folder. `student` holds the averaged weights, `student_raw` the others, where a next round wants them.
+SETTINGS, PARTS, VALIDATION = "config.yaml", "parts.json", "validation.safetensors"
+STUDENT, STUDENT_RAW = "student", "student_raw"
+_GRID_TRAJECTORIES = 16  # on which a grid is optimised
+_GRID_KEYS = 2**40  # the numbers of those, apart from those of samples
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextModel:
+    """A denoiser of text with its tokenizer, as written by `save_pretrained`."""
+
+    denoiser: DIT
+    tokenizer: "PreTrainedTokenizerFast"
+    length: int  # D, tokens a sequence
+
+    @property
+    def process(self) -> MaskedProcess:
+        """The masked process on the tokenizer's ids, MASK last."""
+        return MaskedProcess(self.denoiser.mask_id)
+
+    def save_pretrained(self, folder: Path | str, state: "Mapping[str, Tensor] | None" = None) -> None:
+        """Write `model.safetensors`, `config.json` and the tokenizer; `state` holds the weights where the network's own are not meant."""
+        extra = {TOKENIZER_KEY: fingerprint(self.tokenizer)}
+        save_denoiser(folder, self.denoiser, length=self.length, extra=extra, state=state)
+        self.tokenizer.save_pretrained(str(folder))
+
+    @classmethod
+    def from_pretrained(cls, source: Path | str, *, device: torch.device | str = "cpu") -> "TextModel":
+        """The model that `save_pretrained` wrote to a folder, or pushed to the hub under a name, in eval mode.
+
+        Raises `ValueError` for an absent, truncated or foreign checkpoint, or a tokenizer that is not the one it was saved with.
+        """
+        from transformers import AutoTokenizer
+
+        folder = _folder(source)
+        loaded = load_denoiser(folder)
+        tokenizer = AutoTokenizer.from_pretrained(str(folder))
+        check_tokenizer(loaded, fingerprint=fingerprint(tokenizer), num_states=len(tokenizer), source=source)
+        return cls(denoiser=loaded.network.to(device).eval(), tokenizer=tokenizer, length=loaded.length)
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        source: Path | str,
+        tokenizer: "PreTrainedTokenizerFast",
+        *,
+        revision: str | None = None,
+        weights: "WhichWeights" = "ema",
+        device: torch.device | str = "cpu",
+    ) -> "TextModel":
+        """A checkpoint in any of the field's formats with the tokenizer it was trained with, in eval mode.
+
+        Raises `ValueError` as `load_checkpoint` does, or where the tokenizer has another number of states.
+        """
+        from di4c_lm.checkpoints.load import load_checkpoint
+
+        loaded = load_checkpoint(source, revision=revision, weights=weights)
+        check_tokenizer(loaded, fingerprint=fingerprint(tokenizer), num_states=len(tokenizer), source=source)
+        return cls(denoiser=loaded.network.to(device).eval(), tokenizer=tokenizer, length=loaded.length)
+
+    def to(self, device: torch.device | str) -> "TextModel":
+        """The same model, its network moved to `device`."""
+        self.denoiser.to(device)
+        return self
+
+    def push_to_hub(self, name: str) -> None:
+        """Upload what `save_pretrained` writes to the hub repository `name`."""
+        from tempfile import TemporaryDirectory
+
+        from di4c_lm.checkpoints.hub import push_to_hub
+
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            push_to_hub(Path(folder), name)
+
+    def encode_prompts(
+        self, prompts: list[str], num_samples: int, *, length: int | None = None
+    ) -> Int64[Tensor, "N D"]:
+        """Starting sequences: each of the prompts in turn, `num_samples` times over, then MASK.
+
+        A prompt may itself hold the tokenizer's mask token, where text is to be filled in. Raises `ValueError` for a prompt longer than the
+        sequence.
+        """
+        length = length or self.length
+        x_ND = torch.full((len(prompts) * num_samples, length), self.process.mask_id)
+        for row, prompt in enumerate(prompt for prompt in prompts for _ in range(num_samples)):
+            ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+            if len(ids) > length:
+                raise ValueError(f"prompt of {len(ids)} tokens exceeds the sequence of {length}: {prompt[:60]!r}")
+            x_ND[row, : len(ids)] = torch.tensor(ids, dtype=torch.int64)
+        return x_ND
+
+    def sample(
+        self,
+        num_samples: int,
+        steps: int,
+        *,
+        seed: int,
+        batch_size: int = 64,
+        x_init: Int64[Tensor, "N D"] | None = None,
+        sampler: "Sampler | str" = "ancestral",
+        grid: "str | Sequence[float]" = "uniform",
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        noise: Noise = "exact",
+        hold_latents: bool = False,
+        teacher: "TextModel | None" = None,
+        on_step: "Callable[[Int64[Tensor, 'B D']], None] | None" = None,
+    ) -> tuple[Int64[Tensor, "N D"], float]:
+        """Tokens of `num_samples` sequences, and the mean NFE.
+
+        `x_init` (N, D) holds what is given, MASK elsewhere. `sampler` is an object or a name, `grid` a name of `make_grid`, times, or
+        one optimised on this model: `optimised` the best of `steps` steps, `fewest` the shortest as good as `steps` equal ones. `teacher`
+        is the second network of the sampler `hybrid`. Sample n depends on (seed, n) alone, whatever the batch size. Raises `ValueError` for
+        sizes and settings that do not fit, and for sequences longer than the context, which take the sampler `blocks`.
+        """
+        if num_samples < 1:
+            raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        device = next(self.denoiser.parameters()).device
+        if x_init is None:
+            x_init = torch.full((num_samples, self.length), self.process.mask_id)
+        if x_init.shape[0] != num_samples:
+            raise ValueError(f"x_init: expected {num_samples} rows, got shape {tuple(x_init.shape)}")
+        chosen = fit_context(sampler, length=x_init.shape[1], context=self.length)
+        if teacher is not None and fingerprint(teacher.tokenizer) != fingerprint(self.tokenizer):
+            raise ValueError("teacher: its tokenizer is not that of the student")
+        draw = Draw(temperature=temperature, top_p=top_p, noise=noise)
+        start = x_init[: min(batch_size, _GRID_TRAJECTORIES), : self.length].to(device)
+        grid_rng = KeyedRng(seed, _GRID_KEYS + torch.arange(len(start), device=device))
+        times = grid_for(self.denoiser, self.process, start, grid, steps, grid_rng, draw=draw)
+        rows, calls = [], 0.0
+        for number_B in torch.arange(num_samples).split(batch_size):
+            drawn = sample(
+                self.denoiser,
+                self.process,
+                x_init[number_B].to(device),
+                times,
+                KeyedRng(seed, number_B.to(device)),
+                sampler=chosen,
+                draw=draw,
+                hold_latents=hold_latents,
+                teacher=None if teacher is None else teacher.denoiser,
+                on_step=on_step,
+            )
+            rows.append(drawn.x.cpu())
+            calls += drawn.nfe * len(number_B)
+        return torch.cat(rows), calls / num_samples
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A finished run, or a chain of rounds: its settings, its models by name, held-out text, and the judge's folder or hub name."""
+
+    settings: dict[str, Any]  # as in its config.yaml
+    folder: Path
+    models: dict[str, TextModel]  # "teacher", if there was one, and "student"; of a chain those of its rounds
+    paths: dict[str, Path]  # where each was loaded from
+    validation: Int64[Tensor, "N D"]
+    judge: str
+
+    @property
+    def student(self) -> TextModel:
+        """What was trained, in a chain the last."""
+        return list(self.models.values())[-1]
+
+    @property
+    def teacher(self) -> TextModel:
+        """What it was trained from. Raises `ValueError` where there was none."""
+        return self.models[self._check("teacher")]
+
+    @property
+    def teacher_path(self) -> Path:
+        """The folder of the teacher. Raises `ValueError` where there was none."""
+        return self.paths[self._check("teacher")]
+
+    def _check(self, name: str) -> str:
+        if name not in self.models:
+            raise ValueError(f"{self.folder}: expected a model {name!r}, found {', '.join(self.models)}")
+        return name
+
+
+def load_teacher(config: Config, tokenizer: "PreTrainedTokenizerFast") -> TextModel:
+    """The checkpoint named by `teacher.path`, in any of the field's formats, checked against the corpus' tokenizer."""
+    from di4c_lm.checkpoints.load import load_checkpoint
+
+    assert config.teacher.path is not None
+    loaded = load_checkpoint(
+        config.teacher.path,
+        revision=config.teacher.revision,
+        weights=config.teacher.weights,
+        length=config.data.length,
+    )
+    check_tokenizer(loaded, fingerprint=fingerprint(tokenizer), num_states=len(tokenizer), source=config.teacher.path)
+    return TextModel(denoiser=loaded.network, tokenizer=tokenizer, length=config.data.length)
+
+
+def random_teacher(config: Config, tokenizer: "PreTrainedTokenizerFast") -> TextModel:
+    """A network of the configured shape with random weights, for trials of cost."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.teacher.pretrain.seed)
+        denoiser = DIT(config.model, num_states=len(tokenizer))
+        for parameter in denoiser.parameters():
+            if not parameter.any():  # gates and output_head begin at zero, where neither the blocks nor λ would matter
+                torch.nn.init.normal_(parameter, std=0.02)
+    return TextModel(denoiser=denoiser.eval(), tokenizer=tokenizer, length=config.data.length)
+
+
+def write_parts(
+    run_dir: Path,
+    *,
+    teacher: Path | None,
+    judge: str,
+    validation: Int64[Tensor, "N D"],
+    rounds: "Mapping[str, Path] | None" = None,
+) -> None:
+    """Note in the run's folder what its measurement needs: the folder of its teacher, its judge, and the held-out sequences.
+
+    Of a chain, `rounds` are the folders of its models by name, below `run_dir`.
+    """
+    from safetensors.torch import save_file
+
+    run_dir.mkdir(parents=True, exist_ok=True)
+    save_file({"validation": validation.int()}, str(run_dir / VALIDATION))
+    parts: dict[str, Any] = {"teacher": None if teacher is None else str(teacher), "judge": judge}
+    if rounds is not None:
+        parts["rounds"] = {name: str(folder.relative_to(run_dir)) for name, folder in rounds.items()}
+    (run_dir / PARTS).write_text(json.dumps(parts, indent=1) + "\n")
+
+
+def load_run(run_dir: Path) -> Run:
+    """A finished run, or chain of rounds, from its folder. Raises `ValueError` where the folder lacks a part, naming it."""
+    import yaml
+    from safetensors.torch import load_file
+
+    parts = json.loads((run_dir / PARTS).read_text()) if (run_dir / PARTS).exists() else {}
+    expected = (SETTINGS, PARTS, VALIDATION, *parts.get("rounds", {STUDENT: STUDENT}).values())
+    absent = [name for name in expected if not (run_dir / name).exists()]
+    if absent:
+        raise ValueError(f"{run_dir}: expected the folder of a finished run, but it has no {', '.join(absent)}")
+    paths = {name: run_dir / folder for name, folder in parts.get("rounds", {"student": STUDENT}).items()}
+    if parts["teacher"] is not None:
+        paths = {"teacher": Path(parts["teacher"]), **paths}
+    return Run(
+        settings=yaml.safe_load((run_dir / SETTINGS).read_text()),
+        folder=run_dir,
+        models={name: TextModel.from_pretrained(path) for name, path in paths.items()},
+        paths=paths,
+        validation=load_file(str(run_dir / VALIDATION))["validation"].long(),
+        judge=parts["judge"],
+    )
+
+
+def _folder(source: Path | str) -> Path:
+    path = Path(source)
+    if path.exists() or isinstance(source, Path) or str(source).startswith((".", "/")):
+        return path
+    from di4c_lm.checkpoints.hub import snapshot
+
+    return Path(snapshot(str(source)))

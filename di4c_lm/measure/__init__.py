@@ -1,0 +1,1 @@
+"""Samples to features to statistics with intervals and tests to tables."""

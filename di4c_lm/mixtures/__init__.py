@@ -1,0 +1,1 @@
+"""λ as an object: everything that depends on it, one file a kind."""

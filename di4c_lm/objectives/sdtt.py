@@ -1,0 +1,118 @@
+"""Self-Distillation Through Time (Deschenaux and Gulcehre 2025): several steps of a teacher in one call of the student."""
+
+from typing import cast
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+
+from di4c_lm.data.batch import Batch, batch_rng
+from di4c_lm.losses.di4c import Sites
+from di4c_lm.losses.sdtt import sdtt_divergence
+from di4c_lm.networks.output_head import Denoiser, Prediction, row_chunks, rows_at_once, widest
+from di4c_lm.objectives.external import output_head_parameters
+from di4c_lm.objectives.settings import SdttConfig
+from di4c_lm.processes.categorical import sample_categorical
+from di4c_lm.processes.masked import MaskedProcess
+from di4c_lm.processes.rng import Rng, uniform
+
+
+def teacher_steps(config: SdttConfig, t: Float[Tensor, " B"]) -> list[tuple[Float[Tensor, " B"], Float[Tensor, " B"]]]:
+    """The times (from, to) of the teacher's n steps of size h = min(`config.step`, t / n) from t.
+
+    `exact`: from t - k h, k = 0..n-1. `legacy`, as published: from t (1 - k / (n - 1)) + (1 - t) (t - n h), where (1 - t) stands for the
+    k / (n - 1) of an interpolation that would end at t - n h; each step is of size h all the same, and ends no lower than 0.
+    """
+    count = config.teacher_steps
+    h_B = torch.clamp(t / count, max=config.step)
+    if config.time_grid == "exact":
+        return [(t - k * h_B, t - (k + 1) * h_B) for k in range(count)]
+    weights = torch.linspace(1, 0, count, dtype=t.dtype).tolist()
+    from_times = [t * weight + (1 - t) * (t - count * h_B) for weight in weights]
+    return [(from_B, (from_B - h_B).clamp_min(0)) for from_B in from_times]
+
+
+class SdttObjective(nn.Module):
+    """One round of SDTT on a masked process (paper, Eq. 6 and algorithm 1), each example with its own t ~ U(0, 1].
+
+    The teacher is held outside the module's parameters: it is neither optimised, saved nor partitioned.
+    """
+
+    def __init__(
+        self, student: nn.Module, teacher: nn.Module, process: MaskedProcess, config: SdttConfig, *, seed: int
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self._teacher = (teacher.eval().requires_grad_(False),)
+        self.process = process
+        self.config = config
+        self.seed = seed
+
+    @property
+    def teacher(self) -> Denoiser:
+        """The frozen network that is distilled."""
+        return cast(Denoiser, self._teacher[0])
+
+    def forward(self, batch: Batch) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """Mean over the batch of the divergence summed over the masked positions, and the same a token."""
+        rng = batch_rng(self.seed, batch)
+        t_B = 1 - uniform(rng, (len(batch.x),), batch.x.device)
+        x_t = self.process.corrupt(batch.x, t_B, rng)
+        sites = Sites.where(x_t == self.process.mask_id)
+        target_MS = self.targets(x_t, sites, t_B, rng)
+        prediction: Prediction = self.student(x_t, t_B.float())
+        divergence_M = sdtt_divergence(
+            self.config.divergence,
+            prediction.features[sites.example, 0, sites.position],
+            sites.position,
+            prediction.output_head,
+            target_MS,
+            chunk_rows=self.config.chunk_rows,
+        )
+        loss = sites.per_example(divergence_M).mean()
+        return loss, {"divergence_per_token": loss.detach() / batch.x.shape[1]}
+
+    def external_parameters(self) -> list[tuple[nn.Module, nn.Parameter]]:
+        """Parameters that are used outside the module that owns them: the output head's, inside the loss."""
+        return output_head_parameters(self, self.student)
+
+    @torch.no_grad()
+    def targets(
+        self, x_t: Int64[Tensor, "B D"], sites: Sites, t_B: Float[Tensor, " B"], rng: Rng
+    ) -> Float[Tensor, "M S"]:
+        """Algorithm 1: at each site the teacher's log-probabilities in the step that reveals it, of the last step where none does."""
+        steps = teacher_steps(self.config, t_B)
+        x, target_MS = x_t.clone(), torch.empty(0, device=x_t.device)
+        open_M = torch.ones_like(sites.position, dtype=torch.bool)
+        for number, (from_B, to_B) in enumerate(steps, 1):
+            prediction = self.teacher(x, from_B.float())
+            if number == 1:
+                shape = (len(open_M), prediction.output_head.num_states)
+                target_MS = torch.empty(shape, dtype=widest(prediction.features.dtype), device=x_t.device)
+            u_reveal_BD, u_draw_BD = (uniform(rng, tuple(x.shape), x.device) for _ in range(2))
+            chosen_M = open_M
+            if number < len(steps):
+                keep_B = self.process.schedule.mask_prob(to_B) / self.process.schedule.mask_prob(from_B)
+                chosen_M = open_M & (u_reveal_BD[sites.example, sites.position] >= keep_B[sites.example])
+            self._read(prediction, sites, chosen_M, u_draw_BD, target_MS, x)
+            open_M = open_M & ~chosen_M
+        return target_MS
+
+    def _read(
+        self,
+        prediction: Prediction,
+        sites: Sites,
+        chosen_M: Bool[Tensor, " M"],
+        u_BD: Float[Tensor, "B D"],
+        target_MS: Float[Tensor, "M S"],
+        x: Int64[Tensor, "B D"],
+    ) -> None:
+        """Into `target_MS` and `x`, in place: the log-probabilities at the chosen sites, and a draw from them."""
+        index_N = chosen_M.nonzero().squeeze(1)
+        for rows in row_chunks(len(index_N), rows_at_once(prediction.output_head, self.config.chunk_rows)):
+            chosen_C = index_N[rows]
+            example_C, position_C = sites.example[chosen_C], sites.position[chosen_C]
+            features_CH = prediction.features[example_C, 0, position_C]
+            log_p_CS = prediction.output_head.logits(features_CH, position_C).log_softmax(1)
+            target_MS[chosen_C] = log_p_CS
+            x[example_C, position_C] = sample_categorical(log_p_CS.exp(), u_BD[example_C, position_C])

@@ -1,0 +1,1 @@
+"""The stages of a run, its folder, its cache and its rounds."""

@@ -1,0 +1,107 @@
+"""Patience with a network that fails."""
+
+from collections.abc import Callable
+
+import pytest
+from huggingface_hub import constants
+
+from di4c_lm.core import retry as hub
+from di4c_lm.core.retry import Patience, is_network_failure, with_patience
+
+
+class Answer:
+    def __init__(self, status_code: int) -> None:
+        self.status_code = status_code
+
+
+class StatusError(Exception):
+    def __init__(self, status_code: int) -> None:
+        super().__init__(f"status {status_code}")
+        self.response = Answer(status_code)
+
+
+class TransportError(Exception):
+    """By the name that httpx uses."""
+
+
+class ReadTimeout(TransportError):
+    pass
+
+
+@pytest.fixture(autouse=True)
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Pauses taken, in seconds, without taking them."""
+    taken: list[float] = []
+    monkeypatch.setattr(hub.time, "sleep", taken.append)
+    monkeypatch.setattr(hub, "DELAYS_S", (1.0, 4.0))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    return taken
+
+
+def failing(times: int, error: Exception) -> Callable[[], str]:
+    left = [times]
+
+    def action() -> str:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise error
+        return "done"
+
+    return action
+
+
+def wrapped(error: Exception) -> Exception:
+    outer = OSError("cannot load")
+    outer.__cause__ = error
+    return outer
+
+
+@pytest.mark.parametrize(
+    "error, network",
+    [
+        (ConnectionResetError(), True),
+        (TimeoutError(), True),
+        (ReadTimeout(), True),
+        (wrapped(ReadTimeout()), True),
+        (StatusError(503), True),
+        (StatusError(429), True),
+        (StatusError(404), False),
+        (FileNotFoundError(), False),
+        (ValueError("bad"), False),
+    ],
+)
+def test_which_failures_are_the_networks(error: Exception, network: bool) -> None:  # noqa: FBT001
+    assert is_network_failure(error) is network
+
+
+@pytest.mark.parametrize("times", [0, 1, 2])
+def test_passing_failures_are_waited_out(times: int, waits: list[float]) -> None:
+    assert with_patience(failing(times, ConnectionResetError("reset")), "it", "another way") == "done"
+    assert waits == [1.0, 4.0][:times]
+
+
+def test_lasting_failures_name_the_offline_way(waits: list[float]) -> None:
+    with pytest.raises(ConnectionError, match="it: no answer after 3 attempts.*reset.*Offline: another way"):
+        with_patience(failing(3, ConnectionResetError("reset")), "it", "another way")
+    assert waits == [1.0, 4.0]
+
+
+def test_other_errors_are_not_tried_again(waits: list[float]) -> None:
+    with pytest.raises(KeyError, match="absent"):
+        with_patience(failing(1, KeyError("absent")), "it", "another way")
+    assert waits == []
+
+
+def test_offline_by_choice_does_not_wait(waits: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ConnectionError, match="after 1 attempts"):
+        with_patience(failing(1, ConnectionError("offline")), "it", "another way")
+    assert waits == []
+
+
+def test_success_restores_patience(waits: list[float]) -> None:
+    patience = Patience("it", "another way")
+    for _ in range(5):
+        patience.after(ConnectionResetError("reset"))
+        patience.succeeded()
+    assert waits == [1.0] * 5

@@ -1,0 +1,62 @@
+"""The images that are always there."""
+
+import numpy as np
+import pytest
+
+from di4c_lm.data.images.builtin_images import digits, photograph_patches
+
+
+@pytest.mark.parametrize("levels, most", [(17, 16), (16, 15), (256, 255)])
+def test_digits(levels: int, most: int) -> None:
+    found = digits(levels)
+    assert found.images.shape == (1797, 8, 8, 1) and found.levels == levels and int(found.images.max()) == most
+    assert sorted(np.unique(found.labels)) == list(range(10)) and found.classes == tuple("0123456789")
+
+
+def test_the_levels_of_digits_agree() -> None:
+    raw, fewer, spread = (digits(levels).images.astype(int) for levels in (17, 16, 256))
+    assert np.array_equal(fewer, np.minimum(raw, 15)) and np.array_equal(spread, np.rint(raw * 255 / 16))
+
+
+def test_patches_are_of_two_photographs() -> None:
+    train, validation = photograph_patches()
+    assert train.classes == validation.classes == ("china", "flower")
+    assert len(train) + len(validation) == 3000 and train.shape == validation.shape == (32, 32, 3)
+    assert np.bincount(train.labels).tolist() == [len(train) // 2] * 2
+
+
+@pytest.mark.parametrize("size, stride", [(32, 8), (16, 16), (64, 5)])
+def test_no_pixel_is_in_both_parts(size: int, stride: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On photographs whose pixels name their place."""
+    import sklearn.datasets
+
+    rows, columns = np.mgrid[:427, :640]
+    place = np.stack([rows // 2, columns // 3, rows % 2 + columns % 3 * 2], 2)
+
+    class Photographs:
+        images = [np.stack([*np.moveaxis(place, 2, 0)[:2], place[..., 2] + 6 * n], 2).astype(np.uint8) for n in (0, 1)]
+        filenames = ["/somewhere/one.jpg", "/somewhere/two.jpg"]
+
+    monkeypatch.setattr(sklearn.datasets, "load_sample_images", lambda: Photographs)
+    parts = [set(map(tuple, part.images.reshape(-1, 3).tolist())) for part in photograph_patches(size, stride=stride)]
+    assert not parts[0] & parts[1]
+    assert len(parts[0]) > len(parts[1]) > 0
+
+
+def test_the_seed_chooses_what_is_held_out() -> None:
+    first, again, other = (photograph_patches(seed=seed).validation.fingerprint for seed in (0, 0, 1))
+    assert first == again != other
+
+
+@pytest.mark.parametrize(
+    "make, told",
+    [
+        (lambda: digits(8), "levels=8 .*16, 17, 256"),
+        (lambda: photograph_patches(65), "size=65 .*1 to 64"),
+        (lambda: photograph_patches(stride=0), "stride=0"),
+        (lambda: photograph_patches(validation_share=1.0), "validation_share=1.0"),
+    ],
+)
+def test_impossible_wishes(make, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        make()

@@ -1,0 +1,78 @@
+"""The split by document."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from di4c_lm.data.text.documents import (
+    Documents,
+    Split,
+    document_hash,
+    first_characters,
+    held_out_side,
+    judge_side,
+    train_side,
+)
+
+TEXTS = st.lists(st.text(min_size=1), min_size=2, max_size=20).filter(lambda texts: len(set(texts)) > 1)
+
+
+def corpus(texts: list[str]) -> Documents:
+    return Documents("some texts", lambda: iter(texts))
+
+
+@given(TEXTS, st.floats(0.001, 0.999))
+def test_both_sides_have_documents_and_none_is_on_both(texts: list[str], share: float) -> None:
+    documents = corpus(texts)
+    split = Split.fitted(documents, share)
+    train, held_out = list(train_side(documents, split)), list(held_out_side(documents, split))
+    assert train and held_out
+    assert sorted(train + held_out) == sorted(texts)
+    assert not set(train) & set(held_out)
+
+
+@given(TEXTS, st.floats(0.001, 0.5), st.floats(0.0, 0.5))
+def test_the_judge_s_documents_are_nobody_else_s(texts: list[str], share: float, evaluator_share: float) -> None:
+    documents = corpus(texts)
+    plain = Split.fitted(documents, share)
+    split = plain.with_judge(evaluator_share)
+    sides = [list(side(documents, split)) for side in (train_side, held_out_side, judge_side)]
+    assert sorted(text for side in sides for text in side) == sorted(texts)
+    assert sides[1] == list(held_out_side(documents, plain))
+    assert set(sides[0]) <= set(train_side(documents, plain)) and not set(sides[0]) & set(sides[2])
+
+
+def test_the_judge_s_share_is_kept() -> None:
+    """4,000 of 20,000 expected, standard deviation 57."""
+    split = Split.by_share(0.05).with_judge(0.2)
+    num = sum(not split.trains(text) and not split.holds_out(text) for text in map("document {}".format, range(20_000)))
+    assert abs(num - 4000) < 300
+
+
+@given(TEXTS)
+def test_the_side_of_a_document_does_not_depend_on_the_others(texts: list[str]) -> None:
+    split = Split.by_share(0.5)
+    alone = [text for text in texts if split.holds_out(text)]
+    assert list(held_out_side(corpus(texts[::-1]), split)) == alone[::-1]
+
+
+def test_the_share_is_kept() -> None:
+    """1,000 of 20,000 expected, standard deviation 31."""
+    split = Split.by_share(0.05)
+    assert abs(sum(split.holds_out(f"document {n}") for n in range(20_000)) - 1000) < 150
+
+
+def test_the_hash_is_frozen() -> None:
+    """Another hash would leak held-out documents of earlier runs into training."""
+    assert document_hash("di4c") == 14948494547401903646
+
+
+@pytest.mark.parametrize("texts, found", [([], "empty"), (["one"], "one distinct"), (["one", "one"], "one distinct")])
+def test_too_few_documents_are_an_error(texts: list[str], found: str) -> None:
+    with pytest.raises(ValueError, match=f"some texts.*{found}"):
+        Split.fitted(corpus(texts), 0.1)
+
+
+def test_first_characters_stops_reading() -> None:
+    endless = iter(lambda: "abcd", None)
+    assert list(first_characters(endless, 10)) == ["abcd"] * 3

@@ -1,0 +1,211 @@
+"""Tokenizers, trained and loaded, whole and damaged."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import transformers
+from huggingface_hub import constants
+
+from di4c_lm.core import retry as hub
+from di4c_lm.data.text.tokenizers import END_OF_TEXT, _new_bpe, fingerprint, load_tokenizer
+from di4c_lm.domains.text.settings import DataConfig
+
+TEXTS = [f"Statement number {n} says: the naïve café of x_{n} is {n * n}." for n in range(200)]
+PROBE = "The naïve café; twice  spaced\n\tx_7 ☃."
+GPT2 = Path(os.environ.get("DI4C_SHARED", "absent")) / "data/gpt2"
+needs_gpt2 = pytest.mark.skipif(not GPT2.is_dir(), reason="the GPT-2 tokenizer of $DI4C_SHARED is absent")
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> transformers.PreTrainedTokenizerFast:
+    return load_tokenizer(DataConfig(vocab_size=300), TEXTS, tmp_path / "cache")
+
+
+def load(name: object) -> transformers.PreTrainedTokenizerFast:
+    return load_tokenizer(DataConfig(tokenizer=str(name)), [], Path("unused"))
+
+
+def check_specials(tokenizer: transformers.PreTrainedTokenizerFast) -> None:
+    assert tokenizer.mask_token_id == len(tokenizer) - 1 == max(tokenizer.get_vocab().values())
+    assert tokenizer.eos_token_id is not None and tokenizer.bos_token_id is not None
+    assert tokenizer.mask_token_id not in (tokenizer.eos_token_id, tokenizer.bos_token_id)
+
+
+def test_trained_entries_and_specials(trained: transformers.PreTrainedTokenizerFast) -> None:
+    assert len(trained) == 300 + 1
+    check_specials(trained)
+    assert trained.eos_token == trained.bos_token == END_OF_TEXT
+
+
+def test_any_text_comes_back(trained: transformers.PreTrainedTokenizerFast) -> None:
+    assert trained.decode(trained(PROBE)["input_ids"]) == PROBE
+
+
+def test_training_twice_gives_the_same() -> None:
+    assert _new_bpe(TEXTS, 300).to_str() == _new_bpe(iter(TEXTS), 300).to_str()
+
+
+def test_the_cache_is_used_and_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = load_tokenizer(DataConfig(vocab_size=300), TEXTS, tmp_path)
+    others = [
+        load_tokenizer(DataConfig(vocab_size=301), TEXTS, tmp_path),
+        load_tokenizer(DataConfig(vocab_size=300), TEXTS[:100], tmp_path),
+    ]
+    assert len({fingerprint(tokenizer) for tokenizer in [first, *others]}) == 3
+    monkeypatch.setattr("di4c_lm.data.text.tokenizers._new_bpe", None)
+    assert fingerprint(load_tokenizer(DataConfig(vocab_size=300), TEXTS, tmp_path)) == fingerprint(first)
+
+
+def test_a_small_corpus_gives_fewer_entries_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tokenizer = load_tokenizer(DataConfig(vocab_size=5000), ["one short text"], tmp_path)
+    check_specials(tokenizer)
+    assert 257 < len(tokenizer) < 5000
+    assert "data.vocab_size=5000" in caplog.text
+
+
+def test_no_document_to_train_on_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no document"):
+        load_tokenizer(DataConfig(), [], tmp_path)
+
+
+@pytest.mark.parametrize("form", ["folder", "file"])
+def test_saving_and_loading_keep_ids_and_fingerprint(
+    trained: transformers.PreTrainedTokenizerFast, tmp_path: Path, form: str
+) -> None:
+    trained.save_pretrained(tmp_path / "saved")
+    if form == "folder":
+        again = load(tmp_path / "saved")
+        assert fingerprint(again) == fingerprint(trained)
+    else:
+        again = load(tmp_path / "saved/tokenizer.json")  # the file alone does not say which entries are EOS and MASK
+    check_specials(again)
+    assert again(PROBE)["input_ids"] == trained(PROBE)["input_ids"]
+
+
+def test_fingerprint_sees_entries_and_specials(tmp_path: Path) -> None:
+    one = load_tokenizer(DataConfig(vocab_size=300), TEXTS, tmp_path)
+    before = fingerprint(one)
+    one("a text", truncation=True, max_length=1, padding=False)
+    assert fingerprint(one) == before
+    one.add_tokens(["an entry"])
+    assert fingerprint(one) != before
+
+
+def test_bert_like_tokenizer_gets_mask_last(tmp_path: Path) -> None:
+    """[MASK] in the middle of the ids is left alone, and another MASK is appended; SEP and CLS serve as EOS and BOS."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    vocab = {word: n for n, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "word"])}
+    backend = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))  # pyright: ignore[reportCallIssue]
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    specials = {"cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]", "unk_token": "[UNK]"}
+    transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **specials).save_pretrained(tmp_path)
+    tokenizer = load(tmp_path)
+    check_specials(tokenizer)
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.mask_token_id) == (2, 3, 7)
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_sentencepiece_model_gives_its_own_ids(tmp_path: Path, kind: str) -> None:
+    import sentencepiece
+
+    prefix = str(tmp_path / "spm")
+    sentencepiece.SentencePieceTrainer.Train(
+        sentence_iterator=iter(TEXTS),
+        model_prefix=prefix,
+        vocab_size=340,
+        model_type=kind,
+        byte_fallback=True,
+        minloglevel=2,
+    )
+    tokenizer = load(prefix + ".model")
+    check_specials(tokenizer)
+    assert len(tokenizer) == 341
+    reference = sentencepiece.SentencePieceProcessor(model_file=prefix + ".model")
+    for text in [*TEXTS[:5], "two words  unseen: ☃"]:
+        assert tokenizer(text, add_special_tokens=False)["input_ids"] == reference.Encode(text)
+
+
+@needs_gpt2
+def test_gpt2_from_vocab_and_merges_alone() -> None:
+    tokenizer = load(GPT2)
+    check_specials(tokenizer)
+    assert len(tokenizer) == 50_258
+    assert (tokenizer.eos_token_id, tokenizer.bos_token_id) == (50_256, 50_256)
+    assert tokenizer("Hello world")["input_ids"] == [15_496, 995]
+
+
+@needs_gpt2
+def test_gpt2_fingerprint_survives_saving(tmp_path: Path) -> None:
+    tokenizer = load(GPT2)
+    tokenizer.save_pretrained(tmp_path)
+    assert fingerprint(load(tmp_path)) == fingerprint(tokenizer)
+
+
+def folder_of_nothing(path: Path) -> Path:
+    (path / "empty").mkdir()
+    return path / "empty"
+
+
+def broken_json(path: Path) -> Path:
+    (path / "tokenizer.json").write_text('{"version": "1.0", "model"')
+    return path / "tokenizer.json"
+
+
+def broken_model(path: Path) -> Path:
+    (path / "spm.model").write_bytes(b"not a sentencepiece model")
+    return path / "spm.model"
+
+
+def empty_gpt2(path: Path) -> Path:
+    (path / "vocab.json").write_text(json.dumps({END_OF_TEXT: 0}))
+    (path / "merges.txt").write_text("#version: 0.2\n")
+    return path
+
+
+def text_file(path: Path) -> Path:
+    (path / "vocab.txt").write_text("a\nb\n")
+    return path / "vocab.txt"
+
+
+def outside_any_hub(path: Path) -> Path:
+    return path / "absent"
+
+
+@pytest.mark.parametrize("make", [folder_of_nothing, broken_json, broken_model, empty_gpt2, text_file, outside_any_hub])
+def test_what_cannot_be_loaded_is_named(
+    tmp_path: Path, make: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    path = make(tmp_path)
+    with pytest.raises(ValueError, match=f"data.tokenizer={path}") as raised:
+        load(path)
+    assert ("is empty" in str(raised.value)) == (make is empty_gpt2)
+
+
+def test_a_hub_that_does_not_answer_names_the_offline_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise OSError("cannot connect") from ConnectionError("no route")
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", unreachable)
+    monkeypatch.setattr(hub, "DELAYS_S", (0.0, 0.0))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with pytest.raises(
+        ConnectionError, match="data.tokenizer=somebody/something.*3 attempts.*Offline: data.tokenizer=train"
+    ):
+        load("somebody/something")
+
+
+def test_code_beside_a_tokenizer_is_not_run(trained: transformers.PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    folder = tmp_path / "hostile"
+    trained.save_pretrained(folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings |= {"auto_map": {"AutoTokenizer": ["code.Hostile", "code.Hostile"]}, "tokenizer_class": "Hostile"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    with pytest.raises(ValueError, match="data.tokenizer"):
+        load(folder)
+    assert not (tmp_path / "ran").exists()

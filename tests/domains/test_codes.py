@@ -1,0 +1,110 @@
+"""A VQGAN and a transformer that belong together, or do not; drawing images of classes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from di4c_lm.checkpoints.maskgit import MaskGitWeights, write_pth
+from di4c_lm.checkpoints.vqgan import save_vqgan
+from di4c_lm.domains.codes.model import CodeDrawer, CodeModel, encode_images, fingerprint, to_images, to_planes
+from di4c_lm.domains.codes.settings import MaskGitConfig, VqganConfig
+from di4c_lm.measure.image_samplers import ImageSampler
+from di4c_lm.mixtures.settings import LatentConfig
+from di4c_lm.networks.maskgit import MaskGit
+from di4c_lm.networks.vqgan import VqGan
+from di4c_lm.samplers.confidence import Confidence
+
+CODES, CLASSES = 5, 3
+
+
+def coder(*, n_embed: int = CODES, seed: int = 0, resolution: int = 4) -> VqGan:
+    config = VqganConfig(
+        n_embed=n_embed, embed_dim=4, z_channels=4, resolution=resolution, in_channels=1, out_ch=1, ch=8, ch_mult=(1, 1),
+        num_res_blocks=1, attn_resolutions=(), norm_groups=4,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return VqGan(config).eval()
+
+
+def denoiser(latent: LatentConfig | None = None) -> MaskGit:
+    config = MaskGitConfig(hidden_size=8, num_blocks=1, num_heads=2, mlp_size=8)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return MaskGit(config, num_codes=CODES, num_classes=CLASSES, length=4, latent=latent).eval()
+
+
+def test_bytes_there_and_back() -> None:
+    images = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
+    assert np.array_equal(to_images(to_planes(images)), images)
+    assert np.array_equal(to_images(to_planes(np.array([[[[0], [16]]]], dtype=np.uint8), levels=17)).ravel(), [0, 255])
+
+
+@pytest.mark.parametrize("latent", [None, LatentConfig(law="codebook", path="adaln", inject_at=-1, codebook_size=4)])
+def test_a_model_is_saved_with_its_vqgan(tmp_path: Path, latent: LatentConfig | None) -> None:
+    model = CodeModel(denoiser=denoiser(latent), vqgan=coder(), schedule="cosine")
+    model.save_pretrained(tmp_path)
+    loaded = CodeModel.from_pretrained(tmp_path)
+    assert loaded.schedule == "cosine" and fingerprint(loaded.vqgan) == fingerprint(model.vqgan)
+    ours, theirs = (one.sample(torch.tensor([0, 2, 1]), 2, seed=3)[0] for one in (model, loaded))
+    assert torch.equal(ours, theirs)
+    with pytest.raises(ValueError, match="trained on the codes of the VQGAN"):
+        CodeModel.from_pretrained(tmp_path, coder(seed=5))
+
+
+def test_a_published_file_needs_its_vqgan(tmp_path: Path) -> None:
+    write_pth(tmp_path / "x.pth", MaskGitWeights.of(denoiser()))
+    save_vqgan(tmp_path / "coder", coder())
+    loaded = CodeModel.from_pretrained(tmp_path / "x.pth", tmp_path / "coder")
+    assert loaded.process.mask_id == CODES and loaded.schedule == "arccos"
+    with pytest.raises(ValueError, match="expected the VQGAN of this transformer in vqgan/, found none"):
+        CodeModel.from_pretrained(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("change", [{"n_embed": 7}, {"resolution": 8}])
+def test_a_codebook_that_does_not_match(change: dict[str, int]) -> None:
+    with pytest.raises(
+        ValueError, match="the VQGAN makes .* the transformer reads 5 codes, 4 an image: they do not belong"
+    ):
+        CodeModel(denoiser=denoiser(), vqgan=coder(**change))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_images_do_not_depend_on_their_batch(steps: int) -> None:
+    drawer = CodeDrawer(name="teacher", model=CodeModel(denoiser=denoiser(), vqgan=coder()))
+    assert isinstance(drawer, ImageSampler)
+    labels = np.array([0, 1, 2, 0, 1])
+    many = drawer.sample(5, steps, 7, labels)
+    few = CodeDrawer(name="x", model=drawer.model, batch_size=2).sample(5, steps, 7, labels)
+    assert many.images.shape == (5, 4, 4, 1) and many.images.dtype == np.uint8
+    assert np.array_equal(many.images, few.images)
+    assert many.nfe == few.nfe <= steps
+    assert drawer.facts["schedule"] == "arccos" and drawer.facts["settings"]["choice_temperature"] == 4.5
+
+
+def test_codes_of_images_decode_to_the_reconstruction() -> None:
+    net = coder()
+    images = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 1), dtype=np.uint8)
+    codes = encode_images(net, images, batch_size=2)
+    with torch.no_grad():
+        expected = to_images(net(to_planes(images))[0])
+    model = CodeModel(denoiser=denoiser(), vqgan=net)
+    assert np.array_equal(model.decode(torch.from_numpy(codes), batch_size=2), expected)
+
+
+def test_what_cannot_be_drawn_is_refused() -> None:
+    model = CodeModel(denoiser=denoiser(), vqgan=coder())
+    with pytest.raises(ValueError, match="class 3 is impossible: allowed are 0 to 2, and -1 for none"):
+        model.sample(torch.tensor([0, 3]), 2, seed=0)
+    with pytest.raises(ValueError, match="guidance=2.0 needs a condition"):
+        model.sample(None, 2, seed=0, num_samples=2, sampler=Confidence(guidance=2.0))
+    with pytest.raises(ValueError, match="num_samples must be at least 1, got 0"):
+        model.sample(None, 2, seed=0)
+    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
+        model.sample(torch.tensor([0]), 0, seed=0)
+    with pytest.raises(ValueError, match="schedule must be one of root, linear, square, cosine, arccos, got 'flat'"):
+        CodeModel(denoiser=denoiser(), vqgan=coder(), schedule="flat")
+    with pytest.raises(ValueError, match="codes: expected 0 to 4, got 5 to 5"):
+        model.decode(torch.full((1, 4), CODES))

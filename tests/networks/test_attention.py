@@ -1,0 +1,43 @@
+import math
+
+import pytest
+import torch
+
+from di4c_lm.networks.attention import Rotary, attend, rotate, use_flash
+
+
+def random(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=torch.float64)
+
+
+def test_attention_is_softmax_of_scaled_products() -> None:
+    q, k, v = random(2, 5, 3, 4), random(2, 5, 3, 4) * 2, random(2, 5, 3, 4) + 1
+    weights = (torch.einsum("nphd,nqhd->nhpq", q, k) / math.sqrt(4)).softmax(-1)
+    torch.testing.assert_close(attend(q, k, v), torch.einsum("nhpq,nqhd->nphd", weights, v))
+
+
+def test_products_of_rotated_vectors_depend_on_distance_alone() -> None:
+    cos, sin = Rotary(8)(10, 0)
+    q, k = (random(1, 1, 1, 8).expand(1, 10, 1, 8) + shift for shift in (0, 1))
+    products = torch.einsum(
+        "nphd,nqhd->pq", rotate(q, cos.double(), sin.double()), rotate(k, cos.double(), sin.double())
+    )
+    for offset in (-3, 0, 4):
+        diagonal = products.diagonal(offset)
+        torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal), rtol=1e-5, atol=1e-5)
+    assert (products[0, 0] - products[0, 3]).abs() > 1e-3
+
+
+def test_extra_positions_are_not_turned() -> None:
+    cos, sin = Rotary(8)(4, 2)
+    x = random(1, 6, 1, 8)
+    turned = rotate(x, cos, sin)
+    torch.testing.assert_close(turned[:, [0, 4, 5]], x[:, [0, 4, 5]])
+    assert (turned[:, 3] - x[:, 3]).abs().max() > 1e-2
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is at hand")
+def test_flash_without_a_gpu_is_refused_and_not_chosen() -> None:
+    with pytest.raises(ValueError, match="model.attention='flash' needs .*allowed here: auto, sdpa"):
+        use_flash("flash")
+    assert not use_flash("auto") and not use_flash("sdpa")
