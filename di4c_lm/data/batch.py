@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from di4c_lm.networks.output_head import NO_CLASS
+from di4c_lm.processes.denoiser import NO_CLASS
 from di4c_lm.processes.rng import KeyedRng, Rng, uniform
 
 

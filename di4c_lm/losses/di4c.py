@@ -18,7 +18,7 @@ from torch import Tensor
 from di4c_lm.losses.mixture import read_mixture
 from di4c_lm.mixtures.class_chain import ClassChain
 from di4c_lm.mixtures.code_chain import CodeChain
-from di4c_lm.networks.output_head import OutputHead
+from di4c_lm.processes.denoiser import OutputHead
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from di4c_lm.losses.di4c import Sites
 from di4c_lm.losses.mixture import read_mixture
-from di4c_lm.networks.output_head import OutputHead
+from di4c_lm.processes.denoiser import OutputHead
 
 
 def mdlm_bound(

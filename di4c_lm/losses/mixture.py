@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from di4c_lm.mixtures.class_output_head import ClassOutputHead
-from di4c_lm.networks.output_head import OutputHead, row_chunks, rows_at_once, widest
 from di4c_lm.processes.categorical import kl_divergence, sample_categorical
+from di4c_lm.processes.denoiser import OutputHead, row_chunks, rows_at_once, widest
 
 _TINY = (
     1e-30  # a mean of exponentials below this is taken again in the log domain, where a law gives the state any weight

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from di4c_lm.networks.output_head import OutputHead, row_chunks, rows_at_once, widest
+from di4c_lm.processes.denoiser import OutputHead, row_chunks, rows_at_once, widest
 from di4c_lm.processes.masked import NEVER
 
 DivergenceName = Literal["kl_backward", "kl_forward", "mse", "tv"]

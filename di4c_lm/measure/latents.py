@@ -9,8 +9,8 @@ from torch import Tensor
 from di4c_lm.domains.text.model import TextModel
 from di4c_lm.mixtures.latent import Uniform
 from di4c_lm.networks.dit import DIT
-from di4c_lm.networks.output_head import OutputHead, Prediction
 from di4c_lm.processes.categorical import sample_categorical
+from di4c_lm.processes.denoiser import OutputHead, Prediction
 from di4c_lm.processes.rng import KeyedRng, uniform
 
 

@@ -11,8 +11,8 @@ from di4c_lm.losses.di4c import Sites, joint_and_product
 from di4c_lm.losses.mixture import read_mixture
 from di4c_lm.measure.gen_ppl import Sampler
 from di4c_lm.measure.latents import Averaged, calls_of_all, predict
-from di4c_lm.networks.output_head import Prediction, row_chunks, rows_at_once
 from di4c_lm.processes.categorical import sample_categorical
+from di4c_lm.processes.denoiser import Prediction, row_chunks, rows_at_once
 from di4c_lm.processes.rng import KeyedRng, uniform
 from di4c_lm.samplers.grids import uniform_grid
 from di4c_lm.samplers.trajectory import sample

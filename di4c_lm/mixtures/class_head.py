@@ -19,7 +19,7 @@ from di4c_lm.mixtures.class_chain import ClassChain, Ties
 from di4c_lm.mixtures.class_output_head import ClassOutputHead
 from di4c_lm.mixtures.latent import string_uniforms
 from di4c_lm.mixtures.settings import LatentConfig
-from di4c_lm.networks.output_head import OutputHead, widest
+from di4c_lm.processes.denoiser import OutputHead, widest
 
 _GAPS = 8  # distances of open neighbours that are told apart; the last stands for all that are longer
 _SHARPNESS = 4.0  # log-odds of the class that a token is given, against all others together

@@ -14,8 +14,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from di4c_lm.networks.output_head import OutputHead, row_chunks, rows_at_once, vjp_by_autograd, widest
+from di4c_lm.networks.output_head import vjp_by_autograd
 from di4c_lm.processes.categorical import kl_divergence
+from di4c_lm.processes.denoiser import OutputHead, row_chunks, rows_at_once, widest
 
 _LEAST = 1e-30  # of a class's probability
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from di4c_lm.mixtures.code_chain import CodeChain
 from di4c_lm.mixtures.latent import string_uniforms
 from di4c_lm.mixtures.settings import LatentConfig
-from di4c_lm.networks.output_head import widest
+from di4c_lm.processes.denoiser import widest
 
 
 class MixtureHead(nn.Module):

@@ -28,7 +28,8 @@ from di4c_lm.mixtures.latent_path import latent_parts
 from di4c_lm.mixtures.settings import LatentConfig
 from di4c_lm.networks.attention import Rotary, use_flash
 from di4c_lm.networks.dit_blocks import DDiTBlock, DDitFinalLayer, EmbeddingLayer, TimestepEmbedder
-from di4c_lm.networks.output_head import LinearHead, Prediction
+from di4c_lm.networks.output_head import LinearHead
+from di4c_lm.processes.denoiser import Prediction
 from di4c_lm.processes.schedules import LogLinear
 
 

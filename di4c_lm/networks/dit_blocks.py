@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from di4c_lm.networks.attention import attend, rotate
 from di4c_lm.networks.norm import modulated_norm
-from di4c_lm.networks.output_head import widest
+from di4c_lm.processes.denoiser import widest
 
 
 class LayerNorm(nn.Module):

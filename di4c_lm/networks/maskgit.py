@@ -25,8 +25,8 @@ from di4c_lm.mixtures.latent import (
 from di4c_lm.mixtures.latent_path import latent_parts
 from di4c_lm.mixtures.settings import LatentConfig
 from di4c_lm.networks.maskgit_blocks import Block, Transformer, outer_layer
-from di4c_lm.networks.output_head import NO_CLASS, Prediction
 from di4c_lm.networks.tied_head import TiedHead
+from di4c_lm.processes.denoiser import NO_CLASS, Prediction
 
 _INIT_STD = 0.02
 

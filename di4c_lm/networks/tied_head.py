@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from di4c_lm.networks.output_head import OutputHead, product_with_rows, widest
+from di4c_lm.networks.output_head import product_with_rows
+from di4c_lm.processes.denoiser import OutputHead, widest
 from di4c_lm.processes.masked import NEVER
 
 

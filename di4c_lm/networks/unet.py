@@ -21,7 +21,6 @@ from di4c_lm.mixtures.coded_output import CodedOutput
 from di4c_lm.mixtures.latent import Uniform, check_latents, latent_codebook, sample_latents, sinusoid
 from di4c_lm.mixtures.settings import LatentConfig
 from di4c_lm.networks.logistic_head import LogisticHead
-from di4c_lm.networks.output_head import Prediction, widest
 from di4c_lm.networks.unet_blocks import (
     Attention,
     ResBlock,
@@ -32,6 +31,7 @@ from di4c_lm.networks.unet_blocks import (
     up_path,
     zeroed,
 )
+from di4c_lm.processes.denoiser import Prediction, widest
 
 _TIME_SCALE = 1000.0
 _PATHS = (

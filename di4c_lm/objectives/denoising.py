@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from di4c_lm.data.batch import Batch, StratifiedBatch, batch_rng, classes_of
 from di4c_lm.losses.di4c import Sites
 from di4c_lm.losses.mdlm import mdlm_bound
-from di4c_lm.networks.output_head import Prediction
 from di4c_lm.objectives.external import output_head_parameters
+from di4c_lm.processes.denoiser import Prediction
 from di4c_lm.processes.process import Process
 from di4c_lm.processes.rng import uniform
 from di4c_lm.processes.times import above

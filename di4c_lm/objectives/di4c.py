@@ -11,10 +11,10 @@ from di4c_lm.data.batch import Batch, batch_rng, classes_of
 from di4c_lm.losses.di4c import Sites, Terms, UpperSide, di4c_terms
 from di4c_lm.losses.mixture import draw_components, mean_law, read_mixture
 from di4c_lm.losses.weights import alpha
-from di4c_lm.networks.output_head import Denoiser, Prediction
 from di4c_lm.objectives.external import output_head_parameters
 from di4c_lm.objectives.settings import Di4CConfig
 from di4c_lm.objectives.teacher_step import TeacherHop, at_sites, latents
+from di4c_lm.processes.denoiser import Denoiser, Prediction
 from di4c_lm.processes.process import Process
 from di4c_lm.processes.rng import Rng, split, uniform
 from di4c_lm.processes.times import above, hop_down, sample_times, times_and_hops

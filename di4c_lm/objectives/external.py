@@ -4,7 +4,7 @@ from typing import cast
 
 from torch import nn
 
-from di4c_lm.networks.output_head import Denoiser
+from di4c_lm.processes.denoiser import Denoiser
 
 
 def output_head_parameters(objective: nn.Module, student: nn.Module) -> list[tuple[nn.Module, nn.Parameter]]:

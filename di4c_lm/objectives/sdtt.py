@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from di4c_lm.data.batch import Batch, batch_rng
 from di4c_lm.losses.di4c import Sites
 from di4c_lm.losses.sdtt import sdtt_divergence
-from di4c_lm.networks.output_head import Denoiser, Prediction, row_chunks, rows_at_once, widest
 from di4c_lm.objectives.external import output_head_parameters
 from di4c_lm.objectives.settings import SdttConfig
 from di4c_lm.processes.categorical import sample_categorical
+from di4c_lm.processes.denoiser import Denoiser, Prediction, row_chunks, rows_at_once, widest
 from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.processes.rng import Rng, uniform
 

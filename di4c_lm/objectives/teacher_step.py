@@ -8,8 +8,8 @@ from torch import Tensor
 
 from di4c_lm.losses.di4c import Sites
 from di4c_lm.losses.mixture import draw_components, mean_law
-from di4c_lm.networks.output_head import Denoiser, Prediction, row_chunks, widest
 from di4c_lm.processes.categorical import sample_categorical
+from di4c_lm.processes.denoiser import Denoiser, Prediction, row_chunks, widest
 from di4c_lm.processes.process import Process
 from di4c_lm.processes.rng import Rng, split, uniform
 

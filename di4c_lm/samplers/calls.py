@@ -8,7 +8,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from di4c_lm.mixtures.latent import is_string, string_uniforms
-from di4c_lm.networks.output_head import Denoiser, Prediction
+from di4c_lm.processes.denoiser import Denoiser, Prediction
 from di4c_lm.processes.rng import Rng, uniform
 
 

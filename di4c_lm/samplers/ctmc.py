@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from di4c_lm.networks.output_head import Denoiser
 from di4c_lm.processes.categorical import sample_categorical
+from di4c_lm.processes.denoiser import Denoiser
 from di4c_lm.processes.gaussian import GaussianChain
 from di4c_lm.processes.poisson import sample_poisson
 from di4c_lm.processes.rng import Rng, uniform

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from di4c_lm.networks.output_head import Denoiser, Prediction
 from di4c_lm.processes.categorical import sample_categorical
+from di4c_lm.processes.denoiser import Denoiser, Prediction
 from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.processes.rng import Rng, uniform
 from di4c_lm.samplers.draw import Draw

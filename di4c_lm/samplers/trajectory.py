@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from di4c_lm.networks.output_head import Denoiser
+from di4c_lm.processes.denoiser import Denoiser
 from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.processes.rng import Rng
 from di4c_lm.samplers.ancestral import Ancestral

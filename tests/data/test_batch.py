@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from di4c_lm.data.batch import batch_rng, classes_of
-from di4c_lm.networks.output_head import NO_CLASS
+from di4c_lm.processes.denoiser import NO_CLASS
 from di4c_lm.processes.rng import KeyedRng
 
 

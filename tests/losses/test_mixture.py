@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from di4c_lm.losses.mixture import draw_components, mean_law, read_mixture
-from di4c_lm.networks.output_head import LinearHead, row_chunks, rows_at_once
+from di4c_lm.networks.output_head import LinearHead
+from di4c_lm.processes.denoiser import row_chunks, rows_at_once
 from tests.losses.problem import draw
 
 

@@ -18,8 +18,8 @@ from di4c_lm.mixtures.class_head import ClassHead
 from di4c_lm.mixtures.settings import LatentConfig
 from di4c_lm.networks.dit import DIT
 from di4c_lm.networks.maskgit import MaskGit
-from di4c_lm.networks.output_head import Prediction
 from di4c_lm.networks.unet import UNet
+from di4c_lm.processes.denoiser import Prediction
 from tests.networks import test_maskgit, test_unet
 from tests.networks.nets import LENGTH, STATES, half, net
 

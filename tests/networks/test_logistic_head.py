@@ -8,7 +8,7 @@ from torch import Tensor
 
 from di4c_lm.losses.mixture import read_mixture
 from di4c_lm.networks.logistic_head import LogisticHead
-from di4c_lm.networks.output_head import OutputHead, Prediction
+from di4c_lm.processes.denoiser import OutputHead, Prediction
 
 STATES = 11
 FEATURES = st.lists(st.tuples(st.floats(-1, 1), st.floats(-2, 6)), min_size=1, max_size=5)

@@ -7,7 +7,7 @@ from di4c_lm.losses.mixture import read_mixture
 from di4c_lm.mixtures.latent import is_latent
 from di4c_lm.mixtures.settings import LatentConfig
 from di4c_lm.networks.maskgit import MaskGit
-from di4c_lm.networks.output_head import NO_CLASS, Denoiser
+from di4c_lm.processes.denoiser import NO_CLASS, Denoiser
 
 CODES, CLASSES, LENGTH, BLOCKS = 7, 3, 4, 3
 LATENTS = [

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from di4c_lm.domains.pixels.settings import UnetConfig
 from di4c_lm.mixtures.settings import LatentConfig
-from di4c_lm.networks.output_head import Denoiser
 from di4c_lm.networks.unet import UNet, is_latent, to_and_fro
+from di4c_lm.processes.denoiser import Denoiser
 from di4c_lm.processes.rng import KeyedRng
 
 SMALL = UnetConfig(width=8, multipliers=(1, 2), res_blocks=1, dropout=0.0)

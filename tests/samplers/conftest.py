@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from di4c_lm.networks.output_head import LinearHead, Prediction
+from di4c_lm.networks.output_head import LinearHead
+from di4c_lm.processes.denoiser import Prediction
 
 
 class Joint:

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 from torch import Tensor
 
-from di4c_lm.networks.output_head import LinearHead, Prediction
+from di4c_lm.networks.output_head import LinearHead
+from di4c_lm.processes.denoiser import Prediction
 from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.processes.rng import KeyedRng
 from di4c_lm.samplers.draw import Draw

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from di4c_lm.networks.output_head import LinearHead, Prediction
+from di4c_lm.networks.output_head import LinearHead
+from di4c_lm.processes.denoiser import Prediction
 from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.processes.rng import KeyedRng
 from di4c_lm.processes.schedules import MASKGIT_SCHEDULES

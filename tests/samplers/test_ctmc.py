@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from di4c_lm.networks.output_head import OutputHead, Prediction
+from di4c_lm.processes.denoiser import OutputHead, Prediction
 from di4c_lm.processes.gaussian import GaussianChain
 from di4c_lm.processes.rng import KeyedRng
 from di4c_lm.samplers.ctmc import Analytic, ChainStep, PredictorCorrector, TauLeaping, chain_grid, sample_chain

@@ -9,8 +9,8 @@ from di4c_lm.domains.text.settings import Config, ModelConfig
 from di4c_lm.mixtures.latent import inject_block, is_latent
 from di4c_lm.mixtures.students import freeze_trunk
 from di4c_lm.networks.dit import DIT
-from di4c_lm.networks.output_head import LOGITS_ON_CPU, LOGITS_ON_GPU
 from di4c_lm.objectives.settings import Di4CConfig, MdlmConfig
+from di4c_lm.processes.denoiser import LOGITS_ON_CPU, LOGITS_ON_GPU
 from di4c_lm.runs.fitting import latent_of
 from di4c_lm.runs.text import needs_teacher
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from di4c_lm.losses.di4c import Sites, Terms, UpperSide, di4c_terms
 from di4c_lm.losses.mixture import mean_law
 from di4c_lm.losses.weights import Alpha
-from di4c_lm.networks.output_head import OutputHead
+from di4c_lm.processes.denoiser import OutputHead
 from parity.golden import Computed, Tolerance
 
 ALPHA_KINDS: dict[str, Alpha] = {"sigmoid": "sigmoid", "linear": "linear", "const": "constant"}  # by published name

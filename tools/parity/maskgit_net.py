@@ -9,7 +9,7 @@ from di4c_lm.domains.codes.settings import MaskGitConfig
 from di4c_lm.mixtures.latent import latent_features
 from di4c_lm.mixtures.settings import LatentConfig
 from di4c_lm.networks.maskgit import MaskGit
-from di4c_lm.networks.output_head import NO_CLASS
+from di4c_lm.processes.denoiser import NO_CLASS
 from parity.golden import Computed, Golden, Tolerance
 
 INPUTS = ("img_token", "y", "drop_label", "z")

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from di4c_lm.checkpoints import tauldr
 from di4c_lm.networks.logistic_head import LogisticHead
-from di4c_lm.networks.output_head import Prediction
 from di4c_lm.networks.unet import UNet
+from di4c_lm.processes.denoiser import Prediction
 from parity.golden import Computed, Golden, Tolerance
 
 INPUTS = ("x", "times", "lams")

@@ -1,0 +1,118 @@
+"""What is asked of a network: a prediction in two factors, hidden features and the output head that reads some of them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+NO_CLASS = -1  # the class of an example whose class is hidden
+LOGITS_ON_CPU, LOGITS_ON_GPU = 2**23, 2**26  # in a chunk: little memory there, work enough for the card here
+
+
+def widest(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of sums over S: float64 for float64 features, float32 for all others."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def row_chunks(total: int, size: int) -> Iterator[slice]:
+    """Slices of at most `size` that cover range(total)."""
+    for start in range(0, total, size):
+        yield slice(start, min(start + size, total))
+
+
+@runtime_checkable
+class OutputHead(Protocol):
+    """Features of some positions to logits over S, with the product of a gradient and the Jacobian in closed form or by autograd."""
+
+    num_states: int
+    parameters: tuple[Tensor, ...]
+
+    def logits(self, features_NH: Float[Tensor, "N H"], positions_N: Int64[Tensor, " N"]) -> Float[Tensor, "N S"]:
+        """Unnormalised log-probabilities, in at least float32: a fresh tensor, which the caller may use up."""
+        ...
+
+    def vjp(
+        self,
+        features_NH: Float[Tensor, "N H"],
+        positions_N: Int64[Tensor, " N"],
+        grad_NS: Float[Tensor, "N S"],
+        parameter_grads: Sequence[Tensor | None],
+    ) -> Float[Tensor, "N H"]:
+        """Gradient of the features; those of `parameters` are added to `parameter_grads` in place (None: not wanted)."""
+        ...
+
+    def target_logits(
+        self,
+        features_NH: Float[Tensor, "N H"],
+        positions_N: Int64[Tensor, " N"],
+        targets_NT: Int64[Tensor, "N T"],
+    ) -> Float[Tensor, "N T"]:
+        """The logits of T states a position, differentiable, in at least float32."""
+        return self.logits(features_NH, positions_N).gather(1, targets_NT)
+
+    def chosen(self, features: Float[Tensor, "B L D H"], choice: Int64[Tensor, "B N D"]) -> Float[Tensor, "B N D H"]:
+        """Of the rows of an enumerated λ, at each position the features of the one chosen for it, N choices a sequence."""
+        return features.gather(1, choice[..., None].expand(-1, -1, -1, features.shape[3]))
+
+    def every(self, features: Float[Tensor, "B N D H"]) -> Float[Tensor, "B L D H"]:
+        """All rows of an enumerated λ, each in full."""
+        return features
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a denoiser says of x_0: features (B, L, D, H), L = 1 where there is no λ or all of it is in one row, and how to read them out.
+
+    The L rows have equal weight; or, with `chain`, they are what is said of each position under each code of its window, and the chain is
+    the law of the codes.
+    """
+
+    features: Float[Tensor, "B L D H"]
+    output_head: OutputHead
+    chain: Any = None
+
+    def under(self, choice: Int64[Tensor, "B N D"]) -> "Prediction":
+        """What is said at each position under the row, or the code, that is chosen for it: N choices a sequence."""
+        return Prediction(self.output_head.chosen(self.features, choice), self.output_head)
+
+    def log_probs(self) -> Float[Tensor, "B L D S"]:
+        """Normalised log-probabilities at every position, materialised: for small S, samplers and tests."""
+        features = self.features if self.chain is None else self.output_head.every(self.features)
+        num_batch, num_lambdas, num_positions, _ = features.shape
+        positions_N = torch.arange(num_positions, device=self.features.device).repeat(num_batch * num_lambdas)
+        logits_NS = self.output_head.logits(features.flatten(0, 2), positions_N)
+        return logits_NS.log_softmax(-1).view(num_batch, num_lambdas, num_positions, -1)
+
+
+@runtime_checkable
+class Denoiser(Protocol):
+    """p(x_0 | x_t; λ), factored: all that samplers and objectives ask of a network."""
+
+    def __call__(
+        self,
+        x_t: Int64[Tensor, "B D"],
+        t: Float[Tensor, " B"],
+        lam: Tensor | None = None,
+        cond: Int64[Tensor, " B"] | None = None,
+    ) -> Prediction:
+        """Predict x_0 once for each λ of each sequence; `cond` are classes, `NO_CLASS` where one is not told."""
+        ...
+
+    def sample_latents(
+        self, num_batch: int, num_lambdas: int, uniform: Callable[[tuple[int, ...]], Tensor]
+    ) -> Tensor | None:
+        """L draws of λ a sequence, (B, L, K), or None for a network without λ; L = 0 asks for all the components of a finite λ."""
+        ...
+
+    def output_head(self) -> OutputHead:
+        """The output head that its predictions carry."""
+        ...
+
+
+def rows_at_once(output_head: OutputHead, chunk_rows: int) -> int:
+    """Rows of logits in a chunk: `chunk_rows`, or where that is 0 as many as make 2^23 logits on CPU, 2^26 on a GPU."""
+    on_gpu = any(parameter.is_cuda for parameter in output_head.parameters)
+    return chunk_rows or max(1, (LOGITS_ON_GPU if on_gpu else LOGITS_ON_CPU) // output_head.num_states)
