@@ -24,6 +24,10 @@ class World:
         """True on the one process that writes and reports."""
         return self.rank == 0
 
+    def gather(self, item: Any) -> list[Any]:
+        """Each rank's `item`, in order of rank, on every rank."""
+        return gather_objects(item)
+
 
 def rank() -> int:
     """Rank of this process; 0 where no process group exists."""
