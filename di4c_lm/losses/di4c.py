@@ -12,37 +12,14 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
-from di4c_lm.losses.mixture import read_mixture
+from di4c_lm.losses.positions import Positions
+from di4c_lm.losses.reading import read_mixture
 from di4c_lm.mixtures.class_chain import ClassChain
 from di4c_lm.mixtures.code_chain import CodeChain
 from di4c_lm.processes.denoiser import OutputHead
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sites:
-    """The M positions, of B examples, that enter the loss, in any order."""
-
-    example: Int64[Tensor, " M"]
-    position: Int64[Tensor, " M"]
-    num_examples: int
-
-    @classmethod
-    def where(cls, chosen: Bool[Tensor, "B D"]) -> "Sites":
-        """The positions at which `chosen` is true."""
-        example_M, position_M = chosen.nonzero(as_tuple=True)
-        return cls(example=example_M, position=position_M, num_examples=len(chosen))
-
-    def gather(self, x: Int64[Tensor, "B D"]) -> Int64[Tensor, " M"]:
-        """The values of `x` at these sites."""
-        return x[self.example, self.position]
-
-    def per_example(self, value: Float[Tensor, "M *rest"]) -> Float[Tensor, "B *rest"]:
-        """Sums over the sites of each example, in float64."""
-        total = torch.zeros(self.num_examples, *value.shape[1:], dtype=torch.float64, device=value.device)
-        return total.index_add(0, self.example, value.double())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +56,7 @@ class Terms:
 def di4c_terms(
     features: Float[Tensor, "M N H"],
     output_head: OutputHead,
-    sites: Sites,
+    positions: Positions,
     x_0: Int64[Tensor, " M"],
     teacher: Float[Tensor, "M S"] | None,
     upper: UpperSide | None = None,
@@ -91,21 +68,21 @@ def di4c_terms(
 ) -> Terms:
     """All terms from one reading of the student at x_t.
 
-    `features` are the student's at the sites for L draws of λ (of token classes in one row, N = 1), `x_0` the data there, `teacher` its
+    `features` are the student's at the positions for L draws of λ (of token classes in one row, N = 1), `x_0` the data there, `teacher` its
     probabilities. With `chain` they are those under each of L codes, λ is a string of codes by the chain's law, and lme_j becomes the
     log-mean-exp over that law. Without `teacher` the terms that compare with it are 0, without `upper` those of consistency, without
     `distil` that one. Shapes are always checked, and with `validate` the values too (NaN, sums, indices), for callers outside the training
     loop: `ValueError` names the argument, its shape and what was expected.
     """
-    _check_shapes(features, output_head, sites, x_0, teacher, upper)
+    _check_shapes(features, output_head, positions, x_0, teacher, upper)
     if validate:
         _check_values(features, output_head, x_0, teacher, upper)
     targets_MT = x_0[:, None] if upper is None else torch.cat([x_0[:, None], upper.samples], 1)
     laws = [law_MS for law_MS in (teacher, None if upper is None else upper.marginal) if law_MS is not None]
-    log_weight_ML = None if chain is None else code_weights(chain, sites)
-    reading = read_mixture(
+    log_weight_ML = None if chain is None else code_weights(chain, positions)
+    read = read_mixture(
         features,
-        sites.position,
+        positions.position,
         output_head,
         targets_MT,
         laws,
@@ -113,8 +90,8 @@ def di4c_terms(
         component_divergence=distil,
         chunk_rows=chunk_rows,
     )
-    joint_BT, product_BT = joint_and_product(reading.target_log_p, sites, chain)
-    kl_BR = sites.per_example(reading.divergence)
+    joint_BT, product_BT = joint_and_product(read.target_log_p, positions, chain)
+    kl_BR = positions.per_example(read.divergence)
     none_B = torch.zeros_like(joint_BT[:, 0])
     return Terms(
         data_joint=joint_BT[:, 0],
@@ -123,48 +100,48 @@ def di4c_terms(
         consistency_joint=none_B if upper is None else joint_BT[:, 1:].mean(1),
         consistency_product=none_B if upper is None else product_BT[:, 1:].mean(1),
         consistency_marginal=none_B if upper is None else kl_BR[:, -1],
-        distil=sites.per_example(reading.component_divergence),
+        distil=positions.per_example(read.component_divergence),
     )
 
 
-def code_weights(chain: CodeChain | ClassChain, sites: Sites) -> Float[Tensor, "M L"]:
+def code_weights(chain: CodeChain | ClassChain, positions: Positions) -> Float[Tensor, "M L"]:
     """log p(z = j) of the code at each site."""
-    return chain.log_marginal[sites.example, chain.window_of(sites.position)]
+    return chain.log_marginal[positions.example, chain.window_of(positions.position)]
 
 
 def joint_and_product(
-    target_log_p: Float[Tensor, "M L T"], sites: Sites, chain: CodeChain | ClassChain | None = None
+    target_log_p: Float[Tensor, "M L T"], positions: Positions, chain: CodeChain | ClassChain | None = None
 ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
     """- lme_j Σ_d ℓ_j^d(x^d) and Σ_d lme_j ℓ_j^d(x^d) of each example and target, in float64; with `chain` over its strings of codes."""
     if chain is not None:
-        num_batch, num_windows = sites.num_examples, chain.num_windows
-        slot_M = sites.example * num_windows + chain.window_of(sites.position)
+        num_batch, num_windows = positions.num_examples, chain.num_windows
+        slot_M = positions.example * num_windows + chain.window_of(positions.position)
         emission = torch.zeros(
             num_batch * num_windows, *target_log_p.shape[1:], dtype=torch.float64, device=slot_M.device
         )
         emission_BWLT = emission.index_add(0, slot_M, target_log_p.double()).view(
             num_batch, num_windows, *emission.shape[1:]
         )
-        weight_ML1 = code_weights(chain, sites).double()[..., None]
-        product_BT = sites.per_example((target_log_p + weight_ML1).logsumexp(1))
+        weight_ML1 = code_weights(chain, positions).double()[..., None]
+        product_BT = positions.per_example((target_log_p + weight_ML1).logsumexp(1))
         return -chain.log_prob(emission_BWLT.transpose(2, 3)), product_BT
     log_L = math.log(target_log_p.shape[1])
-    joint_BT = log_L - sites.per_example(target_log_p).logsumexp(1)
-    product_BT = sites.per_example(target_log_p.double().logsumexp(1) - log_L)
+    joint_BT = log_L - positions.per_example(target_log_p).logsumexp(1)
+    product_BT = positions.per_example(target_log_p.double().logsumexp(1) - log_L)
     return joint_BT, product_BT
 
 
 def _check_shapes(
     features: Tensor,
     output_head: OutputHead,
-    sites: Sites,
+    positions: Positions,
     x_0: Tensor,
     teacher: Tensor | None,
     upper: UpperSide | None,
 ) -> None:
-    num_sites, num_states = len(sites.position), output_head.num_states
+    num_sites, num_states = len(positions.position), output_head.num_states
     expected: list[tuple[str, Tensor, tuple[int | str, ...]]] = [
-        ("sites.example", sites.example, (num_sites,)),
+        ("positions.example", positions.example, (num_sites,)),
         ("features", features, (num_sites, "L", "H")),
         ("x_0", x_0, (num_sites,)),
     ]

@@ -15,8 +15,9 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from di4c_lm.domains.text.model import TextModel
-from di4c_lm.losses.di4c import Sites, joint_and_product
-from di4c_lm.losses.mixture import mean_law, read_mixture
+from di4c_lm.losses.di4c import joint_and_product
+from di4c_lm.losses.positions import Positions
+from di4c_lm.losses.reading import mixture_marginals, read_mixture
 from di4c_lm.measure.latents import predict
 from di4c_lm.processes.rng import KeyedRng, uniform
 
@@ -38,8 +39,8 @@ def marginal_bound(
         for part in range(draws):
             t_B = 1 - (part + uniform(rng, (len(x_BD),), device)) / draws
             x_t = model.process.corrupt(x_BD, t_B, rng)
-            sites = Sites.where(x_t == model.process.mask_id)
-            _, product_B = _joint_and_product(model, x_t, t_B, sites, x_BD, rng, lambdas)
+            positions = Positions.where(x_t == model.process.mask_id)
+            _, product_B = _joint_and_product(model, x_t, t_B, positions, x_BD, rng, lambdas)
             total_B -= product_B / t_B
         found.append((total_B / draws).cpu())
     return torch.cat(found)
@@ -76,22 +77,22 @@ def step_bound(
             x_t = torch.where(uniform(rng, tuple(x_BD.shape), device) < still_B[:, None], process.mask_id, x_BD)
             keep_B = torch.where(s_B == 0, 0.0, at_s_B / at_t_B)
             revealed_BD = uniform(rng, tuple(x_BD.shape), device) >= keep_B[:, None]
-            sites = Sites.where((x_t == process.mask_id) & revealed_BD)
-            joint_B, _ = _joint_and_product(model, x_t, t_B, sites, x_BD, rng, lambdas)
+            positions = Positions.where((x_t == process.mask_id) & revealed_BD)
+            joint_B, _ = _joint_and_product(model, x_t, t_B, positions, x_BD, rng, lambdas)
             total_B += joint_B * steps
         found.append((total_B / draws).cpu())
     return torch.cat(found)
 
 
 def _joint_and_product(
-    model: TextModel, x_t: Tensor, t_B: Tensor, sites: Sites, x_BD: Tensor, rng: KeyedRng, lambdas: int
+    model: TextModel, x_t: Tensor, t_B: Tensor, positions: Positions, x_BD: Tensor, rng: KeyedRng, lambdas: int
 ) -> tuple[Float64[Tensor, " B"], Float64[Tensor, " B"]]:
-    """-log mean_λ Π_d p(x^d | x_t; λ) and Σ_d log mean_λ p(x^d | x_t; λ) over the sites of each sequence."""
+    """-log mean_λ Π_d p(x^d | x_t; λ) and Σ_d log mean_λ p(x^d | x_t; λ) over the positions of each sequence."""
     prediction = predict(model, x_t, t_B, rng, lambdas=lambdas)
-    features_MLH = prediction.features[sites.example, :, sites.position]
-    targets_M1 = sites.gather(x_BD)[:, None]
-    reading = read_mixture(features_MLH, sites.position, prediction.output_head, targets_M1)
-    joint_B1, product_B1 = joint_and_product(reading.target_log_p.double(), sites, prediction.chain)
+    features_MLH = prediction.features[positions.example, :, positions.position]
+    targets_M1 = positions.gather(x_BD)[:, None]
+    reading = read_mixture(features_MLH, positions.position, prediction.output_head, targets_M1)
+    joint_B1, product_B1 = joint_and_product(reading.target_log_p.double(), positions, prediction.chain)
     return joint_B1[:, 0], product_B1[:, 0]
 
 
@@ -163,7 +164,7 @@ def last_words(
             t_B = (x_BD == model.process.mask_id).double().mean(1)
             prediction = predict(model, x_BD, t_B, rng, lambdas=lambdas)
             chain = prediction.chain
-            law_RS = mean_law(
+            law_RS = mixture_marginals(
                 prediction.features[row_R, :, position_R],
                 position_R,
                 prediction.output_head,

@@ -7,8 +7,9 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from di4c_lm.domains.text.model import TextModel
-from di4c_lm.losses.di4c import Sites, joint_and_product
-from di4c_lm.losses.mixture import read_mixture
+from di4c_lm.losses.di4c import joint_and_product
+from di4c_lm.losses.positions import Positions
+from di4c_lm.losses.reading import read_mixture
 from di4c_lm.measure.gen_ppl import Sampler
 from di4c_lm.measure.latents import Averaged, calls_of_all, predict
 from di4c_lm.processes.categorical import sample_categorical
@@ -39,28 +40,30 @@ def total_correlation(
         t_B = torch.full((len(x_BD),), t, dtype=torch.float64, device=device)
         masked_BD = uniform(rng, tuple(x_BD.shape), device) < t
         x_t = torch.where(masked_BD, model.process.mask_id, x_BD)
-        sites = Sites.where(masked_BD)
+        positions = Positions.where(masked_BD)
         one = model.denoiser.sample_latents(len(x_BD), 1, lambda shape, rng=rng: uniform(rng, shape, device))
         u_M = uniform(rng, tuple(x_BD.shape), device)[masked_BD]
-        drawn_M = _draw(model.denoiser(x_t, t_B.float(), one), sites, u_M)
+        drawn_M = _draw(model.denoiser(x_t, t_B.float(), one), positions, u_M)
         many = predict(model, x_t, t_B, rng, lambdas=lambdas)
-        features_MLH = many.features[sites.example, :, sites.position]
-        targets_M2 = torch.stack([drawn_M, sites.gather(x_BD)], 1)
-        log_p_ML2 = read_mixture(features_MLH, sites.position, many.output_head, targets_M2).target_log_p.double()
-        joint_B2, product_B2 = joint_and_product(log_p_ML2, sites, many.chain)
+        features_MLH = many.features[positions.example, :, positions.position]
+        targets_M2 = torch.stack([drawn_M, positions.gather(x_BD)], 1)
+        log_p_ML2 = read_mixture(features_MLH, positions.position, many.output_head, targets_M2).target_log_p.double()
+        joint_B2, product_B2 = joint_and_product(log_p_ML2, positions, many.chain)
         own.append((-joint_B2 - product_B2)[:, 0].cpu())
         text.append((-joint_B2 - product_B2)[:, 1].cpu())
     return torch.cat(own), torch.cat(text)
 
 
-def _draw(prediction: Prediction, sites: Sites, u_M: Float64[Tensor, " M"]) -> Int64[Tensor, " M"]:
+def _draw(prediction: Prediction, positions: Positions, u_M: Float64[Tensor, " M"]) -> Int64[Tensor, " M"]:
     """One token a site under the one λ of its sequence."""
-    features_MH = prediction.features[sites.example, 0, sites.position]
+    features_MH = prediction.features[positions.example, 0, positions.position]
     drawn = [
-        sample_categorical(prediction.output_head.logits(features_MH[rows], sites.position[rows]).softmax(1), u_M[rows])
+        sample_categorical(
+            prediction.output_head.logits(features_MH[rows], positions.position[rows]).softmax(1), u_M[rows]
+        )
         for rows in row_chunks(len(u_M), rows_at_once(prediction.output_head, 0))
     ]
-    return torch.cat(drawn) if drawn else sites.position.clone()
+    return torch.cat(drawn) if drawn else positions.position.clone()
 
 
 def latent_modes(model: TextModel, *, lambdas: int, batch_size: int) -> dict[str, Sampler]:

@@ -5,8 +5,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from di4c_lm.data.batch import Batch, StratifiedBatch, batch_rng, classes_of
-from di4c_lm.losses.di4c import Sites
 from di4c_lm.losses.mdlm import mdlm_bound
+from di4c_lm.losses.positions import Positions
 from di4c_lm.objectives.external import output_head_parameters
 from di4c_lm.processes.denoiser import Prediction
 from di4c_lm.processes.process import Process
@@ -37,13 +37,13 @@ class DenoisingObjective(nn.Module):
         u_B = uniform(rng, (len(batch.x),), batch.x.device)
         t_B = above(1 - (batch.spread(u_B) if isinstance(batch, StratifiedBatch) else u_B), self.process.min_time)
         x_t = self.process.corrupt(batch.x, t_B, rng)
-        sites = Sites.where(self.process.is_open(x_t))
+        positions = Positions.where(self.process.is_open(x_t))
         prediction: Prediction = self.student(x_t, t_B.float(), None, cond_B)
         entropy_B = mdlm_bound(
-            prediction.features[sites.example, 0, sites.position],
+            prediction.features[positions.example, 0, positions.position],
             prediction.output_head,
-            sites,
-            sites.gather(batch.x),
+            positions,
+            positions.gather(batch.x),
             torch.ones_like(t_B),
             chunk_rows=self.chunk_rows,
         )

@@ -8,8 +8,9 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from di4c_lm.data.batch import Batch, batch_rng, classes_of
-from di4c_lm.losses.di4c import Sites, Terms, UpperSide, di4c_terms
-from di4c_lm.losses.mixture import draw_components, mean_law, read_mixture
+from di4c_lm.losses.di4c import Terms, UpperSide, di4c_terms
+from di4c_lm.losses.positions import Positions
+from di4c_lm.losses.reading import mixture_marginals, read_mixture, sample_rows
 from di4c_lm.losses.weights import alpha
 from di4c_lm.objectives.external import output_head_parameters
 from di4c_lm.objectives.settings import Di4CConfig
@@ -53,20 +54,20 @@ class Di4CObjective(nn.Module):
         cond_B = classes_of(batch, config.label_drop, rng)
         t_B, u_B = self._times(len(batch.x), rng, batch.x.device)
         x_t = self.process.corrupt(batch.x, t_B, rng)
-        sites = Sites.where(self._in_loss(x_t))
+        positions = Positions.where(self._in_loss(x_t))
         own = config.distil_inputs == "own"
         low_B = torch.zeros_like(t_B, dtype=torch.bool) if own else t_B - self.process.min_time < config.delta
         teacher_MS = upper = None
         if self._asks_the_teacher:
-            teacher_MS, x_u, u_B = self._teacher_side(x_t, sites, t_B, rng, u_B, cond_B)
-            upper = self._upper_side(x_u, u_B, sites, teacher_MS, sites.gather(batch.x), ~low_B, rng, cond_B)
+            teacher_MS, x_u, u_B = self._teacher_side(x_t, positions, t_B, rng, u_B, cond_B)
+            upper = self._upper_side(x_u, u_B, positions, teacher_MS, positions.gather(batch.x), ~low_B, rng, cond_B)
         lam = latents(cast(Denoiser, self.student), x_t, config.num_lambdas, rng)
         prediction: Prediction = self.student(x_t, t_B.float(), lam, cond_B)
         terms = di4c_terms(
-            prediction.features[sites.example, :, sites.position],
+            prediction.features[positions.example, :, positions.position],
             prediction.output_head,
-            sites,
-            sites.gather(batch.x),
+            positions,
+            positions.gather(batch.x),
             teacher_MS,
             upper,
             chain=prediction.chain,
@@ -113,13 +114,13 @@ class Di4CObjective(nn.Module):
     def _teacher_side(
         self,
         x_t: Int64[Tensor, "B D"],
-        sites: Sites,
+        positions: Positions,
         t_B: Float[Tensor, " B"],
         rng: Rng,
         u_B: Float[Tensor, " B"] | None = None,
         cond_B: Int64[Tensor, " B"] | None = None,
     ) -> tuple[Float[Tensor, "M S"], Int64[Tensor, "B I D"], Float[Tensor, " B"]]:
-        """The teacher's law at the sites, x_u^i ~ teacher from x_t for each of I rows, and u (drawn here unless given)."""
+        """The teacher's law at the positions, x_u^i ~ teacher from x_t for each of I rows, and u (drawn here unless given)."""
         hop = self.config.hop
         u_B = hop_down(hop, t_B, rng, floor=self.process.min_time) if u_B is None else u_B
         times_SB = [t_B + (u_B - t_B) * k / hop.teacher_steps for k in range(hop.teacher_steps + 1)]
@@ -129,7 +130,7 @@ class Di4CObjective(nn.Module):
             num_samples=self.num_samples,
             chunk_rows=self.config.chunk_rows,
         )
-        return *teacher_hop(x_t, sites, times_SB, rng, cond_B), u_B
+        return *teacher_hop(x_t, positions, times_SB, rng, cond_B), u_B
 
     def _own_distil(
         self, x_0: Int64[Tensor, "B D"], lam: Tensor | None, cond_B: Int64[Tensor, " B"] | None, rng: Rng
@@ -142,44 +143,46 @@ class Di4CObjective(nn.Module):
         lowest_N, share_N = uniform(rows_rng, (len(x_0), 2), x_0.device).unbind(1)
         t_N = self.process.min_time + torch.where(lowest_N < 0.5, 0.0, self.config.delta * share_N)
         x_t = self.process.corrupt(x_0, t_N, rows_rng)
-        sites = Sites.where(self._in_loss(x_t))
+        positions = Positions.where(self._in_loss(x_t))
         with torch.no_grad():
             teacher = self.teacher(x_t, t_N.float(), latents(self.teacher, x_t, 1, rows_rng), cond_N)
-            features_MLH = teacher.features[sites.example, :, sites.position]
-            law_MS = mean_law(features_MLH, sites.position, teacher.output_head, chunk_rows=self.config.chunk_rows)
+            features_MLH = teacher.features[positions.example, :, positions.position]
+            law_MS = mixture_marginals(
+                features_MLH, positions.position, teacher.output_head, chunk_rows=self.config.chunk_rows
+            )
         prediction: Prediction = self.student(x_t, t_N.float(), lam_N, cond_N)
         reading = read_mixture(
-            prediction.features[sites.example, :, sites.position],
-            sites.position,
+            prediction.features[positions.example, :, positions.position],
+            positions.position,
             prediction.output_head,
-            sites.gather(x_t)[:, None][:, :0],
+            positions.gather(x_t)[:, None][:, :0],
             (law_MS,),
             chunk_rows=self.config.chunk_rows,
         )
-        return sites.per_example(reading.divergence[:, 0]).view(-1, num_lambdas).mean(1)
+        return positions.per_example(reading.divergence[:, 0]).view(-1, num_lambdas).mean(1)
 
     @torch.no_grad()
     def _upper_side(
         self,
         x_u: Int64[Tensor, "B I D"],
         u_B: Float[Tensor, " B"],
-        sites: Sites,
+        positions: Positions,
         teacher_MS: Float[Tensor, "M S"],
         x_0: Int64[Tensor, " M"],
         wanted_B: Bool[Tensor, " B"],
         rng: Rng,
         cond_B: Int64[Tensor, " B"] | None = None,
     ) -> UpperSide | None:
-        """x̂_i ~ student(x_u^i; fresh λ) and the marginal over i, at the sites of the examples `wanted_B`.
+        """x̂_i ~ student(x_u^i; fresh λ) and the marginal over i, at the positions of the examples `wanted_B`.
 
-        Every rank calls the student once, on one example where none is wanted, since under ZeRO-3 a call is a collective. Sites of the
+        Every rank calls the student once, on one example where none is wanted, since under ZeRO-3 a call is a collective. Positions of the
         others get placeholders, whose terms have weight 0.
         """
         if self.config.consistency_weight == 0:
             return None
         num_samples = self.num_samples
         lam = latents(cast(Denoiser, self.student), x_u, num_samples, rng)
-        u_MI = at_sites(sites, rng, num_samples, x_u.shape[2])
+        u_MI = at_sites(positions, rng, num_samples, x_u.shape[2])
         rows_B = wanted_B.nonzero().squeeze(1)
         rows_B = rows_B if len(rows_B) else wanted_B.new_zeros(1, dtype=torch.int64)
         x_ND = x_u[rows_B].flatten(0, 1)
@@ -192,14 +195,14 @@ class Di4CObjective(nn.Module):
 
         row_of_B = torch.full_like(u_B, -1, dtype=torch.int64)
         row_of_B[rows_B] = torch.arange(len(rows_B), device=rows_B.device)
-        active_M = wanted_B[sites.example]
-        visible_MI = x_u[sites.example, :, sites.position]
+        active_M = wanted_B[positions.example]
+        visible_MI = x_u[positions.example, :, positions.position]
         open_MI = active_M[:, None] & self._in_loss(visible_MI)
         site_N, sample_N = open_MI.nonzero(as_tuple=True)
-        position_N = sites.position[site_N]
+        position_N = positions.position[site_N]
         marginal_MS = torch.zeros_like(teacher_MS)
-        features_NH = prediction.features[row_of_B[sites.example[site_N]] * num_samples + sample_N, 0, position_N]
-        drawn_N = draw_components(
+        features_NH = prediction.features[row_of_B[positions.example[site_N]] * num_samples + sample_N, 0, position_N]
+        drawn_N = sample_rows(
             features_NH,
             position_N,
             prediction.output_head,

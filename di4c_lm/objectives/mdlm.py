@@ -4,8 +4,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from di4c_lm.data.batch import Batch, StratifiedBatch, batch_rng
-from di4c_lm.losses.di4c import Sites
 from di4c_lm.losses.mdlm import log_linear_weight, mdlm_bound
+from di4c_lm.losses.positions import Positions
 from di4c_lm.objectives.external import output_head_parameters
 from di4c_lm.processes.denoiser import Prediction
 from di4c_lm.processes.masked import MaskedProcess
@@ -32,14 +32,14 @@ class MdlmObjective(nn.Module):
         u_B = uniform(rng, (len(batch.x),), batch.x.device)
         t_B = 1 - (batch.spread(u_B) if isinstance(batch, StratifiedBatch) else u_B)
         x_t = self.process.corrupt(batch.x, t_B, rng)
-        sites = Sites.where(x_t == self.process.mask_id)
+        positions = Positions.where(x_t == self.process.mask_id)
         prediction: Prediction = self.student(x_t, t_B.float())
-        features_MH = prediction.features[sites.example, 0, sites.position]
+        features_MH = prediction.features[positions.example, 0, positions.position]
         bound_B = mdlm_bound(
             features_MH,
             prediction.output_head,
-            sites,
-            sites.gather(batch.x),
+            positions,
+            positions.gather(batch.x),
             log_linear_weight(t_B),
             chunk_rows=self.chunk_rows,
         )

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from di4c_lm.data.batch import Batch, batch_rng
-from di4c_lm.losses.di4c import Sites
+from di4c_lm.losses.positions import Positions
 from di4c_lm.losses.sdtt import sdtt_divergence
 from di4c_lm.objectives.external import output_head_parameters
 from di4c_lm.objectives.settings import SdttConfig
@@ -58,18 +58,18 @@ class SdttObjective(nn.Module):
         rng = batch_rng(self.seed, batch)
         t_B = 1 - uniform(rng, (len(batch.x),), batch.x.device)
         x_t = self.process.corrupt(batch.x, t_B, rng)
-        sites = Sites.where(x_t == self.process.mask_id)
-        target_MS = self.targets(x_t, sites, t_B, rng)
+        positions = Positions.where(x_t == self.process.mask_id)
+        target_MS = self.targets(x_t, positions, t_B, rng)
         prediction: Prediction = self.student(x_t, t_B.float())
         divergence_M = sdtt_divergence(
             self.config.divergence,
-            prediction.features[sites.example, 0, sites.position],
-            sites.position,
+            prediction.features[positions.example, 0, positions.position],
+            positions.position,
             prediction.output_head,
             target_MS,
             chunk_rows=self.config.chunk_rows,
         )
-        loss = sites.per_example(divergence_M).mean()
+        loss = positions.per_example(divergence_M).mean()
         return loss, {"divergence_per_token": loss.detach() / batch.x.shape[1]}
 
     def external_parameters(self) -> list[tuple[nn.Module, nn.Parameter]]:
@@ -78,12 +78,12 @@ class SdttObjective(nn.Module):
 
     @torch.no_grad()
     def targets(
-        self, x_t: Int64[Tensor, "B D"], sites: Sites, t_B: Float[Tensor, " B"], rng: Rng
+        self, x_t: Int64[Tensor, "B D"], positions: Positions, t_B: Float[Tensor, " B"], rng: Rng
     ) -> Float[Tensor, "M S"]:
         """Algorithm 1: at each site the teacher's log-probabilities in the step that reveals it, of the last step where none does."""
         steps = teacher_steps(self.config, t_B)
         x, target_MS = x_t.clone(), torch.empty(0, device=x_t.device)
-        open_M = torch.ones_like(sites.position, dtype=torch.bool)
+        open_M = torch.ones_like(positions.position, dtype=torch.bool)
         for number, (from_B, to_B) in enumerate(steps, 1):
             prediction = self.teacher(x, from_B.float())
             if number == 1:
@@ -93,25 +93,25 @@ class SdttObjective(nn.Module):
             chosen_M = open_M
             if number < len(steps):
                 keep_B = self.process.schedule.mask_prob(to_B) / self.process.schedule.mask_prob(from_B)
-                chosen_M = open_M & (u_reveal_BD[sites.example, sites.position] >= keep_B[sites.example])
-            self._read(prediction, sites, chosen_M, u_draw_BD, target_MS, x)
+                chosen_M = open_M & (u_reveal_BD[positions.example, positions.position] >= keep_B[positions.example])
+            self._read(prediction, positions, chosen_M, u_draw_BD, target_MS, x)
             open_M = open_M & ~chosen_M
         return target_MS
 
     def _read(
         self,
         prediction: Prediction,
-        sites: Sites,
+        positions: Positions,
         chosen_M: Bool[Tensor, " M"],
         u_BD: Float[Tensor, "B D"],
         target_MS: Float[Tensor, "M S"],
         x: Int64[Tensor, "B D"],
     ) -> None:
-        """Into `target_MS` and `x`, in place: the log-probabilities at the chosen sites, and a draw from them."""
+        """Into `target_MS` and `x`, in place: the log-probabilities at the chosen positions, and a draw from them."""
         index_N = chosen_M.nonzero().squeeze(1)
         for rows in row_chunks(len(index_N), rows_at_once(prediction.output_head, self.config.chunk_rows)):
             chosen_C = index_N[rows]
-            example_C, position_C = sites.example[chosen_C], sites.position[chosen_C]
+            example_C, position_C = positions.example[chosen_C], positions.position[chosen_C]
             features_CH = prediction.features[example_C, 0, position_C]
             log_p_CS = prediction.output_head.logits(features_CH, position_C).log_softmax(1)
             target_MS[chosen_C] = log_p_CS

@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from di4c_lm.losses.di4c import Sites
-from di4c_lm.losses.mixture import draw_components, mean_law
+from di4c_lm.losses.positions import Positions
+from di4c_lm.losses.reading import mixture_marginals, sample_rows
 from di4c_lm.processes.categorical import sample_categorical
 from di4c_lm.processes.denoiser import Denoiser, Prediction, row_chunks, widest
 from di4c_lm.processes.process import Process
@@ -21,10 +21,10 @@ def latents(network: Denoiser, x: Int64[Tensor, "B *D"], count: int, rng: Rng) -
     return network.sample_latents(len(x), count, lambda shape: uniform(rng, shape, x.device))
 
 
-def at_sites(sites: Sites, rng: Rng, num_samples: int, num_positions: int) -> Float[Tensor, "M I"]:
-    """One uniform a site and sample, which does not depend on what the sites are."""
-    u_BID = uniform(rng, (sites.num_examples, num_samples, num_positions), sites.example.device)
-    return u_BID[sites.example, :, sites.position]
+def at_sites(positions: Positions, rng: Rng, num_samples: int, num_positions: int) -> Float[Tensor, "M I"]:
+    """One uniform a site and sample, which does not depend on what the positions are."""
+    u_BID = uniform(rng, (positions.num_examples, num_samples, num_positions), positions.example.device)
+    return u_BID[positions.example, :, positions.position]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,14 +39,14 @@ class TeacherHop:
     def __call__(
         self,
         x_t: Int64[Tensor, "B D"],
-        sites: Sites,
+        positions: Positions,
         times: list[Float[Tensor, " B"]],
         rng: Rng,
         cond: Int64[Tensor, " B"] | None = None,
     ) -> tuple[Float[Tensor, "M S"], Int64[Tensor, "B I D"]]:
-        """The teacher's law at the sites of x_t, and x_u after a step from each of `times` (t first, u last) to the next."""
+        """The teacher's law at the positions of x_t, and x_u after a step from each of `times` (t first, u last) to the next."""
         num_samples = self.num_samples
-        law_MS, x_BID = self._first_step(x_t, sites, times[0], times[1], rng, cond)
+        law_MS, x_BID = self._first_step(x_t, positions, times[0], times[1], rng, cond)
         cond_N = None if cond is None else cond.repeat_interleave(num_samples)
         for t_from_B, t_to_B in zip(times[1:-1], times[2:], strict=True):
             x_ND = x_BID.flatten(0, 1)
@@ -56,16 +56,18 @@ class TeacherHop:
         return law_MS, x_BID
 
     def _first_step(
-        self, x_t: Int64[Tensor, "B D"], sites: Sites, t_B: Tensor, s_B: Tensor, rng: Rng, cond: Tensor | None
+        self, x_t: Int64[Tensor, "B D"], positions: Positions, t_B: Tensor, s_B: Tensor, rng: Rng, cond: Tensor | None
     ) -> tuple[Float[Tensor, "M S"], Int64[Tensor, "B I D"]]:
         """The teacher is run once a sequence; its law at each site is drawn from I times."""
         num_samples = self.num_samples
         lam = latents(self.teacher, x_t, num_samples, rng)
         prediction = self.teacher(x_t, t_B.float(), lam, cond)
-        features_MIH = prediction.features[sites.example, :, sites.position]
-        u_MI = at_sites(sites, rng, num_samples, x_t.shape[1])
+        features_MIH = prediction.features[positions.example, :, positions.position]
+        u_MI = at_sites(positions, rng, num_samples, x_t.shape[1])
         if lam is None:
-            law_MS = mean_law(features_MIH, sites.position, prediction.output_head, chunk_rows=self.chunk_rows)
+            law_MS = mixture_marginals(
+                features_MIH, positions.position, prediction.output_head, chunk_rows=self.chunk_rows
+            )
             drawn_MI = torch.empty_like(u_MI, dtype=torch.int64)
             for rows in row_chunks(len(u_MI), _DRAW_ROWS):
                 drawn_MI[rows] = sample_categorical(law_MS[rows], u_MI[rows])
@@ -73,14 +75,14 @@ class TeacherHop:
             law_MS = features_MIH.new_zeros(
                 len(u_MI), prediction.output_head.num_states, dtype=widest(features_MIH.dtype)
             )
-            drawn_MI = self._draw_all(features_MIH, sites, prediction, u_MI, law_MS)
+            drawn_MI = self._draw_all(features_MIH, positions, prediction, u_MI, law_MS)
         x_BID = x_t[:, None].repeat(1, num_samples, 1)
-        x_BID[sites.example, :, sites.position] = self.process.bridge(
-            sites.gather(x_t)[:, None].expand_as(drawn_MI),
+        x_BID[positions.example, :, positions.position] = self.process.bridge(
+            positions.gather(x_t)[:, None].expand_as(drawn_MI),
             drawn_MI,
-            t_B[sites.example, None].expand_as(drawn_MI),
-            s_B[sites.example, None].expand_as(drawn_MI),
-            at_sites(sites, rng, num_samples, x_t.shape[1]),
+            t_B[positions.example, None].expand_as(drawn_MI),
+            s_B[positions.example, None].expand_as(drawn_MI),
+            at_sites(positions, rng, num_samples, x_t.shape[1]),
         )
         return law_MS, x_BID
 
@@ -108,14 +110,14 @@ class TeacherHop:
         return self.process.bridge(x_ND, x_0, t_ND, s_ND, u_bridge_ND)
 
     def _draw_all(
-        self, features_MIH: Tensor, sites: Sites, prediction: Prediction, u_MI: Tensor, law_MS: Tensor
+        self, features_MIH: Tensor, positions: Positions, prediction: Prediction, u_MI: Tensor, law_MS: Tensor
     ) -> Int64[Tensor, "M I"]:
         """A state from each component at each site; the mean of the components' laws is added to `law_MS`."""
         num_sites, num_samples = u_MI.shape
         site_N = torch.arange(num_sites, device=u_MI.device).repeat_interleave(num_samples)
-        return draw_components(
+        return sample_rows(
             features_MIH.flatten(0, 1),
-            sites.position[site_N],
+            positions.position[site_N],
             prediction.output_head,
             u_MI.flatten(),
             law_MS,

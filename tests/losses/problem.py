@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from di4c_lm.losses.di4c import Sites, UpperSide, di4c_terms
-from di4c_lm.losses.mixture import mean_law
+from di4c_lm.losses.di4c import UpperSide, di4c_terms
+from di4c_lm.losses.positions import Positions
+from di4c_lm.losses.reading import mixture_marginals
 from di4c_lm.networks.output_head import LinearHead
 from tests.losses import oracle
 
@@ -23,12 +24,12 @@ FIELDS = (
 
 @dataclass
 class Problem:
-    """Features, a linear output head, sites and targets, in float64; `weights` of the fields make one scalar of the terms."""
+    """Features, a linear output head, positions and targets, in float64; `weights` of the fields make one scalar of the terms."""
 
     features: Tensor
     weight: Tensor
     bias: Tensor
-    sites: Sites
+    positions: Positions
     x_0: Tensor
     teacher: Tensor
     upper: UpperSide
@@ -56,7 +57,7 @@ class Problem:
         terms = di4c_terms(
             leaves[0],
             output_head,
-            self.sites,
+            self.positions,
             self.x_0,
             self.teacher.to(wide),
             upper,
@@ -73,8 +74,8 @@ class Problem:
             logits_MLS = logits_MLS.index_fill(2, torch.tensor([self.impossible]), -1e6)
         found = oracle.terms(
             logits_MLS.log_softmax(2),
-            self.sites.example,
-            self.sites.num_examples,
+            self.positions.example,
+            self.positions.num_examples,
             self.x_0,
             self.teacher,
             self.upper.samples,
@@ -95,25 +96,25 @@ def draw(
     masked_share: float = 0.6,
     with_impossible: bool = False,
 ) -> Problem:
-    """A problem from a seed; its sites are ragged, and may be none. `scale` is the size of the logits."""
+    """A problem from a seed; its positions are ragged, and may be none. `scale` is the size of the logits."""
     rng = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=rng, dtype=torch.float64)
 
     impossible = num_states - 1 if with_impossible else None
-    sites = Sites.where(torch.rand(num_examples, num_positions, generator=rng) < masked_share)
-    num_sites = len(sites.position)
+    positions = Positions.where(torch.rand(num_examples, num_positions, generator=rng) < masked_share)
+    num_sites = len(positions.position)
     weight, bias = normal(num_states, width) * scale / width**0.5, normal(num_states)
     output_head = LinearHead(weight, bias, impossible=impossible)
     top = num_states - with_impossible
     samples = torch.randint(top, (num_sites, num_lambdas), generator=rng)
-    laws = [mean_law(normal(num_sites, k, width), sites.position, output_head) for k in (1, num_lambdas)]
+    laws = [mixture_marginals(normal(num_sites, k, width), positions.position, output_head) for k in (1, num_lambdas)]
     return Problem(
         features=normal(num_sites, num_lambdas, width),
         weight=weight,
         bias=bias,
-        sites=sites,
+        positions=positions,
         x_0=torch.randint(top, (num_sites,), generator=rng),
         teacher=laws[0],
         upper=UpperSide(samples=samples, marginal=laws[1]),

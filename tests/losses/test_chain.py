@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from di4c_lm.losses.di4c import Terms, UpperSide, di4c_terms
-from di4c_lm.losses.mixture import mean_law, read_mixture
+from di4c_lm.losses.reading import mixture_marginals, read_mixture
 from di4c_lm.mixtures.code_chain import CodeChain
 from di4c_lm.networks.output_head import LinearHead
 from tests.losses.problem import FIELDS, Problem, draw
@@ -16,7 +16,7 @@ WINDOW, CODES, LENGTH = 2, 3, 5
 
 
 def problem(seed: int = 0) -> tuple[Problem, Tensor]:
-    """Sites and features of two examples, and the scores of a chain."""
+    """Positions and features of two examples, and the scores of a chain."""
     found = draw(seed, 2, CODES, LENGTH, 7, masked_share=0.7, with_impossible=True)
     rng = torch.Generator().manual_seed(seed + 50)
     score = torch.randn(2, 3, CODES, CODES, generator=rng, dtype=torch.float64)
@@ -29,7 +29,7 @@ def by_enumeration(found: Problem, features: Tensor, weight: Tensor, bias: Tenso
     if found.impossible is not None:
         logits = logits.index_fill(2, torch.tensor([found.impossible]), -1e6)
     log_p_MLS, log_step = logits.log_softmax(2), score.log_softmax(3)
-    example_M, window_M = found.sites.example, found.sites.position // WINDOW
+    example_M, window_M = found.positions.example, found.positions.position // WINDOW
     strings = list(itertools.product(range(CODES), repeat=3))
     fields: dict[str, list[Tensor]] = {name: [] for name in FIELDS}
     for b in range(2):
@@ -39,7 +39,7 @@ def by_enumeration(found: Problem, features: Tensor, weight: Tensor, bias: Tenso
         here = (example_M == b).nonzero()[:, 0]
         of_string = torch.stack(
             [torch.stack([log_p_MLS[m, z[int(window_M[m])]] for m in here]) for z in strings]
-        )  # (strings, sites, S)
+        )  # (strings, positions, S)
         mean_S = (prior[:, None, None] + of_string).logsumexp(0)
 
         def joint(x: Tensor, of_string: Tensor = of_string, prior: Tensor = prior) -> Tensor:
@@ -71,7 +71,7 @@ def lean(found: Problem, leaves: list[Tensor], chunk_rows: int) -> Terms:
     return di4c_terms(
         features,
         LinearHead(weight, bias, impossible=found.impossible),
-        found.sites,
+        found.positions,
         found.x_0,
         found.teacher.to(features.dtype),
         UpperSide(samples=found.upper.samples, marginal=found.upper.marginal.to(features.dtype)),
@@ -117,7 +117,7 @@ def test_equal_weights_are_the_default() -> None:
     found, _ = problem()
     output_head = LinearHead(found.weight, found.bias, impossible=found.impossible)
     equal = torch.full((len(found.x_0), CODES), 1 / CODES, dtype=torch.float64).log()
-    inputs = (found.features, found.sites.position, output_head, found.x_0[:, None], (found.teacher,))
+    inputs = (found.features, found.positions.position, output_head, found.x_0[:, None], (found.teacher,))
     for given, plain in zip(
         vars(read_mixture(*inputs, log_weight=equal, component_divergence=True)).values(),
         vars(read_mixture(*inputs, component_divergence=True)).values(),
@@ -131,5 +131,7 @@ def test_mean_law_weighs_the_components() -> None:
     output_head = LinearHead(found.weight, found.bias)
     weight_ML = torch.rand(len(found.x_0), CODES, generator=torch.Generator().manual_seed(0)).double().softmax(1)
     p_MLS = (found.features @ found.weight.T + found.bias).softmax(2)
-    law_MS = mean_law(found.features, found.sites.position, output_head, log_weight=weight_ML.log(), chunk_rows=2)
+    law_MS = mixture_marginals(
+        found.features, found.positions.position, output_head, log_weight=weight_ML.log(), chunk_rows=2
+    )
     torch.testing.assert_close(law_MS, (weight_ML[..., None] * p_MLS).sum(1))

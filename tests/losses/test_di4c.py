@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from di4c_lm.losses.di4c import Sites, Terms, UpperSide, di4c_terms
-from di4c_lm.losses.mixture import mean_law
+from di4c_lm.losses.di4c import Terms, UpperSide, di4c_terms
+from di4c_lm.losses.positions import Positions
+from di4c_lm.losses.reading import mixture_marginals
 from di4c_lm.networks.output_head import LinearHead
 from tests.losses.problem import FIELDS, Problem, draw
 
@@ -34,14 +35,14 @@ def identity(num_states: int, dtype: torch.dtype = torch.float64) -> LinearHead:
     return LinearHead(torch.eye(num_states, dtype=dtype))
 
 
-def every_site(num_examples: int, num_positions: int) -> Sites:
-    return Sites.where(torch.ones(num_examples, num_positions, dtype=torch.bool))
+def every_position(num_examples: int, num_positions: int) -> Positions:
+    return Positions.where(torch.ones(num_examples, num_positions, dtype=torch.bool))
 
 
 def terms_of(problem: Problem, **options: Any) -> Terms:
     output_head = LinearHead(problem.weight, problem.bias, impossible=problem.impossible)
     return di4c_terms(
-        problem.features, output_head, problem.sites, problem.x_0, problem.teacher, problem.upper, **options
+        problem.features, output_head, problem.positions, problem.x_0, problem.teacher, problem.upper, **options
     )
 
 
@@ -97,12 +98,12 @@ def test_a_state_that_has_underflowed_everywhere_keeps_its_value_and_gradient() 
     # State 2 lies 200 nats below the others in every component: its probability is 0 in float32, and the laws put weight on it.
     logits_MLS = torch.tensor([[[0.0, 1.0, -200.0], [0.5, 0.0, -190.0]]]).requires_grad_()
     law_MS = torch.tensor([[0.3, 0.3, 0.4]])
-    sites = every_site(1, 1)
+    positions = every_position(1, 1)
     upper = UpperSide(samples=torch.tensor([[2, 1]]), marginal=law_MS)
     found, gradients = [], []
     for dtype in (torch.float32, torch.float64):
         terms = di4c_terms(
-            logits_MLS.to(dtype), identity(3, dtype), sites, torch.tensor([2]), law_MS.to(dtype), upper, distil=True
+            logits_MLS.to(dtype), identity(3, dtype), positions, torch.tensor([2]), law_MS.to(dtype), upper, distil=True
         )
         found.append([float(getattr(terms, name).detach()) for name in FIELDS])
         gradients.append(torch.autograd.grad(sum_of(terms), logits_MLS)[0])
@@ -138,10 +139,10 @@ def joint_law(log_p_LDS: Tensor) -> Tensor:
     """p(x) of every x of D positions, through the loss's own joint term."""
     num_positions, num_states = log_p_LDS.shape[1:]
     states = list(itertools.product(range(num_states), repeat=num_positions))
-    sites = every_site(len(states), num_positions)
-    features_MLS = log_p_LDS[:, sites.position].transpose(0, 1)
+    positions = every_position(len(states), num_positions)
+    features_MLS = log_p_LDS[:, positions.position].transpose(0, 1)
     teacher_MS = features_MLS.softmax(2).mean(1)
-    terms = di4c_terms(features_MLS, identity(num_states), sites, torch.tensor(states).flatten(), teacher_MS)
+    terms = di4c_terms(features_MLS, identity(num_states), positions, torch.tensor(states).flatten(), teacher_MS)
     return torch.exp(-terms.data_joint)
 
 
@@ -159,14 +160,16 @@ def test_two_equal_bits_need_a_mixture() -> None:
 def test_each_example_is_by_itself(arguments: dict[str, Any]) -> None:
     problem = draw(**arguments)
     together = terms_of(problem, distil=True)
-    for b in range(problem.sites.num_examples):
-        mine = problem.sites.example == b
-        sites = Sites(example=problem.sites.example[mine] * 0, position=problem.sites.position[mine], num_examples=1)
+    for b in range(problem.positions.num_examples):
+        mine = problem.positions.example == b
+        positions = Positions(
+            example=problem.positions.example[mine] * 0, position=problem.positions.position[mine], num_examples=1
+        )
         upper = UpperSide(samples=problem.upper.samples[mine], marginal=problem.upper.marginal[mine])
         alone = dataclasses.replace(
             problem,
             features=problem.features[mine],
-            sites=sites,
+            positions=positions,
             x_0=problem.x_0[mine],
             teacher=problem.teacher[mine],
             upper=upper,
@@ -197,10 +200,12 @@ def test_a_certain_position_adds_exactly_nothing() -> None:
     samples_MI = torch.where(visible_M[:, None], problem.x_0[:, None], problem.upper.samples)
 
     def totals(keep_M: Tensor) -> Terms:
-        sites = Sites(example=problem.sites.example[keep_M], position=problem.sites.position[keep_M], num_examples=2)
+        positions = Positions(
+            example=problem.positions.example[keep_M], position=problem.positions.position[keep_M], num_examples=2
+        )
         upper = UpperSide(samples=samples_MI[keep_M], marginal=marginal_MS[keep_M])
         return di4c_terms(
-            logits_MLS[keep_M], output_head, sites, problem.x_0[keep_M], teacher_MS[keep_M], upper, distil=True
+            logits_MLS[keep_M], output_head, positions, problem.x_0[keep_M], teacher_MS[keep_M], upper, distil=True
         )
 
     everywhere, masked = totals(torch.ones_like(visible_M)), totals(~visible_M)
@@ -218,14 +223,14 @@ def test_the_control_variate_leaves_the_expected_gradient_unchanged() -> None:
     logits_MLS = torch.randn(num_positions, num_lambdas, num_states, generator=rng, dtype=torch.float64)
     logits_MLS.requires_grad_()
     upper_MIS = torch.randn(num_positions, num_lambdas, num_states, generator=rng, dtype=torch.float64).softmax(2)
-    sites, output_head = every_site(1, num_positions), identity(num_states)
+    positions, output_head = every_position(1, num_positions), identity(num_states)
     expected = {True: torch.zeros(()).double(), False: torch.zeros(()).double()}
     per_sample = list(itertools.product(range(num_states), repeat=num_positions))
     for samples in itertools.product(per_sample, repeat=num_lambdas):
         samples_MI = torch.tensor(samples).T
         probability = upper_MIS.gather(2, samples_MI[..., None]).prod()
         upper = UpperSide(samples=samples_MI, marginal=upper_MIS.mean(1))
-        terms = di4c_terms(logits_MLS, output_head, sites, samples_MI[:, 0], upper_MIS.mean(1), upper)
+        terms = di4c_terms(logits_MLS, output_head, positions, samples_MI[:, 0], upper_MIS.mean(1), upper)
         with_variate = terms.consistency_corr + terms.consistency_marginal
         expected[True] = expected[True] + probability * with_variate.sum()
         expected[False] = expected[False] + probability * terms.consistency_joint.sum()
@@ -279,7 +284,7 @@ def test_values_that_cannot_be_are_named(argument: str) -> None:
 def test_the_marginals_mean_is_over_the_components() -> None:
     problem = draw(2, 1, 3, 4, 6, with_impossible=True)
     output_head = LinearHead(problem.weight, problem.bias, impossible=5)
-    law_MS = mean_law(problem.features, problem.sites.position, output_head, chunk_rows=2)
+    law_MS = mixture_marginals(problem.features, problem.positions.position, output_head, chunk_rows=2)
     logits_MLS = problem.features @ problem.weight.T + problem.bias
     logits_MLS[..., 5] = -math.inf
     torch.testing.assert_close(law_MS, logits_MLS.softmax(2).mean(1))

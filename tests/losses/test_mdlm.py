@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from di4c_lm.losses.di4c import Sites
 from di4c_lm.losses.mdlm import log_linear_weight, mdlm_bound
+from di4c_lm.losses.positions import Positions
 from di4c_lm.networks.output_head import LinearHead
 from di4c_lm.processes.schedules import LogLinear
 
@@ -12,10 +12,15 @@ def test_it_is_the_weighted_negative_log_likelihood_of_the_masked_tokens() -> No
     logits = torch.randn(2, 4, 5, generator=rng, dtype=torch.float64).requires_grad_()
     x_0 = torch.randint(5, (2, 4), generator=rng)
     masked = torch.tensor([[True, False, True, False], [False] * 4])
-    sites, weight = Sites.where(masked), torch.tensor([3.0, 2.0], dtype=torch.float64)
+    positions, weight = Positions.where(masked), torch.tensor([3.0, 2.0], dtype=torch.float64)
     output_head = LinearHead(torch.eye(5, dtype=torch.float64))
     bound_B = mdlm_bound(
-        logits[sites.example, sites.position], output_head, sites, sites.gather(x_0), weight, chunk_rows=1
+        logits[positions.example, positions.position],
+        output_head,
+        positions,
+        positions.gather(x_0),
+        weight,
+        chunk_rows=1,
     )
     nll = torch.nn.functional.cross_entropy(logits.transpose(1, 2), x_0, reduction="none")
     expected = weight * (nll * masked).sum(1)

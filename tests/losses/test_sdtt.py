@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from di4c_lm.losses.mixture import read_mixture
+from di4c_lm.losses.reading import read_mixture
 from di4c_lm.losses.sdtt import DivergenceName, sdtt_divergence
 from di4c_lm.networks.output_head import LinearHead
 

@@ -9,7 +9,7 @@ import torch
 
 from di4c_lm.domains.text.likelihood import held_out_bound
 from di4c_lm.domains.text.model import TextModel
-from di4c_lm.losses.mixture import mean_law
+from di4c_lm.losses.reading import mixture_marginals
 from di4c_lm.measure.likelihood import last_words, marginal_bound, read_texts, step_bound, zero_shot_sets
 from tests.measure.models import CODES, component_log_p, every_text, log_mixture, text_model
 
@@ -56,7 +56,9 @@ def _one_at_a_time(model: TextModel) -> torch.Tensor:
         x_t = torch.full_like(TEXTS, model.process.mask_id)
         for d in order:
             prediction = model.denoiser(x_t, torch.ones(len(TEXTS)), codes if model.denoiser.latent else None)
-            law_NS = mean_law(prediction.features[:, :, d], torch.full((len(TEXTS),), d), prediction.output_head)
+            law_NS = mixture_marginals(
+                prediction.features[:, :, d], torch.full((len(TEXTS),), d), prediction.output_head
+            )
             total -= law_NS.double().log()[torch.arange(len(TEXTS)), TEXTS[:, d]] / 6
             x_t = x_t.clone()
             x_t[:, d] = TEXTS[:, d]

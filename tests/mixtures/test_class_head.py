@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from di4c_lm.checkpoints.student import student_from_teacher
-from di4c_lm.losses.di4c import Sites, Terms, UpperSide, di4c_terms
-from di4c_lm.losses.mixture import mean_law
+from di4c_lm.losses.di4c import Terms, UpperSide, di4c_terms
+from di4c_lm.losses.positions import Positions
+from di4c_lm.losses.reading import mixture_marginals
 from di4c_lm.mixtures.class_chain import ClassChain, Ties
 from di4c_lm.mixtures.class_head import ClassHead
 from di4c_lm.mixtures.settings import LatentConfig
@@ -92,7 +93,9 @@ def strings(b: int, is_open: Tensor = OPEN) -> list[tuple[int, ...]]:
     return list(itertools.product(range(CLASSES), repeat=int(is_open[b].sum())))
 
 
-def by_enumeration(prediction: Prediction, world: World, upper: UpperSide, sites: Sites, teacher: Tensor) -> Terms:
+def by_enumeration(
+    prediction: Prediction, world: World, upper: UpperSide, positions: Positions, teacher: Tensor
+) -> Terms:
     """All terms straight from the definitions."""
     chain, (_, x_0, _, is_open) = prediction.chain, world
     assert isinstance(chain, ClassChain)
@@ -101,7 +104,7 @@ def by_enumeration(prediction: Prediction, world: World, upper: UpperSide, sites
     for b in range(len(is_open)):
         place = is_open[b].nonzero()[:, 0]
         rank = chain.place[b][chain.is_open[b]].argsort()  # of each position in the chain
-        here = sites.example == b
+        here = positions.example == b
         log_prior_Z = torch.stack([prior(chain, b, z) for z in strings(b, is_open)]).log()
         of_string = torch.stack(
             [log_p[b, torch.tensor(z)[rank], place] for z in strings(b, is_open)]
@@ -141,21 +144,28 @@ def test_terms_and_gradients_equal_sums_over_all_strings(make: Callable[..., Wor
     for way in ("enumerated", "lean"):
         world = make(sweeps=sweeps)
         network, x_0, x_t, is_open = world
-        sites, num_states = Sites.where(is_open), head(network).table.shape[0]
+        positions, num_states = Positions.where(is_open), head(network).table.shape[0]
         possible = num_states - (0 if make is level_world else 1)  # MASK is never x_0
         rng = torch.Generator().manual_seed(5)
-        law = torch.rand(2, len(sites.position), num_states, generator=rng, dtype=torch.float64)
+        law = torch.rand(2, len(positions.position), num_states, generator=rng, dtype=torch.float64)
         law[..., possible:] = 0
         teacher, marginal = law / law.sum(2, keepdim=True)
         upper = UpperSide(samples=torch.randint(possible, (len(teacher), 2), generator=rng), marginal=marginal)
         prediction = every_class(network, x_t)
         if way == "enumerated":
-            terms = by_enumeration(prediction, world, upper, sites, teacher)
+            terms = by_enumeration(prediction, world, upper, positions, teacher)
         else:
-            features = prediction.features[sites.example, :, sites.position]
-            of_data = sites.gather(x_0)
+            features = prediction.features[positions.example, :, positions.position]
+            of_data = positions.gather(x_0)
             terms = di4c_terms(
-                features, prediction.output_head, sites, of_data, teacher, upper, chain=prediction.chain, distil=True
+                features,
+                prediction.output_head,
+                positions,
+                of_data,
+                teacher,
+                upper,
+                chain=prediction.chain,
+                distil=True,
             )
         weights = torch.arange(1.0, len(values(terms)) + 1)
         torch.stack([w * v.sum() for w, v in zip(weights, values(terms).values(), strict=True)]).sum().backward()
@@ -198,13 +208,13 @@ def test_marginals_converge_to_those_asked_for_whatever_the_ties(seed: int, shar
 def test_the_product_of_positions_is_kept() -> None:
     """With the chain fitted, λ averaged out of each position leaves what the network says without λ."""
     network, (_, x_t) = net(latent(sweeps=400)), sequences()
-    prediction, sites = every_class(network, x_t), Sites.where(OPEN)
+    prediction, positions = every_class(network, x_t), Positions.where(OPEN)
     assert prediction.chain is not None
-    found = mean_law(
-        prediction.features[sites.example, :, sites.position],
-        sites.position,
+    found = mixture_marginals(
+        prediction.features[positions.example, :, positions.position],
+        positions.position,
         prediction.output_head,
-        log_weight=prediction.chain.log_marginal[sites.example, sites.position],
+        log_weight=prediction.chain.log_marginal[positions.example, positions.position],
     )
     torch.testing.assert_close(found, network(x_t, half(3)).log_probs()[:, 0][OPEN].exp().detach(), rtol=0, atol=1e-6)
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from di4c_lm.losses.mixture import read_mixture
+from di4c_lm.losses.reading import read_mixture
 from di4c_lm.networks.logistic_head import LogisticHead
 from di4c_lm.processes.denoiser import OutputHead, Prediction
 

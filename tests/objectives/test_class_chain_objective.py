@@ -10,7 +10,7 @@ from torch import Tensor
 from di4c_lm.checkpoints.unet import student_from_teacher
 from di4c_lm.data.images.images import LabelledBatch
 from di4c_lm.domains.pixels.settings import UnetConfig
-from di4c_lm.losses.di4c import Sites
+from di4c_lm.losses.positions import Positions
 from di4c_lm.mixtures.settings import LatentConfig
 from di4c_lm.networks.unet import UNet
 from di4c_lm.objectives.denoising import DenoisingObjective
@@ -111,8 +111,8 @@ def test_x_u_follows_the_teachers_posterior() -> None:
     """Over many draws at one x_t: each position's law is the posterior of the teacher's."""
     of = objective(num_lambdas=1, consistency_samples=6000)
     x_t, t_B, u_B = torch.tensor([[0, 4, 2, 1]]), torch.tensor([0.6]).double(), torch.tensor([0.4]).double()
-    sites = Sites.where(torch.ones_like(x_t, dtype=torch.bool))
-    law_MS, x_u, _ = of._teacher_side(x_t, sites, t_B, KeyedRng(0, torch.arange(1)), u_B)
+    positions = Positions.where(torch.ones_like(x_t, dtype=torch.bool))
+    law_MS, x_u, _ = of._teacher_side(x_t, positions, t_B, KeyedRng(0, torch.arange(1)), u_B)
     expected_DS = CHAIN.posterior(x_t[0], law_MS, t_B[0], u_B[0])
     found_DS = torch.nn.functional.one_hot(x_u[0], S).double().mean(0)
     assert bool(((found_DS - expected_DS).abs() <= 5 * (expected_DS * (1 - expected_DS) / 6000).sqrt()).all())

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from di4c_lm.data.batches import Batch
 from di4c_lm.domains.text.settings import ModelConfig
-from di4c_lm.losses.di4c import Sites
+from di4c_lm.losses.positions import Positions
 from di4c_lm.mixtures.settings import LatentConfig
 from di4c_lm.networks.dit import DIT
 from di4c_lm.objectives.di4c import Di4CObjective
@@ -135,15 +135,15 @@ def test_the_upper_side_is_a_law_and_carries_visible_tokens() -> None:
     t_B = torch.full((5,), 0.9, dtype=torch.float64)
     rng = KeyedRng(0, torch.arange(5))
     x_t = of.process.corrupt(x, t_B, rng)
-    sites = Sites.where(x_t == S - 1)
-    teacher_MS, x_u, u_B = of._teacher_side(x_t, sites, t_B, rng)
+    positions = Positions.where(x_t == S - 1)
+    teacher_MS, x_u, u_B = of._teacher_side(x_t, positions, t_B, rng)
     wanted_B = torch.tensor([True, True, False, True, True])
-    upper = of._upper_side(x_u, u_B, sites, teacher_MS, sites.gather(x), wanted_B, rng)
+    upper = of._upper_side(x_u, u_B, positions, teacher_MS, positions.gather(x), wanted_B, rng)
     assert upper is not None
     torch.testing.assert_close(upper.marginal.sum(1), torch.ones_like(upper.marginal[:, 0]))
     assert int(upper.samples.max()) < S - 1
-    visible_ML = x_u[sites.example, :, sites.position]
-    shown = (visible_ML != S - 1) & wanted_B[sites.example, None]
+    visible_ML = x_u[positions.example, :, positions.position]
+    shown = (visible_ML != S - 1) & wanted_B[positions.example, None]
     assert bool(shown.any())
     assert bool((upper.samples == visible_ML)[shown].all())
     kept = x_t[:, None].expand_as(x_u) != S - 1
@@ -154,8 +154,8 @@ def test_teacher_hops_reveal_at_the_rate_of_the_process() -> None:
     of = objective(hop=HopConfig(law="fraction", size=0.25, teacher_steps=3))
     x_t = torch.full((800, D), S - 1)
     t_B = torch.full((800,), 0.8, dtype=torch.float64)
-    sites = Sites.where(x_t == S - 1)
-    _, x_u, u_B = of._teacher_side(x_t, sites, t_B, KeyedRng(1, torch.arange(800)))
+    positions = Positions.where(x_t == S - 1)
+    _, x_u, u_B = of._teacher_side(x_t, positions, t_B, KeyedRng(1, torch.arange(800)))
     hidden = float((x_u == S - 1).double().mean())
     assert abs(hidden - float(u_B[0] / t_B[0])) < 0.01
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from di4c_lm.data.batches import Batch, BatchStream, PackedSource
 from di4c_lm.data.strata import StratifiedBatches
 from di4c_lm.domains.text.settings import ModelConfig
-from di4c_lm.losses.di4c import Sites
+from di4c_lm.losses.positions import Positions
 from di4c_lm.networks.dit import DIT
 from di4c_lm.objectives.mdlm import MdlmObjective
 from di4c_lm.objectives.sdtt import SdttObjective, teacher_steps
@@ -84,8 +84,8 @@ def test_targets_are_of_the_step_that_reveals_and_of_the_last_where_none_does() 
     of = objective(teacher_steps=2, dt=0.5)
     x_t = torch.full((40, D), S - 1)
     t = torch.ones(40).double()
-    sites = Sites.where(x_t == S - 1)
-    target_BDS = of.targets(x_t, sites, t, KeyedRng(0, torch.arange(40))).view(40, D, S)
+    positions = Positions.where(x_t == S - 1)
+    target_BDS = of.targets(x_t, positions, t, KeyedRng(0, torch.arange(40))).view(40, D, S)
     with torch.no_grad():
         first_BDS = of.teacher(x_t, t.float()).log_probs()[:, 0]
     of_first_BD = (target_BDS - first_BDS).abs().amax(2) < 1e-9

@@ -8,8 +8,9 @@ from typing import final
 import torch
 from torch import Tensor
 
-from di4c_lm.losses.di4c import Sites, Terms, UpperSide, di4c_terms
-from di4c_lm.losses.mixture import mean_law
+from di4c_lm.losses.di4c import Terms, UpperSide, di4c_terms
+from di4c_lm.losses.positions import Positions
+from di4c_lm.losses.reading import mixture_marginals
 from di4c_lm.losses.weights import Alpha
 from di4c_lm.processes.denoiser import OutputHead
 from parity.golden import Computed, Tolerance
@@ -42,20 +43,20 @@ class GivenLogits(OutputHead):
         return grad_NS
 
 
-def law_at(logits_BLDS: Tensor, sites: Sites) -> Tensor:
-    """The mixture's marginal at the sites, (M, S)."""
+def law_at(logits_BLDS: Tensor, positions: Positions) -> Tensor:
+    """The mixture's marginal at the positions, (M, S)."""
     output_head = GivenLogits(logits_BLDS.shape[-1])
-    return mean_law(logits_BLDS[sites.example, :, sites.position], sites.position, output_head)
+    return mixture_marginals(logits_BLDS[positions.example, :, positions.position], positions.position, output_head)
 
 
 def terms_of(
-    logits_BLDS: Tensor, sites: Sites, x_0: Tensor, teacher_MS: Tensor, upper: UpperSide | None, *, distil: bool
+    logits_BLDS: Tensor, positions: Positions, x_0: Tensor, teacher_MS: Tensor, upper: UpperSide | None, *, distil: bool
 ) -> Terms:
     """Di4C's terms of given logits."""
-    features_MLS = logits_BLDS[sites.example, :, sites.position]
+    features_MLS = logits_BLDS[positions.example, :, positions.position]
     output_head = GivenLogits(logits_BLDS.shape[-1])
     return di4c_terms(
-        features_MLS, output_head, sites, sites.gather(x_0), teacher_MS, upper, distil=distil, validate=True
+        features_MLS, output_head, positions, positions.gather(x_0), teacher_MS, upper, distil=distil, validate=True
     )
 
 
@@ -131,6 +132,6 @@ def leaf(logits: Tensor) -> Tensor:
     return logits.detach().clone().requires_grad_()
 
 
-def everywhere(x: Tensor) -> Sites:
+def everywhere(x: Tensor) -> Positions:
     """All positions."""
-    return Sites.where(torch.ones_like(x, dtype=torch.bool))
+    return Positions.where(torch.ones_like(x, dtype=torch.bool))

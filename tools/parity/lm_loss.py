@@ -6,7 +6,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from di4c_lm.losses.di4c import Sites, UpperSide
+from di4c_lm.losses.di4c import UpperSide
+from di4c_lm.losses.positions import Positions
 from di4c_lm.losses.weights import alpha
 from di4c_lm.objectives.settings import HopConfig
 from di4c_lm.processes.masked import MaskedProcess
@@ -62,15 +63,17 @@ def _loss(golden: Golden, process: MaskedProcess, run: str, settings: dict) -> I
     if settings["subs"]:
         teacher_BLDS = _constrained(golden, process, teacher_name, "xt")
         upper_BLDS = _constrained(golden, process, "student_teacher", "xs")
-        sites = Sites.where(x_t == process.mask_id)
+        positions = Positions.where(x_t == process.mask_id)
     else:
         teacher_BLDS = _per_row(golden, f"logits_{teacher_name}_raw")
         upper_BLDS = _per_row(golden, "logits_student_teacher_raw")
-        sites = everywhere(x_t)
+        positions = everywhere(x_t)
 
-    def parts(logits_BLDS: Tensor, sites: Sites) -> Parts:
-        upper = UpperSide(samples=samples_BLD[sites.example, :, sites.position], marginal=law_at(upper_BLDS, sites))
-        terms = terms_of(logits_BLDS, sites, x_0, law_at(teacher_BLDS, sites), upper, distil=True)
+    def parts(logits_BLDS: Tensor, positions: Positions) -> Parts:
+        upper = UpperSide(
+            samples=samples_BLD[positions.example, :, positions.position], marginal=law_at(upper_BLDS, positions)
+        )
+        terms = terms_of(logits_BLDS, positions, x_0, law_at(teacher_BLDS, positions), upper, distil=True)
         reached = (~low_B).double()
         # The reference leaves the parts of a consistency loss that it does not take at 0.
         terms = replace(
@@ -85,7 +88,7 @@ def _loss(golden: Golden, process: MaskedProcess, run: str, settings: dict) -> I
     # From raw logits only the masked positions enter; given the constrained ones all do, and the visible ones add nothing.
     impossible = torch.zeros_like(raw_BLDS[0, 0, 0])
     impossible[process.mask_id] = -1e6 if settings["subs"] else 0.0
-    from_raw = parts(raw_BLDS + impossible, sites)
+    from_raw = parts(raw_BLDS + impossible, positions)
     from_given = parts(given_BLDS if settings["subs"] else raw_BLDS, everywhere(x_t))
     tolerance = loss_tolerance(x_t.shape[1], raw_BLDS.shape[-1])
     yield from from_raw.computed(run, tolerance)

@@ -15,16 +15,18 @@ INPUTS = ("logits_student", "logits_teacher", "logits_student_teacher", "code", 
 def compute(golden: Golden) -> Iterator[Computed]:
     """Every array that is not an input."""
     x_0 = golden.tensor("code").flatten(1)
-    sites = everywhere(x_0)
+    positions = everywhere(x_0)
     teacher_BLDS = golden.tensor("logits_teacher")[:, None]
     upper_BLDS = golden.tensor("logits_student_teacher").unflatten(0, (len(x_0), -1))
     samples_BLD = golden.tensor("x0_sampled")
-    upper = UpperSide(samples=samples_BLD[sites.example, :, sites.position], marginal=law_at(upper_BLDS, sites))
+    upper = UpperSide(
+        samples=samples_BLD[positions.example, :, positions.position], marginal=law_at(upper_BLDS, positions)
+    )
     for run, settings in sub_cases(golden):
         r_B = torch.tensor(settings["r"], dtype=torch.float64)
         low_B = (r_B >= 1 - golden.meta["r_delta"]).double()
         logits_BLDS = leaf(golden.tensor("logits_student").unflatten(0, (len(x_0), -1)))
-        terms = terms_of(logits_BLDS, sites, x_0, law_at(teacher_BLDS, sites), upper, distil=True)
+        terms = terms_of(logits_BLDS, positions, x_0, law_at(teacher_BLDS, positions), upper, distil=True)
         weight_B = alpha(ALPHA_KINDS[settings["alpha_t"]], golden.meta["alpha_const"], 1 - r_B)
         parts = Parts(terms, weight_B, settings["use_cv"], low_B / golden.meta["r_delta"], 1 - low_B)
         yield from parts.computed(run, loss_tolerance(x_0.shape[1], logits_BLDS.shape[-1]))

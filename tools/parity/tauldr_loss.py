@@ -30,15 +30,15 @@ INPUTS = (
 def compute(golden: Golden) -> Iterator[Computed]:
     """The components, totals and gradients."""
     x_0 = golden.tensor("minibatch").flatten(1)
-    sites = everywhere(x_0)
-    teacher_MS = law_at(golden.tensor("logits_teacher_t")[:, None], sites)
-    upper_MS = law_at(golden.tensor("logits_student_u").unflatten(0, (len(x_0), -1)), sites)
+    positions = everywhere(x_0)
+    teacher_MS = law_at(golden.tensor("logits_teacher_t")[:, None], positions)
+    upper_MS = law_at(golden.tensor("logits_student_u").unflatten(0, (len(x_0), -1)), positions)
     for run, settings in sub_cases(golden):
         samples_BLD = golden.tensor(f"{run}_x_0")
-        upper = UpperSide(samples=samples_BLD[sites.example, :, sites.position], marginal=upper_MS)
+        upper = UpperSide(samples=samples_BLD[positions.example, :, positions.position], marginal=upper_MS)
         logits_BLDS = leaf(golden.tensor("logits_student_t").unflatten(0, (len(x_0), -1)))
         low_NDS = leaf(golden.tensor("logits_student_mint"))
-        terms = terms_of(logits_BLDS, sites, x_0, teacher_MS, upper, distil=False)
+        terms = terms_of(logits_BLDS, positions, x_0, teacher_MS, upper, distil=False)
         terms = replace(terms, distil=_distil(golden.tensor("logits_teacher_mint"), low_NDS).view(len(x_0), -1).mean(1))
         weight_B = _alpha(settings["time_schedule"], golden.tensor(f"{run}_ts").double())
         always_B = torch.ones_like(weight_B)
@@ -70,9 +70,9 @@ def _posteriors(golden: Golden) -> Iterator[Computed]:
 def _distil(teacher_NDS: Tensor, student_NDS: Tensor) -> Tensor:
     """KL(teacher || component) of each row, each with an x_δ of its own: B·L examples of one component."""
     unused_ND = torch.zeros_like(student_NDS[..., 0], dtype=torch.int64)
-    sites = everywhere(unused_ND)
-    teacher_MS = law_at(teacher_NDS[:, None], sites)
-    return terms_of(student_NDS[:, None], sites, unused_ND, teacher_MS, None, distil=True).distil
+    positions = everywhere(unused_ND)
+    teacher_MS = law_at(teacher_NDS[:, None], positions)
+    return terms_of(student_NDS[:, None], positions, unused_ND, teacher_MS, None, distil=True).distil
 
 
 def _alpha(schedule: str | None, t_B: Tensor) -> Tensor:

@@ -5,8 +5,8 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from di4c_lm.domains.text.model import TextModel
-from di4c_lm.losses.di4c import Sites
 from di4c_lm.losses.mdlm import log_linear_weight, mdlm_bound
+from di4c_lm.losses.positions import Positions
 from di4c_lm.processes.rng import KeyedRng, uniform
 
 
@@ -30,10 +30,10 @@ def held_out_bound(
         for part in range(draws):
             t_B = 1 - (part + uniform(rng, (len(x_BD),), device)) / draws
             x_t = model.process.corrupt(x_BD, t_B, rng)
-            sites = Sites.where(x_t == model.process.mask_id)
+            positions = Positions.where(x_t == model.process.mask_id)
             prediction = model.denoiser(x_t, t_B.float())
-            features_MH = prediction.features[sites.example, 0, sites.position]
+            features_MH = prediction.features[positions.example, 0, positions.position]
             weight_B = log_linear_weight(t_B)
-            total_B += mdlm_bound(features_MH, prediction.output_head, sites, sites.gather(x_BD), weight_B)
+            total_B += mdlm_bound(features_MH, prediction.output_head, positions, positions.gather(x_BD), weight_B)
         found.append((total_B / draws).cpu())
     return torch.cat(found)

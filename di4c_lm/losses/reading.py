@@ -1,8 +1,7 @@
-"""A mixture of L products, read out in chunks of positions: log-probabilities of a few targets, and divergences from whole laws.
+"""What a mixture of products says of targets and of whole distributions at some positions, read in chunks of positions.
 
 For the components ℓ_j^d(v) = log p(x_0^d = v | x_t; λ_j), forward and backward each go once over the positions, and the gradient with
-respect to the logits is written down in closed form, so that nothing of shape (positions, L, S) is ever held. Positions are flat: M of
-them, from any number of examples.
+respect to the logits is written down in closed form, so that nothing of shape (positions, L, S) is ever held.
 """
 
 import math
@@ -16,22 +15,66 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from di4c_lm.losses.positions import Positions
 from di4c_lm.mixtures.class_output_head import ClassOutputHead
 from di4c_lm.processes.categorical import kl_divergence, sample_categorical
 from di4c_lm.processes.denoiser import OutputHead, row_chunks, rows_at_once, widest
 
-_TINY = (
-    1e-30  # a mean of exponentials below this is taken again in the log domain, where a law gives the state any weight
-)
+_TINY = 1e-30  # a mean of exponentials below this is taken again in the log domain, where a distribution gives the state any weight
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """A mixture at the positions of B examples, in nats, differentiable; T targets and R distributions q_r at each position.
+
+    With m^d = log E_λ exp ℓ_λ^d the logarithm of the marginal at position d.
+    """
+
+    joint: Float[Tensor, "B T"]  # log E_λ exp Σ_d ℓ_λ^d(x^d)
+    product: Float[Tensor, "B T"]  # Σ_d m^d(x^d)
+    divergence: Float[Tensor, "B R"]  # Σ_d KL(q_r^d ‖ m^d)
+    component_divergence: Float[Tensor, " B"]  # E_λ Σ_d KL(q_0^d ‖ ℓ_λ^d); zeros unless asked for
 
 
 @dataclass(frozen=True)
-class Reading:
+class PositionReading:
     """What one pass over M positions yields, differentiable with respect to the features and the output head's parameters."""
 
     target_log_p: Float[Tensor, "M L T"]  # ℓ_j^d at T targets a position
-    divergence: Float[Tensor, "M R"]  # KL(q_r ‖ Σ_j w_j exp ℓ_j) for each of R laws
+    divergence: Float[Tensor, "M R"]  # KL(q_r ‖ Σ_j w_j exp ℓ_j) for each of R distributions
     component_divergence: Float[Tensor, " M"]  # Σ_j w_j KL(q_0 ‖ exp ℓ_j); zeros unless asked for
+
+
+def read_rows(
+    features: Float[Tensor, "M L H"],
+    positions: Positions,
+    output_head: OutputHead,
+    targets: Int64[Tensor, "M T"],
+    distributions: Sequence[Float[Tensor, "M S"]] = (),
+    *,
+    components: bool = False,
+    chunk_rows: int = 0,
+) -> Reading:
+    """The reading of L rows of features of equal weight, one a λ; `components` asks for the components' divergence.
+
+    The logarithms of L products and of their mean are summed over the positions in float64.
+    """
+    read = read_mixture(
+        features,
+        positions.position,
+        output_head,
+        targets,
+        distributions,
+        component_divergence=components,
+        chunk_rows=chunk_rows,
+    )
+    log_L = math.log(features.shape[1])
+    return Reading(
+        joint=positions.per_example(read.target_log_p).logsumexp(1) - log_L,
+        product=positions.per_example(read.target_log_p.double().logsumexp(1) - log_L),
+        divergence=positions.per_example(read.divergence),
+        component_divergence=positions.per_example(read.component_divergence),
+    )
 
 
 def read_mixture(
@@ -39,26 +82,30 @@ def read_mixture(
     positions: Int64[Tensor, " M"],
     output_head: OutputHead,
     targets: Int64[Tensor, "M T"],
-    laws: Sequence[Float[Tensor, "M S"]] = (),
+    distributions: Sequence[Float[Tensor, "M S"]] = (),
     *,
     log_weight: Float[Tensor, "M L"] | None = None,
     component_divergence: bool = False,
     chunk_rows: int = 0,
-) -> Reading:
-    """Read a mixture out at M positions, `chunk_rows` rows of logits at a time (0: as the device likes).
+) -> PositionReading:
+    """The lean pass: read a mixture at M positions, `chunk_rows` rows of logits at a time (0: as many as the device has room for).
 
     N = L rows of features a position; where the output head is of token classes one row stands for all L.
 
-    `laws` are normalised probabilities q_r that the mixture is compared with; they receive no gradient. `component_divergence` asks for
-    that of each component from the first law. `log_weight` are the log w_j, normalised over j, of the components at each position; without
-    it all are 1/L. Memory: O(M·L·H + M·S + chunk_rows·S).
+    `distributions` are normalised probabilities q_r that the mixture is compared with; they receive no gradient. `component_divergence`
+    asks for that of each component from the first of them. `log_weight` are the log w_j, normalised over j, of the components at each
+    position; without it all are 1/L. Memory: O(M·L·H + M·S + chunk_rows·S).
     """
-    assert not component_divergence or laws
+    assert not component_divergence or distributions
     if isinstance(output_head, ClassOutputHead):
-        return _read_classes(features[:, 0], positions, output_head, targets, laws, log_weight, component_divergence)
-    plan = _Plan(output_head, positions, targets, tuple(laws), component_divergence, features.shape[1], chunk_rows)
-    log_weight = equal_weights(features) if log_weight is None else log_weight.to(widest(features.dtype))
-    return Reading(*_ReadMixture.apply(plan, features, log_weight, *output_head.parameters))
+        return _read_classes(
+            features[:, 0], positions, output_head, targets, distributions, log_weight, component_divergence
+        )
+    plan = _Plan(
+        output_head, positions, targets, tuple(distributions), component_divergence, features.shape[1], chunk_rows
+    )
+    log_weight = _equal_weights(features) if log_weight is None else log_weight.to(widest(features.dtype))
+    return PositionReading(*_ReadMixture.apply(plan, features, log_weight, *output_head.parameters))
 
 
 def _read_classes(
@@ -66,26 +113,23 @@ def _read_classes(
     positions: Int64[Tensor, " M"],
     output_head: ClassOutputHead,
     targets: Int64[Tensor, "M T"],
-    laws: Sequence[Float[Tensor, "M S"]],
+    distributions: Sequence[Float[Tensor, "M S"]],
     log_weight: Float[Tensor, "M L"] | None,
     component_divergence: bool,  # noqa: FBT001 (as its caller names it)
-) -> Reading:
+) -> PositionReading:
     """As `read_mixture`, of token classes: what is said of a state under all of them takes one output_head."""
     target_MLT = output_head.log_target(features_MH, positions, targets)
     none_M = target_MLT.new_zeros(len(target_MLT))
-    if not laws:
-        return Reading(target_MLT, none_M[:, None][:, :0], none_M)
+    if not distributions:
+        return PositionReading(target_MLT, none_M[:, None][:, :0], none_M)
     assert log_weight is not None
-    found = output_head.divergences(features_MH, positions, log_weight, laws, of_components=component_divergence)
-    return Reading(target_MLT, *found)
+    found = output_head.divergences(
+        features_MH, positions, log_weight, distributions, of_components=component_divergence
+    )
+    return PositionReading(target_MLT, *found)
 
 
-def equal_weights(features: Float[Tensor, "M L H"]) -> Float[Tensor, "M L"]:
-    """log 1/L for each component."""
-    return features.new_full(features.shape[:2], -math.log(features.shape[1]), dtype=widest(features.dtype))
-
-
-def mean_law(
+def mixture_marginals(
     features: Float[Tensor, "M N H"],
     positions: Int64[Tensor, " M"],
     output_head: OutputHead,
@@ -99,18 +143,18 @@ def mean_law(
         with torch.no_grad():
             return output_head.mean_law(features[:, 0], positions, log_weight)
     num_positions, num_lambdas, _ = features.shape
-    law_MS = torch.empty(num_positions, output_head.num_states, dtype=widest(features.dtype), device=features.device)
-    weight_M1L = (equal_weights(features) if log_weight is None else log_weight).to(law_MS.dtype).exp()[:, None]
+    p_MS = torch.empty(num_positions, output_head.num_states, dtype=widest(features.dtype), device=features.device)
+    weight_M1L = (_equal_weights(features) if log_weight is None else log_weight).to(p_MS.dtype).exp()[:, None]
     with torch.no_grad():
         for chunk in row_chunks(num_positions, max(1, rows_at_once(output_head, chunk_rows) // num_lambdas)):
             logits_NS = output_head.logits(
                 features[chunk].flatten(0, 1), positions[chunk].repeat_interleave(num_lambdas)
             )
-            law_MS[chunk] = torch.bmm(weight_M1L[chunk], logits_NS.softmax(1).unflatten(0, (-1, num_lambdas)))[:, 0]
-    return law_MS
+            p_MS[chunk] = torch.bmm(weight_M1L[chunk], logits_NS.softmax(1).unflatten(0, (-1, num_lambdas)))[:, 0]
+    return p_MS
 
 
-def draw_components(
+def sample_rows(
     features: Float[Tensor, "N H"],
     positions: Int64[Tensor, " N"],
     output_head: OutputHead,
@@ -121,18 +165,23 @@ def draw_components(
     *,
     chunk_rows: int = 0,
 ) -> Int64[Tensor, " N"]:
-    """One state a row, and the rows' laws added to `marginal[into]` times `weight`, both from one output_head, without gradient."""
-    drawn_N = torch.empty_like(positions)
+    """One state a row; the rows' distributions are added to `marginal[into]` times `weight`. One pass serves both, without gradient."""
+    x_N = torch.empty_like(positions)
     with torch.no_grad():
         for rows in row_chunks(len(positions), rows_at_once(output_head, chunk_rows)):
             p_CS = output_head.logits(features[rows], positions[rows]).softmax(1)
-            drawn_N[rows] = sample_categorical(p_CS, u[rows])
+            x_N[rows] = sample_categorical(p_CS, u[rows])
             # A product in place of index_add_, which goes row by row on CPU and in no fixed order on a GPU.
             touched_U, row_C = into[rows].unique(return_inverse=True)
             share_UC = torch.zeros(len(touched_U), len(row_C), dtype=p_CS.dtype, device=p_CS.device)
             share_UC[row_C, torch.arange(len(row_C), device=row_C.device)] = weight
             marginal[touched_U] += (share_UC @ p_CS).to(marginal.dtype)
-    return drawn_N
+    return x_N
+
+
+def _equal_weights(features: Float[Tensor, "M L H"]) -> Float[Tensor, "M L"]:
+    """log 1/L for each component."""
+    return features.new_full(features.shape[:2], -math.log(features.shape[1]), dtype=widest(features.dtype))
 
 
 @dataclass(frozen=True)
@@ -140,7 +189,7 @@ class _Plan:
     output_head: OutputHead
     positions: Int64[Tensor, " M"]
     targets: Int64[Tensor, "M T"]
-    laws: tuple[Tensor, ...]
+    distributions: tuple[Tensor, ...]
     component_divergence: bool
     num_lambdas: int
     chunk_rows: int
@@ -163,7 +212,7 @@ class _Plan:
 
 
 class _ReadMixture(torch.autograd.Function):
-    """The pass of `read_mixture`. Saved: features, weights, parameters, the L log-normalisers of each position, and the laws."""
+    """The pass of `read_mixture`. Saved: features, weights, parameters, the L log-normalisers of each position, and the distributions."""
 
     @staticmethod
     def forward(
@@ -172,30 +221,30 @@ class _ReadMixture(torch.autograd.Function):
         num_positions, num_lambdas = features_MLH.shape[:2]
         options = {"dtype": widest(features_MLH.dtype), "device": features_MLH.device}
         target_MLT = torch.empty(num_positions, num_lambdas, plan.targets.shape[1], **options)
-        divergence_MR = torch.empty(num_positions, len(plan.laws), **options)
+        divergence_MR = torch.empty(num_positions, len(plan.distributions), **options)
         component_M = torch.zeros(num_positions, **options)
         log_norm_ML = torch.empty(num_positions, num_lambdas, **options)
         for chunk in plan.chunks():
             logits_CLS = plan.logits(features_MLH, chunk)
-            laws_CS = [law_MS[chunk] for law_MS in plan.laws]
+            q_RCS = [q_MS[chunk] for q_MS in plan.distributions]
             log_weight_CL = log_weight_ML[chunk]
             weight_CL = log_weight_CL.exp()
             target_CLT = logits_CLS.gather(2, plan.target_index(chunk))
             mean_logit_CS = torch.bmm(weight_CL[:, None], logits_CLS)[:, 0] if plan.component_divergence else None
-            log_norm_CL, mean_CS = _exponentiate_(logits_CLS, weight_CL if laws_CS else None)
+            log_norm_CL, mean_CS = _exponentiate_(logits_CLS, weight_CL if q_RCS else None)
             target_MLT[chunk] = target_CLT - log_norm_CL[..., None]
             log_norm_ML[chunk] = log_norm_CL
             if mean_logit_CS is not None:
                 mean_norm_C1 = (weight_CL * log_norm_CL).sum(1, keepdim=True)
-                component_M[chunk] = kl_divergence(laws_CS[0], mean_logit_CS.sub_(mean_norm_C1))
+                component_M[chunk] = kl_divergence(q_RCS[0], mean_logit_CS.sub_(mean_norm_C1))
             if mean_CS is None:
                 continue
-            if _has_rare(mean_CS, laws_CS):
+            if _has_rare(mean_CS, q_RCS):
                 log_mean_CS = plan.log_p(features_MLH, log_norm_ML, chunk).add_(log_weight_CL[..., None]).logsumexp(1)
             else:
                 log_mean_CS = mean_CS.clamp_min_(_TINY).log_()
-            for index, law_CS in enumerate(laws_CS):
-                divergence_MR[chunk, index] = kl_divergence(law_CS, log_mean_CS)
+            for index, q_CS in enumerate(q_RCS):
+                divergence_MR[chunk, index] = kl_divergence(q_CS, log_mean_CS)
         ctx.plan = plan
         ctx.save_for_backward(features_MLH, log_weight_ML, log_norm_ML, *parameters)
         return target_MLT, divergence_MR, component_M
@@ -212,16 +261,16 @@ class _ReadMixture(torch.autograd.Function):
             for p, needed in zip(parameters, ctx.needs_input_grad[3:], strict=True)
         ]
         for chunk in plan.chunks():
-            blames_CS = [law_MS[chunk] * -grad_divergence_MR[chunk, r, None] for r, law_MS in enumerate(plan.laws)]
+            blames_CS = [q_MS[chunk] * -grad_divergence_MR[chunk, r, None] for r, q_MS in enumerate(plan.distributions)]
             share_CL = -grad_component_M[chunk, None] * log_weight_ML[chunk].exp()
             # d target / d logits = onehot - p, d component_divergence / d logits = w (p - q).
             pull_CL = grad_target_MLT[chunk].sum(2) + share_CL
             make_log_p = partial(plan.log_p, features_MLH, log_norm_ML, chunk)
             grad_CLS, weight_grad_ML[chunk] = _logit_gradient(make_log_p, log_weight_ML[chunk], blames_CS, pull_CL)
             if plan.component_divergence and bool(share_CL.any()):
-                law_CS = plan.laws[0][chunk]
-                weight_grad_ML[chunk] -= share_CL * _each_divergence(law_CS, make_log_p)
-                grad_CLS += law_CS[:, None] * share_CL[..., None]
+                q_CS = plan.distributions[0][chunk]
+                weight_grad_ML[chunk] -= share_CL * _each_divergence(q_CS, make_log_p)
+                grad_CLS += q_CS[:, None] * share_CL[..., None]
             grad_CLS.scatter_add_(2, plan.target_index(chunk), grad_target_MLT[chunk])
             rows = plan.rows(features_MLH, chunk)
             grad_NH = plan.output_head.vjp(*rows, grad_CLS.flatten(0, 1), parameter_grads)
@@ -244,17 +293,17 @@ def _exponentiate_(
 
 
 def _each_divergence(
-    law_CS: Float[Tensor, "C S"], make_log_p: Callable[[], Float[Tensor, "C L S"]]
+    q_CS: Float[Tensor, "C S"], make_log_p: Callable[[], Float[Tensor, "C L S"]]
 ) -> Float[Tensor, "C L"]:
     """KL(q ‖ p_j) for each component."""
     log_p_CLS = make_log_p()
-    law_CS = law_CS.to(log_p_CLS.dtype)
-    entropy_C1 = torch.special.entr(law_CS).sum(1, keepdim=True)
-    return -entropy_C1 - torch.bmm(log_p_CLS, law_CS[..., None])[..., 0]
+    q_CS = q_CS.to(log_p_CLS.dtype)
+    entropy_C1 = torch.special.entr(q_CS).sum(1, keepdim=True)
+    return -entropy_C1 - torch.bmm(log_p_CLS, q_CS[..., None])[..., 0]
 
 
 def _has_rare(mean_CS: Float[Tensor, "C S"], weights_CS: Sequence[Float[Tensor, "C S"]]) -> bool:
-    """Whether a state that some law gives weight to has underflowed in every component."""
+    """Whether a state that some distribution gives weight to has underflowed in every component."""
     rare_CS = mean_CS < _TINY
     return bool(rare_CS.any()) and any(bool((rare_CS & (weight_CS != 0)).any()) for weight_CS in weights_CS)
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from di4c_lm.losses.mixture import draw_components, mean_law, read_mixture
+from di4c_lm.losses.reading import mixture_marginals, read_mixture, sample_rows
 from di4c_lm.networks.output_head import LinearHead
 from di4c_lm.processes.denoiser import row_chunks, rows_at_once
 from tests.losses.problem import draw
@@ -17,9 +17,9 @@ def test_a_draw_and_its_law_come_from_one_reading() -> None:
     found = []
     for chunk_rows in (0, 1, 4):
         marginal_MS = torch.zeros(num_sites, 9, dtype=torch.float64)
-        drawn_N = draw_components(
+        drawn_N = sample_rows(
             features_NH,
-            problem.sites.position[site_N],
+            problem.positions.position[site_N],
             output_head,
             u_N,
             marginal_MS,
@@ -27,7 +27,9 @@ def test_a_draw_and_its_law_come_from_one_reading() -> None:
             1 / 3,
             chunk_rows=chunk_rows,
         )
-        torch.testing.assert_close(marginal_MS, mean_law(problem.features, problem.sites.position, output_head))
+        torch.testing.assert_close(
+            marginal_MS, mixture_marginals(problem.features, problem.positions.position, output_head)
+        )
         found.append(drawn_N)
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
     cdf_NS = output_head.logits(features_NH, site_N).softmax(1).cumsum(1)
@@ -37,7 +39,7 @@ def test_a_draw_and_its_law_come_from_one_reading() -> None:
 def test_targets_alone_need_no_law() -> None:
     problem = draw(0, 1, 2, 4, 6)
     output_head = LinearHead(problem.weight, problem.bias)
-    reading = read_mixture(problem.features, problem.sites.position, output_head, problem.x_0[:, None])
+    reading = read_mixture(problem.features, problem.positions.position, output_head, problem.x_0[:, None])
     log_p_MLS = (problem.features @ problem.weight.T + problem.bias).log_softmax(2)
     expected = log_p_MLS.gather(2, problem.x_0[:, None, None].expand(-1, 2, 1))
     torch.testing.assert_close(reading.target_log_p, expected)
