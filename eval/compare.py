@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from di4c_lm.core import cli
-from di4c_lm.measure.gen_ppl_settings import CompareConfig
+from di4c_lm.measure.text.gen_ppl_settings import CompareConfig
 
 
 def main(argv: list[str]) -> int:

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from di4c_lm.core import cli
-from di4c_lm.measure.comparability import compare_results
-from di4c_lm.measure.suite_settings import CompareReportsConfig
+from di4c_lm.measure.render.comparability import compare_results
+from di4c_lm.measure.text.suite_settings import CompareReportsConfig
 
 
 def main(argv: list[str]) -> int:

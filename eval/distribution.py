@@ -6,7 +6,7 @@ python eval/distribution.py [run=<dir>] [models=[teacher,<name>=<dir>]] [steps=[
 import sys
 
 from di4c_lm.measure.script import run_part
-from di4c_lm.measure.suite_settings import DistributionConfig
+from di4c_lm.measure.text.suite_settings import DistributionConfig
 
 
 def main(argv: list[str]) -> int:

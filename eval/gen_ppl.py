@@ -1,12 +1,12 @@
 """Generative perplexity and sample entropy of a run's student and teacher, beside held-out text.
 
-python eval/gen_ppl.py [run=<dir>] [steps=[1,2,4]] [judge=<dir or hub name>] ...     --help lists the keys
+python eval/gen_ppl.py [run=<dir>] [steps=[1,2,4]] [evaluator=<dir or hub name>] ...     --help lists the keys
 """
 
 import sys
 
 from di4c_lm.core import cli
-from di4c_lm.measure.gen_ppl_settings import GenPplConfig
+from di4c_lm.measure.text.gen_ppl_settings import GenPplConfig
 
 
 def main(argv: list[str]) -> int:

@@ -6,7 +6,7 @@ python eval/images.py [run=<dir>] [steps=[2,4,8,16]] [protocol=full|quick] [feat
 import sys
 
 from di4c_lm.core import cli
-from di4c_lm.measure.image_settings import ImageReportConfig
+from di4c_lm.measure.images.settings import ImageReportConfig
 
 
 def main(argv: list[str]) -> int:

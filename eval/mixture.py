@@ -6,7 +6,7 @@ python eval/mixture.py [run=<dir>] [models=[teacher,<name>=<dir>]] [steps=[1,2,4
 import sys
 
 from di4c_lm.measure.script import run_part
-from di4c_lm.measure.suite_settings import MixtureConfig
+from di4c_lm.measure.text.suite_settings import MixtureConfig
 
 
 def main(argv: list[str]) -> int:

@@ -17,7 +17,7 @@ from di4c_lm.core import cli, image_cli
 from di4c_lm.data.images.synthetic_images import Bars
 from di4c_lm.domains.pixels.model import CifarModel
 from di4c_lm.domains.pixels.settings import CifarConfig
-from di4c_lm.measure.exact_law import LawCheck, check_samples, product_of_marginals, total_variation
+from di4c_lm.measure.statistics.exact import LawCheck, check_samples, product_of_marginals, total_variation
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 SMALL = (

@@ -15,10 +15,10 @@ from typing import Any, final
 import torch
 
 from di4c_lm.data.images.images import Split
-from di4c_lm.measure.image_publish import image_table, publish_images
-from di4c_lm.measure.image_samplers import ImageSampler
-from di4c_lm.measure.image_settings import ImageReportConfig
-from di4c_lm.measure.images import image_report
+from di4c_lm.measure.images.report import image_report
+from di4c_lm.measure.images.samplers import ImageSampler
+from di4c_lm.measure.images.settings import ImageReportConfig
+from di4c_lm.measure.render.images import image_table, publish_images
 
 logger = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 import sys
 
 from di4c_lm.core import cli
-from di4c_lm.measure.suite_settings import ReportConfig
+from di4c_lm.measure.text.suite_settings import ReportConfig
 
 
 def run_part(section: type[ReportConfig], argv: list[str], program: str) -> int:
@@ -11,7 +11,7 @@ def run_part(section: type[ReportConfig], argv: list[str], program: str) -> int:
     settings = cli.parse_words(section, argv, program)
     from di4c_lm.domains.text.model import load_run
     from di4c_lm.measure.runs import find_run
-    from di4c_lm.measure.text_report import full_report
+    from di4c_lm.measure.text.report import full_report
 
     cli.log_to_terminal()
     try:

@@ -25,7 +25,7 @@ from di4c_lm.domains.pixels.model import (
     load_teacher,
 )
 from di4c_lm.domains.pixels.settings import CifarConfig
-from di4c_lm.measure.image_settings import ImageReportConfig
+from di4c_lm.measure.images.settings import ImageReportConfig
 from di4c_lm.mixtures.class_counts import first_sequences
 from di4c_lm.mixtures.students import begin, latent_of, objective_of
 from di4c_lm.networks.unet import UNet, is_latent, to_and_fro

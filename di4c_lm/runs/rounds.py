@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from di4c_lm.core import cli
 from di4c_lm.data.text.corpus import load_corpus
 from di4c_lm.domains.text.model import PARTS, SETTINGS, STUDENT, STUDENT_RAW, load_run, write_parts
-from di4c_lm.domains.text.report import gen_ppl_report, trained_judge
+from di4c_lm.domains.text.report import gen_ppl_report, trained_evaluator
 from di4c_lm.domains.text.settings import Config, TeacherConfig
 from di4c_lm.runs.text import needs_teacher, report_settings, run_text, write_settings
 from di4c_lm.training.distributed import World, barrier, init_distributed
@@ -93,12 +93,12 @@ def is_finished(one: Config) -> bool:
 def report_chain(config: Config, chain: Sequence[Config], world: World) -> None:
     """Note the rounds' models in the chain's folder, and measure them beside each other; the table goes to the terminal."""
     base, last = cli.run_dir(config), load_run(cli.run_dir(chain[-1]))
-    judge = last.judge
-    if judge == "train":
+    evaluator = last.evaluator
+    if evaluator == "train":
         cache_dir = cli.cache_dir(config)
-        judge = trained_judge(
+        evaluator = trained_evaluator(
             config, load_corpus(config.data, config.train.seed, cache_dir), cache_dir, str(world.device)
         )
     folders = {name: cli.run_dir(one) / STUDENT for name, one in zip(names(chain), chain, strict=True)}
-    write_parts(base, teacher=None, judge=judge, validation=last.validation, rounds=folders)
+    write_parts(base, teacher=None, evaluator=evaluator, validation=last.validation, rounds=folders)
     logger.info("%s", gen_ppl_report(load_run(base), report_settings(config)))

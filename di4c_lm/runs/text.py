@@ -21,9 +21,9 @@ from di4c_lm.domains.text.model import (
     random_teacher,
     write_parts,
 )
-from di4c_lm.domains.text.report import bound_report, gen_ppl_report, trained_judge
+from di4c_lm.domains.text.report import bound_report, gen_ppl_report, trained_evaluator
 from di4c_lm.domains.text.settings import Config
-from di4c_lm.measure.gen_ppl_settings import GenPplConfig
+from di4c_lm.measure.text.gen_ppl_settings import GenPplConfig
 from di4c_lm.networks.dit import DIT
 from di4c_lm.objectives.settings import Di4CConfig, MdlmConfig
 from di4c_lm.runs.fitting import fit, fit_teacher, student_of
@@ -64,17 +64,17 @@ def run_text(config: Config, *, export_raw: bool = False, optimizer_from: Path |
     trained = fit(config, student, frozen, corpus.train, world, run_dir, optimizer_from=optimizer_from)
     if trained.progress.signal:
         return 128 + trained.progress.signal
-    judge = config.evaluator.path
+    evaluator = config.evaluator.path
     if world.is_main:
         logger.info("4/5 export: %s", run_dir / STUDENT)
         exported = TextModel(denoiser=student, tokenizer=corpus.tokenizer, length=config.data.length)
         exported.save_pretrained(run_dir / STUDENT, trained.ema)
         if export_raw:
             exported.save_pretrained(run_dir / STUDENT_RAW, trained.raw)
-        if judge == "train" and not config.eval.skip:
-            logger.info("5/5 report: a judge, then samples")
-            judge = trained_judge(config, corpus, cache_dir, str(world.device))
-        write_parts(run_dir, teacher=teacher_path, judge=judge, validation=corpus.validation)
+        if evaluator == "train" and not config.eval.skip:
+            logger.info("5/5 report: an evaluator, then samples")
+            evaluator = trained_evaluator(config, corpus, cache_dir, str(world.device))
+        write_parts(run_dir, teacher=teacher_path, evaluator=evaluator, validation=corpus.validation)
         if not config.eval.skip:
             report(run_dir, config)
     barrier()
@@ -176,7 +176,7 @@ def report_settings(config: Config) -> GenPplConfig:
         batch_size=evaluation.batch_size,
         seed=evaluation.seed,
         bootstrap=evaluation.bootstrap,
-        judge_batch_size=config.evaluator.batch_size,
+        evaluator_batch_size=config.evaluator.batch_size,
         device=config.run.device,
     )
 

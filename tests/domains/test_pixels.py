@@ -19,7 +19,7 @@ from di4c_lm.domains.pixels.model import (
 )
 from di4c_lm.domains.pixels.settings import ChainConfig, ChainSamplerConfig, CifarConfig, ImageDataConfig, UnetConfig
 from di4c_lm.domains.text.settings import TeacherConfig
-from di4c_lm.measure.image_samplers import ImageSampler
+from di4c_lm.measure.images.samplers import ImageSampler
 from di4c_lm.networks.unet import UNet
 from di4c_lm.samplers.ctmc import PredictorCorrector, TauLeaping
 

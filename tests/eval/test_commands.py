@@ -7,7 +7,7 @@ from types import ModuleType
 
 import pytest
 
-from di4c_lm.measure.suite_settings import ReportConfig
+from di4c_lm.measure.text.suite_settings import ReportConfig
 
 FOLDER = Path(__file__).parents[2] / "eval"
 SCRIPTS = ("report", "diversity", "distribution", "likelihood", "mixture", "cost", "compare_reports")
@@ -48,7 +48,7 @@ def test_the_help_of_the_report_explains_every_key(capsys: pytest.CaptureFixture
         ("lambdas=1", ["lambdas", "1", "at least 2"]),
         ("self_bleu_samples=1", ["self_bleu_samples", "at least 2"]),
         ("noise=float16", ["noise", "'float16'"]),
-        ("judge=gpt2", ["'judge'", "judges"]),
+        ("evaluator=gpt2", ["'evaluator'", "evaluators"]),
         ("run=/absent", ["/absent", "student/model.safetensors"]),
     ],
 )

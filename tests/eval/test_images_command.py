@@ -10,9 +10,10 @@ from types import ModuleType
 import pytest
 
 from di4c_lm.data.images.images import Split
+from di4c_lm.domains import image_report
 from di4c_lm.domains.image_report import ImageRun
-from di4c_lm.measure import images as images_module
-from di4c_lm.measure.image_settings import ImageReportConfig
+from di4c_lm.measure.images import report as images_module
+from di4c_lm.measure.images.settings import ImageReportConfig
 from tests.measure.pictures import Painter, projection, real_images
 
 SCRIPT = Path(__file__).parents[2] / "eval" / "images.py"
@@ -48,7 +49,7 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     vars(domain)["load_run"] = load_run
     monkeypatch.setitem(sys.modules, "painting_runs", domain)
-    monkeypatch.setitem(image_reports.LOADERS, "painting", "painting_runs")
+    monkeypatch.setitem(image_report.LOADERS, "painting", "painting_runs")
     monkeypatch.setattr(images_module, "feature_net", lambda *_, **__: projection())
     return tmp_path
 
@@ -125,7 +126,7 @@ def test_a_missing_inception_ends_with_status_2(
     monkeypatch.setenv("TORCH_HOME", str(run_dir))
     images = Split(real_images(30, seed=1), real_images(30, seed=2))
     run = ImageRun(folder=run_dir, samplers=(), images=images, config={}, checkpoints={}, dtypes={}, cache_dir=run_dir)
-    monkeypatch.setattr(image_reports, "load_image_run", lambda *_: run)
+    monkeypatch.setattr(image_report, "load_image_run", lambda *_: run)
     with pytest.raises(SystemExit) as end:
         script.main([f"run={run_dir}", "features=inception"])
     assert end.value.code == 2 and "none are downloaded" in capsys.readouterr().err

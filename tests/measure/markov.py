@@ -1,4 +1,4 @@
-"""A language whose law is known, a chain of words, with a judge and a tokenizer to go with it."""
+"""A language whose law is known, a chain of words, with an evaluator and a tokenizer to go with it."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from di4c_lm.measure.evaluator import Judge
+from di4c_lm.measure.text.evaluator import Evaluator
 from tests.measure.tiny import words
 
 STATES, LENGTH = 40, 32  # words, and tokens a text
@@ -59,5 +59,5 @@ class _Chain(nn.Module):
         return SimpleNamespace(logits=self.output(hidden), hidden_states=(hidden,))
 
 
-def judge() -> Judge:
-    return Judge(model=_Chain().eval(), tokenizer=tokenizer(), name="chain")
+def evaluator() -> Evaluator:
+    return Evaluator(model=_Chain().eval(), tokenizer=tokenizer(), name="chain")

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from di4c_lm.data.images.images import ImageSet
-from di4c_lm.measure.image_features import NetworkFeatures
-from di4c_lm.measure.image_samplers import ImageDraw
+from di4c_lm.measure.images.features import NetworkFeatures
+from di4c_lm.measure.images.samplers import ImageDraw
 
 CLASSES = ("dark", "bright", "striped")
 

@@ -1,4 +1,4 @@
-"""Tiny judges and tokenizers for the tests of `di4c_lm.metrics`."""
+"""Tiny evaluators and tokenizers for the tests of `di4c_lm.metrics`."""
 
 from typing import Any
 

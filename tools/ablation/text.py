@@ -15,7 +15,7 @@ _LAUNCH = CONFIGS.parent / "launch" / "train_lm.py"
 def run_text(study: Study, setting: str, seed: int, folder: Path, threads: int) -> list[dict[str, Any]]:
     """Train as `launch/train_lm.py` with the setting's words in `folder`; the rows of its closing report.
 
-    Teacher and judge are cached where the run caches them. Raises `RuntimeError` with the end of the log where the run fails.
+    Teacher and evaluator are cached where the run caches them. Raises `RuntimeError` with the end of the log where the run fails.
     """
     place = [f"run.dir={folder}", f"run.threads={threads}"]
     command = [sys.executable, str(_LAUNCH), *study.words(setting, seed), *place]

@@ -16,7 +16,7 @@ from torch import Tensor
 from di4c_lm.checkpoints.files import CONFIG_FILE
 from di4c_lm.checkpoints.maskgit import MaskGitWeights, read, write_folder
 from di4c_lm.checkpoints.vqgan import load_vqgan, save_vqgan
-from di4c_lm.measure.image_samplers import ImageDraw
+from di4c_lm.measure.images.samplers import ImageDraw
 from di4c_lm.networks.maskgit import MaskGit, check_classes
 from di4c_lm.networks.vqgan import VqGan
 from di4c_lm.processes.masked import MaskedProcess

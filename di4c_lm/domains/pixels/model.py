@@ -16,7 +16,7 @@ from di4c_lm.data.images.image_files import Fit
 from di4c_lm.data.images.image_sources import load_split
 from di4c_lm.data.images.images import Shape, Split, images_of, to_bytes
 from di4c_lm.domains.pixels.settings import ChainConfig, ChainSamplerConfig, CifarConfig, ImageDataConfig
-from di4c_lm.measure.image_samplers import ImageDraw
+from di4c_lm.measure.images.samplers import ImageDraw
 from di4c_lm.networks.unet import UNet
 from di4c_lm.processes.gaussian import GaussianChain
 from di4c_lm.processes.rng import KeyedRng

@@ -182,14 +182,14 @@ class TextModel:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A finished run, or a chain of rounds: its settings, its models by name, held-out text, and the judge's folder or hub name."""
+    """A finished run, or a chain of rounds: its settings, its models by name, held-out text, and the evaluator's folder or hub name."""
 
     settings: dict[str, Any]  # as in its config.yaml
     folder: Path
     models: dict[str, TextModel]  # "teacher", if there was one, and "student"; of a chain those of its rounds
     paths: dict[str, Path]  # where each was loaded from
     validation: Int64[Tensor, "N D"]
-    judge: str
+    evaluator: str
 
     @property
     def student(self) -> TextModel:
@@ -242,11 +242,11 @@ def write_parts(
     run_dir: Path,
     *,
     teacher: Path | None,
-    judge: str,
+    evaluator: str,
     validation: Int64[Tensor, "N D"],
     rounds: "Mapping[str, Path] | None" = None,
 ) -> None:
-    """Note in the run's folder what its measurement needs: the folder of its teacher, its judge, and the held-out sequences.
+    """Note in the run's folder what its measurement needs: the folder of its teacher, its evaluator, and the held-out sequences.
 
     Of a chain, `rounds` are the folders of its models by name, below `run_dir`.
     """
@@ -254,7 +254,7 @@ def write_parts(
 
     run_dir.mkdir(parents=True, exist_ok=True)
     save_file({"validation": validation.int()}, str(run_dir / VALIDATION))
-    parts: dict[str, Any] = {"teacher": None if teacher is None else str(teacher), "judge": judge}
+    parts: dict[str, Any] = {"teacher": None if teacher is None else str(teacher), "judge": evaluator}
     if rounds is not None:
         parts["rounds"] = {name: str(folder.relative_to(run_dir)) for name, folder in rounds.items()}
     (run_dir / PARTS).write_text(json.dumps(parts, indent=1) + "\n")
@@ -279,7 +279,7 @@ def load_run(run_dir: Path) -> Run:
         models={name: TextModel.from_pretrained(path) for name, path in paths.items()},
         paths=paths,
         validation=load_file(str(run_dir / VALIDATION))["validation"].long(),
-        judge=parts["judge"],
+        evaluator=parts["judge"],
     )
 
 

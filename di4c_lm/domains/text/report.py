@@ -18,12 +18,12 @@ from di4c_lm.data.text.tokenizers import fingerprint
 from di4c_lm.domains.text.likelihood import held_out_bound
 from di4c_lm.domains.text.model import STUDENT, Run, TextModel
 from di4c_lm.domains.text.settings import Config
-from di4c_lm.measure.bootstrap import interval
-from di4c_lm.measure.evaluator import load_judge, train_judge
-from di4c_lm.measure.gen_ppl import PromptedSampler, Sampler, measure, measure_conditional
-from di4c_lm.measure.gen_ppl_settings import GenPplConfig
-from di4c_lm.measure.publish import publish
-from di4c_lm.measure.table import table
+from di4c_lm.measure.render.publish import publish
+from di4c_lm.measure.render.table import table
+from di4c_lm.measure.statistics.bootstrap import interval
+from di4c_lm.measure.text.evaluator import load_evaluator, train_evaluator
+from di4c_lm.measure.text.gen_ppl import PromptedSampler, Sampler, measure, measure_conditional
+from di4c_lm.measure.text.gen_ppl_settings import GenPplConfig
 
 logger = logging.getLogger(__name__)
 
@@ -31,15 +31,15 @@ logger = logging.getLogger(__name__)
 def gen_ppl_report(run: Run, settings: GenPplConfig) -> str:
     """Measure the models of `run` as `settings` say, write `report/gen_ppl.{json,csv,png}`, and return the table.
 
-    Raises `ValueError` as `measure`, `load_judge` and `publish` do, and for a GPU that is not there.
+    Raises `ValueError` as `measure`, `load_evaluator` and `publish` do, and for a GPU that is not there.
     """
     device = _device(settings.device)
-    judge = load_judge(judge_of(run, settings, device), device=device)
+    evaluator = load_evaluator(evaluator_of(run, settings, device), device=device)
     for model in run.models.values():
         model.denoiser.to(device)
     common: dict[str, Any] = {
         "tokenizer": run.student.tokenizer,
-        "judge": judge,
+        "evaluator": evaluator,
         "config": settings.evaluation(),
         "scoring": settings.scoring(),
     }
@@ -57,7 +57,7 @@ def gen_ppl_report(run: Run, settings: GenPplConfig) -> str:
         checkpoints=run.paths,
         tokenizer=run.student.tokenizer,
         length=run.student.length,
-        judge=judge,
+        evaluator=evaluator,
         scoring=settings.scoring(),
         seed=settings.seed,
         model_dtype=next(run.student.denoiser.parameters()).dtype,
@@ -67,26 +67,26 @@ def gen_ppl_report(run: Run, settings: GenPplConfig) -> str:
     return table(found.rows, found.comparisons)
 
 
-def judge_of(run: Run, settings: GenPplConfig, device: str) -> str:
-    """The folder or hub name of the judge: the one that is asked for, else the run's own, trained now if the run left that out."""
-    name = settings.judge or run.judge
+def evaluator_of(run: Run, settings: GenPplConfig, device: str) -> str:
+    """The folder or hub name of the evaluator: the one that is asked for, else the run's own, trained now if the run left that out."""
+    name = settings.evaluator or run.evaluator
     if name != "train":
         return name
     config = cli.from_dict(run.settings)
-    return trained_judge(
+    return trained_evaluator(
         config, load_corpus(config.data, config.train.seed, cli.cache_dir(config)), cli.cache_dir(config), device
     )
 
 
-def trained_judge(config: Config, corpus: Corpus, cache_dir: Path, device: str) -> str:
+def trained_evaluator(config: Config, corpus: Corpus, cache_dir: Path, device: str) -> str:
     """The folder of a small GPT-2 trained on the corpus, or taken from the cache. Raises `ValueError` for a streamed corpus.
 
     It reads the training text, or where `data.evaluator_share` sets text aside that alone.
     """
     if not isinstance(corpus.train, PackedSource):
-        raise ValueError("judge='train' is impossible on a streamed corpus: allowed is a folder or hub name")
+        raise ValueError("evaluator='train' is impossible on a streamed corpus: allowed is a folder or hub name")
     tokens_ND = torch.from_numpy(corpus.train.tokens_ND.astype("int64")) if corpus.judge is None else corpus.judge
-    return train_judge(tokens_ND, corpus.tokenizer, config.evaluator, cache_dir=cache_dir, device=device).name
+    return train_evaluator(tokens_ND, corpus.tokenizer, config.evaluator, cache_dir=cache_dir, device=device).name
 
 
 def bound_report(run: Run, settings: GenPplConfig, *, draws: int) -> str:
@@ -123,7 +123,7 @@ def bound_report(run: Run, settings: GenPplConfig, *, draws: int) -> str:
 
 
 def compared(models: Sequence[str], of: Run) -> Run:
-    """`of`, its held-out text and judge, with other models: each word is a folder, or `name=folder`, of a run or of an exported model.
+    """`of`, its held-out text and evaluator, with other models: each word is a folder, or `name=folder`, of a run or of an exported model.
 
     A model is called by its folder's name if it has no other. Raises `ValueError` for an absent folder, a name given twice, or a model
     of another tokenizer or length.

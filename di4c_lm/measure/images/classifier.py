@@ -1,0 +1,219 @@
+"""The features that need no download: the last hidden layer of a small convolutional classifier, trained here and cached."""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64, UInt8
+from numpy import ndarray
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from di4c_lm.core.settings import check
+from di4c_lm.measure.images.features import NetworkFeatures
+from di4c_lm.measure.render.manifest import weights_hash
+
+_FORMAT = 1  # of the cache's key: a change in how classifiers are trained raises it
+_log = logging.getLogger(__name__)
+NOTE = "features of a small classifier trained on these images: not comparable with published FIDs"
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class ClassifierConfig:
+    """How the classifier is trained. `steps` of `batch_size` images; `features` is F, the width of the layer that is read."""
+
+    features: int = 64
+    steps: int = 300
+    batch_size: int = 64
+    lr: float = 3e-3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("features", "steps", "batch_size", "lr"):
+            check(getattr(self, name) > 0, name, getattr(self, name), "a value above 0")
+
+
+@final
+class Classifier(nn.Module):
+    """Three or four 3 x 3 convolutions, halving the image between them while it has more than 4 rows, and a mean over pixels."""
+
+    def __init__(self, channels: int, num_classes: int, features: int) -> None:
+        super().__init__()
+        widths = (channels, max(8, features // 2), features, features, features)
+        self.layers = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(a, b, 3, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU())
+            for a, b in zip(widths[:-1], widths[1:], strict=True)
+        )
+        self.head = nn.Linear(features, num_classes)
+
+    def forward(self, planes: UInt8[Tensor, "n C H W"]) -> tuple[Float[Tensor, "n F"], Float[Tensor, "n K"]]:
+        """Features and logits of images of 0..255."""
+        hidden = planes.float() / 127.5 - 1
+        for layer in self.layers:
+            hidden = layer(hidden)
+            if min(hidden.shape[2:]) > 4:
+                hidden = F.max_pool2d(hidden, 2)
+        features = hidden.mean((2, 3))
+        return features, self.head(features)
+
+
+def classifier_features(
+    images: UInt8[ndarray, "N H W C"],
+    labels: Int64[ndarray, " N"],
+    num_classes: int,
+    *,
+    cache_dir: Path,
+    held_out: tuple[UInt8[ndarray, "M H W C"], Int64[ndarray, " M"]] | None = None,
+    config: ClassifierConfig | None = None,
+    batch_size: int = 256,
+    progress: bool = True,
+    device: torch.device | str = "cpu",
+) -> NetworkFeatures:
+    """The classifier of these images (0..255), trained now or taken from the cache for the same images, labels and settings.
+
+    Its facts say how it was trained, its share of right answers on the images and on `held_out`, and that it is no Inception. Seeded by
+    `config.seed`; the global generators are left as they were. The cache entry is written beside and renamed: it is whole or absent.
+    Raises `ValueError` for images of fewer than 2 classes and for a damaged entry.
+    """
+    config = config or ClassifierConfig()
+    present = len(np.unique(labels))
+    if present < 2:
+        raise ValueError(
+            f"features='classifier' needs images of at least 2 classes, found {present}: "
+            "name a network by features=<folder>, or take features=inception"
+        )
+    folder = cache_dir / "classifiers" / cache_key(images, labels, num_classes, config)
+    if folder.is_dir():
+        _log.info("classifier taken from the cache: %s", folder)
+    else:
+        _log.info("training a classifier on %d images, for features: %s", len(images), folder)
+        _save(*_trained(images, labels, num_classes, held_out, config, progress=progress, device=device), folder)
+    return _load(folder, images.shape[3], num_classes, config, batch_size=batch_size, device=device)
+
+
+def cache_key(
+    images: UInt8[ndarray, "N H W C"], labels: Int64[ndarray, " N"], num_classes: int, config: ClassifierConfig
+) -> str:
+    """Hash of all that shapes a trained classifier."""
+    digest = hashlib.sha256(json.dumps([_FORMAT, asdict(config), list(images.shape), num_classes]).encode())
+    digest.update(np.ascontiguousarray(images).data)
+    digest.update(np.ascontiguousarray(labels).data)
+    return digest.hexdigest()[:16]
+
+
+def _trained(
+    images: UInt8[ndarray, "N H W C"],
+    labels: Int64[ndarray, " N"],
+    num_classes: int,
+    held_out: tuple[ndarray, ndarray] | None,
+    config: ClassifierConfig,
+    *,
+    progress: bool,
+    device: torch.device | str,
+) -> tuple[Classifier, dict[str, Any]]:
+    start = time.perf_counter()
+    planes_NCHW = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+    labels_N = torch.from_numpy(labels)
+    rng = torch.Generator().manual_seed(config.seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        network = Classifier(images.shape[3], num_classes, config.features)
+    network.to(device).train()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=config.lr, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=config.lr, total_steps=config.steps + 1, pct_start=0.2, cycle_momentum=False
+    )
+    for _ in tqdm(range(config.steps), desc="classifier", unit="step", disable=not progress, leave=False):
+        chosen_B = torch.randint(len(planes_NCHW), (config.batch_size,), generator=rng)
+        batch = _shifted(planes_NCHW[chosen_B], rng)
+        _, logits = network(batch.to(device))
+        loss = F.cross_entropy(logits, labels_N[chosen_B].to(device))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    network.eval()
+    facts = {
+        "config": asdict(config),
+        "num_images": len(images),
+        "accuracy": _accuracy(network, images, labels, device),
+        "held_out_accuracy": _accuracy(network, *held_out, device) if held_out is not None else None,
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+    return network, facts
+
+
+def _shifted(planes: UInt8[Tensor, "B C H W"], rng: torch.Generator) -> UInt8[Tensor, "B C H W"]:
+    """A batch moved by up to an eighth of its sides, the edge repeated."""
+    height, width = planes.shape[2:]
+    most = max(1, min(height, width) // 8)
+    down, right = torch.randint(-most, most + 1, (2,), generator=rng).tolist()
+    rows, columns = (
+        (torch.arange(extent) + by).clamp(0, extent - 1) for extent, by in ((height, down), (width, right))
+    )
+    return planes[:, :, rows][:, :, :, columns]
+
+
+@torch.inference_mode()
+def _accuracy(network: Classifier, images: ndarray, labels: ndarray, device: torch.device | str) -> float:
+    right = 0
+    for start in range(0, len(images), 256):
+        planes = torch.from_numpy(np.ascontiguousarray(images[start : start + 256].transpose(0, 3, 1, 2)))
+        guess = network(planes.to(device))[1].argmax(1).cpu().numpy()
+        right += int((guess == labels[start : start + 256]).sum())
+    return right / len(images)
+
+
+def _save(network: Classifier, facts: dict[str, Any], folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        save_file(
+            {name: v.cpu().contiguous() for name, v in network.state_dict().items()}, beside / "model.safetensors"
+        )
+        (beside / "classifier.json").write_text(json.dumps(facts, indent=2))
+        try:
+            os.rename(beside, folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+            _log.info("another process trained the same classifier first: %s", folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _load(
+    folder: Path,
+    channels: int,
+    num_classes: int,
+    config: ClassifierConfig,
+    *,
+    batch_size: int,
+    device: torch.device | str,
+) -> NetworkFeatures:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    with torch.random.fork_rng(devices=[]):
+        network = Classifier(channels, num_classes, config.features)
+    try:
+        network.load_state_dict(load_file(folder / "model.safetensors"))
+        facts = json.loads((folder / "classifier.json").read_text())
+    except (OSError, RuntimeError, SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(f"{folder}: a damaged classifier; remove the folder to train it again ({error})") from error
+    network.eval().requires_grad_(False).to(device)
+    identity = {"name": "classifier", "kind": NOTE, "sha256": weights_hash(folder)}
+    return NetworkFeatures(network, {**identity, **facts}, batch_size=batch_size, device=device)

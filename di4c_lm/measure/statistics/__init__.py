@@ -1,0 +1,1 @@
+"""Statistics of samples with intervals and tests."""

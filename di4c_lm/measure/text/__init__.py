@@ -1,0 +1,1 @@
+"""Measures of text models and their samples."""

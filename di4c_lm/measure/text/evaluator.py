@@ -1,0 +1,200 @@
+"""The language model whose perplexity is reported: trained here and cached, or loaded from a folder or the hub."""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Int
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from di4c_lm.core.fingerprints import fingerprint
+from di4c_lm.core.settings import to_dict
+from di4c_lm.domains.text.settings import EvaluatorConfig
+
+_FORMAT = 1  # of the cache's key: a change in how evaluators are trained raises it
+_DROPOUT = 0.1
+_WEIGHT_DECAY = 0.1
+_log = logging.getLogger(__name__)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Evaluator:
+    """A causal LM of transformers in eval mode with its tokenizer. `name`: folder or hub name it came from."""
+
+    model: nn.Module
+    tokenizer: Any
+    name: str
+
+
+def train_evaluator(
+    tokens_ND: Int[Tensor, "N D"],
+    tokenizer: Any,
+    config: EvaluatorConfig,
+    *,
+    cache_dir: Path,
+    progress: bool = True,
+    device: str = "cpu",
+) -> Evaluator:
+    """A small GPT-2 trained on next tokens of `tokens_ND`, or the one that the cache holds for the same arguments.
+
+    Seeded by `config.pretrain.seed`; the global generators are left as they were. The cache entry is written beside
+    and renamed: it is whole or absent. Raises `ValueError` for an empty corpus, sequences of one token, and ids
+    beyond the tokenizer.
+    """
+    num_sequences, length = tokens_ND.shape
+    if num_sequences == 0 or length < 2:
+        raise ValueError(
+            f"an evaluator needs sequences of at least 2 tokens to train on, got shape {tuple(tokens_ND.shape)}"
+        )
+    if int(tokens_ND.max()) >= len(tokenizer):
+        raise ValueError(f"token id {int(tokens_ND.max())} is beyond the tokenizer's {len(tokenizer)} entries")
+    folder = cache_dir / "evaluators" / cache_key(tokens_ND, tokenizer, config)
+    if folder.is_dir():
+        _log.info("evaluator taken from the cache: %s", folder)
+    else:
+        _log.info("training an evaluator on %d sequences of %d tokens: %s", num_sequences, length, folder)
+        with torch.random.fork_rng(devices=[device] if device.startswith("cuda") else []):
+            torch.manual_seed(config.pretrain.seed)
+            model, loss = _train(tokens_ND, tokenizer, config, progress=progress, device=device)
+        _save(model, tokenizer, folder, {"config": to_dict(config), "final_train_loss": loss})
+    return load_evaluator(str(folder), device=device)
+
+
+def cache_key(tokens_ND: Int[Tensor, "N D"], tokenizer: Any, config: EvaluatorConfig) -> str:
+    """Hash of all that shapes a trained evaluator. `path` and `batch_size` (of reading) do not."""
+    shaping = {key: value for key, value in to_dict(config).items() if key not in ("path", "batch_size")}
+    data = hashlib.sha256(tokens_ND.to("cpu", torch.int64).contiguous().numpy().tobytes()).hexdigest()
+    parts = [_FORMAT, _DROPOUT, _WEIGHT_DECAY, shaping, list(tokens_ND.shape), data, fingerprint(tokenizer)]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _train(
+    tokens_ND: Int[Tensor, "N D"], tokenizer: Any, config: EvaluatorConfig, *, progress: bool, device: str
+) -> tuple[nn.Module, float]:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    pretrain = config.pretrain
+    model: Any = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=len(tokenizer),
+            n_positions=tokens_ND.shape[1],
+            n_embd=config.hidden_size,
+            n_layer=config.num_blocks,
+            n_head=config.num_heads,
+            resid_pdrop=_DROPOUT,
+            embd_pdrop=_DROPOUT,
+            attn_pdrop=_DROPOUT,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )
+    model.to(device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=pretrain.lr, betas=(0.9, 0.95), weight_decay=_WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=pretrain.lr, total_steps=pretrain.steps + 1, pct_start=0.05, cycle_momentum=False
+    )
+    rng = torch.Generator().manual_seed(pretrain.seed)
+    batches = _batches(len(tokens_ND), pretrain.batch_size, rng)
+    bar = tqdm(range(pretrain.steps), desc="evaluator", unit="step", disable=not progress)
+    smoothed = 0.0
+    for step in bar:
+        ids_ND = tokens_ND[next(batches)].to(device, torch.long)
+        logits_NDV = model(input_ids=ids_ND, use_cache=False).logits
+        loss = F.cross_entropy(logits_NDV[:, :-1].flatten(0, 1), ids_ND[:, 1:].flatten())
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0, error_if_nonfinite=True)
+        optimizer.step()
+        schedule.step()
+        weight = max(0.02, 1 / (step + 1))
+        smoothed += weight * (loss.item() - smoothed)
+        bar.set_postfix(loss=f"{smoothed:.3f}", refresh=False)
+    return model, smoothed
+
+
+def _batches(num_sequences: int, batch_size: int, rng: torch.Generator):
+    """Indices without end: each epoch a fresh order, its last batch filled up from the next."""
+    order = torch.empty(0, dtype=torch.long)
+    while True:
+        while len(order) < batch_size:
+            order = torch.cat([order, torch.randperm(num_sequences, generator=rng)])
+        yield order[:batch_size]
+        order = order[batch_size:]
+
+
+def _save(model: Any, tokenizer: Any, folder: Path, facts: dict[str, Any]) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        with _no_bars():
+            model.save_pretrained(beside)
+        tokenizer.save_pretrained(beside)
+        (beside / "evaluator.json").write_text(json.dumps(facts, indent=2))
+        try:
+            os.rename(beside, folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+            _log.info("another process trained the same evaluator first: %s", folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Without the progress bars of transformers ("Loading weights", "Writing model shards"); then as it was."""
+    from transformers.utils import logging as transformers_logging
+
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+def load_evaluator(path: str, *, device: str = "cpu", dtype: torch.dtype | None = None) -> Evaluator:
+    """An evaluator from a folder or a hub name; weights as tensors only, no remote code, nothing left at random.
+
+    `dtype` None: as saved. Raises `ValueError` that names `path` and what was expected: no such folder or name, a
+    truncated or foreign file, weights missing or of another shape, a tokenizer of more entries than the model knows.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    expected = "a folder with config.json, weights and a tokenizer, as save_pretrained writes it, or a hub name"
+    folder = Path(path).expanduser()
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        found = sorted(p.name for p in folder.iterdir())[:8]
+        raise ValueError(f"evaluator={path!r}: expected {expected}; found no config.json among {found}")
+    if not folder.is_dir() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
+        raise ValueError(f"evaluator={path!r}: expected {expected}; found no such folder")
+    source = str(folder) if folder.is_dir() else path
+    try:
+        with _no_bars():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype or "auto", output_loading_info=True)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"evaluator={path!r}: expected {expected}; found: {error}") from error
+    model, info = loaded
+    if info["missing_keys"]:
+        raise ValueError(
+            f"evaluator={path!r}: expected every weight, found none for {sorted(info['missing_keys'])[:8]}"
+        )
+    vocabulary = model.config.get_text_config().vocab_size
+    if len(tokenizer) > vocabulary:
+        raise ValueError(f"evaluator={path!r}: its tokenizer has {len(tokenizer)} entries, its model {vocabulary}")
+    return Evaluator(model=model.eval().to(device), tokenizer=tokenizer, name=path)

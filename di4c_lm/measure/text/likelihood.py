@@ -1,0 +1,190 @@
+"""How well text is explained: bounds on the likelihood of held-out sequences, and last words predicted.
+
+Two different objects are bounded. `marginal_bound` is MDLM's continuous-time bound with λ averaged out position by position: the model
+it belongs to reveals one token at a time, each under a fresh λ, so that nothing of a mixture's correlations enters. `step_bound` is
+the bound of the sampler of n uniform steps itself: tokens revealed in one step are scored jointly, with λ averaged over their product.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float64, Int64
+from torch import Tensor
+
+from di4c_lm.domains.text.model import TextModel
+from di4c_lm.losses.di4c import joint_and_product
+from di4c_lm.losses.positions import Positions
+from di4c_lm.losses.reading import mixture_marginals, read_mixture
+from di4c_lm.measure.text.latents import predict
+from di4c_lm.processes.rng import KeyedRng, uniform
+
+
+@torch.no_grad()
+def marginal_bound(
+    model: TextModel, x_ND: Int64[Tensor, "N D"], *, draws: int, lambdas: int, seed: int, batch_size: int = 64
+) -> Float64[Tensor, " N"]:
+    """Nats: the mean over `draws` times t, stratified on (0, 1], of (1/t) Σ_masked -log mean_λ p(x^d | x_t; λ) (Sahoo et al. 2024, Eq. 10).
+
+    Without λ it is MDLM's bound. With λ it is the bound of the model that reveals one token at a time. Of a λ that is not enumerated, the
+    mean over finitely many draws makes the estimate too large, never too small, on average (Jensen).
+    """
+    device = next(model.denoiser.parameters()).device
+    found = []
+    for number_B in torch.arange(len(x_ND)).split(batch_size):
+        rng, x_BD = KeyedRng(seed, number_B.to(device)), x_ND[number_B].to(device)
+        total_B = torch.zeros(len(x_BD), dtype=torch.float64, device=device)
+        for part in range(draws):
+            t_B = 1 - (part + uniform(rng, (len(x_BD),), device)) / draws
+            x_t = model.process.corrupt(x_BD, t_B, rng)
+            positions = Positions.where(x_t == model.process.mask_id)
+            _, product_B = _joint_and_product(model, x_t, t_B, positions, x_BD, rng, lambdas)
+            total_B -= product_B / t_B
+        found.append((total_B / draws).cpu())
+    return torch.cat(found)
+
+
+@torch.no_grad()
+def step_bound(
+    model: TextModel,
+    x_ND: Int64[Tensor, "N D"],
+    *,
+    steps: int,
+    draws: int,
+    lambdas: int,
+    seed: int,
+    batch_size: int = 64,
+) -> Float64[Tensor, " N"]:
+    """Nats: an upper bound on -log p(x) of the ancestral sampler of `steps` uniform steps.
+
+    Σ_k E[-log mean_λ Π_{d revealed in step k} p(x^d | x_t; λ)], x_t masked as the sampler's own trajectory is: when a position is revealed
+    does not depend on its token, so what is left of the bound is the tokens' own term, and at 1 step it is the likelihood itself.
+    `draws` steps a sequence, stratified. Of a λ not enumerated, too large on average, as in `marginal_bound`. Never below the entropy.
+    """
+    device = next(model.denoiser.parameters()).device
+    process = model.process
+    found = []
+    for number_B in torch.arange(len(x_ND)).split(batch_size):
+        rng, x_BD = KeyedRng(seed, number_B.to(device)), x_ND[number_B].to(device)
+        total_B = torch.zeros(len(x_BD), dtype=torch.float64, device=device)
+        for part in range(draws):
+            step_B = ((part + uniform(rng, (len(x_BD),), device)) / draws * steps).floor()
+            t_B, s_B = (step_B + 1) / steps, step_B / steps
+            at_t_B, at_s_B = (process.schedule.mask_prob(time_B) for time_B in (t_B, s_B))
+            still_B = at_t_B / process.schedule.mask_prob(torch.ones_like(t_B))  # the sampler starts from MASK alone
+            x_t = torch.where(uniform(rng, tuple(x_BD.shape), device) < still_B[:, None], process.mask_id, x_BD)
+            keep_B = torch.where(s_B == 0, 0.0, at_s_B / at_t_B)
+            revealed_BD = uniform(rng, tuple(x_BD.shape), device) >= keep_B[:, None]
+            positions = Positions.where((x_t == process.mask_id) & revealed_BD)
+            joint_B, _ = _joint_and_product(model, x_t, t_B, positions, x_BD, rng, lambdas)
+            total_B += joint_B * steps
+        found.append((total_B / draws).cpu())
+    return torch.cat(found)
+
+
+def _joint_and_product(
+    model: TextModel, x_t: Tensor, t_B: Tensor, positions: Positions, x_BD: Tensor, rng: KeyedRng, lambdas: int
+) -> tuple[Float64[Tensor, " B"], Float64[Tensor, " B"]]:
+    """-log mean_λ Π_d p(x^d | x_t; λ) and Σ_d log mean_λ p(x^d | x_t; λ) over the positions of each sequence."""
+    prediction = predict(model, x_t, t_B, rng, lambdas=lambdas)
+    features_MLH = prediction.features[positions.example, :, positions.position]
+    targets_M1 = positions.gather(x_BD)[:, None]
+    reading = read_mixture(features_MLH, positions.position, prediction.output_head, targets_M1)
+    joint_B1, product_B1 = joint_and_product(reading.target_log_p.double(), positions, prediction.chain)
+    return joint_B1[:, 0], product_B1[:, 0]
+
+
+def read_texts(path: Path) -> list[str]:
+    """Documents of a .txt file, one a line, or of a .jsonl file, each line with "text". Raises `ValueError` that names what is wrong."""
+    if not path.is_file() or path.suffix not in (".txt", ".jsonl"):
+        raise ValueError(f'{path}: expected a .txt file, a document a line, or a .jsonl file with "text" in each line')
+    lines = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    try:
+        texts = lines if path.suffix == ".txt" else [json.loads(line)["text"] for line in lines]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f'{path}: a line is no JSON object with "text": {error}') from error
+    if not texts:
+        raise ValueError(f"{path}: it holds no text")
+    return texts
+
+
+def zero_shot_sets(folder: Path, model: TextModel, *, limit: int) -> dict[str, Int64[Tensor, "N D"]]:
+    """The files of a folder as sequences of the model's length, documents parted by EOS: at most `limit` of each file, the rest left out.
+
+    Raises `ValueError` for an absent or empty folder, and names a file too short for two sequences.
+    """
+    files = sorted(path for path in folder.glob("*") if path.suffix in (".txt", ".jsonl"))
+    if not files:
+        raise ValueError(f"zero_shot={str(folder)!r}: expected a folder of .txt or .jsonl files")
+    found = {}
+    for path in files:
+        ids: list[int] = []
+        for text in read_texts(path):
+            ids += [*_encode(model.tokenizer, text), model.tokenizer.eos_token_id]
+            if len(ids) >= limit * model.length:
+                break
+        num = min(limit, len(ids) // model.length)
+        if num < 2:
+            raise ValueError(f"{path}: {len(ids)} tokens are too few for two sequences of {model.length}")
+        found[path.stem] = torch.tensor(ids[: num * model.length]).view(num, model.length)
+    return found
+
+
+def _encode(tokenizer: Any, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+@torch.no_grad()
+def last_words(
+    model: TextModel, texts: Sequence[str], *, lambdas: int, seed: int, batch_size: int = 64
+) -> Float64[Tensor, " N"]:
+    """1 where the last word of a text is predicted, token by token, else 0 (after LAMBADA; Paperno et al. 2016).
+
+    The context stands first, EOS before it where there is room, cut at its start where there is none; then the word and all that might
+    follow it are MASK. The word's number of tokens is given. Its tokens are filled in from left to right, each the likeliest under the
+    mean over λ; one wrong token makes the word wrong. Raises `ValueError` for a text of fewer than 2 words and for a word of the model's
+    length or more.
+    """
+    split = [_split_last_word(model, number, text) for number, text in enumerate(texts)]
+    device = next(model.denoiser.parameters()).device
+    found = torch.ones(len(split), dtype=torch.float64)
+    for number_B in torch.arange(len(split)).split(batch_size):
+        rng = KeyedRng(seed, number_B.to(device))
+        x_BD = torch.full((len(number_B), model.length), model.process.mask_id)
+        for row, number in enumerate(number_B.tolist()):
+            context = split[number][0]
+            x_BD[row, : len(context)] = torch.tensor(context)
+        x_BD = x_BD.to(device)
+        for place in range(max(len(split[number][1]) for number in number_B.tolist())):
+            rows = [row for row, number in enumerate(number_B.tolist()) if place < len(split[number][1])]
+            row_R = torch.tensor(rows, device=device)
+            position_R = torch.tensor([len(split[int(number_B[row])][0]) + place for row in rows], device=device)
+            t_B = (x_BD == model.process.mask_id).double().mean(1)
+            prediction = predict(model, x_BD, t_B, rng, lambdas=lambdas)
+            chain = prediction.chain
+            law_RS = mixture_marginals(
+                prediction.features[row_R, :, position_R],
+                position_R,
+                prediction.output_head,
+                log_weight=None if chain is None else chain.log_marginal[row_R, chain.window_of(position_R)],
+            )
+            x_BD[row_R, position_R] = law_RS.argmax(1)
+            for row, guess in zip(rows, law_RS.argmax(1).tolist(), strict=True):
+                number = int(number_B[row])
+                found[number] *= guess == split[number][1][place]
+    return found
+
+
+def _split_last_word(model: TextModel, number: int, text: str) -> tuple[list[int], list[int]]:
+    whole = " ".join(text.split())
+    before, space, word = whole.rpartition(" ")
+    if not space:
+        raise ValueError(f"text {number} has fewer than 2 words: {text[:60]!r}")
+    context, target = _encode(model.tokenizer, before), _encode(model.tokenizer, space + word)
+    room = model.length - len(target)
+    if room < 1:
+        raise ValueError(f"text {number}: its last word has {len(target)} tokens, the model's sequences {model.length}")
+    start = [model.tokenizer.eos_token_id, *context]
+    return start if len(start) <= room else context[-room:], target

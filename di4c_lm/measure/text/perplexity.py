@@ -1,0 +1,153 @@
+"""Negative log-likelihood of documents under a causal language model, the evaluator, and the perplexities made of it.
+
+Axes: N documents, T the evaluator's tokens of the longest document in a batch, V the evaluator's vocabulary, R resamples.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, final
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int, Real
+from numpy import ndarray
+from torch import Tensor, nn
+from tqdm import tqdm
+
+EosRule: TypeAlias = Literal["all", "first", "mdlm"]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """Token ids of the evaluator. The first `context` of them (at least 1) are given: they are read and not scored."""
+
+    ids: tuple[int, ...]
+    context: int = 1
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class DocumentScores:
+    """Unreduced: nats and number of scored tokens of each document."""
+
+    nll: Float[ndarray, " N"]
+    tokens: Int[ndarray, " N"]
+
+
+def scored_targets(document: Document, rule: EosRule, eos_id: int | None) -> Bool[ndarray, " D"]:
+    """Which tokens of a document are scored. The context never is; of the others, by `rule`:
+
+    - `all`: every one, end-of-sequence tokens too (for packed text, where EOS parts documents);
+    - `first`: up to the first EOS after the context, that one included;
+    - `mdlm`: every token that is not EOS, and the document's first EOS (the mask of MDLM's
+      `compute_generative_perplexity`).
+    """
+    ids_D = np.asarray(document.ids)
+    scored_D = np.arange(len(ids_D)) >= document.context
+    if rule == "all" or eos_id is None:
+        return scored_D
+    eos_D = ids_D == eos_id
+    if rule == "mdlm":
+        return scored_D & (~eos_D | (eos_D.cumsum() == 1))
+    earlier_eos_D = (eos_D & scored_D).cumsum() - (eos_D & scored_D)
+    return scored_D & (earlier_eos_D == 0)
+
+
+def context_limit(evaluator: nn.Module) -> int | None:
+    """How many tokens the evaluator reads at most, by its config; None where it states no limit."""
+    config: Any = evaluator.config
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def score(
+    evaluator: nn.Module,
+    documents: Sequence[Document],
+    *,
+    batch_size: int,
+    eos: EosRule = "all",
+    eos_id: int | None = None,
+    progress: str | None = None,
+) -> DocumentScores:
+    """-log p(scored tokens | tokens before them) of each document, under a causal LM of transformers in eval mode.
+
+    The first token of a document is context, as in the published tables (no BOS is put in front). Documents of
+    several lengths are padded on the right and masked, so the batch size does not matter. Log-probabilities are taken
+    in the dtype of the logits, float32 at least, and summed in float64. `progress`: label of a progress bar, None for
+    no bar.
+
+    Raises `ValueError`: no document, one with nothing to score, one longer than the evaluator reads, or with an id the
+    evaluator does not know.
+    """
+    assert not evaluator.training, "the evaluator is in train mode"
+    masks = [scored_targets(document, eos, eos_id) for document in documents]
+    _check(evaluator, documents, masks)
+    device = next(evaluator.parameters()).device
+    nll_N = np.zeros(len(documents))
+    order = sorted(
+        range(len(documents)), key=lambda i: -len(documents[i].ids)
+    )  # equal lengths together: little padding
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    for batch in tqdm(batches, desc=progress, disable=progress is None, leave=False):
+        length = len(documents[batch[0]].ids)
+        ids_NT = torch.zeros(len(batch), length, dtype=torch.long)
+        present_NT, scored_NT = ids_NT.clone(), torch.zeros_like(ids_NT, dtype=torch.bool)
+        for row, i in enumerate(batch):
+            end = len(documents[i].ids)
+            ids_NT[row, :end] = torch.tensor(documents[i].ids)
+            present_NT[row, :end] = 1
+            scored_NT[row, :end] = torch.from_numpy(masks[i])
+        nll_NT = _next_token_nll(evaluator, ids_NT.to(device), present_NT.to(device)).cpu()
+        nll_N[batch] = torch.where(scored_NT[:, 1:], nll_NT, 0.0).sum(1).numpy()
+    return DocumentScores(nll=nll_N, tokens=np.array([mask.sum() for mask in masks], dtype=np.int64))
+
+
+@torch.inference_mode()
+def _next_token_nll(
+    evaluator: nn.Module, ids_NT: Int[Tensor, "N T"], present_NT: Int[Tensor, "N T"]
+) -> Float[Tensor, "N T-1"]:
+    logits_NTV = evaluator(input_ids=ids_NT, attention_mask=present_NT, use_cache=False).logits
+    dtype = torch.promote_types(logits_NTV.dtype, torch.float32)
+    rows = [  # one document at a time: no second tensor of the size of the logits
+        F.cross_entropy(logits_TV[:-1].to(dtype), ids_T[1:], reduction="none")
+        for logits_TV, ids_T in zip(logits_NTV, ids_NT, strict=True)
+    ]
+    return torch.stack(rows).double()
+
+
+def _check(evaluator: nn.Module, documents: Sequence[Document], masks: list[np.ndarray]) -> None:
+    if not documents:
+        raise ValueError("there are 0 documents to score: at least 1 is needed")
+    limit = context_limit(evaluator)
+    config: Any = evaluator.config
+    vocabulary = config.get_text_config().vocab_size
+    for i, (document, mask) in enumerate(zip(documents, masks, strict=True)):
+        length = len(document.ids)
+        if document.context < 1:
+            raise ValueError(f"document {i} has a context of {document.context} tokens: at least 1 is needed")
+        if not mask.any():
+            raise ValueError(
+                f"document {i} has {length} tokens under the evaluator, {document.context} of them context: "
+                "nothing is left to score"
+            )
+        if limit is not None and length > limit:
+            raise ValueError(
+                f"document {i} has {length} tokens under the evaluator, which reads at most {limit}: "
+                "choose an evaluator with a longer context, shorter samples, or overflow=truncate"
+            )
+        if max(document.ids) >= vocabulary or min(document.ids) < 0:
+            raise ValueError(
+                f"document {i} holds token id {max(document.ids)}, the evaluator knows 0 to {vocabulary - 1}: "
+                "the tokens are of another vocabulary"
+            )
+
+
+def token_weighted(nll: Float[ndarray, "*R N"], tokens: Real[ndarray, "*R N"]) -> Float[ndarray, "*R"]:
+    """exp(Σ nll / Σ tokens) over the last axis: each token counts alike (MDLM)."""
+    return np.asarray(np.exp(nll.sum(-1) / tokens.sum(-1)))
+
+
+def document_weighted(nll: Float[ndarray, "*R N"], tokens: Real[ndarray, "*R N"]) -> Float[ndarray, "*R"]:
+    """exp(mean over documents of nll / tokens) over the last axis: each document counts alike (SDTT, Di4C)."""
+    return np.asarray(np.exp((nll / tokens).mean(-1)))

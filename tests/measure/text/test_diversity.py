@@ -1,0 +1,75 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from di4c_lm.measure.text.diversity import corpus_entropy, distinct_n, near_duplicates, repetition, sample_entropy
+
+SAMPLES = st.lists(st.lists(st.integers(0, 5), min_size=6, max_size=6), min_size=1, max_size=4).map(torch.tensor)
+
+
+def test_constant_is_zero_and_all_distinct_is_log_length() -> None:
+    tokens = torch.stack([torch.full((9,), 4), torch.arange(9) + 100])
+    found = sample_entropy(tokens)
+    assert found[0] == 0
+    assert float(found[1]) == pytest.approx(math.log(9), rel=1e-14)
+
+
+def test_by_hand() -> None:
+    expected = -(0.5 * math.log(0.5) + 2 * 0.25 * math.log(0.25))
+    assert sample_entropy(torch.tensor([[7, 2, 7, 5]])).tolist() == pytest.approx([expected])
+
+
+@settings(max_examples=40, deadline=None)
+@given(tokens=SAMPLES, seed=st.integers(0, 99))
+def test_order_and_names_of_tokens_do_not_matter(tokens: torch.Tensor, seed: int) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    order, names = torch.randperm(6, generator=rng), torch.randperm(6, generator=rng)
+    torch.testing.assert_close(sample_entropy(names[tokens[:, order]]), sample_entropy(tokens))
+
+
+@settings(max_examples=40, deadline=None)
+@given(tokens=SAMPLES)
+def test_corpus_entropy_is_at_least_the_mean_within_samples(tokens: torch.Tensor) -> None:
+    assert corpus_entropy(tokens) >= float(sample_entropy(tokens).mean()) - 1e-12  # entropy is concave
+    assert corpus_entropy(tokens) <= math.log(6) + 1e-12
+
+
+@settings(max_examples=40, deadline=None)
+@given(tokens=SAMPLES, n=st.integers(1, 6))
+def test_distinct_n_counts_sets_of_tuples(tokens: torch.Tensor, n: int) -> None:
+    grams = [tuple(row[i : i + n]) for row in tokens.tolist() for i in range(6 - n + 1)]
+    assert distinct_n(tokens, n) == pytest.approx(len(set(grams)) / len(grams))
+
+
+def test_a_tiled_sample_is_seen_across_samples_only() -> None:
+    varied = torch.arange(32).reshape(4, 8)
+    tiled = varied[:1].expand(4, 8)
+    torch.testing.assert_close(sample_entropy(tiled), sample_entropy(varied))
+    assert corpus_entropy(tiled) < corpus_entropy(varied)
+    assert distinct_n(tiled, 2) == pytest.approx(distinct_n(varied, 2) / 4)
+
+
+def test_named_errors() -> None:
+    with pytest.raises(ValueError, match=r"shape \(2, 0\)"):
+        sample_entropy(torch.zeros(2, 0, dtype=torch.long))
+    with pytest.raises(ValueError, match="n=4 is impossible"):
+        distinct_n(torch.zeros(2, 3, dtype=torch.long), 4)
+
+
+def test_repetition_is_the_share_of_seen_n_grams() -> None:
+    tokens = torch.tensor([[1, 2, 1, 2, 1, 2], [1, 2, 3, 4, 5, 6]])
+    assert repetition(tokens, 2).tolist() == pytest.approx([3 / 5, 0])
+    with pytest.raises(ValueError, match="n=7 is impossible"):
+        repetition(tokens, 7)
+
+
+def test_near_duplicates_are_found_past_a_shift_and_unlike_samples_are_not() -> None:
+    rng = torch.Generator().manual_seed(0)
+    own = torch.randint(1000, (6, 40), generator=rng)
+    shifted = torch.cat([own[0, 10:], torch.randint(1000, (10,), generator=rng)])[None]
+    found = near_duplicates(torch.cat([own, shifted]))
+    assert found.tolist() == [True, False, False, False, False, False, True]
+    assert near_duplicates(own[:1].repeat(5, 1)).all()

@@ -1,0 +1,179 @@
+"""The suite cannot be fooled: canaries are flagged or ranked last, real text passes, and bad input is named."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+
+from di4c_lm.measure.text.canaries import periodic, shuffled, tiled
+from di4c_lm.measure.text.suite import REAL, Cell, Suite, measure_suite, split_held_out
+from di4c_lm.measure.text.suite_settings import ReportConfig
+from tests.measure import markov
+
+CONFIG = ReportConfig(
+    parts=("fluency", "diversity", "distribution"),
+    steps=(4,),
+    bootstrap=100,
+    permutations=199,
+    self_bleu_samples=8,
+    mauve_seeds=(0, 1),
+)
+NUM = 64
+
+
+def _measure(*cells: Cell, config: ReportConfig = CONFIG) -> Suite:
+    reference, real = split_held_out(markov.text(2 * NUM, seed=1), references=0, num_real=NUM, seed=0)
+    evaluator = markov.evaluator()
+    return measure_suite(
+        cells,
+        real,
+        reference,
+        tokenizer=markov.tokenizer(),
+        evaluators=[evaluator],
+        encoder=evaluator,
+        config=config,
+        progress=False,
+    )
+
+
+def _model(name: str, flat: float, *, num: int = NUM, seed: int = 2) -> Cell:
+    return Cell(name=name, kind="model", tokens=markov.text(num, seed=seed, flat=flat), steps=4, nfe=4.0)
+
+
+@pytest.fixture(scope="module")
+def suite() -> Suite:
+    real = markov.text(NUM, seed=3)
+    canaries = [
+        Cell(name="periodic", kind="canary", tokens=periodic(real, NUM, seed=0)),
+        Cell(name="tiled", kind="canary", tokens=tiled(real, NUM)),
+        Cell(name="shuffled", kind="canary", tokens=shuffled(real, NUM, seed=0)),
+        Cell(name="float32", kind="canary", tokens=markov.text(NUM, seed=4), noise="float32"),
+        Cell(name="truncating", kind="canary", tokens=markov.text(NUM, seed=5), tail={"tail_p": 1e-9}),
+    ]
+    return _measure(_model("good", 0.2), _model("bad", 0.5), *canaries)
+
+
+def _row(suite: Suite, name: str) -> dict:
+    (row,) = [row for row in suite.rows if row["model"] == name]
+    return row
+
+
+@pytest.mark.parametrize(
+    "canary, flag",
+    [
+        ("periodic", "near-duplicates"),
+        ("tiled", "near-duplicates"),
+        ("shuffled", "order"),
+        ("float32", "noise is float32"),
+        ("truncating", "rare tokens"),
+    ],
+)
+def test_canaries_are_flagged_and_not_ranked(suite: Suite, canary: str, flag: str) -> None:
+    row = _row(suite, canary)
+    assert any(one.startswith(flag) for one in row["flags"]), row["flags"]
+    assert row["rank"] is None and not suite.alarms
+
+
+def test_distances_alone_see_the_canaries_too(suite: Suite) -> None:
+    for canary in ("periodic", "tiled", "shuffled"):
+        row = _row(suite, canary)
+        assert row["gradient_moment_p"] <= 0.01 and row["gradient_moment_low"] > _row(suite, "good")["gradient_moment"]
+    assert _row(suite, "tiled")["mauve"] < 0.5 * _row(suite, "good")["mauve"]
+
+
+def test_real_against_real_passes_and_ranks_first(suite: Suite) -> None:
+    row = _row(suite, REAL)
+    assert row["flags"] == [] and row["rank"] == 1
+    assert min(row[f"{name}_p"] for name in ("gradient_moment", "energy", "energy_hand")) > 0.01
+
+
+def test_the_better_model_ranks_above_the_worse_and_the_difference_is_tested(suite: Suite) -> None:
+    assert _row(suite, "good")["rank"] == 2 and not _row(suite, "good")["flags"]
+    assert _row(suite, "bad")["rank"] in (3, None)
+    tested = {one["metric"]: one for one in suite.comparisons}
+    assert {"gen_ppl", "entropy", "order_gain", "gradient_moment", "energy", "energy_hand"} <= set(tested)
+    assert (tested["gen_ppl"]["of"], tested["gen_ppl"]["minus"]) == ("bad", "good")
+    for metric in ("gen_ppl", "gradient_moment"):
+        assert tested[metric]["difference_low"] > 0 and tested[metric]["p_value"] <= 0.01
+
+
+def test_a_canary_that_passes_raises_the_alarm() -> None:
+    perfect = Cell(name="cheat", kind="canary", tokens=markov.text(NUM, seed=7))
+    assert _measure(_model("bad", 0.3), perfect).alarms == ["cheat"]
+
+
+def test_seeds_widen_the_interval_and_pool_the_samples() -> None:
+    config = dataclasses.replace(CONFIG, parts=("fluency",))
+    tokens = torch.cat([markov.text(NUM, seed=5), markov.text(NUM, seed=6, flat=0.6)])
+    one, two = (Cell(name="x", kind="model", tokens=tokens, steps=4, seeds=seeds) for seeds in (1, 2))
+    plain, nested = (_row(_measure(cell, config=config), "x") for cell in (one, two))
+    assert plain["gen_ppl"] == nested["gen_ppl"] and plain["num_samples"] == 2 * NUM
+    assert nested["gen_ppl_high"] - nested["gen_ppl_low"] > 1.5 * (plain["gen_ppl_high"] - plain["gen_ppl_low"])
+
+
+def test_each_evaluator_has_its_columns() -> None:
+    reference, real = split_held_out(markov.text(2 * NUM, seed=1), references=0, num_real=NUM, seed=0)
+    evaluator = markov.evaluator()
+    other = dataclasses.replace(evaluator, name="some/where/other")
+    config = dataclasses.replace(CONFIG, parts=("fluency",))
+    found = measure_suite(
+        [],
+        real,
+        reference,
+        tokenizer=markov.tokenizer(),
+        evaluators=[evaluator, other],
+        encoder=evaluator,
+        config=config,
+        progress=False,
+    ).rows[0]
+    assert found["gen_ppl@other"] == found["gen_ppl"] and found["gen_ppl_low@other"] == found["gen_ppl_low"]
+
+
+@pytest.mark.parametrize(
+    "tokens, told",
+    [
+        (torch.zeros(0, markov.LENGTH, dtype=torch.long), "'x' at 4 steps gave 0 samples"),
+        (torch.zeros(9, 0, dtype=torch.long), "'x' at 4 steps gave 0 samples or empty ones"),
+        (torch.full((9, 5), 3), "gave samples of 5 tokens, the held-out text has 32"),
+        (torch.full((9, markov.LENGTH), markov.STATES + 2), "still holds 32 MASK tokens"),
+    ],
+)
+def test_bad_samples_are_named(tokens: torch.Tensor, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        _measure(Cell(name="x", kind="model", tokens=tokens, steps=4))
+
+
+def test_a_evaluator_with_a_shorter_context_is_named() -> None:
+    evaluator = markov.evaluator()
+    config: Any = evaluator.model.config
+    config.get_text_config = lambda: type("C", (), {"vocab_size": 43, "max_position_embeddings": 16})
+    text = markov.text(NUM, seed=1)
+    with pytest.raises(ValueError, match="32 tokens under the evaluator, which reads at most 16"):
+        measure_suite(
+            [],
+            text,
+            text,
+            tokenizer=markov.tokenizer(),
+            evaluators=[evaluator],
+            encoder=evaluator,
+            config=CONFIG,
+            progress=False,
+        )
+    with pytest.raises(ValueError, match="at least one evaluator"):
+        measure_suite(
+            [],
+            text,
+            text,
+            tokenizer=markov.tokenizer(),
+            evaluators=[],
+            encoder=evaluator,
+            config=CONFIG,
+            progress=False,
+        )
+
+
+@pytest.mark.parametrize("references, num", [(0, 15), (60, 64), (4, 64)])
+def test_too_few_references_are_named(references: int, num: int) -> None:
+    with pytest.raises(ValueError, match=f"references={references} is impossible: there are {num} held-out sequences"):
+        split_held_out(markov.text(num, seed=0), references=references, num_real=8, seed=0)
