@@ -13,7 +13,7 @@ from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from di4c_lm.core.settings import to_dict
+from di4c_lm.core.settings import SettingError, to_dict
 from di4c_lm.domains.text.settings import Config
 from di4c_lm.objectives.settings import Di4CConfig, MdlmConfig, SdttConfig
 
@@ -257,8 +257,8 @@ def _describe_at(section: type, path: list[str], prefix: str, error: Any) -> str
     if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"unknown key {key!r} (value {value!r}); allowed are {', '.join(_names(_owner(section, path[:-1])))}"
     if error["type"] == "value_error":
-        said = str(error["ctx"]["error"])
-        return f"{key}.{said}" if key and "=" in said.split(" ")[0] else said
+        said = error["ctx"]["error"]
+        return str(said.within(key) if isinstance(said, SettingError) else said)
     return f"{key}={value!r} is impossible: {message[0].lower()}{message[1:]}"
 
 

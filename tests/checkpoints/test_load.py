@@ -163,7 +163,7 @@ def test_tensors_that_do_not_fit_are_all_listed(tmp_path, kind):
         ({"n_blocks": 3}, "missing: blocks.2.norm1.weight"),
         ({"n_blocks": 10**9}, "1000000000 blocks cannot be made of 31 tensors"),
         ({"n_blocks": "two"}, "n_blocks='two', expected int"),
-        ({"dropout": 2.0}, "dropout=2.0 is impossible"),
+        ({"dropout": 2.0}, r"dropout must be a value in \[0, 1\), got 2.0"),
         ({"model_type": "gpt2"}, "found model_type='gpt2'"),
     ],
 )

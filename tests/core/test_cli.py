@@ -75,24 +75,24 @@ def test_a_teacher_or_data_of_ones_own() -> None:
         ("foo=1", "'foo'", "allowed are data, eval"),
         ("train.steps=abc", "train.steps='abc'", "valid integer"),
         ("train.steps=1.5", "train.steps=1.5", "valid integer"),
-        ("train.steps=0", "train.steps=0", "at least 1"),
+        ("train.steps=0", "train.steps must be", "at least 1, got 0"),
         ("train.steps=true", "train.steps=True", "valid integer"),
         ("zero.stage=7", "zero.stage=7", "0, 1, 2 or 3"),
         ("objective=di5c", "objective='di5c'", "di4c, di4c_codes, di4c_paper"),
         ("objective.kind=sdtt", "objective.kind='sdtt'", "chosen by objective=<kind>"),
         ("objective.hop.law=x", "objective.hop.law='x'", "'fixed', 'fraction'"),
-        ("objective.times.mass_at_one=2", "objective.times.mass_at_one=2", "[0, 1]"),
-        ("lambda.inject_at=9", "lambda.inject_at=9", "below model.num_blocks=4"),
-        ("lambda.inject_at=-5", "lambda.inject_at=-5", "below model.num_blocks=4"),
-        ("objective.num_lambdas=600", "objective.num_lambdas=600", "at most lambda.codebook_size=512"),
+        ("objective.times.mass_at_one=2", "objective.times.mass_at_one must be", "[0, 1], got 2"),
+        ("lambda.inject_at=9", "lambda.inject_at must be", "below model.num_blocks=4"),
+        ("lambda.inject_at=-5", "lambda.inject_at must be", "below model.num_blocks=4"),
+        ("objective.num_lambdas=600", "objective.num_lambdas must be", "at most lambda.codebook_size=512"),
         (
             "objective.num_lambdas=4",
-            "objective.num_lambdas=4",
+            "objective.num_lambdas must be",
             "lambda.codebook_size=512, or 0, when lambda.path=classes",
         ),
-        ("lambda.law=uniform", "law='uniform'", "codebook when path=classes"),
-        ("model.hidden_size=30", "model.hidden_size=30", "a multiple of"),
-        ("data.validation_share=1.0", "data.validation_share=1.0", "(0, 1)"),
+        ("lambda.law=uniform", "lambda.law must be", "codebook when path=classes"),
+        ("model.hidden_size=30", "model.hidden_size must be", "a multiple of"),
+        ("data.validation_share=1.0", "data.validation_share must be", "(0, 1)"),
         ("nonsense", "'nonsense'", "key=value"),
     ],
 )
@@ -111,7 +111,7 @@ def test_the_script_ends_with_status_2_before_loading_anything() -> None:
         text=True,
     )
     assert done.returncode == 2
-    assert done.stderr.strip() == "error: train.steps=-1 is impossible: allowed is a value of at least 1"
+    assert done.stderr.strip() == "error: train.steps must be at least 1, got -1"
     assert not done.stdout
 
 

@@ -88,8 +88,8 @@ def test_recomputed_activations_give_the_same_gradients() -> None:
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"law": "uniform"}, "law='uniform' is impossible: allowed is codebook when path=head"),
-        ({"window": -1}, "window=-1 is impossible"),
+        ({"law": "uniform"}, "law must be codebook when path=head, got 'uniform'"),
+        ({"window": -1}, "window must be at least 0, got -1"),
     ],
 )
 def test_impossible_settings_are_refused(settings: dict[str, object], message: str) -> None:

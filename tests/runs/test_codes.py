@@ -79,7 +79,7 @@ def test_a_run_leaves_what_a_run_leaves_and_goes_on_where_it_was_left(tmp_path: 
             ["lambda.path=head", "lambda.codebook_size=9", "objective.num_lambdas=4"],
             "lambda.codebook_size=9, or 0, when lambda.path=head",
         ),
-        (["lambda.path=classes"], "lambda.codebook_size=0 is impossible: allowed is a number of classes of at least 1"),
+        (["lambda.path=classes"], "lambda.codebook_size must be a number of classes of at least 1"),
         (["objective.num_lambdas=many"], "objective.num_lambdas"),
         (["teacher.label_drop=2"], "label_drop=2"),
     ],

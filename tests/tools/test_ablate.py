@@ -96,9 +96,9 @@ def test_settings_that_cost_another_time_run_for_the_recipe_s(
     "change, words, message",
     [
         ({}, ["equal_time=true", "settings=[twice]"], "equal_time=true is impossible: allowed is false"),
-        ({}, ["seeds=[]"], "seeds=() is impossible"),
+        ({}, ["seeds=[]"], "seeds must be a list of numbers"),
         ({}, ["settings=[none]"], "settings: 'none' is impossible: allowed are plain, more: codes, twice"),
-        ({}, ["jobs=0"], "jobs=0 is impossible"),
+        ({}, ["jobs=0"], "jobs must be"),
         ({"recipe": "best"}, [], "recipe='best' is impossible: allowed are plain, more: codes, twice"),
         ({"source": {"kind": "dice"}}, [], "source.kind='dice' is impossible: allowed are markov, codewords, bits"),
         ({"settings": {"plain": ["objective.alpah=1"]}}, [], "unknown key 'objective.alpah'"),

@@ -47,13 +47,13 @@ def test_a_folder_is_made_and_its_use_is_told(corpus: Path, capsys: pytest.Captu
 @pytest.mark.parametrize(
     "more, said",
     [
-        ({"dataset": "somebody/corpus"}, "path=.*a path, or a dataset, and not both"),
-        ({"path": ""}, "path=None is impossible"),
+        ({"dataset": "somebody/corpus"}, "path must be a path, or a dataset, and not both"),
+        ({"path": ""}, "path must be .*, got null"),
         ({"path": "absent.jsonl"}, "no file or folder absent.jsonl"),
-        ({"out": ""}, "out=None is impossible"),
-        ({"length": 1}, "length=1 is impossible"),
+        ({"out": ""}, "out must be .*, got null"),
+        ({"length": 1}, "length must be .*, got 1"),
         ({"depth": 3}, "unknown key 'depth'"),
-        ({"shard_tokens": 3}, "shard_tokens=3 is impossible: allowed is at least length=16"),
+        ({"shard_tokens": 3}, "shard_tokens must be at least length=16, got 3"),
         ({"path": "gone://bucket/a.jsonl"}, "gone://bucket/a.jsonl.*gone"),
     ],
 )
