@@ -37,7 +37,7 @@ class DenoisingObjective(nn.Module):
         u_B = uniform(rng, (len(batch.x),), batch.x.device)
         t_B = above(1 - (batch.spread(u_B) if isinstance(batch, StratifiedBatch) else u_B), self.process.min_time)
         x_t = self.process.corrupt(batch.x, t_B, rng)
-        positions = Positions.where(self.process.is_open(x_t))
+        positions = Positions.where(self.process.unknown(x_t))
         prediction: Prediction = self.student(x_t, t_B.float(), None, cond_B)
         entropy_B = mdlm_bound(
             prediction.features[positions.example, 0, positions.position],

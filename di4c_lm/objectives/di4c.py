@@ -84,7 +84,7 @@ class Di4CObjective(nn.Module):
 
     def _in_loss(self, x_t: Int64[Tensor, "..."]) -> Bool[Tensor, "..."]:
         return (
-            self.process.is_open(x_t) if self.config.positions == "masked" else torch.ones_like(x_t, dtype=torch.bool)
+            self.process.unknown(x_t) if self.config.positions == "masked" else torch.ones_like(x_t, dtype=torch.bool)
         )
 
     @property

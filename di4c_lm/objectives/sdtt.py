@@ -3,7 +3,7 @@
 from typing import cast
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from di4c_lm.data.batch import Batch, batch_rng
@@ -81,38 +81,27 @@ class SdttObjective(nn.Module):
         self, x_t: Int64[Tensor, "B D"], positions: Positions, t_B: Float[Tensor, " B"], rng: Rng
     ) -> Float[Tensor, "M S"]:
         """Algorithm 1: at each site the teacher's log-probabilities in the step that reveals it, of the last step where none does."""
-        steps = teacher_steps(self.config, t_B)
-        x, target_MS = x_t.clone(), torch.empty(0, device=x_t.device)
-        open_M = torch.ones_like(positions.position, dtype=torch.bool)
-        for number, (from_B, to_B) in enumerate(steps, 1):
-            prediction = self.teacher(x, from_B.float())
-            if number == 1:
-                shape = (len(open_M), prediction.output_head.num_states)
-                target_MS = torch.empty(shape, dtype=widest(prediction.features.dtype), device=x_t.device)
-            u_reveal_BD, u_draw_BD = (uniform(rng, tuple(x.shape), x.device) for _ in range(2))
-            chosen_M = open_M
-            if number < len(steps):
-                keep_B = self.process.schedule.mask_prob(to_B) / self.process.schedule.mask_prob(from_B)
-                chosen_M = open_M & (u_reveal_BD[positions.example, positions.position] >= keep_B[positions.example])
-            self._read(prediction, positions, chosen_M, u_draw_BD, target_MS, x)
-            open_M = open_M & ~chosen_M
-        return target_MS
+        target_MS = torch.empty(0, device=x_t.device)
 
-    def _read(
-        self,
-        prediction: Prediction,
-        positions: Positions,
-        chosen_M: Bool[Tensor, " M"],
-        u_BD: Float[Tensor, "B D"],
-        target_MS: Float[Tensor, "M S"],
-        x: Int64[Tensor, "B D"],
-    ) -> None:
-        """Into `target_MS` and `x`, in place: the log-probabilities at the chosen positions, and a draw from them."""
-        index_N = chosen_M.nonzero().squeeze(1)
-        for rows in row_chunks(len(index_N), rows_at_once(prediction.output_head, self.config.chunk_rows)):
-            chosen_C = index_N[rows]
-            example_C, position_C = positions.example[chosen_C], positions.position[chosen_C]
-            features_CH = prediction.features[example_C, 0, position_C]
-            log_p_CS = prediction.output_head.logits(features_CH, position_C).log_softmax(1)
-            target_MS[chosen_C] = log_p_CS
-            x[example_C, position_C] = sample_categorical(log_p_CS.exp(), u_BD[example_C, position_C])
+        def predict(x: Tensor, from_B: Tensor, needed_BD: Tensor, rng: Rng) -> Tensor:
+            """x_0 where needed, by the teacher; its log-probabilities there go into `target_MS`."""
+            nonlocal target_MS
+            prediction = self.teacher(x, from_B.float())
+            if not len(target_MS):
+                shape = (len(positions.position), prediction.output_head.num_states)
+                target_MS = torch.empty(shape, dtype=widest(prediction.features.dtype), device=x.device)
+            u_BD, x_0 = uniform(rng, tuple(x.shape), x.device), x.clone()
+            index_N = needed_BD[positions.example, positions.position].nonzero().squeeze(1)
+            for rows in row_chunks(len(index_N), rows_at_once(prediction.output_head, self.config.chunk_rows)):
+                index_C = index_N[rows]
+                at_C = positions.example[index_C], positions.position[index_C]
+                log_p_CS = prediction.logits(*at_C).log_softmax(1)
+                target_MS[index_C] = log_p_CS
+                x_0[at_C] = sample_categorical(log_p_CS.exp(), u_BD[at_C])
+            return x_0
+
+        x, (*steps, (last_B, _)) = x_t, teacher_steps(self.config, t_B)
+        for from_B, to_B in steps:
+            x = self.process.reverse(x, predict, from_B, to_B, rng)
+        predict(x, last_B, self.process.unknown(x), rng)
+        return target_MS

@@ -9,7 +9,7 @@ from torch import Tensor
 from di4c_lm.losses.positions import Positions
 from di4c_lm.losses.reading import mixture_marginals, sample_rows
 from di4c_lm.processes.categorical import sample_categorical
-from di4c_lm.processes.denoiser import Denoiser, Prediction, row_chunks, widest
+from di4c_lm.processes.denoiser import Denoiser, Prediction, predictor, row_chunks, widest
 from di4c_lm.processes.process import Process
 from di4c_lm.processes.rng import Rng, split, uniform
 
@@ -47,12 +47,11 @@ class TeacherHop:
         """The teacher's law at the positions of x_t, and x_u after a step from each of `times` (t first, u last) to the next."""
         num_samples = self.num_samples
         law_MS, x_BID = self._first_step(x_t, positions, times[0], times[1], rng, cond)
-        cond_N = None if cond is None else cond.repeat_interleave(num_samples)
+        predict = predictor(self.teacher, None if cond is None else cond.repeat_interleave(num_samples))
         for t_from_B, t_to_B in zip(times[1:-1], times[2:], strict=True):
             x_ND = x_BID.flatten(0, 1)
             t_N, s_N = (t.repeat_interleave(num_samples) for t in (t_from_B, t_to_B))
-            rows_rng = split(rng, num_samples)
-            x_BID = self._later_step(x_ND, t_N, s_N, rows_rng, cond_N).view_as(x_BID)
+            x_BID = self.process.reverse(x_ND, predict, t_N, s_N, split(rng, num_samples)).view_as(x_BID)
         return law_MS, x_BID
 
     def _first_step(
@@ -85,29 +84,6 @@ class TeacherHop:
             at_sites(positions, rng, num_samples, x_t.shape[1]),
         )
         return law_MS, x_BID
-
-    def _later_step(
-        self,
-        x_ND: Int64[Tensor, "N D"],
-        t_N: Float[Tensor, " N"],
-        s_N: Float[Tensor, " N"],
-        rng: Rng,
-        cond: Tensor | None,
-    ) -> Int64[Tensor, "N D"]:
-        """A further teacher step from rows that have parted, as in ancestral sampling."""
-        u_bridge_ND = uniform(rng, tuple(x_ND.shape), x_ND.device)
-        t_ND, s_ND = t_N[:, None].expand_as(x_ND), s_N[:, None].expand_as(x_ND)
-        needed_ND = self.process.needs_x0(x_ND, t_ND, s_ND, u_bridge_ND)
-        prediction = self.teacher(x_ND, t_N.float(), latents(self.teacher, x_ND, 1, rng), cond)
-        u_ND = uniform(rng, tuple(x_ND.shape), x_ND.device)
-        row_M, position_M = needed_ND.nonzero(as_tuple=True)
-        x_0 = x_ND.clone()
-        for rows in row_chunks(len(row_M), _DRAW_ROWS):
-            at_C = row_M[rows], position_M[rows]
-            features_CH = prediction.features[at_C[0], 0, at_C[1]]
-            p_CS = prediction.output_head.logits(features_CH, at_C[1]).softmax(1)
-            x_0[at_C] = sample_categorical(p_CS, u_ND[at_C])
-        return self.process.bridge(x_ND, x_0, t_ND, s_ND, u_bridge_ND)
 
     def _draw_all(
         self, features_MIH: Tensor, positions: Positions, prediction: Prediction, u_MI: Tensor, law_MS: Tensor

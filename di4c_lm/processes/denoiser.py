@@ -5,11 +5,16 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
+
+from di4c_lm.processes.categorical import sample_categorical
+from di4c_lm.processes.process import Predict
+from di4c_lm.processes.rng import Rng, uniform
 
 NO_CLASS = -1  # the class of an example whose class is hidden
 LOGITS_ON_CPU, LOGITS_ON_GPU = 2**23, 2**26  # in a chunk: little memory there, work enough for the card here
+_SAMPLED_ROWS = 256  # rows of probabilities held at once
 
 
 def widest(dtype: torch.dtype) -> torch.dtype:
@@ -78,6 +83,10 @@ class Prediction:
         """What is said at each position under the row, or the code, that is chosen for it: N choices a sequence."""
         return Prediction(self.output_head.chosen(self.features, choice), self.output_head)
 
+    def logits(self, row_N: Int64[Tensor, " N"], position_N: Int64[Tensor, " N"]) -> Float[Tensor, "N S"]:
+        """A fresh tensor of the logits at some positions of some sequences, of each the first row."""
+        return self.output_head.logits(self.features[row_N, 0, position_N], position_N)
+
     def log_probs(self) -> Float[Tensor, "B L D S"]:
         """Normalised log-probabilities at every position, materialised: for small S, samplers and tests."""
         features = self.features if self.chain is None else self.output_head.every(self.features)
@@ -116,3 +125,23 @@ def rows_at_once(output_head: OutputHead, chunk_rows: int) -> int:
     """Rows of logits in a chunk: `chunk_rows`, or where that is 0 as many as make 2^23 logits on CPU, 2^26 on a GPU."""
     on_gpu = any(parameter.is_cuda for parameter in output_head.parameters)
     return chunk_rows or max(1, (LOGITS_ON_GPU if on_gpu else LOGITS_ON_CPU) // output_head.num_states)
+
+
+def predictor(denoiser: Denoiser, cond: Int64[Tensor, " B"] | None = None) -> Predict:
+    """`predict` of `Process.reverse` by a network: one λ a sequence, a call for those that need one, then x_0 ~ p(x_0 | x_t; λ)."""
+
+    def predict(x_t: Tensor, t: Tensor, needed_BD: Bool[Tensor, "B D"], rng: Rng) -> Tensor:
+        lam = denoiser.sample_latents(len(x_t), 1, lambda shape: uniform(rng, shape, x_t.device))
+        u_BD = uniform(rng, tuple(x_t.shape), x_t.device)
+        run_B, x_0 = needed_BD.any(1), x_t.clone()
+        if not bool(run_B.any()):
+            return x_0
+        at_run = (None if of_all is None else of_all[run_B] for of_all in (lam, cond))
+        prediction = denoiser(x_t[run_B], t[run_B].float(), *at_run)
+        place_B = run_B.cumsum(0) - 1
+        for at_C in zip(*(index_M.split(_SAMPLED_ROWS) for index_M in needed_BD.nonzero(as_tuple=True)), strict=True):
+            p_CS = prediction.logits(place_B[at_C[0]], at_C[1]).softmax(1)
+            x_0[at_C] = sample_categorical(p_CS, u_BD[at_C])
+        return x_0
+
+    return predict

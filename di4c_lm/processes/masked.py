@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
-from di4c_lm.processes.categorical import sample_categorical
+from di4c_lm.processes.process import Predict
 from di4c_lm.processes.rng import Rng, uniform
 from di4c_lm.processes.schedules import LogLinear, Schedule
 
@@ -30,16 +30,20 @@ class MaskedProcess:
         """0: networks are asked for x_0 at any time above it."""
         return 0.0
 
-    def is_open(self, x_t: Int64[Tensor, "..."]) -> Bool[Tensor, "..."]:
+    def unknown(self, x_t: Int64[Tensor, "..."]) -> Bool[Tensor, "..."]:
         """The masked positions."""
         return x_t == self.mask_id
 
-    def needs_x0(
+    def prior(self, num_batch: int, num_positions: int, rng: Rng, device: torch.device) -> Int64[Tensor, "B D"]:
+        """MASK everywhere; `rng` is not used."""
+        return torch.full((num_batch, num_positions), self.mask_id, device=device)
+
+    def revealed(
         self, x_t: Int64[Tensor, "..."], t: Float[Tensor, "..."], s: Float[Tensor, "..."], u: Float64[Tensor, "..."]
     ) -> Bool[Tensor, "..."]:
-        """The masked positions that become visible between t and s: those whose uniform is at least m(s) / m(t)."""
-        keep = self.schedule.mask_prob(s.double()) / self.schedule.mask_prob(t.double())
-        return self.is_open(x_t) & (u >= keep)
+        """Which masked positions become visible between t and s < t: those whose uniform is at least m(s) / m(t); at s = 0 all."""
+        stay = self.schedule.mask_prob(s.double()) / self.schedule.mask_prob(t.double())
+        return self.unknown(x_t) & ((u >= stay) | (s == 0))
 
     def bridge(
         self,
@@ -50,7 +54,22 @@ class MaskedProcess:
         u: Float64[Tensor, "..."],
     ) -> Int64[Tensor, "..."]:
         """x_s ~ q(x_s | x_0, x_t): what becomes visible is x_0, the rest stays as it is."""
-        return torch.where(self.needs_x0(x_t, t, s, u), x_0, x_t)
+        return torch.where(self.revealed(x_t, t, s, u), x_0, x_t)
+
+    def reverse(
+        self,
+        x_t: Int64[Tensor, "B D"],
+        predict: Predict,
+        t: Float[Tensor, " B"],
+        s: Float[Tensor, " B"],
+        rng: Rng,
+    ) -> Int64[Tensor, "B D"]:
+        """x_s ~ p(x_s | x_t) (Sahoo et al. 2024, Eq. 7): first which positions become visible, then x_0 at those alone.
+
+        p(x_s = v | x_t = MASK) = (m(t) - m(s)) / m(t) p(x_0 = v | x_t) for a token v, m(s) / m(t) for MASK.
+        """
+        revealed_BD = self.revealed(x_t, t[:, None], s[:, None], uniform(rng, tuple(x_t.shape), x_t.device))
+        return torch.where(revealed_BD, predict(x_t, t, revealed_BD, rng), x_t)
 
     def constrain(self, logits: Float[Tensor, "B D S"], x_t: Int64[Tensor, "B D"]) -> Float[Tensor, "B D S"]:
         """SUBS (Sahoo et al. 2024, section 3.2.3): normalised log-probabilities; MASK is impossible, a visible token certain."""
@@ -58,26 +77,3 @@ class MaskedProcess:
         log_p_BDS = (logits + torch.where(states_S == self.mask_id, NEVER, 0.0).to(logits.dtype)).log_softmax(-1)
         certain_BDS = torch.where(states_S == x_t[..., None], 0.0, NEVER).to(log_p_BDS.dtype)
         return torch.where((x_t == self.mask_id)[..., None], log_p_BDS, certain_BDS)
-
-    def reveal(
-        self, x_t: Int64[Tensor, "B D"], t: Float[Tensor, " B"], s: Float[Tensor, " B"], rng: Rng
-    ) -> Bool[Tensor, "B D"]:
-        """Which masked positions become visible between t and s < t: each with probability 1 - m(s) / m(t).
-
-        A position masked at t = 0 would have come from nowhere; at s = 0 with a schedule of m(0) = 0 every position becomes visible.
-        """
-        return self.needs_x0(x_t, t[:, None], s[:, None], uniform(rng, tuple(x_t.shape), x_t.device))
-
-    def step(
-        self,
-        x_t: Int64[Tensor, "B D"],
-        log_p0: Float[Tensor, "B D S"],
-        t: Float[Tensor, " B"],
-        s: Float[Tensor, " B"],
-        rng: Rng,
-    ) -> Int64[Tensor, "B D"]:
-        """One exact reverse step x_s ~ p(x_s | x_t) given a prediction of x_0 (Sahoo et al. 2024, Eq. 7)."""
-        revealed_BD = self.reveal(x_t, t, s, rng)
-        u_BD = uniform(rng, tuple(x_t.shape), x_t.device)
-        drawn_N = sample_categorical(log_p0[revealed_BD].exp(), u_BD[revealed_BD])
-        return x_t.masked_scatter(revealed_BD, drawn_N)

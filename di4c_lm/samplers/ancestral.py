@@ -11,6 +11,7 @@ from torch import Tensor
 
 from di4c_lm.processes.categorical import sample_categorical_fp32
 from di4c_lm.processes.masked import MaskedProcess
+from di4c_lm.processes.rng import Rng
 from di4c_lm.samplers.draw import single_precision_uniform
 from di4c_lm.samplers.walk import Walk
 
@@ -44,9 +45,11 @@ def reverse_step(
     """One ancestral step, with the noise that `walk.draw` names."""
     if walk.draw.noise == "legacy_fp32" and not greedy:
         return legacy_step(walk, x, t, s, posterior_weights, network_time=t)
-    revealed_BD = walk.process.reveal(x, walk.every(t), walk.every(s), walk.rng)
-    where_BD = walk.masked(x) if s == 0 else revealed_BD
-    return walk.draw_at(x, walk.every(t), where_BD, greedy=greedy)
+
+    def predict(x: Tensor, t_B: Tensor, where_BD: Tensor, rng: Rng) -> Tensor:
+        return walk.draw_at(x, t_B, where_BD, greedy=greedy)
+
+    return walk.process.reverse(x, predict, walk.every(t), walk.every(s), walk.rng)
 
 
 def posterior_weights(

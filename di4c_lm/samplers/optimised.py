@@ -89,8 +89,7 @@ def measure_errors(
     x, seen = x_init, []
     gain_KK = torch.zeros(nodes + 1, nodes + 1, dtype=torch.float64, device=x.device)
     for k, (t, s) in enumerate(pairwise(grid_K)):
-        revealed_BD = process.reveal(x, t.expand(num_batch), s.expand(num_batch), rng)
-        where_BD = (x == process.mask_id) if s == 0 else revealed_BD
+        where_BD = process.revealed(x, t, s, uniform(rng, (num_batch, length), x.device))
         u_BD = uniform(rng, (num_batch, length), x.device)
         seen.append(denoiser(x, t.float().expand(num_batch), lam))
         x = x.clone()

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from di4c_lm.processes.gaussian import GaussianChain
 from di4c_lm.processes.process import Process
-from di4c_lm.processes.rng import KeyedRng
+from di4c_lm.processes.rng import KeyedRng, uniform
+from tests.processes.helpers import fixed
 
 TIMES = st.floats(0.01, 1.0)
 STATES = st.integers(2, 24)
@@ -115,9 +116,8 @@ def test_draws_follow_the_laws() -> None:
     lower = times / 3
     t_BD, s_BD = times[:, None].expand_as(x_0).double(), lower[:, None].expand_as(x_0).double()
     u_BD = KeyedRng(2, torch.arange(3)).uniform(tuple(x_0.shape))
-    fixed = torch.full_like(x_0, 4)
-    x_s = process.bridge(fixed, x_0, t_BD, s_BD, u_BD)
-    assert bool(process.needs_x0(fixed, t_BD, s_BD, u_BD).all()) and bool(process.is_open(x_t).all())
+    x_s = process.bridge(torch.full_like(x_0, 4), x_0, t_BD, s_BD, u_BD)
+    assert bool(process.unknown(x_t).all())
     counts = torch.zeros(3, 6, 6).index_put_(
         (torch.arange(3)[:, None].expand_as(x_0), x_0, x_s), torch.ones(()), accumulate=True
     )
@@ -125,6 +125,27 @@ def test_draws_follow_the_laws() -> None:
         process.posterior(torch.full((6,), 4), torch.eye(6).double(), t, s) for t, s in zip(times, lower, strict=True)
     ]
     assert near(counts.double(), torch.stack(laws))
+
+
+def test_reverse_follows_the_posterior() -> None:
+    process, count = chain(6), 20_000
+    t_B, s_B, p_SS = at(0.1, 0.8), at(0.02, 0.5), random_law(6, 6, 3)
+    x_t = torch.arange(6).repeat(2, count)
+    x_s = process.reverse(x_t, fixed(p_SS), t_B, s_B, KeyedRng(5, torch.arange(2)))
+    for t, s, from_t, to_s in zip(t_B, s_B, x_t, x_s, strict=True):
+        counts = torch.bincount(from_t * 6 + to_s, minlength=36).view(6, 6).double()
+        assert near(counts, process.posterior(torch.arange(6), p_SS, t, s))
+
+
+def test_reverse_samples_x_0_before_the_bridge() -> None:
+    """The order of uniforms is a contract: those of the prediction first, as x_0 is needed everywhere."""
+    process, x_t, x_0 = chain(6), torch.arange(6).repeat(3, 1), torch.full((3, 6), 2)
+    t_B, s_B, rng = at(0.3, 0.5, 1.0), at(0.1, 0.4, 0.2), KeyedRng(0, torch.arange(3))
+    x_s = process.reverse(x_t, lambda x, t, needed, rng: x_0 + uniform(rng, (3, 6)).long(), t_B, s_B, rng)
+    again = KeyedRng(0, torch.arange(3))
+    again.uniform((3, 6))
+    t_BD, s_BD = t_B[:, None].expand_as(x_t), s_B[:, None].expand_as(x_t)
+    assert torch.equal(x_s, process.bridge(x_t, x_0, t_BD, s_BD, again.uniform((3, 6))))
 
 
 def test_a_guess_that_cannot_be_true_still_gives_a_law() -> None:

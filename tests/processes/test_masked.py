@@ -4,10 +4,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from di4c_lm.processes.masked import MaskedProcess
-from di4c_lm.processes.rng import KeyedRng
+from di4c_lm.processes.rng import KeyedRng, Rng, uniform
 from di4c_lm.processes.schedules import Arccos, Cosine, LogLinear, Schedule
+from tests.processes.helpers import fixed
 
 MASK = 4
 SCHEDULES = [LogLinear(), Cosine(), Arccos()]
@@ -48,30 +50,30 @@ def test_reveal_frees_masked_positions_at_the_exact_rate(schedule: Schedule, t: 
     process = MaskedProcess(MASK, schedule)
     x_t = torch.full((200, 100), MASK)
     x_t[:, ::4] = 1
-    freed = process.reveal(x_t, torch.full((200,), t), torch.full((200,), s), rows(200))
+    u = rows(200).uniform((200, 100))
+    freed = process.revealed(x_t, torch.full((200, 1), t), torch.full((200, 1), s), u)
     assert not bool(freed[:, ::4].any())
     m_t, m_s = (float(schedule.mask_prob(torch.tensor(time).double())) for time in (t, s))
     assert near(float(freed[x_t == MASK].double().mean()), 1 - m_s / m_t, 200 * 75)
 
 
-def test_everything_is_revealed_by_time_0() -> None:
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_everything_is_revealed_by_time_0(schedule: Schedule) -> None:
     x_t = torch.full((50, 40), MASK)
-    assert bool(MaskedProcess(MASK).reveal(x_t, torch.full((50,), 1e-5), torch.zeros(50), rows(50)).all())
+    u = torch.zeros(50, 40, dtype=torch.float64)  # what keeps a position masked at any s above 0
+    t_B1, s_B1 = torch.full((50, 1), 1e-5), torch.zeros(50, 1)
+    assert bool(MaskedProcess(MASK, schedule).revealed(x_t, t_B1, s_B1, u).all())
+    assert not bool(MaskedProcess(MASK, schedule).revealed(x_t, t_B1, s_B1 + 1e-6, u).any())
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_step_follows_the_exact_posterior(schedule: Schedule) -> None:
+def test_reverse_follows_the_exact_posterior(schedule: Schedule) -> None:
     """Chi-square of x_s against (m_t - m_s) / m_t p_0 for the tokens and m_s / m_t for MASK."""
     count, t, s = 40_000, 0.7, 0.3
     process = MaskedProcess(MASK, schedule)
     p_S = torch.tensor([0.5, 0.3, 0.2 - 1e-3, 1e-3, 0.0])
-    x_s = process.step(
-        torch.full((count, 1), MASK),
-        p_S.log().expand(count, 1, 5),
-        torch.full((count,), t),
-        torch.full((count,), s),
-        rows(count),
-    )
+    x_t = torch.full((count, 1), MASK)
+    x_s = process.reverse(x_t, fixed(p_S), torch.full((count,), t), torch.full((count,), s), rows(count))
     m_t, m_s = (float(schedule.mask_prob(torch.tensor(time).double())) for time in (t, s))
     exact = p_S * (m_t - m_s) / m_t
     exact[MASK] = m_s / m_t
@@ -83,22 +85,39 @@ def test_two_steps_are_one() -> None:
     """With a prediction that does not change, going by way of u is going straight."""
     count = 40_000
     process = MaskedProcess(MASK)
-    log_p = torch.tensor([0.6, 0.4, 0.0, 0.0, 0.0]).log().expand(count, 1, 5)
+    predict = fixed(torch.tensor([0.6, 0.4, 0.0, 0.0, 0.0]))
     times = [torch.full((count,), value) for value in (0.9, 0.5, 0.2)]
     rng = rows(count)
-    x_u = process.step(torch.full((count, 1), MASK), log_p, times[0], times[1], rng)
-    x_s = process.step(x_u, log_p, times[1], times[2], rng)
+    x_u = process.reverse(torch.full((count, 1), MASK), predict, times[0], times[1], rng)
+    x_s = process.reverse(x_u, predict, times[1], times[2], rng)
     exact = torch.tensor([0.6 * 7 / 9, 0.4 * 7 / 9, 0.0, 0.0, 2 / 9])
     observed = x_s.flatten().bincount(minlength=5) / count
     assert all(near(float(o), float(p), count) for o, p in zip(observed, exact, strict=True))
 
 
 def test_visible_positions_are_carried_over() -> None:
-    process = MaskedProcess(MASK)
     x_t = torch.tensor([[0, MASK, 3, MASK, 1]]).repeat(100, 1)
-    log_p = torch.zeros(100, 5, 5).log_softmax(-1)
-    x_s = process.step(x_t, log_p, torch.full((100,), 0.9), torch.full((100,), 0.1), rows(100))
+    predict = fixed(torch.tensor([0.0, 0.0, 1.0, 0.0, 0.0]), everywhere=True)
+    x_s = MaskedProcess(MASK).reverse(x_t, predict, torch.full((100,), 0.9), torch.full((100,), 0.1), rows(100))
     assert torch.equal(x_s[:, [0, 2, 4]], x_t[:, [0, 2, 4]])
+    assert {2, MASK} == set(x_s[:, [1, 3]].flatten().tolist())
+
+
+def test_x_0_is_asked_for_where_a_position_becomes_visible_and_nowhere_else() -> None:
+    """The order of uniforms is a contract: the bridge's first, then those of the prediction."""
+    x_t, asked = torch.tensor([[0, MASK, MASK, MASK]]).repeat(50, 1), []
+
+    def predict(x: Tensor, t: Tensor, needed: Tensor, rng: Rng) -> Tensor:
+        asked.append((needed, uniform(rng, (50, 4))))
+        return torch.where(needed, 1, x)
+
+    t_B, s_B = torch.full((50,), 0.8), torch.full((50,), 0.3)
+    x_s = MaskedProcess(MASK).reverse(x_t, predict, t_B, s_B, rows(50))
+    ((needed, second),) = asked
+    again = rows(50)
+    assert torch.equal(needed, (x_t == MASK) & (again.uniform((50, 4)) >= 0.3 / 0.8))
+    assert torch.equal(second, again.uniform((50, 4)))
+    assert torch.equal(x_s, torch.where(needed, 1, x_t))
 
 
 @settings(max_examples=30, deadline=None)
