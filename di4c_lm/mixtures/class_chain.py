@@ -159,7 +159,7 @@ class ClassChain:
         return torch.stack(before, 1), torch.stack(after[::-1], 1), torch.stack(totals, 1)
 
     @torch.no_grad()
-    def draw(self, u: Float64[Tensor, "B N D"]) -> Int64[Tensor, "B N D"]:
+    def sample(self, u: Float64[Tensor, "B N D"]) -> Int64[Tensor, "B N D"]:
         """N strings of classes a sequence, each class by the inverse distribution function of the uniform of its position."""
         at_BNP = self.place[:, None].expand(-1, u.shape[1], -1)
         u_BNP = u.gather(2, at_BNP)

@@ -9,20 +9,59 @@ model (Brown et al. 1992) as a copula, gated by what the network says of both po
 """
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
+from di4c_lm.losses.di4c import Sites
+from di4c_lm.losses.mixture import Reading as PositionReading
+from di4c_lm.mixtures.base import Chained
 from di4c_lm.mixtures.class_chain import ClassChain, Ties
 from di4c_lm.mixtures.class_output_head import ClassOutputHead
 from di4c_lm.mixtures.latent import string_uniforms
 from di4c_lm.mixtures.settings import LatentConfig
+from di4c_lm.networks.prediction import Rows
 from di4c_lm.processes.denoiser import OutputHead, widest
 
 _GAPS = 8  # distances of open neighbours that are told apart; the last stands for all that are longer
 _SHARPNESS = 4.0  # log-odds of the class that a token is given, against all others together
+
+
+@dataclass(frozen=True)
+class EveryClass(Chained):
+    """What is said of each position under every class: one row of features that stands for all of them."""
+
+    output_head: ClassOutputHead
+
+    def _read(
+        self,
+        positions: Sites,
+        targets: Int64[Tensor, "M T"],
+        distributions: Sequence[Float[Tensor, "M S"]],
+        log_weight_ML: Float[Tensor, "M L"],
+        *,
+        components: bool,
+        chunk_rows: int,
+    ) -> PositionReading:
+        features_MH, head = self.features[positions.example, 0, positions.position], self.output_head
+        target_MLT = head.log_target(features_MH, positions.position, targets)
+        none_M = target_MLT.new_zeros(len(target_MLT))
+        if not distributions:
+            return PositionReading(target_MLT, none_M[:, None][:, :0], none_M)
+        found = head.divergences(
+            features_MH, positions.position, log_weight_ML, distributions, of_components=components
+        )
+        return PositionReading(target_MLT, *found)
+
+    def marginals(self, positions: Sites, *, chunk_rows: int = 0) -> Float[Tensor, "M S"]:
+        """See `Rows.marginals`."""
+        features_MH = self.features[positions.example, 0, positions.position]
+        with torch.no_grad():
+            return self.output_head.mean_law(features_MH, positions.position, self.log_weight(positions))
 
 
 class ClassHead(nn.Module):
@@ -69,8 +108,8 @@ class ClassHead(nn.Module):
         *,
         context: Float[Tensor, "B D W"] | None = None,
         order: Int64[Tensor, " D"] | None = None,
-    ) -> tuple[Float[Tensor, "B N D F"], ClassOutputHead, ClassChain | None]:
-        """Features with the tail that `ClassOutputHead` reads: of all classes with their chain (N = 1) where `lam` holds codes (B, L, 1).
+    ) -> Rows:
+        """Features (B, N, D, F) with the tail that `ClassOutputHead` reads; where `lam` holds codes (B, L, 1), N = 1 row of all classes.
 
         Where `lam` holds uniforms (B, N, 1), of N strings of classes drawn by them, without the chain. The gates look at `context`, or
         without it at the features; the chain goes through the positions in `order`, or in their own.
@@ -81,8 +120,8 @@ class ClassHead(nn.Module):
         # The tail holds logarithms, which take more digits than features in a narrow dtype have.
         told = torch.cat([features.to(tail_BDF.dtype), tail_BDF], 2)[:, None]
         if not lam.is_floating_point():
-            return told, output_head, chain
-        return output_head.chosen(told, chain.draw(string_uniforms(lam, features.shape[1]))), output_head, None
+            return EveryClass(told, output_head, chain)
+        return Rows(output_head.chosen(told, chain.sample(string_uniforms(lam, features.shape[1]))), output_head)
 
     def _chain(
         self, features: Tensor, is_open: Tensor, output_head: ClassOutputHead, context: Tensor, order: Tensor

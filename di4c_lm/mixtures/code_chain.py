@@ -63,7 +63,7 @@ class CodeChain:
         return (torch.stack(totals, 1).log() + top_BWT1).sum((1, 3))
 
     @torch.no_grad()
-    def draw(self, u: Float64[Tensor, "B N W"]) -> Int64[Tensor, "B N W"]:
+    def sample(self, u: Float64[Tensor, "B N W"]) -> Int64[Tensor, "B N W"]:
         """N strings of codes a sequence, each code by the inverse distribution function of one uniform."""
         step_BWLL = self.log_step.double().exp()
         row_B1 = torch.arange(len(u), device=u.device)[:, None]

@@ -51,7 +51,7 @@ class MixtureHead(nn.Module):
             return self.modulation(self.codebook(lam[:1, :, 0]))[:, :, None], chain
         num_windows = chain.log_step.shape[1]
         u_BNW = string_uniforms(lam, num_windows)
-        code_BND = chain.draw(u_BNW)[:, :, chain.window_of(torch.arange(h.shape[1], device=h.device))]
+        code_BND = chain.sample(u_BNW)[:, :, chain.window_of(torch.arange(h.shape[1], device=h.device))]
         return F.embedding(code_BND, self.modulation(self.codebook.weight)), None
 
     def chain(self, h: Float[Tensor, "B D H"]) -> CodeChain:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from di4c_lm.domains.text.settings import ModelConfig
+from di4c_lm.mixtures.base import Chained
 from di4c_lm.mixtures.class_head import ClassHead
 from di4c_lm.mixtures.code_head import MixtureHead
 from di4c_lm.mixtures.latent import (
@@ -29,6 +30,7 @@ from di4c_lm.mixtures.settings import LatentConfig
 from di4c_lm.networks.attention import Rotary, use_flash
 from di4c_lm.networks.dit_blocks import DDiTBlock, DDitFinalLayer, EmbeddingLayer, TimestepEmbedder
 from di4c_lm.networks.output_head import LinearHead
+from di4c_lm.networks.prediction import Rows
 from di4c_lm.processes.denoiser import Prediction
 from di4c_lm.processes.schedules import LogLinear
 
@@ -122,8 +124,8 @@ class DIT(nn.Module):
         features = self.output_layer(x[:, :num_positions], cond)
         if self.latent is not None and self.latent.path == "classes" and lam is not None:
             features = features if row_N is None else features[row_N]
-            return Prediction(*self.latent_head(features, is_open, self.output_head(), lam))
-        return Prediction(features.view(num_batch, num_lambdas, num_positions, -1), self.output_head())
+            return self.latent_head(features, is_open, self.output_head(), lam)
+        return Rows(features.view(num_batch, num_lambdas, num_positions, -1), self.output_head())
 
     def _by_head(self, x: Tensor, cond: Tensor, lam: Tensor, row_N: Int64[Tensor, " B"] | None) -> Prediction:
         """The last MLP and norm, once for each row of `lam`, from the features behind the last attention."""
@@ -137,7 +139,8 @@ class DIT(nn.Module):
         of_block, of_output = modulation.chunk(2, dim=2)
         x = self._run(cast(DDiTBlock, self.blocks[-1]).feed, x, cond, of_block)
         features = self.output_layer(x, cond, of_output)
-        return Prediction(features.view(num_batch, num_lambdas, num_positions, -1), self.output_head(), chain)
+        rows = features.view(num_batch, num_lambdas, num_positions, -1), self.output_head()
+        return Rows(*rows) if chain is None else Chained(*rows, chain)
 
     def _run(self, part: Callable[..., Tensor], *inputs: Any) -> Float[Tensor, "N P H"]:
         """A block or a half of one, whose inner activations are recomputed in the backward pass where the run asks for that."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from di4c_lm.domains.codes.settings import MaskGitConfig
+from di4c_lm.mixtures.base import Chained
 from di4c_lm.mixtures.class_head import ClassHead
 from di4c_lm.mixtures.code_head import MixtureHead
 from di4c_lm.mixtures.latent import (
@@ -25,6 +26,7 @@ from di4c_lm.mixtures.latent import (
 from di4c_lm.mixtures.latent_path import latent_parts
 from di4c_lm.mixtures.settings import LatentConfig
 from di4c_lm.networks.maskgit_blocks import Block, Transformer, outer_layer
+from di4c_lm.networks.prediction import Rows
 from di4c_lm.networks.tied_head import TiedHead
 from di4c_lm.processes.denoiser import NO_CLASS, Prediction
 
@@ -132,9 +134,9 @@ class MaskGit(nn.Module):
         features = self.last_layer(x[:, : self.length])
         if lam is not None and self.latent is not None and self.latent.path == "classes":
             features = features if row_N is None else features[row_N]
-            return Prediction(*self.latent_head(features, is_open, self.output_head(), lam))
+            return self.latent_head(features, is_open, self.output_head(), lam)
         num_lambdas = 1 if lam is None else lam.shape[1]
-        return Prediction(features.unflatten(0, (-1, num_lambdas)), self.output_head())
+        return Rows(features.unflatten(0, (-1, num_lambdas)), self.output_head())
 
     def output_head(self) -> TiedHead:
         """The token embedding once more, with the bias of each position."""
@@ -153,7 +155,8 @@ class MaskGit(nn.Module):
         x = self._run(cast(Block, self.transformer.layers[-1]).feed, x.repeat_interleave(num_lambdas, 0), of_block)
         shift, scale = of_output.chunk(2, dim=2)
         features = self.last_layer(x) * (1 + scale) + shift
-        return Prediction(features.unflatten(0, (-1, num_lambdas)), self.output_head(), chain)
+        rows = features.unflatten(0, (-1, num_lambdas)), self.output_head()
+        return Rows(*rows) if chain is None else Chained(*rows, chain)
 
     def _run(self, part: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
         """A block or a half of one, whose inner activations are recomputed in the backward pass where the run asks for that."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from di4c_lm.domains.pixels.settings import UnetConfig
+from di4c_lm.mixtures.base import Chained
 from di4c_lm.mixtures.class_head import ClassHead
 from di4c_lm.mixtures.code_chain import CodeChain
 from di4c_lm.mixtures.code_head import MixtureHead
@@ -21,6 +22,7 @@ from di4c_lm.mixtures.coded_output import CodedOutput
 from di4c_lm.mixtures.latent import Uniform, check_latents, latent_codebook, sample_latents, sinusoid
 from di4c_lm.mixtures.settings import LatentConfig
 from di4c_lm.networks.logistic_head import LogisticHead
+from di4c_lm.networks.prediction import Rows
 from di4c_lm.networks.unet_blocks import (
     Attention,
     ResBlock,
@@ -147,7 +149,7 @@ class UNet(nn.Module):
             return self._by_classes(x_t, t, lam)
         num_lambdas = 1 if lam is None else lam.shape[1]
         centred_NCRQ, out_NCRQ, _ = self._outputs(x_t, t, lam)
-        return Prediction(
+        return Rows(
             _features(centred_NCRQ.flatten(1), out_NCRQ.flatten(1)).unflatten(0, (-1, num_lambdas)), self.output_head()
         )
 
@@ -161,7 +163,8 @@ class UNet(nn.Module):
         features = _features(centred_BCRQ.flatten(1)[:, None], out_BLKP.flatten(2))
         if chain is not None:
             chain = CodeChain(chain.log_step, chain.window, h_BPC.shape[1])
-        return Prediction(features, self.output_head(), chain)
+        head = self.output_head()
+        return Rows(features, head) if chain is None else Chained(features, head, chain)
 
     def _by_classes(self, x_t: Int64[Tensor, "B D"], t: Float[Tensor, " B"], lam: Tensor) -> Prediction:
         """One run of the network, and the classes behind it."""
@@ -173,9 +176,7 @@ class UNet(nn.Module):
         )
         is_open = torch.ones_like(x_t, dtype=torch.bool)
         order = to_and_fro(self.shape).to(x_t.device)
-        return Prediction(
-            *self.latent_head(features, is_open, self.output_head(), lam, context=context_BDC, order=order)
-        )
+        return self.latent_head(features, is_open, self.output_head(), lam, context=context_BDC, order=order)
 
     def output_head(self) -> LogisticHead:
         """The discretised logistic; it has no parameters."""

@@ -84,7 +84,7 @@ class Calls:
         conditional, free = (self._denoiser(x_RD, t_R, codes, given) for given in (cond, None))
         chain = conditional.chain
         assert chain is not None
-        drawn_RNW = chain.draw(string_uniforms(lam_R, chain.num_windows))
+        drawn_RNW = chain.sample(string_uniforms(lam_R, chain.num_windows))
         choice_RND = drawn_RNW[:, :, chain.window_of(torch.arange(x_RD.shape[1], device=x_RD.device))]
         return Call(conditional.under(choice_RND), free.under(choice_RND), guidance)
 

@@ -225,7 +225,7 @@ def test_draws_follow_the_chain() -> None:
     assert isinstance(chain, ClassChain)
     num = 40_000
     u = torch.rand(len(OPEN), num, LENGTH, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    code = chain.draw(u)
+    code = chain.sample(u)
     assert bool((code[~OPEN[:, None].expand_as(code)] == 0).all())
     for b in (0, 1):
         drawn = code[b][:, OPEN[b]]
@@ -295,7 +295,7 @@ def test_the_classes_told_at_the_start_tie_the_pairs_that_they_say() -> None:
     chain = every_class(network, x_t).chain
     assert chain is not None
     u = torch.rand(3, 2000, LENGTH, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    code = chain.draw(u)[2]
+    code = chain.sample(u)[2]
     apart = (code[:, 1:] != code[:, :-1]).double().mean(0)
     one = chain.log_marginal[2, :, 1].exp().detach()
     by_chance = one[1:] * (1 - one[:-1]) + one[:-1] * (1 - one[1:])

@@ -66,7 +66,7 @@ def test_drawn_strings_have_the_chain_s_law() -> None:
     code_KW, log_p_BK = strings(found)
     count = 40_000
     u = torch.rand(1, count, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    drawn_NW = found.draw(u)[0]
+    drawn_NW = found.sample(u)[0]
     place = torch.tensor([9, 3, 1])
     seen_K = (drawn_NW * place).sum(1).bincount(minlength=27).double()
     expected_K = count * log_p_BK[0].exp()
@@ -77,8 +77,8 @@ def test_drawn_strings_have_the_chain_s_law() -> None:
 def test_a_draw_is_of_its_own_sequence() -> None:
     found = chain(3)
     u = torch.rand(3, 5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    alone = found.rows(torch.tensor([2])).draw(u[2:])
-    assert torch.equal(found.draw(u)[2:], alone)
+    alone = found.rows(torch.tensor([2])).sample(u[2:])
+    assert torch.equal(found.sample(u)[2:], alone)
 
 
 def test_positions_fall_into_windows() -> None:
