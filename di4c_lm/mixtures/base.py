@@ -14,10 +14,9 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor, nn
 
-from di4c_lm.losses.di4c import Sites
-from di4c_lm.losses.mixture import Reading as PositionReading
-from di4c_lm.losses.mixture import mean_law, read_mixture
-from di4c_lm.networks.prediction import Reading, Rows
+from di4c_lm.losses.positions import Positions
+from di4c_lm.losses.reading import PositionReading, Reading, mixture_marginals, read_mixture
+from di4c_lm.networks.prediction import Rows
 from di4c_lm.processes.categorical import sample_categorical
 from di4c_lm.processes.denoiser import Prediction
 from di4c_lm.processes.rng import KeyedRng, Rng, uniform
@@ -53,7 +52,10 @@ class Latents:
 class Chain(Protocol):
     """The distribution of latent codes z, one a window of positions, L codes each."""
 
-    num_windows: int
+    @property
+    def num_windows(self) -> int:
+        """W."""
+        ...
 
     @property
     def log_marginal(self) -> Float[Tensor, "B W L"]:
@@ -77,15 +79,15 @@ class Chain(Protocol):
 class Chained(Rows):
     """What is said of each position under each code of its window, and the chain that the codes follow: λ enumerated."""
 
-    chain: Chain
+    chain: Any  # a `Chain`
 
-    def log_weight(self, positions: Sites) -> Float[Tensor, "M L"]:
+    def log_weight(self, positions: Positions) -> Float[Tensor, "M L"]:
         """log p(z = j) of the code at each position."""
         return self.chain.log_marginal[positions.example, self.chain.window_of(positions.position)]
 
     def read(
         self,
-        positions: Sites,
+        positions: Positions,
         targets: Int64[Tensor, "M T"],
         distributions: Sequence[Float[Tensor, "M S"]] = (),
         *,
@@ -108,7 +110,7 @@ class Chained(Rows):
 
     def _read(
         self,
-        positions: Sites,
+        positions: Positions,
         targets: Int64[Tensor, "M T"],
         distributions: Sequence[Float[Tensor, "M S"]],
         log_weight_ML: Float[Tensor, "M L"],
@@ -118,7 +120,7 @@ class Chained(Rows):
     ) -> PositionReading:
         """What is read position by position."""
         return read_mixture(
-            self.features[positions.example, :, positions.position],
+            positions.features(self.features),
             positions.position,
             self.output_head,
             targets,
@@ -128,10 +130,10 @@ class Chained(Rows):
             chunk_rows=chunk_rows,
         )
 
-    def marginals(self, positions: Sites, *, chunk_rows: int = 0) -> Float[Tensor, "M S"]:
+    def marginals(self, positions: Positions, *, chunk_rows: int = 0) -> Float[Tensor, "M S"]:
         """See `Rows.marginals`."""
-        return mean_law(
-            self.features[positions.example, :, positions.position],
+        return mixture_marginals(
+            positions.features(self.features),
             positions.position,
             self.output_head,
             log_weight=self.log_weight(positions),

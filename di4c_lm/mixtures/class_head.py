@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from di4c_lm.losses.di4c import Sites
-from di4c_lm.losses.mixture import Reading as PositionReading
+from di4c_lm.losses.positions import Positions
+from di4c_lm.losses.reading import PositionReading
 from di4c_lm.mixtures.base import Chained
 from di4c_lm.mixtures.class_chain import ClassChain, Ties
 from di4c_lm.mixtures.class_output_head import ClassOutputHead
@@ -39,7 +39,7 @@ class EveryClass(Chained):
 
     def _read(
         self,
-        positions: Sites,
+        positions: Positions,
         targets: Int64[Tensor, "M T"],
         distributions: Sequence[Float[Tensor, "M S"]],
         log_weight_ML: Float[Tensor, "M L"],
@@ -57,7 +57,7 @@ class EveryClass(Chained):
         )
         return PositionReading(target_MLT, *found)
 
-    def marginals(self, positions: Sites, *, chunk_rows: int = 0) -> Float[Tensor, "M S"]:
+    def marginals(self, positions: Positions, *, chunk_rows: int = 0) -> Float[Tensor, "M S"]:
         """See `Rows.marginals`."""
         features_MH = self.features[positions.example, 0, positions.position]
         with torch.no_grad():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from di4c_lm.losses.di4c import Sites
+from di4c_lm.losses.positions import Positions
 from di4c_lm.mixtures.base import Chained, Latents
 from di4c_lm.mixtures.code_chain import CodeChain
 from di4c_lm.networks.output_head import LinearHead
@@ -29,7 +29,7 @@ def chained() -> Chained:
     return Chained(made.features, made.output_head, CodeChain(score.log_softmax(3), window=2))
 
 
-def log_components(prediction: Rows, positions: Sites) -> tuple[Tensor, Tensor]:
+def log_components(prediction: Rows, positions: Positions) -> tuple[Tensor, Tensor]:
     """Every component of the mixture: its log-weight (B, Z) and log-probabilities (B, Z, D, S)."""
     log_p = prediction.log_probs()
     if not isinstance(prediction, Chained):
@@ -44,7 +44,7 @@ def log_components(prediction: Rows, positions: Sites) -> tuple[Tensor, Tensor]:
 def test_reading_equals_sums_over_every_component(make) -> None:
     prediction = make()
     rng = torch.Generator().manual_seed(2)
-    positions = Sites.where(torch.rand(BATCH, LENGTH, generator=rng) < 0.7)
+    positions = Positions.where(torch.rand(BATCH, LENGTH, generator=rng) < 0.7)
     count = len(positions.position)
     targets = torch.randint(STATES, (count, 2), generator=rng)
     q = torch.rand(2, count, STATES, generator=rng, dtype=torch.float64)
@@ -70,8 +70,8 @@ def test_reading_equals_sums_over_every_component(make) -> None:
 def test_independent_positions_have_the_marginals(make) -> None:
     """Averaged over many choices of components, each position is said as the marginals say it."""
     prediction, rng = make(), torch.Generator().manual_seed(3)
-    positions = Sites.where(torch.ones(BATCH, LENGTH, dtype=torch.bool))
-    total = sum(prediction.independent(rng).log_probs()[:, 0].exp() for _ in range(2000)) / 2000
+    positions = Positions.where(torch.ones(BATCH, LENGTH, dtype=torch.bool))
+    total = torch.stack([prediction.independent(rng).log_probs()[:, 0].exp() for _ in range(2000)]).mean(0)
     torch.testing.assert_close(total.flatten(0, 1), prediction.marginals(positions), atol=0.03, rtol=0)
 
 
