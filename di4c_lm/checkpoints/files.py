@@ -1,34 +1,21 @@
 """Files read and written with care: whole or not at all, tensors only, errors that name path, expectation and finding."""
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from di4c_lm.checkpoints.pickles import read_pickle
+from di4c_lm.core.files import save_tensors, whole_file
 
 WEIGHTS_FILE = "model.safetensors"
 PICKLE_FILE = "pytorch_model.bin"
 CONFIG_FILE = "config.json"
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises `ValueError` where there is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path}: expected a JSON file, found nothing") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
-        raise ValueError(f"{path}: expected a JSON file, could not read it: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a JSON object, found {type(content).__name__}")
-    return content
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -61,25 +48,23 @@ def write_checkpoint(folder: Path, tensors: Mapping[str, Tensor], config: Mappin
     """Write `model.safetensors` and `config.json` into `folder`, beside the old ones first and renamed when both are whole.
 
     A save that fails leaves the old files as they were. One killed between the renames leaves no `config.json`, so that
-    nobody reads new tensors under old settings.
+    nobody reads new tensors under old settings. Raises `OSError` that names the file, also for a full disk.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
-        whole = {name: _own_storage(tensor) for name, tensor in tensors.items()}
-        save_file(whole, Path(temporary) / WEIGHTS_FILE, metadata={"format": "pt"})
-        text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-        (Path(temporary) / CONFIG_FILE).write_text(text, encoding="utf-8")
-        usual_mode = (Path(temporary) / CONFIG_FILE).stat().st_mode
-        (Path(temporary) / WEIGHTS_FILE).chmod(usual_mode)  # `save_file` lets only the owner read
-        for name in (WEIGHTS_FILE, CONFIG_FILE):
-            with open(Path(temporary) / name, "rb+") as file:
-                os.fsync(file.fileno())
+    with whole_file(folder / CONFIG_FILE) as new_config, whole_file(folder / WEIGHTS_FILE) as new_weights:
+        save_tensors(new_weights, tensors)
+        new_config.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         (folder / CONFIG_FILE).unlink(missing_ok=True)
-        for name in (WEIGHTS_FILE, CONFIG_FILE):
-            os.replace(Path(temporary) / name, folder / name)
 
 
-def _own_storage(tensor: Tensor) -> Tensor:
-    tensor = tensor.detach().cpu().contiguous()
-    shared = tensor.untyped_storage().nbytes() != tensor.nbytes
-    return tensor.clone() if shared else tensor
+def write_pickle(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a file of `torch.save`, whole or not at all. Raises `OSError` that names it, also for a full disk."""
+    with whole_file(path) as beside:
+        save_pickle(beside, content)
+
+
+def save_pickle(path: Path, content: Mapping[str, Any]) -> None:
+    """`torch.save`. Raises `OSError` that names the file, also for a full disk."""
+    try:
+        torch.save(content, path)
+    except RuntimeError as error:  # of the writer in C++
+        raise OSError(f"{path}: could not be written: {error}") from error

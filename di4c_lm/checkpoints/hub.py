@@ -64,7 +64,7 @@ def push_to_hub(folder: Path | str, name: str, *, revision: str | None = None, p
             repo_id=name,
             revision=revision,
             commit_message="Upload a di4c-lm checkpoint",
-            ignore_patterns=[".saving-*", ".*"],
+            ignore_patterns=[".*"],
         )
         return str(commit.commit_url)
 

@@ -1,15 +1,13 @@
 """Lightning `.ckpt` files of MDLM, SDTT and Di4C: `state_dict` under `backbone.`, and the EMA as a list in parameter order."""
 
 import dataclasses
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
+from di4c_lm.checkpoints.files import write_pickle
 from di4c_lm.checkpoints.pickles import plain, read_pickle
 from di4c_lm.checkpoints.published import (
     EXTRA_KEY,
@@ -69,10 +67,7 @@ def write(path: Path, weights: Weights) -> None:
         "global_step": 0,
         "pytorch-lightning_version": "2.2.1",
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".saving-") as temporary:
-        torch.save(with_extra(content, weights, "lightning"), Path(temporary) / "whole")
-        os.replace(Path(temporary) / "whole", path)
+    write_pickle(path, with_extra(content, weights, "lightning"))
 
 
 def _config(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,10 +4,11 @@ import re
 from pathlib import Path
 
 from di4c_lm.checkpoints import di4c, lightning, mdlm, sdtt
-from di4c_lm.checkpoints.files import CONFIG_FILE, PICKLE_FILE, WEIGHTS_FILE, read_json
+from di4c_lm.checkpoints.files import CONFIG_FILE, PICKLE_FILE, WEIGHTS_FILE
 from di4c_lm.checkpoints.hub import OFFLINE_WAY, snapshot
 from di4c_lm.checkpoints.lightning import WhichWeights
 from di4c_lm.checkpoints.weights import Loaded, Weights
+from di4c_lm.core.files import read_json
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _FILE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")

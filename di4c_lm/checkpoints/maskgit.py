@@ -4,9 +4,7 @@ A `.pth` is {iter, global_epoch, model_state_dict, optimizer_state_dict}; of the
 codes: ours do so beside it, and for the published files 16 and 1,024 are known.
 """
 
-import os
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from di4c_lm.checkpoints.files import WEIGHTS_FILE, read_safetensors
+from di4c_lm.checkpoints.files import WEIGHTS_FILE, read_safetensors, write_pickle
 from di4c_lm.checkpoints.inherit import inherit
 from di4c_lm.checkpoints.own import check_sizes, read_config, read_settings, write_own
 from di4c_lm.checkpoints.pickles import plain, read_pickle
@@ -162,10 +160,7 @@ def write_pth(path: Path, weights: MaskGitWeights) -> None:
     says = {"num_heads": weights.model.num_heads, "num_codes": weights.num_codes, "dropout": weights.model.dropout}
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.tensors.items()}
     content = {"iter": 0, "global_epoch": 0, _STATE: state, "optimizer_state_dict": {}, _EXTRA: says}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".saving-") as temporary:
-        torch.save(content, Path(temporary) / "whole")
-        os.replace(Path(temporary) / "whole", path)
+    write_pickle(path, content)
 
 
 def write_folder(folder: Path | str, weights: MaskGitWeights) -> None:

@@ -8,7 +8,8 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 from pydantic import ValidationError
 from torch import Tensor
 
-from di4c_lm.checkpoints.files import CONFIG_FILE, read_json, write_checkpoint
+from di4c_lm.checkpoints.files import CONFIG_FILE, write_checkpoint
+from di4c_lm.core.files import read_json
 from di4c_lm.mixtures.settings import LatentConfig
 
 FORMAT_VERSION = 1

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from di4c_lm.checkpoints.files import CONFIG_FILE, read_json, read_weights_file, write_checkpoint
+from di4c_lm.checkpoints.files import CONFIG_FILE, read_weights_file, write_checkpoint
 from di4c_lm.checkpoints.published import (
     PREFIX,
     assemble,
@@ -16,6 +16,7 @@ from di4c_lm.checkpoints.published import (
     with_extra,
 )
 from di4c_lm.checkpoints.weights import Weights
+from di4c_lm.core.files import read_json
 
 
 def recognises(config: dict[str, Any]) -> bool:

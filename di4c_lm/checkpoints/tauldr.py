@@ -1,16 +1,14 @@
 """tauLDR's and Di4C's `.pt` files: `{"model": ...}` with the U-Net under `net.` and its EMA as a list in the order of its parameters."""
 
 import dataclasses
-import os
 import re
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
+from di4c_lm.checkpoints.files import write_pickle
 from di4c_lm.checkpoints.pickles import read_pickle
 from di4c_lm.checkpoints.unet import UnetWeights
 from di4c_lm.domains.pixels.settings import UnetConfig
@@ -83,10 +81,7 @@ def write(path: Path | str, weights: UnetWeights, *, raw: Mapping[str, Tensor] |
     content: dict[str, Any] = {_PREFIX + name: plain[name].detach().cpu().clone() for name in weights.tensors}
     content["ema_decay"], content["ema_num_updates"] = 0.9999, 0
     content[_EMA] = [tensor.detach().cpu().clone() for tensor in weights.tensors.values()]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".saving-") as temporary:
-        torch.save({"model": content}, Path(temporary) / "whole")
-        os.replace(Path(temporary) / "whole", path)
+    write_pickle(path, {"model": content})
 
 
 def _averaged(shadow: object, raw: Mapping[str, Tensor], path: Path | str) -> dict[str, Tensor]:

@@ -1,8 +1,6 @@
 """VQGANs: Taming's Lightning checkpoint (`last.ckpt`) with its YAML, and our own folders."""
 
 import dataclasses
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,9 +9,10 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from di4c_lm.checkpoints.files import CONFIG_FILE, WEIGHTS_FILE, read_json, read_safetensors, write_checkpoint
+from di4c_lm.checkpoints.files import CONFIG_FILE, WEIGHTS_FILE, read_safetensors, save_pickle, write_checkpoint
 from di4c_lm.checkpoints.pickles import read_pickle
 from di4c_lm.checkpoints.weights import check_tensors
+from di4c_lm.core.files import read_json, whole_file
 from di4c_lm.domains.codes.settings import VqganConfig
 from di4c_lm.networks.vqgan import VqGan
 
@@ -106,14 +105,11 @@ def write_taming(folder: Path | str, network: VqGan) -> None:
     }
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
-        torch.save({"epoch": 0, "global_step": 0, "state_dict": state}, Path(temporary) / CHECKPOINT)
-        text = yaml.safe_dump({"model": {"target": "taming.models.vqgan.VQModel", "params": params}}, sort_keys=False)
-        (Path(temporary) / YAML).write_text(text)
+    text = yaml.safe_dump({"model": {"target": "taming.models.vqgan.VQModel", "params": params}}, sort_keys=False)
+    with whole_file(folder / YAML) as new_yaml, whole_file(folder / CHECKPOINT) as new_checkpoint:
+        save_pickle(new_checkpoint, {"epoch": 0, "global_step": 0, "state_dict": state})
+        new_yaml.write_text(text, encoding="utf-8")
         (folder / YAML).unlink(missing_ok=True)
-        for name in (CHECKPOINT, YAML):
-            os.replace(Path(temporary) / name, folder / name)
 
 
 def _read_state(path: Path) -> Mapping[str, Tensor]:

@@ -40,44 +40,39 @@ def sync(path: Path) -> None:
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to, of the same suffix: it becomes `path` by one rename at the end of the block.
+    """A path to write to, of the suffix of `path`: it becomes `path` by one rename at the end of the block.
 
     An error in the block, a kill or a full disk leave the old file as it was. The folder is made where it is absent.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = _beside(path)
-    beside.touch(exist_ok=False)
-    mode = beside.stat().st_mode  # what the umask leaves; some writers make a file of their own, for the owner alone
-    try:
-        yield beside
-        beside.chmod(mode)
-        sync(beside)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with _new_folder_beside(path) as folder:
+        yield folder / f"whole{path.suffix}"
+        settle(folder)
+        os.replace(folder / f"whole{path.suffix}", path)
     sync(path.parent)
 
 
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A new folder beside `path` to be filled: it becomes `path` by one rename at the end of the block.
+    """A new folder to be filled: it becomes `path` by one rename at the end of the block.
 
     Raises `OSError` where `path` is a folder with something in it by then.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = _beside(path)
-    beside.mkdir()
-    try:
-        yield beside
-        settle(beside)
-        os.rename(beside, path)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+    with _new_folder_beside(path) as folder:
+        yield folder
+        settle(folder)
+        os.rename(folder, path)
     sync(path.parent)
 
 
-def _beside(path: Path) -> Path:
-    return path.with_name(f".tmp-{os.getpid()}-{secrets.token_hex(4)}-{path.name[-100:]}")
+@contextlib.contextmanager
+def _new_folder_beside(path: Path) -> Iterator[Path]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = path.with_name(f".tmp-{os.getpid()}-{secrets.token_hex(4)}")
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def settle(folder: Path) -> None:
@@ -106,18 +101,15 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
 
-def write_tensors(path: Path, tensors: Mapping[str, "Tensor"]) -> None:
-    """Write `path` in the safetensors format, whole or not at all. Raises `OSError`, also for a full disk."""
+def save_tensors(path: Path, tensors: Mapping[str, "Tensor"]) -> None:
+    """Write tensors to `path` in the safetensors format. Raises `OSError` that names it, also for a full disk."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    with whole_file(path) as beside:
-        try:
-            save_file(
-                {name: _own_storage(tensor) for name, tensor in tensors.items()}, beside, metadata={"format": "pt"}
-            )
-        except SafetensorError as error:  # the Rust side wraps the system's error in one of its own
-            raise OSError(f"{path}: could not be written: {error}") from error
+    try:
+        save_file({name: _own_storage(tensor) for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
+    except SafetensorError as error:  # the Rust side wraps the system's error in one of its own
+        raise OSError(f"{path}: could not be written: {error}") from error
 
 
 def _own_storage(tensor: "Tensor") -> "Tensor":

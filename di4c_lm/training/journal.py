@@ -3,13 +3,13 @@
 import json
 import logging
 import math
-import os
 import secrets
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from di4c_lm.core.files import write_text
 from di4c_lm.training.distributed import is_main
 from di4c_lm.training.settings import WandbConfig
 
@@ -122,14 +122,12 @@ def _drop_after(path: Path, step: int) -> None:
             continue
         if entry["step"] <= step:
             kept.append(line + "\n")
-    new = path.with_suffix(".jsonl.tmp")
-    new.write_text("".join(kept), encoding="utf-8")
-    os.replace(new, path)
+    write_text(path, "".join(kept))
 
 
 def _wandb_id(run_dir: Path) -> str:
     """The run's id at Weights & Biases, kept in its folder so that a resumed run goes on in the same curves."""
     path = run_dir / "wandb_id.txt"
     if not path.is_file():
-        path.write_text(secrets.token_hex(4))
-    return path.read_text().strip()
+        write_text(path, secrets.token_hex(4))
+    return path.read_text(encoding="utf-8").strip()

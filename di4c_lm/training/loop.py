@@ -1,6 +1,5 @@
 """The training loop. It trains the Di4C student, and the MDLM teacher before it: it knows only an objective and batches."""
 
-import json
 import logging
 import math
 import signal
@@ -13,6 +12,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from di4c_lm.core.files import write_json
 from di4c_lm.training.distributed import gather_objects, init_distributed, is_main, sum_over_ranks, world_size
 from di4c_lm.training.ema import Ema
 from di4c_lm.training.engine import DeepSpeedEngine, Engine
@@ -257,7 +257,7 @@ def give_up(run_dir: Path, progress: Progress, step: Step) -> None:
         sample["loss"] = sample["loss"] if math.isfinite(sample["loss"]) else repr(sample["loss"])
     path = run_dir / "bad_batch.json"
     if is_main():
-        path.write_text(json.dumps({"step": progress.step, "micro_batches": every}, indent=1))
+        write_json(path, {"step": progress.step, "micro_batches": every})
     raise NonFiniteError(
         f"{progress.bad_in_a_row} steps in a row, the last is {progress.step}, had a loss or gradient that is not finite "
         f"(loss {step.values['loss']}, gradient norm {step.values['grad_norm']}); their samples are in {path}"

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import logging
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +18,18 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from di4c_lm.core.files import damage, entry_of, read_manifest, save_tensors, sync, write_manifest
 from di4c_lm.training.distributed import barrier, gather_objects, is_main, rank, world_size
 from di4c_lm.training.partition import Flats, Partition
-from di4c_lm.training.snapshot import problem_of, read_manifest, snapshots, sync, sync_and_sum, write_manifest
 
 logger = logging.getLogger(__name__)
+
+_NAME = re.compile(r"step_\d{8}")
+
+
+def snapshots(folder: Path) -> list[Path]:
+    """The finished checkpoints in `folder`, whole or not."""
+    return [path for path in folder.iterdir() if _NAME.fullmatch(path.name)] if folder.is_dir() else []
 
 
 class CheckpointError(RuntimeError):
@@ -128,7 +136,7 @@ class Checkpoint:
         if how == "must" and not found:
             raise ValueError(f"train.resume='must', but {self._folder} holds no checkpoint")
         for path in found:
-            problem = _first(gather_objects(problem_of(path, share=(rank(), world_size()))))
+            problem = _first(gather_objects(damage(path, share=(rank(), world_size()))))
             if problem is None:
                 self._load(path)
                 logger.info("resumed from %s", path)
@@ -143,7 +151,7 @@ class Checkpoint:
 
         All ranks must call it. Errors: `ValueError` where there is none that is whole, or it is of another network.
         """
-        whole = [path for path in sorted(snapshots(folder), reverse=True) if problem_of(path) is None]
+        whole = [path for path in sorted(snapshots(folder), reverse=True) if damage(path) is None]
         path = _first(gather_objects(str(whole[0]) if whole else None))
         if path is None:
             raise ValueError(f"train.reset_optimizer=false, but {folder} holds no checkpoint that is whole")
@@ -153,7 +161,7 @@ class Checkpoint:
         engine = self._sharded["engine"]
         moments = {kind: flats for kind, flats in engine.flats().items() if kind != "master"}
         _fill(newest, int(manifest["world_size"]), self._partition, moments)
-        engine.load_state_dict(json.loads((newest / "rank_00000.json").read_text())["engine"])
+        engine.load_state_dict(json.loads((newest / "rank_00000.json").read_bytes())["engine"])
         logger.info("the optimiser goes on from %s", newest)
 
     def _make_room(self, new: Path) -> None:
@@ -164,8 +172,6 @@ class Checkpoint:
 
     def _write_rank(self, new: Path) -> dict[str, dict[str, Any]]:
         """This rank's files, and their sizes and checksums by name."""
-        from safetensors.torch import save_file
-
         tensors: dict[str, Tensor] = {"rng/cpu": torch.get_rng_state()}
         if torch.cuda.is_available():
             tensors["rng/cuda"] = torch.cuda.get_rng_state()
@@ -176,21 +182,19 @@ class Checkpoint:
                         tensors[f"{kind}/{piece.start}/{piece.name}"] = value.detach().cpu().clone()
         states = {name: stateful.state_dict() for name, stateful in self._stateful.items()}
         weights, values = new / f"rank_{rank():05d}.safetensors", new / f"rank_{rank():05d}.json"
-        try:
-            save_file(tensors, weights)
-        except Exception as error:  # the Rust side wraps the system's error in one of its own
-            raise OSError(f"writing {weights.name}: {error}") from error
-        values.write_text(json.dumps(states))
-        return {path.name: sync_and_sum(path) for path in (weights, values)}
+        save_tensors(weights, tensors)
+        values.write_text(json.dumps(states), encoding="utf-8")
+        for path in (weights, values):
+            sync(path)
+        return {path.name: entry_of(path) for path in (weights, values)}
 
     def _commit(self, new: Path, final: Path, files: list[dict[str, dict[str, Any]]]) -> None:
-        manifest = {
+        facts = {
             "step": self._progress.step,
             "world_size": world_size(),
             "parameters": {name: list(shape) for name, shape in self._partition.shapes.items()},
-            "files": {name: entry for of_rank in files for name, entry in of_rank.items()},
         }
-        write_manifest(new, manifest)
+        write_manifest(new, facts, {name: entry for of_rank in files for name, entry in of_rank.items()})
         if final.exists():  # a damaged one that was passed over on resume
             shutil.rmtree(final)
         os.rename(new, final)
@@ -208,7 +212,7 @@ class Checkpoint:
         saved_ranks = int(manifest["world_size"])
         wanted = {kind: flats for sharded in self._sharded.values() for kind, flats in sharded.flats().items()}
         _fill(path, saved_ranks, self._partition, wanted)
-        every = [json.loads((path / f"rank_{r:05d}.json").read_text()) for r in range(saved_ranks)]
+        every = [json.loads((path / f"rank_{r:05d}.json").read_bytes()) for r in range(saved_ranks)]
         own = every[rank()] if saved_ranks == world_size() else every[0]
         if saved_ranks != world_size() and any(states["batches"] != own["batches"] for states in every):
             raise ValueError(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from di4c_lm.checkpoints import di4c, files
+from di4c_lm.checkpoints import di4c
 from di4c_lm.checkpoints.di4c import load_denoiser, save_denoiser
 from tests.checkpoints.tiny import LATENTS, PUBLISHED_LATENT, assert_same_tensors, tiny_dit
 
@@ -84,7 +84,7 @@ def test_a_save_that_fails_leaves_the_old_checkpoint_whole(tmp_path, monkeypatch
         Path(str(args[1])).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files, "save_file", full)
+    monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(OSError, match="No space left"):
         save_denoiser(tmp_path, tiny_dit(seed=1), length=6)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]

@@ -127,8 +127,8 @@ def test_a_repository_without_weights_says_what_it_holds(hub):
 def test_push_sends_the_folder_and_it_loads_as_it_was(hub, tmp_path):
     save_denoiser(tmp_path / "student", tiny_dit(seed=3), length=LENGTH)
     (tmp_path / "student" / "tokenizer.json").write_text("{}")
-    (tmp_path / "student" / ".saving-x").mkdir()
-    (tmp_path / "student" / ".saving-x" / "half").write_text("half")
+    (tmp_path / "student" / ".tmp-x").mkdir()
+    (tmp_path / "student" / ".tmp-x" / "half").write_text("half")
     hub.failures = [503]
     address = push_to_hub(tmp_path / "student", "me/student")
     assert address == f"{hub.url}/me/student/commit/{SHA['main']}"

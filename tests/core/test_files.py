@@ -17,12 +17,12 @@ from di4c_lm.core.files import (
     lock,
     read_json,
     read_manifest,
+    save_tensors,
     whole_file,
     whole_folder,
     write_bytes,
     write_json,
     write_manifest,
-    write_tensors,
     write_text,
 )
 
@@ -66,7 +66,8 @@ def test_json_without_a_number_for_nan(tmp_path: Path):
 
 def test_files_have_the_modes_that_the_umask_leaves_whoever_wrote_them(tmp_path: Path, umask: None):
     write_text(tmp_path / "text", "a")
-    write_tensors(tmp_path / "tensors", {"a": torch.ones(2)})
+    with whole_file(tmp_path / "tensors") as beside:
+        save_tensors(beside, {"a": torch.ones(2)})
     with whole_folder(tmp_path / "folder") as beside:
         os.close(os.open(beside / "narrow", os.O_CREAT | os.O_WRONLY, 0o600))
     assert mode(tmp_path / "text") == mode(tmp_path / "tensors") == mode(tmp_path / "folder" / "narrow") == 0o640
@@ -75,7 +76,7 @@ def test_files_have_the_modes_that_the_umask_leaves_whoever_wrote_them(tmp_path:
 
 def test_tensors_that_share_memory_are_written_apart(tmp_path: Path):
     whole = torch.arange(6.0)
-    write_tensors(tmp_path / "t", {"whole": whole, "part": whole[2:4]})
+    save_tensors(tmp_path / "t", {"whole": whole, "part": whole[2:4]})
     torch.testing.assert_close(load_file(tmp_path / "t"), {"whole": whole, "part": whole[2:4]})
 
 
@@ -88,7 +89,7 @@ def test_tensors_on_a_full_disk_are_an_oserror_that_names_the_file(tmp_path: Pat
 
     monkeypatch.setattr(safetensors.torch, "save_file", fail)
     with pytest.raises(OSError, match=r"weights.*No space left"):
-        write_tensors(tmp_path / "weights", {})
+        save_tensors(tmp_path / "weights", {})
 
 
 def test_a_folder_is_whole_or_absent(tmp_path: Path):

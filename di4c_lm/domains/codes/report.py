@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from di4c_lm.checkpoints.files import read_json
 from di4c_lm.core import image_cli
+from di4c_lm.core.files import read_json
 from di4c_lm.core.settings import to_dict
 from di4c_lm.data.images.image_files import Fit
 from di4c_lm.data.images.image_sources import load_split

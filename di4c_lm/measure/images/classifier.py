@@ -3,9 +3,6 @@
 import hashlib
 import json
 import logging
-import os
-import shutil
-import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,11 +16,13 @@ from numpy import ndarray
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from di4c_lm.core.cache import Cache
+from di4c_lm.core.files import read_json, save_tensors, write_json
 from di4c_lm.core.settings import check
 from di4c_lm.measure.images.features import NetworkFeatures
 from di4c_lm.measure.render.manifest import weights_hash
 
-_FORMAT = 1  # of the cache's key: a change in how classifiers are trained raises it
+_FORMAT = 2  # of the cache's key: a change in how classifiers are trained raises it
 _log = logging.getLogger(__name__)
 NOTE = "features of a small classifier trained on these images: not comparable with published FIDs"
 
@@ -83,8 +82,7 @@ def classifier_features(
     """The classifier of these images (0..255), trained now or taken from the cache for the same images, labels and settings.
 
     Its facts say how it was trained, its share of right answers on the images and on `held_out`, and that it is no Inception. Seeded by
-    `config.seed`; the global generators are left as they were. The cache entry is written beside and renamed: it is whole or absent.
-    Raises `ValueError` for images of fewer than 2 classes and for a damaged entry.
+    `config.seed`; the global generators are left as they were. Raises `ValueError` for images of fewer than 2 classes.
     """
     config = config or ClassifierConfig()
     present = len(np.unique(labels))
@@ -93,13 +91,18 @@ def classifier_features(
             f"features='classifier' needs images of at least 2 classes, found {present}: "
             "name a network by features=<folder>, or take features=inception"
         )
-    folder = cache_dir / "classifiers" / cache_key(images, labels, num_classes, config)
-    if folder.is_dir():
-        _log.info("classifier taken from the cache: %s", folder)
-    else:
-        _log.info("training a classifier on %d images, for features: %s", len(images), folder)
-        _save(*_trained(images, labels, num_classes, held_out, config, progress=progress, device=device), folder)
-    return _load(folder, images.shape[3], num_classes, config, batch_size=batch_size, device=device)
+
+    def make(folder: Path) -> None:
+        _log.info("training a classifier on %d images, for features: %s", len(images), path)
+        network, facts = _trained(images, labels, num_classes, held_out, config, progress=progress, device=device)
+        save_tensors(folder / "model.safetensors", network.state_dict())
+        write_json(folder / "classifier.json", facts)
+
+    cache, key = Cache(cache_dir), cache_key(images, labels, num_classes, config)
+    path = cache.path("classifiers", key)
+    _log.info("classifier: %s", path)
+    cache.entry("classifiers", key, make)
+    return _load(path, images.shape[3], num_classes, config, batch_size=batch_size, device=device)
 
 
 def cache_key(
@@ -175,26 +178,6 @@ def _accuracy(network: Classifier, images: ndarray, labels: ndarray, device: tor
     return right / len(images)
 
 
-def _save(network: Classifier, facts: dict[str, Any], folder: Path) -> None:
-    from safetensors.torch import save_file
-
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        save_file(
-            {name: v.cpu().contiguous() for name, v in network.state_dict().items()}, beside / "model.safetensors"
-        )
-        (beside / "classifier.json").write_text(json.dumps(facts, indent=2))
-        try:
-            os.rename(beside, folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
-            _log.info("another process trained the same classifier first: %s", folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-
-
 def _load(
     folder: Path,
     channels: int,
@@ -204,16 +187,12 @@ def _load(
     batch_size: int,
     device: torch.device | str,
 ) -> NetworkFeatures:
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     with torch.random.fork_rng(devices=[]):
         network = Classifier(channels, num_classes, config.features)
-    try:
-        network.load_state_dict(load_file(folder / "model.safetensors"))
-        facts = json.loads((folder / "classifier.json").read_text())
-    except (OSError, RuntimeError, SafetensorError, json.JSONDecodeError) as error:
-        raise ValueError(f"{folder}: a damaged classifier; remove the folder to train it again ({error})") from error
+    network.load_state_dict(load_file(folder / "model.safetensors"))
+    facts = read_json(folder / "classifier.json")
     network.eval().requires_grad_(False).to(device)
     identity = {"name": "classifier", "kind": NOTE, "sha256": weights_hash(folder)}
     return NetworkFeatures(network, {**identity, **facts}, batch_size=batch_size, device=device)

@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import json
-import os
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import numpy as np
 from jaxtyping import Float32
 from numpy import ndarray
 
+from di4c_lm.core.files import whole_file
 from di4c_lm.measure.images.features import Embedded
 from di4c_lm.measure.images.scores import some
 from di4c_lm.measure.statistics.frechet import Moments, moments
@@ -53,10 +53,8 @@ class Reference:
         }
         if self.features is not None:
             arrays["features"] = self.features
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.{os.getpid()}.npz")
-        np.savez(beside, **arrays, facts=np.array(json.dumps(dict(self.facts))))
-        os.replace(beside, path)
+        with whole_file(path) as beside, beside.open("wb") as file:
+            np.savez(file, **arrays, facts=np.array(json.dumps(dict(self.facts))))
 
 
 def reference_of(embedded: Embedded, *, keep: int, images: str, name: str, network: str | None) -> Reference:

@@ -3,10 +3,11 @@
 import csv
 import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
+
+from di4c_lm.core.files import write_bytes
 
 Row: TypeAlias = Mapping[str, Any]
 _INK, _GRID, _DATA = "#2b2f36", "#e3e6ea", "#6b7280"
@@ -48,13 +49,10 @@ def write_report(
 
 def write_whole(folder: Path, name: str, contents: Mapping[str, bytes]) -> dict[str, Path]:
     """Writes `<name>.<kind>` for each kind, whole or not at all, and returns their paths by kind."""
-    folder.mkdir(parents=True, exist_ok=True)
     paths = {}
     for kind, content in contents.items():
         paths[kind] = folder / f"{name}.{kind}"
-        beside = folder / f".{name}.{kind}.{os.getpid()}"
-        beside.write_bytes(content)
-        os.replace(beside, paths[kind])
+        write_bytes(paths[kind], content)
     return paths
 
 

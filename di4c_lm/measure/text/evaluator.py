@@ -1,11 +1,7 @@
 """The language model whose perplexity is reported: trained here and cached, or loaded from a folder or the hub."""
 
 import hashlib
-import json
 import logging
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,11 +14,13 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from di4c_lm.core.cache import Cache, key_of
+from di4c_lm.core.files import write_json
 from di4c_lm.core.fingerprints import fingerprint
 from di4c_lm.core.settings import to_dict
 from di4c_lm.domains.text.settings import EvaluatorConfig
 
-_FORMAT = 1  # of the cache's key: a change in how evaluators are trained raises it
+_FORMAT = 2  # of the cache's key: a change in how evaluators are trained raises it
 _DROPOUT = 0.1
 _WEIGHT_DECAY = 0.1
 _log = logging.getLogger(__name__)
@@ -49,9 +47,8 @@ def train_evaluator(
 ) -> Evaluator:
     """A small GPT-2 trained on next tokens of `tokens_ND`, or the one that the cache holds for the same arguments.
 
-    Seeded by `config.pretrain.seed`; the global generators are left as they were. The cache entry is written beside
-    and renamed: it is whole or absent. Raises `ValueError` for an empty corpus, sequences of one token, and ids
-    beyond the tokenizer.
+    Seeded by `config.pretrain.seed`; the global generators are left as they were. Raises `ValueError` for an empty corpus, sequences of
+    one token, and ids beyond the tokenizer.
     """
     num_sequences, length = tokens_ND.shape
     if num_sequences == 0 or length < 2:
@@ -60,29 +57,33 @@ def train_evaluator(
         )
     if int(tokens_ND.max()) >= len(tokenizer):
         raise ValueError(f"token id {int(tokens_ND.max())} is beyond the tokenizer's {len(tokenizer)} entries")
-    folder = cache_dir / "evaluators" / cache_key(tokens_ND, tokenizer, config)
-    if folder.is_dir():
-        _log.info("evaluator taken from the cache: %s", folder)
-    else:
-        _log.info("training an evaluator on %d sequences of %d tokens: %s", num_sequences, length, folder)
+
+    def make(folder: Path) -> None:
+        _log.info("training an evaluator on %d sequences of %d tokens: %s", num_sequences, length, path)
         with torch.random.fork_rng(devices=[device] if device.startswith("cuda") else []):
             torch.manual_seed(config.pretrain.seed)
             model, loss = _train(tokens_ND, tokenizer, config, progress=progress, device=device)
-        _save(model, tokenizer, folder, {"config": to_dict(config), "final_train_loss": loss})
-    return load_evaluator(str(folder), device=device)
+        with _no_bars():
+            model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        write_json(folder / "evaluator.json", {"config": to_dict(config), "final_train_loss": loss})
+
+    cache, key = Cache(cache_dir), cache_key(tokens_ND, tokenizer, config)
+    path = cache.path("evaluators", key)
+    _log.info("evaluator: %s", path)
+    return load_evaluator(str(cache.entry("evaluators", key, make)), device=device)
 
 
 def cache_key(tokens_ND: Int[Tensor, "N D"], tokenizer: Any, config: EvaluatorConfig) -> str:
     """Hash of all that shapes a trained evaluator. `path` and `batch_size` (of reading) do not."""
     shaping = {key: value for key, value in to_dict(config).items() if key not in ("path", "batch_size")}
     data = hashlib.sha256(tokens_ND.to("cpu", torch.int64).contiguous().numpy().tobytes()).hexdigest()
-    parts = [_FORMAT, _DROPOUT, _WEIGHT_DECAY, shaping, list(tokens_ND.shape), data, fingerprint(tokenizer)]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    return key_of(_FORMAT, _DROPOUT, _WEIGHT_DECAY, shaping, list(tokens_ND.shape), data, fingerprint(tokenizer))
 
 
 def _train(
     tokens_ND: Int[Tensor, "N D"], tokenizer: Any, config: EvaluatorConfig, *, progress: bool, device: str
-) -> tuple[nn.Module, float]:
+) -> tuple[Any, float]:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     pretrain = config.pretrain
@@ -132,24 +133,6 @@ def _batches(num_sequences: int, batch_size: int, rng: torch.Generator):
             order = torch.cat([order, torch.randperm(num_sequences, generator=rng)])
         yield order[:batch_size]
         order = order[batch_size:]
-
-
-def _save(model: Any, tokenizer: Any, folder: Path, facts: dict[str, Any]) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        with _no_bars():
-            model.save_pretrained(beside)
-        tokenizer.save_pretrained(beside)
-        (beside / "evaluator.json").write_text(json.dumps(facts, indent=2))
-        try:
-            os.rename(beside, folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
-            _log.info("another process trained the same evaluator first: %s", folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 @contextmanager

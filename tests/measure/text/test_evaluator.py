@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from di4c_lm.domains.text.settings import EvaluatorConfig
-from di4c_lm.measure.text import evaluator as evaluators
 from di4c_lm.measure.text.evaluator import cache_key, load_evaluator, train_evaluator
 from di4c_lm.measure.text.perplexity import Document, score
 from di4c_lm.training.settings import PretrainConfig
@@ -39,7 +38,7 @@ def test_it_learns_its_text(cache: Path) -> None:
 
 
 def test_the_cache_is_used_and_gives_the_same_evaluator(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluators, "_train", None)  # training again would fail
+    monkeypatch.setattr("torch.optim.AdamW", None)  # training again would fail
     again = train_evaluator(TOKENS, TOKENIZER, CONFIG, cache_dir=cache, progress=False)
     saved = load_evaluator(str(entry(cache)))
     for name, weight in saved.model.state_dict().items():
@@ -71,15 +70,20 @@ def test_the_key_knows_what_shapes_a_evaluator() -> None:
     assert len({key, *others}) == 5
 
 
-def test_a_failed_save_leaves_no_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
+def test_a_failed_save_leaves_no_entry_and_the_next_try_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(evaluators.os, "rename", full)
     short = EvaluatorConfig(hidden_size=8, num_blocks=1, num_heads=1, pretrain=PretrainConfig(steps=1, batch_size=2))
-    with pytest.raises(OSError, match="No space left"):
-        train_evaluator(TOKENS, TOKENIZER, short, cache_dir=tmp_path, progress=False)
-    assert list((tmp_path / "evaluators").iterdir()) == []
+    with monkeypatch.context() as patch:
+        patch.setattr("transformers.GPT2LMHeadModel.save_pretrained", full)
+        with pytest.raises(OSError, match="No space left"):
+            train_evaluator(TOKENS, TOKENIZER, short, cache_dir=tmp_path, progress=False)
+    key = cache_key(TOKENS, TOKENIZER, short)
+    assert not (tmp_path / "evaluators" / key).exists()
+    assert train_evaluator(TOKENS, TOKENIZER, short, cache_dir=tmp_path, progress=False).name.endswith(key)
 
 
 @pytest.mark.parametrize(
