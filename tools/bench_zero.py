@@ -74,7 +74,7 @@ def measure(way: str, settings: Settings) -> list[dict[str, float]]:
     from di4c_lm.processes.masked import MaskedProcess
     from di4c_lm.training.distributed import barrier, gather_objects, init_distributed
     from di4c_lm.training.ema import Ema
-    from di4c_lm.training.engine import DeepSpeedEngine
+    from di4c_lm.training.engine import Engine
     from di4c_lm.training.loop import update
     from di4c_lm.training.settings import OptimConfig, TrainConfig, ZeroConfig
 
@@ -112,7 +112,7 @@ def measure(way: str, settings: Settings) -> list[dict[str, float]]:
         student, teacher, MaskedProcess(settings.S - 1), Di4CConfig(num_lambdas=settings.L), seed=0
     )
     trained = sum(p.numel() for p in student.parameters())
-    engine = DeepSpeedEngine(objective, train=train, optim=OptimConfig(), zero=zero, world=world)
+    engine = Engine(objective, train=train, optim=OptimConfig(), zero=zero, world=world)
     ema = Ema(engine.partition, 0.999)
     times, held, batches = [], 0.0, Batches()
     for number in range(settings.steps + 1):

@@ -80,6 +80,7 @@ def fit(
     run_dir: Path,
     *,
     optimizer_from: Path | None = None,
+    gather_raw: bool = False,
 ) -> Trained:
     """Train the student by `config.objective` on the sequences of `source` under DeepSpeed."""
     student.activation_checkpointing = config.train.activation_checkpointing
@@ -104,6 +105,7 @@ def fit(
         label="distil" if teacher is not None else config.objective.kind,
         settings=to_dict(config),
         optimizer_from=optimizer_from,
+        gather_raw=gather_raw,
     )
 
 

@@ -61,7 +61,16 @@ def run_text(config: Config, *, export_raw: bool = False, optimizer_from: Path |
     logger.info("3/5 %s: %d updates", config.objective.kind, config.train.steps)
     student = new_student(config, corpus, teacher)
     frozen = None if teacher is None else teacher.denoiser
-    trained = fit(config, student, frozen, corpus.train, world, run_dir, optimizer_from=optimizer_from)
+    trained = fit(
+        config,
+        student,
+        frozen,
+        corpus.train,
+        world,
+        run_dir,
+        optimizer_from=optimizer_from,
+        gather_raw=export_raw,
+    )
     if trained.progress.signal:
         return 128 + trained.progress.signal
     evaluator = config.evaluator.path

@@ -5,79 +5,60 @@ import gc
 import logging
 import warnings
 from collections import defaultdict
-from collections.abc import Callable
-from typing import Any, Protocol, TypeVar, final, runtime_checkable
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, final
 
 import torch
 from torch import Tensor, nn
 
 from di4c_lm.training.deepspeed_config import deepspeed_config
 from di4c_lm.training.distributed import World, is_main
-from di4c_lm.training.optimizer import ClippedAdamW, parameter_groups
 from di4c_lm.training.partition import Flats, Partition
 from di4c_lm.training.precision import exact_buffers
 from di4c_lm.training.settings import OptimConfig, TrainConfig, ZeroConfig
-from di4c_lm.training.zero import forget_gradients, is_stage_3, masters_of, pieces_of, refresh_weights
+from di4c_lm.training.zero import forget_gradients, masters_of, pieces_of, refresh_weights
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 _STUDENT = "student."
 
 
-@runtime_checkable
-class Engine(Protocol):
-    """All the training loop may ask."""
+class ClippedAdamW(torch.optim.AdamW):
+    """AdamW that clips by global norm and skips what is not finite, as DeepSpeed's own wrappers do at the other stages.
 
-    partition: Partition
+    DeepSpeed reads `overflow` and `_global_grad_norm` from whatever stands as its optimizer.
+    """
 
-    def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss (scalar, mean over the examples) and metrics of one micro batch."""
-        ...
+    def __init__(self, groups: list[dict[str, Any]], *, clip_norm: float, **options: Any) -> None:
+        super().__init__(groups, **options)
+        self._clip_norm = clip_norm
+        self._global_grad_norm = 0.0
+        self.overflow = False
 
-    def backward(self, loss: Tensor) -> None:
-        """Add the gradients of one micro batch. A loss that is not finite makes them all NaN, and with them this step's on all ranks."""
-        ...
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """One update, or none where the gradient is not finite."""
+        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        self.overflow = not bool(norm.isfinite())
+        self._global_grad_norm = float("inf") if self.overflow else norm.item()
+        if self.overflow:
+            return
+        torch.nn.utils.clip_grads_with_norm_(
+            [p for group in self.param_groups for p in group["params"]], self._clip_norm, norm
+        )
+        super().step()
 
-    def step(self, lr: float) -> bool:
-        """After each `backward`: at the last micro batch of a step, one update with learning rate `lr`.
 
-        False if the update was skipped, on all ranks alike, because the gradient was not finite.
-        """
-        ...
-
-    @property
-    def is_boundary(self) -> bool:
-        """True where the next `step` updates the weights."""
-        ...
-
-    @property
-    def grad_norm(self) -> float:
-        """Global L2 norm of the last step's gradient before clipping; inf where it was not finite."""
-        ...
-
-    def gather(self) -> dict[str, Tensor]:
-        """The student's float32 master weights under its own `state_dict` names, whole, on the CPU of rank 0; empty elsewhere."""
-        ...
-
-    def complete(self, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Trained parameters, gathered, as a full `state_dict` of the student: frozen parameters, buffers and tied names added."""
-        ...
-
-    def flats(self) -> dict[str, Flats]:
-        """Tensors a checkpoint keeps, laid out like the masters; filled in place on resume, then `load_state_dict`."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps beside those tensors."""
-        ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The counterpart of `state_dict`; also carries the masters into the weights that the network computes with."""
-        ...
-
-    def close(self) -> None:
-        """Free the engine, so that another can follow in this process."""
-        ...
+def parameter_groups(
+    trained: Mapping[str, nn.Parameter], optim: OptimConfig, is_latent: Callable[[str], bool]
+) -> list[dict[str, Any]]:
+    """One group, or two where the parameters of the λ path learn at a rate of their own."""
+    scales = {name: optim.latent_lr_scale if is_latent(name) else 1.0 for name in trained}
+    return [
+        {"params": [p for name, p in trained.items() if scales[name] == scale], "lr": optim.lr, "lr_scale": scale}
+        for scale in sorted(set(scales.values()))
+    ]
 
 
 class _Reach(torch.autograd.Function):
@@ -114,7 +95,7 @@ def _import_deepspeed(*, on_cpu: bool) -> Any:
 
 
 @final
-class DeepSpeedEngine(Engine):
+class Engine:
     """`objective` under DeepSpeed ZeRO 0-3. `objective.student` is trained; nothing else in it may hold a parameter.
 
     A frozen teacher belongs outside `nn.Module`'s registration (in a tuple, say): DeepSpeed then neither casts, partitions, optimises nor
@@ -159,6 +140,7 @@ class DeepSpeedEngine(Engine):
         self._objective = objective
         self._reached = trained if zero.stage < 3 else {}
         self._device = world.device
+        self._is_stage_3 = zero.stage == 3
         self._deepspeed = deepspeed
         self._frozen = _frozen_weights(objective)
         with exact_buffers(objective):
@@ -185,44 +167,49 @@ class DeepSpeedEngine(Engine):
                 master.copy_(exact[piece.name][piece.start : piece.start + piece.numel])
 
     def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """See `Engine.forward`; the tensors of `batch`, a dataclass, are moved to the device."""
+        """Loss (scalar, mean over the examples) and metrics of one micro batch.
+
+        The tensors of `batch`, a dataclass, are moved to the device.
+        """
         return self._engine(_to_device(batch, self._device))
 
     def backward(self, loss: Tensor) -> None:
-        """See `Engine.backward`."""
+        """Add the gradients of one micro batch. A loss that is not finite makes them all NaN, and with them this step's on all ranks."""
         self._engine.backward(_Reach.apply(loss, *self._reached.values()))
 
     def step(self, lr: float) -> bool:
-        """See `Engine.step`."""
+        """After each `backward`: at the last micro batch of a step, one update with learning rate `lr`.
+
+        False if the update was skipped, on all ranks alike, because the gradient was not finite."""
         for group in self._adam.param_groups:
             group["lr"] = lr * group["lr_scale"]
         if not self.is_boundary:
             self._engine.step()
             return False
         wrapper = self._engine.optimizer
-        if is_stage_3(wrapper):
+        if self._is_stage_3:
             wrapper.finalize_gradient_accumulation_boundary()
         self._engine.step()
-        if is_stage_3(wrapper):
+        if self._is_stage_3:
             forget_gradients(wrapper)
         return self._engine.was_step_applied()
 
     @property
     def is_boundary(self) -> bool:
-        """See `Engine.is_boundary`."""
+        """True where the next `step` updates the weights."""
         return self._engine.is_gradient_accumulation_boundary()
 
     @property
     def grad_norm(self) -> float:
-        """See `Engine.grad_norm`."""
+        """Global L2 norm of the last step's gradient before clipping; inf where it was not finite."""
         return float(self._engine.get_global_grad_norm() or 0.0)
 
     def gather(self) -> dict[str, Tensor]:
-        """See `Engine.gather`."""
+        """The student's float32 master weights under its own `state_dict` names, whole, on the CPU of rank 0; empty elsewhere."""
         return self.complete(self.partition.gather(self.partition.flats))
 
     def complete(self, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
-        """See `Engine.complete`."""
+        """Trained parameters, gathered, as a full `state_dict` of the student: frozen parameters, buffers and tied names added."""
         student = self._objective.get_submodule("student")
         whole = {**parameters, **self._frozen}
         names = {id(p): name for name, p in student.named_parameters()}
@@ -234,23 +221,26 @@ class DeepSpeedEngine(Engine):
         return whole if is_main() else {}
 
     def flats(self) -> dict[str, Flats]:
-        """See `Engine.flats`: the masters and AdamW's two moments."""
+        """Tensors a checkpoint keeps, laid out like the masters; filled in place on resume, then `load_state_dict`.
+
+        They are the masters and AdamW's two moments.
+        """
         states = [self._adam.state[master] for master in self._masters]
         moments = {key: [state[key].view(-1) for state in states] for key in ("exp_avg", "exp_avg_sq")}
         return {"master": self.partition.flats, **moments}
 
     def state_dict(self) -> dict[str, Any]:
-        """See `Engine.state_dict`: AdamW's count of updates, the same for all parameters."""
+        """What a checkpoint keeps beside those tensors. AdamW's count of updates, the same for all parameters."""
         return {"adam_steps": max((int(self._adam.state[master]["step"]) for master in self._masters), default=0)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See `Engine.load_state_dict`."""
+        """The counterpart of `state_dict`; also carries the masters into the weights that the network computes with."""
         for master in self._masters:
             self._adam.state[master]["step"].fill_(state["adam_steps"])
         refresh_weights(self._engine.optimizer, self._masters)
 
     def close(self) -> None:
-        """See `Engine.close`."""
+        """Free the engine, so that another can follow in this process."""
         self._engine.destroy()
         self._masters, self._reached = [], {}
         del self._engine

@@ -13,14 +13,20 @@ import torch
 from torch import Tensor, nn
 
 from di4c_lm.core.files import write_json
-from di4c_lm.training.distributed import gather_objects, init_distributed, is_main, sum_over_ranks, world_size
+from di4c_lm.training.distributed import (
+    Watchdog,
+    gather_objects,
+    init_distributed,
+    is_main,
+    sum_over_ranks,
+    world_size,
+)
 from di4c_lm.training.ema import Ema
-from di4c_lm.training.engine import DeepSpeedEngine, Engine
+from di4c_lm.training.engine import Engine
 from di4c_lm.training.journal import Journal
 from di4c_lm.training.run_state import Checkpoint, Progress
 from di4c_lm.training.schedule import learning_rate
 from di4c_lm.training.settings import OptimConfig, TrainConfig, WandbConfig, ZeroConfig
-from di4c_lm.training.watch import Watch
 
 logger = logging.getLogger(__name__)
 _ASKED = (int(signal.SIGTERM), int(signal.SIGINT))  # requests to save and leave
@@ -49,7 +55,7 @@ class Batches(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """What training leaves: on rank 0 of a finished run, the student's full float32 `state_dict`, raw and averaged; else empty."""
+    """What training leaves: on rank 0 of a finished run the student's full float32 `state_dict`, averaged and, if asked for, raw."""
 
     progress: Progress
     raw: dict[str, Tensor] = field(default_factory=dict)
@@ -116,21 +122,22 @@ def train(
     label: str = "train",
     settings: dict[str, Any] | None = None,
     optimizer_from: Path | None = None,
+    gather_raw: bool = False,
 ) -> Trained:
     """Train `objective.student` for `train.steps` updates, or go on with the run in `run_dir` (`train.resume`). All ranks call it.
 
-    `objective(batch)` returns the loss, a mean over the examples, and detached scalar metrics; see `DeepSpeedEngine` for what else it
+    `objective(batch)` returns the loss, a mean over the examples, and detached scalar metrics; see `Engine` for what else it
     promises. Leaves `metrics.jsonl` and `checkpoints/` in `run_dir`. On SIGTERM or SIGINT the step is finished and saved, and
     `progress.signal` tells: a script should then exit with 128 + that number. A run that does not resume begins with the optimiser's
-    moments of the one in `optimizer_from`, where that is given.
+    moments of the one in `optimizer_from`, where that is given. `gather_raw`: the raw weights are wanted beside the average.
 
-    Errors: `ValueError` as `Checkpoint.resume` and `DeepSpeedEngine` say; `NonFiniteError` after `train.max_bad_steps` bad steps in a
+    Errors: `ValueError` as `Checkpoint.resume` and `Engine` say; `NonFiniteError` after `train.max_bad_steps` bad steps in a
     row, with the last one's sample ids in `bad_batch.json`; `CheckpointError` where a checkpoint cannot be saved. If a rank dies or hangs,
-    the others name it within `train.rank_timeout_s` seconds and end their processes (`Watch`).
+    the others name it within `train.rank_timeout_s` seconds and end their processes (`Watchdog`).
     """
     world = init_distributed(device)
-    with _Signals() as signals, Watch(train.rank_timeout_s) as watch:
-        engine = DeepSpeedEngine(objective, train=train, optim=optim, zero=zero, world=world, is_latent=is_latent)
+    with _Signals() as signals, Watchdog(train.rank_timeout_s) as watchdog:
+        engine = Engine(objective, train=train, optim=optim, zero=zero, world=world, is_latent=is_latent)
         ema = Ema(engine.partition, optim.ema_decay)
         progress = Progress()
         checkpoint = Checkpoint(
@@ -142,7 +149,7 @@ def train(
             progress=progress,
             keep=train.keep_checkpoints,
         )
-        watch.beat("the search for a checkpoint")
+        watchdog.beat("the search for a checkpoint")
         if not checkpoint.resume(train.resume) and optimizer_from is not None:
             checkpoint.adopt_optimizer(optimizer_from / "checkpoints")
         journal = Journal(
@@ -159,7 +166,7 @@ def train(
                 if isinstance(objective, Paced):
                     objective.begin_update(progress.step)
                 lr = learning_rate(progress.step, optim, train.steps)
-                step = update(engine, batches, lr, lambda: signals.received, _beat_in(watch, progress.step + 1))
+                step = update(engine, batches, lr, lambda: signals.received, _beat_in(watchdog, progress.step + 1))
                 if step.applied:
                     ema.update()
                 advance(progress, step)
@@ -171,20 +178,21 @@ def train(
                     or progress.step == train.steps
                     or (train.save_every and progress.step % train.save_every == 0)
                 ):
-                    watch.beat(f"saving after step {progress.step}")
+                    watchdog.beat(f"saving after step {progress.step}")
                     checkpoint.save()
-        watch.beat("the gathering of the weights")
+        watchdog.beat("the gathering of the weights")
         if progress.signal:
             logger.warning("stopped by %s after step %d, saved", signal.Signals(progress.signal).name, progress.step)
             raw, average = {}, {}
         else:
-            raw, average = engine.gather(), engine.complete(ema.gather())
+            raw = engine.gather() if gather_raw else {}
+            average = engine.complete(ema.gather())
         engine.close()
     return Trained(progress=progress, raw=raw, ema=average)
 
 
-def _beat_in(watch: Watch, step: int) -> Callable[[str], None]:
-    return lambda what: watch.beat(f"{what} of step {step}")
+def _beat_in(watchdog: Watchdog, step: int) -> Callable[[str], None]:
+    return lambda what: watchdog.beat(f"{what} of step {step}")
 
 
 def update(

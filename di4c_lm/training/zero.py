@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
+from torch.optim import AdamW
 
-from di4c_lm.training.optimizer import ClippedAdamW
 from di4c_lm.training.partition import Piece
 
 
@@ -31,7 +31,7 @@ def masters_of(wrapper: Any, trained: Mapping[str, nn.Parameter]) -> list[Tensor
     ):
         if hasattr(wrapper, attribute):
             return list(getattr(wrapper, attribute))
-    assert isinstance(wrapper, ClippedAdamW), f"unknown DeepSpeed optimizer {type(wrapper).__name__}"
+    assert isinstance(wrapper, AdamW), f"unknown DeepSpeed optimizer {type(wrapper).__name__}"
     return list(trained.values())
 
 
@@ -39,7 +39,7 @@ def pieces_of(wrapper: Any, trained: Mapping[str, nn.Parameter]) -> Iterator[Pie
     """Where each parameter lies in the tensors of `masters_of`."""
     named: Mapping[str, Any] = trained  # DeepSpeed hangs attributes of its own on parameters
     for i, (name, p) in enumerate(named.items()):
-        if isinstance(wrapper, ClippedAdamW):
+        if isinstance(wrapper, AdamW):
             yield Piece(name=name, start=0, numel=p.numel(), flat=i, offset=0)
         elif is_stage_3(wrapper):
             flat, offset, numel = wrapper.grad_position[wrapper.get_param_id(p)]
@@ -60,5 +60,5 @@ def refresh_weights(wrapper: Any, masters: list[Tensor]) -> None:
         for low, master in zip(wrapper.fp16_partitioned_groups_flat, masters, strict=True):
             low.data.copy_(master.data)
         wrapper.checkpoint_event_epilogue()
-    elif not isinstance(wrapper, ClippedAdamW):
+    elif not isinstance(wrapper, AdamW):
         wrapper.update_lp_params()

@@ -283,7 +283,7 @@ def test_the_deepspeed_launcher_and_a_run_ended_by_bad_steps(tmp_path, read_trac
 
 def test_parameters_outside_the_student_are_refused():
     from di4c_lm.training.distributed import World
-    from di4c_lm.training.engine import DeepSpeedEngine
+    from di4c_lm.training.engine import Engine
     from di4c_lm.training.settings import OptimConfig, TrainConfig, ZeroConfig
 
     world = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
@@ -292,8 +292,8 @@ def test_parameters_outside_the_student_are_refused():
     objective.teacher = torch.nn.Linear(2, 2).requires_grad_(False)
     sections = {"train": TrainConfig(), "optim": OptimConfig(), "zero": ZeroConfig(), "world": world}
     with pytest.raises(ValueError, match="outside its student.*teacher.weight"):
-        DeepSpeedEngine(objective, **sections)
+        Engine(objective, **sections)
     del objective.teacher
     objective.student.requires_grad_(False)
     with pytest.raises(ValueError, match="no parameter to train"):
-        DeepSpeedEngine(objective, **sections)
+        Engine(objective, **sections)

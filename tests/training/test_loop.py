@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from di4c_lm.training.watch import EXIT_STATUS
+from di4c_lm.training.distributed import EXIT_STATUS
 
 SPEC = {"steps": 12, "stage": 2}
 

@@ -246,7 +246,9 @@ def run(spec: dict[str, Any], rank: int, world_size: int) -> int:
     if rank == world_size - 1:
         fatal = {"kill_at": signal.SIGKILL, "term_at": signal.SIGTERM}
         batches.signals = {spec[key]: number for key, number in fatal.items() if key in spec}
-    trained = loop.train(objective, batches, **sections, run_dir=run_dir, device="cpu", is_latent=is_latent)
+    trained = loop.train(
+        objective, batches, **sections, run_dir=run_dir, device="cpu", is_latent=is_latent, gather_raw=True
+    )
     after = list(teacher.parameters())
     assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(before, after, strict=True))
     if trained.raw:

@@ -18,8 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from di4c_lm.training.distributed import init_distributed
-from di4c_lm.training.watch import Watch
+from di4c_lm.training.distributed import Watchdog, init_distributed
 
 
 def misbehave(how: str, timeout: float) -> None:
@@ -37,7 +36,7 @@ def misbehave(how: str, timeout: float) -> None:
 
 def work(how: str, culprit: int, timeout: float) -> None:
     world = init_distributed("cpu")
-    with Watch(timeout) as watch:
+    with Watchdog(timeout) as watch:
         for step in range(1, 6):
             watch.beat(f"the data of step {step}")
             if step == 3 and world.rank == culprit:

@@ -16,7 +16,7 @@ from di4c_lm.objectives.settings import MdlmConfig
 from di4c_lm.runs.fitting import make_objective
 from di4c_lm.runs.text import needs_teacher, new_student
 from di4c_lm.training.distributed import World, set_threads, sum_over_ranks
-from di4c_lm.training.engine import DeepSpeedEngine
+from di4c_lm.training.engine import Engine
 from di4c_lm.training.loop import update
 
 
@@ -45,7 +45,7 @@ def try_out(config: Config, world: World, steps: int) -> dict[str, Any]:
     )
     antithetic = isinstance(config.objective, MdlmConfig) and config.objective.times == "antithetic"
     batches = StratifiedBatches(stream) if antithetic else stream
-    engine = DeepSpeedEngine(
+    engine = Engine(
         make_objective(config, student, None if teacher is None else teacher.denoiser, world),
         train=config.train,
         optim=config.optim,

@@ -1,4 +1,4 @@
-"""A rank that dies or stops ends the run with its name: the jury by its laws, the watch among real processes."""
+"""A rank that dies or stops ends the run with its name: the monitor by its laws, the watchdog among real processes."""
 
 import json
 import re
@@ -11,54 +11,56 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from di4c_lm.training.watch import EXIT_STATUS, Jury, Sign
+from di4c_lm.training.distributed import EXIT_STATUS, Heartbeat, Monitor
 
 SCRIPT = Path(__file__).with_name("watched.py")
 
 
-def jury_of(*signs: Sign) -> Jury:
-    jury = Jury(timeout=10, grace=2)
-    jury.hear(dict(enumerate(signs)), 0)
-    return jury
+def monitor_of(*heartbeats: Heartbeat) -> Monitor:
+    monitor = Monitor(timeout=10, grace=2)
+    monitor.hear(dict(enumerate(heartbeats)), 0)
+    return monitor
 
 
 @given(moves=st.lists(st.booleans(), max_size=30))
 def test_nobody_is_accused_within_the_timeout(moves: list[bool]) -> None:
-    jury, beats, now = jury_of(Sign(), Sign()), [0, 0], 0.0
+    monitor, beats, now = monitor_of(Heartbeat(), Heartbeat()), [0, 0], 0.0
     for pulse, move in enumerate(moves, 1):
         now += 4.9
         beats = [beats[0] + move, beats[1] + (not move)]
-        jury.hear({0: Sign(pulse=pulse, beats=beats[0]), 1: Sign(pulse=pulse, beats=beats[1])}, now)
-        assert not jury.silent(now + 5, broken=False) and not jury.behind(now)
+        monitor.hear({0: Heartbeat(pulse=pulse, beats=beats[0]), 1: Heartbeat(pulse=pulse, beats=beats[1])}, now)
+        assert not monitor.silent(now + 5, broken=False) and not monitor.behind(now)
 
 
 def test_a_pulse_that_stands_still_is_accused_and_sooner_once_a_collective_broke() -> None:
-    jury = jury_of(Sign(), Sign(place="the data"))
-    jury.hear({0: Sign(pulse=1), 1: Sign(place="the data")}, 9)
-    assert not jury.silent(10, broken=False)
-    assert list(jury.silent(10.1, broken=False)) == [1]
+    monitor = monitor_of(Heartbeat(), Heartbeat(place="the data"))
+    monitor.hear({0: Heartbeat(pulse=1), 1: Heartbeat(place="the data")}, 9)
+    assert not monitor.silent(10, broken=False)
+    assert list(monitor.silent(10.1, broken=False)) == [1]
     assert (
-        "no sign of life for 10.1 s" in jury.silent(10.1, broken=False)[1]
-        and "the data" in jury.silent(11, broken=True)[1]
+        "no sign of life for 10.1 s" in monitor.silent(10.1, broken=False)[1]
+        and "the data" in monitor.silent(11, broken=True)[1]
     )
-    assert list(jury.silent(9, broken=True)) == [1]
-    jury.hear({0: Sign(pulse=2, status="broken")}, 9)
-    assert list(jury.silent(9, broken=False)) == [1]
+    assert list(monitor.silent(9, broken=True)) == [1]
+    monitor.hear({0: Heartbeat(pulse=2, status="broken")}, 9)
+    assert list(monitor.silent(9, broken=False)) == [1]
 
 
 def test_who_is_furthest_behind_is_accused_once_nobody_moves() -> None:
-    jury = jury_of(Sign(), Sign(), Sign())
-    signs = {0: Sign(beats=5), 1: Sign(beats=4, place="the data of step 2"), 2: Sign(beats=5)}
-    jury.hear(signs, 3)
-    jury.hear({0: Sign(beats=6)}, 8)
-    assert not jury.behind(17.9)
-    assert list(jury.behind(18.1)) == [1] and "15.1 s; it is at the data of step 2" in jury.behind(18.1)[1]
+    monitor = monitor_of(Heartbeat(), Heartbeat(), Heartbeat())
+    heartbeats = {0: Heartbeat(beats=5), 1: Heartbeat(beats=4, place="the data of step 2"), 2: Heartbeat(beats=5)}
+    monitor.hear(heartbeats, 3)
+    monitor.hear({0: Heartbeat(beats=6)}, 8)
+    assert not monitor.behind(17.9)
+    assert list(monitor.behind(18.1)) == [1] and "15.1 s; it is at the data of step 2" in monitor.behind(18.1)[1]
 
 
 def test_who_left_is_not_missed_and_who_failed_is_named_with_its_error() -> None:
-    jury = jury_of(Sign(), Sign(pulse=3, status="left"), Sign(status="failed", place="ValueError: no"))
-    assert not jury.silent(2, broken=True)
-    assert jury.silent(3, broken=False) == {2: "failed: ValueError: no"}
+    monitor = monitor_of(
+        Heartbeat(), Heartbeat(pulse=3, status="left"), Heartbeat(status="failed", place="ValueError: no")
+    )
+    assert not monitor.silent(2, broken=True)
+    assert monitor.silent(3, broken=False) == {2: "failed: ValueError: no"}
 
 
 SCENARIOS = {
