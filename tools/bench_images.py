@@ -20,9 +20,8 @@ from benchmark.plain_images import unet_loss
 from benchmark.words import split_words
 from torch import Tensor, nn
 
-from di4c_lm.domains.pixels.settings import UnetConfig
 from di4c_lm.mixtures.settings import LatentConfig
-from di4c_lm.networks.unet import UNet
+from di4c_lm.networks.unet import UNet, UnetConfig
 from di4c_lm.objectives import di4c as objectives
 from di4c_lm.objectives.settings import Di4CConfig, HopConfig, TimesConfig
 from di4c_lm.processes.gaussian import GaussianChain

@@ -21,9 +21,8 @@ from benchmark.plain import backbone_loss
 from benchmark.words import split_words
 from torch import nn
 
-from di4c_lm.domains.text.settings import ModelConfig
 from di4c_lm.mixtures.settings import LatentConfig
-from di4c_lm.networks.dit import DIT
+from di4c_lm.networks.dit import DIT, DitConfig
 from di4c_lm.objectives import di4c as objectives
 from di4c_lm.objectives.settings import Di4CConfig
 from di4c_lm.processes.masked import MaskedProcess
@@ -84,7 +83,7 @@ class Tokens:
 def build(settings: Settings) -> tuple[DIT, DIT]:
     """Student and teacher with random weights everywhere, the same for both ways."""
     torch.manual_seed(0)
-    model = ModelConfig(hidden_size=settings.H, num_blocks=settings.blocks, num_heads=settings.heads)
+    model = DitConfig(hidden_size=settings.H, num_blocks=settings.blocks, num_heads=settings.heads)
     latent = LatentConfig(path="adaln" if settings.path == "adaln" else "token", inject_at=settings.inject_at)
     networks = [DIT(model, num_states=settings.S, latent=chosen) for chosen in (latent, None)]
     for network in networks:

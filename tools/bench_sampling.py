@@ -23,9 +23,8 @@ from benchmark.apart import run_apart
 from benchmark.words import split_words
 from torch import nn
 
-from di4c_lm.domains.text.settings import ModelConfig
 from di4c_lm.mixtures.settings import LatentConfig
-from di4c_lm.networks.dit import DIT
+from di4c_lm.networks.dit import DIT, DitConfig
 from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.samplers.grids import uniform_grid
 from di4c_lm.samplers.trajectory import sample
@@ -93,7 +92,7 @@ def latent_of(settings: Settings) -> LatentConfig | None:
 def build(settings: Settings, latent: LatentConfig | None) -> DIT:
     """A network with random weights everywhere, those beside λ's the same for all ways."""
     torch.manual_seed(0)
-    model = ModelConfig(hidden_size=settings.H, num_blocks=settings.blocks, num_heads=settings.heads)
+    model = DitConfig(hidden_size=settings.H, num_blocks=settings.blocks, num_heads=settings.heads)
     network = DIT(model, num_states=settings.S, latent=latent)
     for layer in network.modules():
         if isinstance(layer, nn.Linear):

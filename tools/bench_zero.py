@@ -66,9 +66,8 @@ def measure(way: str, settings: Settings) -> list[dict[str, float]]:
 
     from di4c_lm.checkpoints.student import student_from_teacher
     from di4c_lm.data.batches import Batch
-    from di4c_lm.domains.text.settings import ModelConfig
     from di4c_lm.mixtures.settings import LatentConfig
-    from di4c_lm.networks.dit import DIT
+    from di4c_lm.networks.dit import DIT, DitConfig
     from di4c_lm.objectives.di4c import Di4CObjective
     from di4c_lm.objectives.settings import Di4CConfig
     from di4c_lm.processes.masked import MaskedProcess
@@ -101,7 +100,7 @@ def measure(way: str, settings: Settings) -> list[dict[str, float]]:
     world = init_distributed(settings.device)  # pyright: ignore[reportArgumentType]
     torch.set_num_threads(settings.threads)
     torch.manual_seed(0)
-    shape = ModelConfig(hidden_size=settings.H, num_blocks=settings.blocks, num_heads=settings.heads)
+    shape = DitConfig(hidden_size=settings.H, num_blocks=settings.blocks, num_heads=settings.heads)
     train = TrainConfig(micro_batch_size=settings.B, dtype=settings.dtype)  # pyright: ignore[reportArgumentType]
     zero = ZeroConfig(stage=int(way[0]), offload=way.endswith("offload"))  # pyright: ignore[reportArgumentType]
     memory = PeakMemory(world.device)

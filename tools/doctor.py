@@ -22,7 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from diagnosis.machine import describe_machine
 
 from di4c_lm.core import cli
-from di4c_lm.domains.text.settings import Config, ModelConfig
+from di4c_lm.domains.text.settings import Config
+from di4c_lm.networks.dit import DitConfig
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 OWN = {"ranks": (1, 0), "trial_steps": (0, 3)}  # the least, and the default; ranks=0: those of the launcher
@@ -42,7 +43,7 @@ def own_words(argv: Sequence[str]) -> tuple[dict[str, int], list[str]]:
     return values, words
 
 
-def shape_of(config: Config) -> tuple[ModelConfig, int]:
+def shape_of(config: Config) -> tuple[DitConfig, int]:
     """The networks' shape, and S. (A tokenizer that the run would train has at most `data.vocab_size` entries, and MASK.)"""
     from di4c_lm.data.text.tokenizers import load_tokenizer
 

@@ -28,9 +28,8 @@ from benchmark.words import split_words
 
 from di4c_lm.checkpoints.student import student_from_teacher
 from di4c_lm.data.batches import BatchStream, PackedSource
-from di4c_lm.domains.text.settings import ModelConfig
 from di4c_lm.mixtures.settings import LatentConfig
-from di4c_lm.networks.dit import DIT
+from di4c_lm.networks.dit import DIT, DitConfig
 from di4c_lm.objectives.di4c import Di4CObjective
 from di4c_lm.objectives.settings import Di4CConfig
 from di4c_lm.processes.masked import MaskedProcess
@@ -75,7 +74,7 @@ def work(run_dir: Path, settings: Settings) -> None:
     world = init_distributed("cpu")
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    teacher = DIT(ModelConfig(hidden_size=32, num_blocks=2, num_heads=2, cond_dim=8), num_states=STATES)
+    teacher = DIT(DitConfig(hidden_size=32, num_blocks=2, num_heads=2, cond_dim=8), num_states=STATES)
     for parameter in teacher.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     student = student_from_teacher(teacher, LatentConfig(path="adaln"), torch.Generator().manual_seed(0))

@@ -9,8 +9,7 @@ from torch import Tensor
 from di4c_lm.checkpoints.files import WEIGHTS_FILE, read_safetensors
 from di4c_lm.checkpoints.own import check_sizes, read_config, read_settings, write_own
 from di4c_lm.checkpoints.weights import Loaded, Weights
-from di4c_lm.domains.text.settings import ModelConfig
-from di4c_lm.networks.dit import DIT
+from di4c_lm.networks.dit import DIT, DitConfig
 
 ARCHITECTURE = "di4c_lm.DIT"
 
@@ -62,7 +61,7 @@ def read(folder: Path | str) -> Weights:
     path = Path(folder)
     config = read_config(path, ARCHITECTURE, ("num_states", "length"))
     check_sizes(path, config, num_states=2, length=1)
-    model, latent = read_settings(path, config, ModelConfig)
+    model, latent = read_settings(path, config, DitConfig)
     weights = Weights(
         tensors=read_safetensors(Path(folder) / WEIGHTS_FILE),
         model=model,

@@ -18,10 +18,9 @@ from di4c_lm.checkpoints.inherit import inherit
 from di4c_lm.checkpoints.own import check_sizes, read_config, read_settings, write_own
 from di4c_lm.checkpoints.pickles import plain, read_pickle
 from di4c_lm.checkpoints.weights import check_tensors
-from di4c_lm.domains.codes.settings import MaskGitConfig
 from di4c_lm.mixtures.latent import is_latent
 from di4c_lm.mixtures.settings import LatentConfig
-from di4c_lm.networks.maskgit import MaskGit
+from di4c_lm.networks.maskgit import MaskGit, MaskGitConfig
 
 ARCHITECTURE = "di4c_lm.MaskGit"
 _STATE, _EXTRA = "model_state_dict", "di4c_lm"

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from di4c_lm.checkpoints.files import CONFIG_FILE, write_checkpoint
 from di4c_lm.core.files import read_json
+from di4c_lm.core.settings import build
 from di4c_lm.mixtures.settings import LatentConfig
 
 FORMAT_VERSION = 1
@@ -92,6 +93,6 @@ def read_settings(folder: Path, config: Mapping[str, Any], model: type[Model]) -
     """The network's settings and those of its λ. Raises `ValueError` for settings that are not ours."""
     try:
         latent = None if config["latent"] is None else LatentConfig(**config["latent"])
-        return model(**config["model"]), latent
+        return build(model, config["model"]), latent
     except (ValidationError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / CONFIG_FILE}: the settings of the network are not ours: {error}") from error

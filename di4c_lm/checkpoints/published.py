@@ -10,9 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from di4c_lm.checkpoints.weights import Weights
-from di4c_lm.domains.text.settings import ModelConfig
 from di4c_lm.mixtures.settings import LatentConfig
 from di4c_lm.networks.attention import Rotary
+from di4c_lm.networks.dit import DitConfig
 
 logger = logging.getLogger(__name__)
 
@@ -140,7 +140,7 @@ def assemble(
     if says.length is None and length is None:
         raise ValueError(f"{source}: the file does not say for how many positions it was trained: give length=")
     try:
-        model = ModelConfig(
+        model = DitConfig(
             hidden_size=hidden_size,
             num_blocks=_known(inferred.num_blocks),
             num_heads=_known(inferred.num_heads),

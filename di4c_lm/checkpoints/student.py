@@ -4,16 +4,15 @@ import torch
 
 from di4c_lm.checkpoints.inherit import inherit
 from di4c_lm.checkpoints.weights import Loaded
-from di4c_lm.domains.text.settings import ModelConfig
 from di4c_lm.mixtures.latent import is_latent
 from di4c_lm.mixtures.settings import LatentConfig
-from di4c_lm.networks.dit import DIT
+from di4c_lm.networks.dit import DIT, DitConfig
 
 TOKENIZER_KEY = "tokenizer"  # in `extra`: the fingerprint of the tokenizer that the network was trained with
 
 
 def student_from_teacher(
-    teacher: DIT, latent: LatentConfig | None, generator: torch.Generator, *, model: ModelConfig | None = None
+    teacher: DIT, latent: LatentConfig | None, generator: torch.Generator, *, model: DitConfig | None = None
 ) -> DIT:
     """A new network with all of `teacher`'s weights and a λ path drawn from `generator`; the global generator is left alone.
 

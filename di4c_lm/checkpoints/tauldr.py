@@ -11,8 +11,8 @@ from torch import Tensor
 from di4c_lm.checkpoints.files import write_pickle
 from di4c_lm.checkpoints.pickles import read_pickle
 from di4c_lm.checkpoints.unet import UnetWeights
-from di4c_lm.domains.pixels.settings import UnetConfig
 from di4c_lm.mixtures.settings import LatentConfig
+from di4c_lm.networks.unet import UnetConfig
 
 _PREFIX = "net."
 _EMA = "ema_shadow_params"

@@ -12,9 +12,8 @@ from di4c_lm.checkpoints.files import CONFIG_FILE, WEIGHTS_FILE, read_safetensor
 from di4c_lm.checkpoints.inherit import inherit
 from di4c_lm.checkpoints.own import read_config, read_settings, write_own
 from di4c_lm.checkpoints.weights import check_tensors
-from di4c_lm.domains.pixels.settings import UnetConfig
 from di4c_lm.mixtures.settings import LatentConfig
-from di4c_lm.networks.unet import UNet, is_latent
+from di4c_lm.networks.unet import UNet, UnetConfig, is_latent
 
 ARCHITECTURE = "di4c_lm.UNet"
 

@@ -13,8 +13,8 @@ from di4c_lm.checkpoints.files import CONFIG_FILE, WEIGHTS_FILE, read_safetensor
 from di4c_lm.checkpoints.pickles import read_pickle
 from di4c_lm.checkpoints.weights import check_tensors
 from di4c_lm.core.files import read_json, whole_file
-from di4c_lm.domains.codes.settings import VqganConfig
-from di4c_lm.networks.vqgan import VqGan
+from di4c_lm.core.settings import build
+from di4c_lm.networks.vqgan import VqGan, VqganConfig
 
 ARCHITECTURE = "di4c_lm.VqGan"
 FORMAT_VERSION = 1
@@ -65,7 +65,7 @@ def read_yaml(path: Path) -> VqganConfig:
         if said.pop(key, value) != value:
             raise ValueError(f"{path}: model.params.ddconfig.{key} is impossible here: allowed is {value}")
     try:
-        return VqganConfig(**said)
+        return build(VqganConfig, said)
     except (ValidationError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: model.params are not those of a VQGAN: {error}") from error
 
@@ -143,7 +143,7 @@ def _read_folder(folder: Path) -> tuple[VqganConfig, Mapping[str, Tensor], Path]
     if set(config) != _KEYS:
         raise ValueError(f"{path}: expected the keys {sorted(_KEYS)}, found {sorted(config)}")
     try:
-        settings = VqganConfig(**config["model"])
+        settings = build(VqganConfig, config["model"])
     except (ValidationError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: the settings of the network are not ours: {error}") from error
     return settings, read_safetensors(folder / WEIGHTS_FILE), folder / WEIGHTS_FILE

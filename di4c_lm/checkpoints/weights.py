@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from di4c_lm.domains.text.settings import ModelConfig
 from di4c_lm.mixtures.settings import LatentConfig
-from di4c_lm.networks.dit import DIT
+from di4c_lm.networks.dit import DIT, DitConfig
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -26,7 +25,7 @@ class Weights:
     """What every format is read into and written from: tensors under the names of `DIT.state_dict()`, in the file's own dtypes."""
 
     tensors: dict[str, Tensor]
-    model: ModelConfig
+    model: DitConfig
     latent: LatentConfig | None
     num_states: int
     length: int
@@ -52,7 +51,7 @@ class Weights:
         return Loaded(network=network.eval(), length=self.length, extra=self.extra)
 
 
-def meta_dit(model: ModelConfig, num_states: int, latent: LatentConfig | None) -> DIT:
+def meta_dit(model: DitConfig, num_states: int, latent: LatentConfig | None) -> DIT:
     """A DIT without storage: its names and shapes, and no draw from any generator."""
     with torch.device("meta"):
         return DIT(model, num_states=num_states, latent=latent)

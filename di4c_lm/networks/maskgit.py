@@ -5,14 +5,15 @@ Parameters bear the names and shapes of the published checkpoints. The student a
 """
 
 from collections.abc import Callable
-from typing import cast
+from typing import Literal, cast
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from di4c_lm.domains.codes.settings import MaskGitConfig
+from di4c_lm.core.settings import check, positive, section, setting
 from di4c_lm.mixtures.base import Chained
 from di4c_lm.mixtures.class_head import ClassHead
 from di4c_lm.mixtures.code_head import MixtureHead
@@ -25,12 +26,41 @@ from di4c_lm.mixtures.latent import (
 )
 from di4c_lm.mixtures.latent_path import latent_parts
 from di4c_lm.mixtures.settings import LatentConfig
-from di4c_lm.networks.maskgit_blocks import Block, Transformer, outer_layer
+from di4c_lm.networks.attention import attend, use_flash
 from di4c_lm.networks.prediction import Rows
 from di4c_lm.networks.tied_head import TiedHead
 from di4c_lm.processes.denoiser import NO_CLASS, Prediction
 
+_OUTER_EPS = 1e-12  # of the norms before and after the blocks
 _INIT_STD = 0.02
+
+
+@section
+class MaskGitConfig:
+    """The transformer of MaskGIT-pytorch (Besnier and Chen 2023); the defaults are the published teacher's."""
+
+    hidden_size: int = setting(768, "width of the residual stream")
+    num_blocks: int = setting(24, "blocks of attention and MLP")
+    num_heads: int = setting(16, "heads of the attention")
+    mlp_size: int = setting(3072, "width inside the MLP")
+    dropout: float = setting(0.1, "share of the activations, and of the attention's weights, dropped in training")
+    attention: Literal["auto", "sdpa", "flash"] = setting(
+        "auto", "kernel of the attention; auto: flash where it is installed"
+    )
+    mask_state: bool = setting(
+        False, "leave MASK a share of each prediction, as the published code does; else its probability is 0"
+    )
+
+    def __post_init__(self) -> None:
+        positive(self, "hidden_size", "num_blocks", "num_heads", "mlp_size")
+        allowed = f"a multiple of num_heads = {self.num_heads}"
+        check(self.hidden_size % self.num_heads == 0, "hidden_size", self.hidden_size, allowed)
+        check(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
+
+    @property
+    def time_conditioning(self) -> bool:
+        """False: the number of MASKs tells the time."""
+        return False
 
 
 class MaskGit(nn.Module):
@@ -200,3 +230,115 @@ def check_classes(labels: Int64[Tensor, " B"], num_classes: int) -> None:
         raise ValueError(
             f"class {int(wrong[0])} is impossible: allowed are 0 to {num_classes - 1}, and {NO_CLASS} for none"
         )
+
+
+class Heads(nn.Module):
+    """Self-attention of several heads, under the names of `nn.MultiheadAttention`."""
+
+    def __init__(self, model: MaskGitConfig) -> None:
+        super().__init__()
+        self.config = model
+        width = model.hidden_size
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+
+    def forward(self, x: Float[Tensor, "N P H"]) -> Float[Tensor, "N P H"]:
+        """Attention over all P places; in training, dropout on its weights."""
+        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+        q, k, v = qkv.view(*qkv.shape[:2], 3, self.config.num_heads, -1).unbind(2)
+        flash = use_flash(self.config.attention) if x.is_cuda else False
+        dropout = self.config.dropout if self.training else 0.0
+        return self.out_proj(attend(q, k, v, flash=flash, dropout=dropout).flatten(2))
+
+
+class Attention(nn.Module):
+    """The heads, under their published name."""
+
+    def __init__(self, model: MaskGitConfig) -> None:
+        super().__init__()
+        self.mha = Heads(model)
+
+    def forward(self, x: Float[Tensor, "N P H"]) -> Float[Tensor, "N P H"]:
+        """As `Heads`."""
+        return self.mha(x)
+
+
+class FeedForward(nn.Module):
+    """Two layers with the exact GELU."""
+
+    def __init__(self, model: MaskGitConfig) -> None:
+        super().__init__()
+        width, inner, dropout = model.hidden_size, model.mlp_size, model.dropout
+        self.net = nn.Sequential(
+            nn.Linear(width, inner), nn.GELU(), nn.Dropout(dropout), nn.Linear(inner, width), nn.Dropout(dropout)
+        )
+
+    def forward(self, x: Float[Tensor, "N P H"]) -> Float[Tensor, "N P H"]:
+        """Place by place."""
+        return self.net(x)
+
+
+class PreNorm(nn.Module):
+    """`fn` of the norm of x, which may be scaled and shifted."""
+
+    def __init__(self, width: int, fn: Attention | FeedForward) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.fn = fn
+
+    def forward(
+        self, x: Float[Tensor, "N P H"], shift: Float[Tensor, "N Q H"] | None, scale: Float[Tensor, "N Q H"] | None
+    ) -> Float[Tensor, "N P H"]:
+        """fn(norm x), or fn((1 + scale) norm x + shift)."""
+        normed = self.norm(x)
+        return self.fn(normed if shift is None or scale is None else normed * (1 + scale) + shift)
+
+
+class Block(nn.ModuleList):
+    """x + attention, then x + feed-forward, each behind a norm that λ may scale and shift."""
+
+    def __init__(self, model: MaskGitConfig) -> None:
+        width = model.hidden_size
+        super().__init__([PreNorm(width, Attention(model)), PreNorm(width, FeedForward(model))])
+
+    def forward(
+        self, x: Float[Tensor, "N P H"], latent_shift_scale: Float[Tensor, "N fourH"] | None
+    ) -> Float[Tensor, "N P H"]:
+        """The residual stream after this block."""
+        halves = (None, None) if latent_shift_scale is None else latent_shift_scale[:, None].chunk(2, dim=2)
+        return self.feed(self.mix(x, halves[0]), halves[1])
+
+    def mix(
+        self, x: Float[Tensor, "N P H"], latent_shift_scale: Float[Tensor, "N Q twoH"] | None = None
+    ) -> Float[Tensor, "N P H"]:
+        """The block's first half, attention over the places."""
+        shift, scale = (None, None) if latent_shift_scale is None else latent_shift_scale.chunk(2, dim=2)
+        return x + self[0](x, shift, scale)
+
+    def feed(
+        self, x: Float[Tensor, "N P H"], latent_shift_scale: Float[Tensor, "N Q twoH"] | None = None
+    ) -> Float[Tensor, "N P H"]:
+        """The block's second half, each place by itself."""
+        shift, scale = (None, None) if latent_shift_scale is None else latent_shift_scale.chunk(2, dim=2)
+        return x + self[1](x, shift, scale)
+
+
+class Transformer(nn.Module):
+    """Holds the blocks under their published name."""
+
+    def __init__(self, model: MaskGitConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Block(model) for _ in range(model.num_blocks))
+
+
+def outer_layer(width: int, dropout: float) -> nn.Sequential:
+    """What stands before the blocks and behind them: a linear map between two norms."""
+    return nn.Sequential(
+        nn.LayerNorm(width, eps=_OUTER_EPS),
+        nn.Dropout(dropout),
+        nn.Linear(width, width),
+        nn.GELU(),
+        nn.LayerNorm(width, eps=_OUTER_EPS),
+    )

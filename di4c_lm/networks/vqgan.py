@@ -10,11 +10,52 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from di4c_lm.domains.codes.settings import VqganConfig
+from di4c_lm.core.settings import Ints, at_least, check, positive, section, setting
 
 _EPS = 1e-6
 _TINY = 1e-6
 _ROWS = 2**14  # vectors compared with the codebook at once
+
+
+@section
+class VqganConfig:
+    """Taming's VQGAN (Esser et al. 2021), by the names of its YAML; the defaults are the published f16 with 1,024 codes."""
+
+    n_embed: int = setting(1024, "K, codes")
+    embed_dim: int = setting(256, "width of a code's vector")
+    z_channels: int = setting(256, "channels of the encoder's output")
+    resolution: int = setting(
+        256, "rows and columns of an image; those of its codes are so many / 2^(len(ch_mult) - 1)"
+    )
+    in_channels: int = setting(3, "channels of the images read")
+    out_ch: int = setting(3, "channels of the images written")
+    ch: int = setting(128, "channels that the scales multiply")
+    ch_mult: Ints = setting((1, 1, 2, 2, 4), "channels of each scale over `ch`")
+    num_res_blocks: int = setting(2, "residual blocks a scale")
+    attn_resolutions: Ints = setting((16,), "rows of the scales that have attention")
+    dropout: float = setting(0.0, "share of the activations dropped in training")
+    norm_groups: int = setting(32, "groups of the norms")
+    beta: float = setting(0.25, "weight of the commitment")
+
+    def __post_init__(self) -> None:
+        names = ("n_embed", "embed_dim", "z_channels", "resolution", "in_channels", "out_ch", "ch", "num_res_blocks")
+        positive(self, *names, "norm_groups")
+        check(len(self.ch_mult) > 0 and min(self.ch_mult) > 0, "ch_mult", self.ch_mult, "factors above 0")
+        check(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
+        at_least(self, 0, "beta")
+        whole = self.resolution % self.factor == 0
+        check(whole, "resolution", self.resolution, f"a multiple of 2^(len(ch_mult) - 1) = {self.factor}")
+        check(self.ch % self.norm_groups == 0, "ch", self.ch, f"a multiple of norm_groups = {self.norm_groups}")
+
+    @property
+    def factor(self) -> int:
+        """Pixels of an image a code, along one side."""
+        return 2 ** (len(self.ch_mult) - 1)
+
+    @property
+    def side(self) -> int:
+        """Codes along one side."""
+        return self.resolution // self.factor
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,12 +9,12 @@ from di4c_lm.checkpoints.student import student_from_teacher
 from di4c_lm.core.settings import to_dict
 from di4c_lm.data.batches import BatchStream, Source, Stream
 from di4c_lm.data.strata import StratifiedBatches
-from di4c_lm.domains.text.settings import Config, ModelConfig
+from di4c_lm.domains.text.settings import Config
 from di4c_lm.mixtures import students
 from di4c_lm.mixtures.class_counts import first_sequences
 from di4c_lm.mixtures.latent import is_latent
 from di4c_lm.mixtures.settings import LatentConfig
-from di4c_lm.networks.dit import DIT
+from di4c_lm.networks.dit import DIT, DitConfig
 from di4c_lm.objectives.di4c import Di4CObjective
 from di4c_lm.objectives.mdlm import MdlmObjective
 from di4c_lm.objectives.sdtt import SdttObjective
@@ -66,7 +66,7 @@ def latent_of(config: Config) -> LatentConfig | None:
     return students.latent_of(config.latent, config.objective)
 
 
-def student_shape(config: Config, teacher: DIT) -> ModelConfig:
+def student_shape(config: Config, teacher: DIT) -> DitConfig:
     """The teacher's architecture, with the dropout and the attention kernel of `config.model`."""
     return dataclasses.replace(teacher.config, dropout=config.model.dropout, attention=config.model.attention)
 

@@ -11,13 +11,13 @@ from safetensors.torch import load_file, save_file
 
 from di4c_lm.checkpoints.di4c import save_denoiser
 from di4c_lm.checkpoints.load import load_checkpoint, read_checkpoint
-from di4c_lm.domains.text.settings import ModelConfig
 from di4c_lm.mixtures.settings import LatentConfig
+from di4c_lm.networks.dit import DitConfig
 from tests.checkpoints.formats import LENGTH, mdlm_config, named, training_config, write_ckpt, write_folder
 from tests.checkpoints.tiny import PUBLISHED_LATENT, assert_same_tensors, tiny_dit
 
 PREFIXES = ["backbone.", "backbone.backbone.", "backbone._orig_mod.", "_orig_mod.backbone.", ""]
-MODEL = ModelConfig(hidden_size=16, num_blocks=2, num_heads=2, cond_dim=8, dropout=0.1)
+MODEL = DitConfig(hidden_size=16, num_blocks=2, num_heads=2, cond_dim=8, dropout=0.1)
 
 
 @pytest.mark.parametrize("pickled", [False, True])
@@ -107,7 +107,7 @@ def test_heads_are_told_by_rotary_then_config_then_argument(tmp_path):
 
 
 def test_the_published_small_model_has_twelve_heads_even_where_nothing_says_so(tmp_path):
-    network = tiny_dit(model=ModelConfig(hidden_size=768, num_blocks=1, num_heads=12, cond_dim=8))
+    network = tiny_dit(model=DitConfig(hidden_size=768, num_blocks=1, num_heads=12, cond_dim=8))
     tensors = named(network)
     del tensors["backbone.rotary_emb.inv_freq"]
     torch.save({"state_dict": tensors}, tmp_path / "last.ckpt")
@@ -163,7 +163,7 @@ def test_tensors_that_do_not_fit_are_all_listed(tmp_path, kind):
         ({"n_blocks": 3}, "missing: blocks.2.norm1.weight"),
         ({"n_blocks": 10**9}, "1000000000 blocks cannot be made of 31 tensors"),
         ({"n_blocks": "two"}, "n_blocks='two', expected int"),
-        ({"dropout": 2.0}, r"dropout must be a value in \[0, 1\), got 2.0"),
+        ({"dropout": 2.0}, r"dropout must be in \[0, 1\), got 2.0"),
         ({"model_type": "gpt2"}, "found model_type='gpt2'"),
     ],
 )

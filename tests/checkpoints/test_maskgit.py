@@ -9,10 +9,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from di4c_lm.checkpoints.maskgit import MaskGitWeights, load_maskgit, read, student_of, write_folder, write_pth
-from di4c_lm.domains.codes.settings import MaskGitConfig
 from di4c_lm.mixtures.latent import is_latent
 from di4c_lm.mixtures.settings import LatentConfig
-from di4c_lm.networks.maskgit import MaskGit
+from di4c_lm.networks.maskgit import MaskGit, MaskGitConfig
 from tests.checkpoints.tiny import assert_same_tensors
 
 MODEL = MaskGitConfig(hidden_size=32, num_blocks=2, num_heads=4, mlp_size=24, dropout=0.1)

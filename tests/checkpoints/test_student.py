@@ -7,9 +7,9 @@ import torch
 
 from di4c_lm.checkpoints.student import check_tokenizer, student_from_teacher
 from di4c_lm.checkpoints.weights import Loaded
-from di4c_lm.domains.text.settings import ModelConfig
 from di4c_lm.mixtures.latent import is_latent
 from di4c_lm.mixtures.settings import LatentConfig
+from di4c_lm.networks.dit import DitConfig
 from tests.checkpoints.tiny import LATENTS, MODEL, PUBLISHED_LATENT, assert_same_tensors, tiny_dit
 
 
@@ -80,7 +80,7 @@ def test_a_mixture_teacher_of_another_kind_is_refused(latent):
 def test_settings_without_shape_may_differ_and_shapes_may_not():
     student = student_from_teacher(tiny_dit(), PUBLISHED_LATENT, _rng(), model=dataclasses.replace(MODEL, dropout=0.5))
     assert student.config.dropout == 0.5
-    larger = ModelConfig(hidden_size=16, num_blocks=3, num_heads=2, cond_dim=4)
+    larger = DitConfig(hidden_size=16, num_blocks=3, num_heads=2, cond_dim=4)
     with pytest.raises(ValueError) as caught:
         student_from_teacher(tiny_dit(), PUBLISHED_LATENT, _rng(), model=larger)
     assert "missing: blocks.2.attn_out.weight 16x16" in str(caught.value)

@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from di4c_lm.checkpoints import tauldr, unet
-from di4c_lm.domains.pixels.settings import UnetConfig
 from di4c_lm.mixtures.settings import LatentConfig
-from di4c_lm.networks.unet import UNet
+from di4c_lm.networks.unet import UNet, UnetConfig
 
 SHAPE, STATES = (8, 8, 3), 16
 

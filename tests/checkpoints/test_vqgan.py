@@ -12,8 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from di4c_lm.checkpoints.vqgan import load_vqgan, save_vqgan, write_taming
-from di4c_lm.domains.codes.settings import VqganConfig
-from di4c_lm.networks.vqgan import VqGan
+from di4c_lm.networks.vqgan import VqGan, VqganConfig
 from tests.checkpoints.tiny import assert_same_tensors
 
 CONFIG = VqganConfig(

@@ -2,11 +2,10 @@
 
 import torch
 
-from di4c_lm.domains.text.settings import ModelConfig
 from di4c_lm.mixtures.settings import LatentConfig
-from di4c_lm.networks.dit import DIT
+from di4c_lm.networks.dit import DIT, DitConfig
 
-MODEL = ModelConfig(hidden_size=16, num_blocks=2, num_heads=2, cond_dim=8)
+MODEL = DitConfig(hidden_size=16, num_blocks=2, num_heads=2, cond_dim=8)
 PUBLISHED_LATENT = LatentConfig()
 LATENTS = (
     None,
@@ -18,7 +17,7 @@ LATENTS = (
 
 
 def tiny_dit(
-    latent: LatentConfig | None = None, *, seed: int = 0, num_states: int = 11, model: ModelConfig = MODEL
+    latent: LatentConfig | None = None, *, seed: int = 0, num_states: int = 11, model: DitConfig = MODEL
 ) -> DIT:
     """A DIT whose every parameter is drawn from N(0, 0.04), in evaluation mode."""
     generator = torch.Generator().manual_seed(seed)

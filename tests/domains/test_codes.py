@@ -9,11 +9,10 @@ import torch
 from di4c_lm.checkpoints.maskgit import MaskGitWeights, write_pth
 from di4c_lm.checkpoints.vqgan import save_vqgan
 from di4c_lm.domains.codes.model import CodeDrawer, CodeModel, encode_images, fingerprint, to_images, to_planes
-from di4c_lm.domains.codes.settings import MaskGitConfig, VqganConfig
 from di4c_lm.measure.images.samplers import ImageSampler
 from di4c_lm.mixtures.settings import LatentConfig
-from di4c_lm.networks.maskgit import MaskGit
-from di4c_lm.networks.vqgan import VqGan
+from di4c_lm.networks.maskgit import MaskGit, MaskGitConfig
+from di4c_lm.networks.vqgan import VqGan, VqganConfig
 from di4c_lm.samplers.confidence import Confidence
 
 CODES, CLASSES = 5, 3

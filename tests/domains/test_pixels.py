@@ -17,10 +17,10 @@ from di4c_lm.domains.pixels.model import (
     load_teacher,
     step_of,
 )
-from di4c_lm.domains.pixels.settings import ChainConfig, ChainSamplerConfig, CifarConfig, ImageDataConfig, UnetConfig
+from di4c_lm.domains.pixels.settings import ChainConfig, ChainSamplerConfig, CifarConfig, ImageDataConfig
 from di4c_lm.domains.text.settings import TeacherConfig
 from di4c_lm.measure.images.samplers import ImageSampler
-from di4c_lm.networks.unet import UNet
+from di4c_lm.networks.unet import UNet, UnetConfig
 from di4c_lm.samplers.ctmc import PredictorCorrector, TauLeaping
 
 TINY = UnetConfig(width=4, multipliers=(1,), res_blocks=1, attention_scale=-1, dropout=0.0)

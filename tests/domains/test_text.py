@@ -8,11 +8,11 @@ import torch
 
 from di4c_lm.data.text.tokenizers import load_tokenizer
 from di4c_lm.domains.text.model import TextModel, load_run
-from di4c_lm.domains.text.settings import DataConfig, ModelConfig
+from di4c_lm.domains.text.settings import DataConfig
 from di4c_lm.mixtures.settings import LatentConfig
-from di4c_lm.networks.dit import DIT
+from di4c_lm.networks.dit import DIT, DitConfig
 
-MODEL = ModelConfig(hidden_size=16, num_blocks=2, num_heads=2, cond_dim=8)
+MODEL = DitConfig(hidden_size=16, num_blocks=2, num_heads=2, cond_dim=8)
 TEXTS = ["the cat sat on the mat and the dog sat on the log", "one two three four five six seven eight nine ten"] * 20
 
 

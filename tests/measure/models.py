@@ -9,12 +9,11 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from di4c_lm.domains.text.model import TextModel
-from di4c_lm.domains.text.settings import ModelConfig
 from di4c_lm.mixtures.settings import LatentConfig
-from di4c_lm.networks.dit import DIT
+from di4c_lm.networks.dit import DIT, DitConfig
 from tests.measure.tiny import words
 
-MODEL = ModelConfig(hidden_size=8, num_blocks=1, num_heads=1, cond_dim=4)
+MODEL = DitConfig(hidden_size=8, num_blocks=1, num_heads=1, cond_dim=4)
 CODES = 3
 
 

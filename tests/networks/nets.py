@@ -3,17 +3,16 @@
 import torch
 from torch import Tensor
 
-from di4c_lm.domains.text.settings import ModelConfig
 from di4c_lm.mixtures.latent import is_latent
 from di4c_lm.mixtures.settings import LatentConfig
-from di4c_lm.networks.dit import DIT
+from di4c_lm.networks.dit import DIT, DitConfig
 
 STATES, BLOCKS, LENGTH = 11, 3, 6
 
 
 def net(latent: LatentConfig | None = None, *, seed: int = 0, **model: object) -> DIT:
     """A network in float64; those of one seed share every weight that is not of the λ path."""
-    config = ModelConfig(**{"hidden_size": 16, "num_blocks": BLOCKS, "num_heads": 2, "cond_dim": 8, **model})  # pyright: ignore
+    config = DitConfig(**{"hidden_size": 16, "num_blocks": BLOCKS, "num_heads": 2, "cond_dim": 8, **model})  # pyright: ignore
     network = DIT(config, num_states=STATES, latent=latent).double()
     for index, (name, parameter) in enumerate(network.named_parameters()):
         own = is_latent(name)

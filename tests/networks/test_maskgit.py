@@ -2,11 +2,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from di4c_lm.domains.codes.settings import MaskGitConfig
 from di4c_lm.losses.reading import read_mixture
 from di4c_lm.mixtures.latent import is_latent
 from di4c_lm.mixtures.settings import LatentConfig
-from di4c_lm.networks.maskgit import MaskGit
+from di4c_lm.networks.maskgit import MaskGit, MaskGitConfig
 from di4c_lm.processes.denoiser import NO_CLASS, Denoiser
 
 CODES, CLASSES, LENGTH, BLOCKS = 7, 3, 4, 3

@@ -4,9 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from di4c_lm.domains.pixels.settings import UnetConfig
 from di4c_lm.mixtures.settings import LatentConfig
-from di4c_lm.networks.unet import UNet, is_latent, to_and_fro
+from di4c_lm.networks.unet import UNet, UnetConfig, is_latent, to_and_fro
 from di4c_lm.processes.denoiser import Denoiser
 from di4c_lm.processes.rng import KeyedRng
 

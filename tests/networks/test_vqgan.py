@@ -4,8 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from di4c_lm.domains.codes.settings import VqganConfig
-from di4c_lm.networks.vqgan import Codebook, VqGan
+from di4c_lm.networks.vqgan import Codebook, VqGan, VqganConfig
 
 SMALL = {
     "n_embed": 6,

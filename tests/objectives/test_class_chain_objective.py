@@ -9,10 +9,9 @@ from torch import Tensor
 
 from di4c_lm.checkpoints.unet import student_from_teacher
 from di4c_lm.data.images.images import LabelledBatch
-from di4c_lm.domains.pixels.settings import UnetConfig
 from di4c_lm.losses.positions import Positions
 from di4c_lm.mixtures.settings import LatentConfig
-from di4c_lm.networks.unet import UNet
+from di4c_lm.networks.unet import UNet, UnetConfig
 from di4c_lm.objectives.denoising import DenoisingObjective
 from di4c_lm.objectives.di4c import Di4CObjective
 from di4c_lm.objectives.settings import Di4CConfig, HopConfig, TimesConfig

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from di4c_lm.data.batches import Batch
-from di4c_lm.domains.text.settings import ModelConfig
 from di4c_lm.losses.positions import Positions
 from di4c_lm.mixtures.settings import LatentConfig
-from di4c_lm.networks.dit import DIT
+from di4c_lm.networks.dit import DIT, DitConfig
 from di4c_lm.objectives.di4c import Di4CObjective
 from di4c_lm.objectives.mdlm import MdlmObjective
 from di4c_lm.objectives.settings import Di4CConfig, HopConfig, TimesConfig
@@ -19,7 +18,7 @@ from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.processes.rng import KeyedRng
 
 S, D = 7, 6
-MODEL = ModelConfig(hidden_size=16, num_blocks=2, num_heads=2, cond_dim=8)
+MODEL = DitConfig(hidden_size=16, num_blocks=2, num_heads=2, cond_dim=8)
 CODES = LatentConfig(law="codebook", path="adaln", codebook_size=4, init_scale=1.0)
 TOKEN = LatentConfig()
 

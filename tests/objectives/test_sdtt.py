@@ -8,9 +8,8 @@ from torch import Tensor
 
 from di4c_lm.data.batches import Batch, BatchStream, PackedSource
 from di4c_lm.data.strata import StratifiedBatches
-from di4c_lm.domains.text.settings import ModelConfig
 from di4c_lm.losses.positions import Positions
-from di4c_lm.networks.dit import DIT
+from di4c_lm.networks.dit import DIT, DitConfig
 from di4c_lm.objectives.mdlm import MdlmObjective
 from di4c_lm.objectives.sdtt import SdttObjective, teacher_steps
 from di4c_lm.objectives.settings import SdttConfig
@@ -18,13 +17,13 @@ from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.processes.rng import KeyedRng
 
 S, D = 7, 6
-MODEL = ModelConfig(hidden_size=16, num_blocks=1, num_heads=2, cond_dim=8)
+MODEL = DitConfig(hidden_size=16, num_blocks=1, num_heads=2, cond_dim=8)
 
 
 def network(seed: int, *, time_conditioning: bool = False) -> DIT:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = ModelConfig(**{**vars(MODEL), "time_conditioning": time_conditioning})
+        model = DitConfig(**{**vars(MODEL), "time_conditioning": time_conditioning})
         net = DIT(model, num_states=S)
         for parameter in net.parameters():
             torch.nn.init.normal_(parameter, std=0.4)

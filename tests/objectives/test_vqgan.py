@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from di4c_lm.data.images.images import ImageSet, ImageSource
-from di4c_lm.domains.codes.settings import VqganConfig
-from di4c_lm.networks.vqgan import VqGan
+from di4c_lm.networks.vqgan import VqGan, VqganConfig
 from di4c_lm.objectives.vqgan import VqganObjective, start_codebook
 
 SHAPE = (4, 4, 1)

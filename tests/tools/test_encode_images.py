@@ -11,8 +11,7 @@ import torch
 from di4c_lm.checkpoints.vqgan import save_vqgan
 from di4c_lm.data.records.codes import load_codes
 from di4c_lm.domains.codes.model import encode_images, fingerprint
-from di4c_lm.domains.codes.settings import VqganConfig
-from di4c_lm.networks.vqgan import VqGan
+from di4c_lm.networks.vqgan import VqGan, VqganConfig
 from tests.data.images.pictures import pixels, png, write_tar
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))

@@ -11,9 +11,9 @@ import torch
 from di4c_lm.checkpoints.mdlm import write
 from di4c_lm.data.text.tokenizers import load_tokenizer
 from di4c_lm.domains.text.model import TextModel
-from di4c_lm.domains.text.settings import DataConfig, ModelConfig
+from di4c_lm.domains.text.settings import DataConfig
 from di4c_lm.mixtures.settings import LatentConfig
-from di4c_lm.networks.dit import DIT
+from di4c_lm.networks.dit import DIT, DitConfig
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 tool = importlib.import_module("sample")
@@ -23,7 +23,7 @@ TEXTS = ["the cat sat on the mat and the dog sat on the log", "one two three fou
 
 def text_model(folder: Path, latent: LatentConfig | None) -> TextModel:
     tokenizer = load_tokenizer(DataConfig(vocab_size=300), TEXTS, folder)
-    model = ModelConfig(hidden_size=16, num_blocks=2, num_heads=2, cond_dim=8)
+    model = DitConfig(hidden_size=16, num_blocks=2, num_heads=2, cond_dim=8)
     denoiser = DIT(model, num_states=len(tokenizer), latent=latent)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

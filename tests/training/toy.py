@@ -136,16 +136,15 @@ class Objective(nn.Module):
 def real_objective(spec: dict[str, Any]) -> Any:
     """Di4C on small DiTs: λ's path is trained, and goes unused by the teacher."""
     from di4c_lm.checkpoints.student import student_from_teacher
-    from di4c_lm.domains.text.settings import ModelConfig
     from di4c_lm.mixtures.settings import LatentConfig
     from di4c_lm.mixtures.students import freeze_trunk
-    from di4c_lm.networks.dit import DIT
+    from di4c_lm.networks.dit import DIT, DitConfig
     from di4c_lm.objectives.di4c import Di4CObjective
     from di4c_lm.objectives.settings import Di4CConfig, HopConfig
     from di4c_lm.processes.masked import MaskedProcess
 
     torch.manual_seed(0)
-    teacher = DIT(ModelConfig(hidden_size=16, num_blocks=3, num_heads=2, cond_dim=8), num_states=S + 1)
+    teacher = DIT(DitConfig(hidden_size=16, num_blocks=3, num_heads=2, cond_dim=8), num_states=S + 1)
     for parameter in teacher.parameters():
         nn.init.normal_(parameter, std=0.2)
     if spec.get("path") == "classes":

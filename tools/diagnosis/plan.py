@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
-from di4c_lm.domains.text.settings import Config, ModelConfig
+from di4c_lm.domains.text.settings import Config
 from di4c_lm.mixtures.latent import inject_block, is_latent
 from di4c_lm.mixtures.students import freeze_trunk
-from di4c_lm.networks.dit import DIT
+from di4c_lm.networks.dit import DIT, DitConfig
 from di4c_lm.objectives.settings import Di4CConfig, MdlmConfig
 from di4c_lm.processes.denoiser import LOGITS_ON_CPU, LOGITS_ON_GPU
 from di4c_lm.runs.fitting import latent_of
@@ -32,7 +32,7 @@ class Counts:
     trained: int
 
 
-def count(config: Config, model: ModelConfig, num_states: int) -> Counts:
+def count(config: Config, model: DitConfig, num_states: int) -> Counts:
     """Of networks of shape `model` over S = `num_states`, made without memory."""
     with torch.device("meta"):
         student = DIT(model, num_states=num_states, latent=latent_of(config))
@@ -74,7 +74,7 @@ def state_memory(config: Config, counts: Counts, ranks: int, way: str) -> dict[s
     return {**parts, "on_host": on_host if offload else 0.0}
 
 
-def activation_memory(config: Config, model: ModelConfig, num_states: int, *, on_gpu: bool) -> dict[str, float]:
+def activation_memory(config: Config, model: DitConfig, num_states: int, *, on_gpu: bool) -> dict[str, float]:
     """What a micro batch takes: O(B L D H) of the network's activations, O(B D S) of laws, and one chunk of logits of L rows."""
     B, D, S, H = config.train.micro_batch_size, config.data.length, num_states, model.hidden_size
     L = config.objective.num_lambdas if isinstance(config.objective, Di4CConfig) else 1

@@ -7,10 +7,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from di4c_lm.domains.text.settings import ModelConfig
 from di4c_lm.mixtures.latent import latent_features
 from di4c_lm.mixtures.settings import LatentConfig
-from di4c_lm.networks.dit import DIT
+from di4c_lm.networks.dit import DIT, DitConfig
 from di4c_lm.processes.masked import MaskedProcess
 from parity.golden import Computed, Golden, Tolerance
 
@@ -22,7 +21,7 @@ _LOG_P = Tolerance(atol=1e-5, rtol=1e-7)  # the second part is 0.1 for the entri
 def load(golden: Golden) -> DIT:
     """Our network with the file's weights, strictly."""
     meta = golden.meta
-    model = ModelConfig(
+    model = DitConfig(
         hidden_size=meta["hidden"], num_blocks=meta["blocks"], num_heads=meta["heads"], cond_dim=meta["cond_dim"]
     )
     latent = LatentConfig(law="uniform", path="token", inject_at=0) if meta["is_di4c"] else None

@@ -5,10 +5,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from di4c_lm.domains.codes.settings import MaskGitConfig
 from di4c_lm.mixtures.latent import latent_features
 from di4c_lm.mixtures.settings import LatentConfig
-from di4c_lm.networks.maskgit import MaskGit
+from di4c_lm.networks.maskgit import MaskGit, MaskGitConfig
 from di4c_lm.processes.denoiser import NO_CLASS
 from parity.golden import Computed, Golden, Tolerance
 

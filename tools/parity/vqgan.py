@@ -4,8 +4,7 @@ from collections.abc import Iterator
 
 import torch
 
-from di4c_lm.domains.codes.settings import VqganConfig
-from di4c_lm.networks.vqgan import VqGan
+from di4c_lm.networks.vqgan import VqGan, VqganConfig
 from parity.golden import Computed, Golden, Tolerance
 
 INPUTS = ("image", "code")

@@ -9,40 +9,9 @@ from di4c_lm.core.settings import STRICT, Ints, check
 from di4c_lm.domains.checks import check_lambda
 from di4c_lm.domains.text.settings import TeacherConfig
 from di4c_lm.mixtures.settings import LatentConfig
+from di4c_lm.networks.unet import UnetConfig
 from di4c_lm.objectives.settings import Di4CConfig
 from di4c_lm.training.settings import OptimConfig, RunConfig, TrainConfig, WandbConfig, ZeroConfig
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class UnetConfig:
-    """tauLDR's U-Net (Campbell et al. 2022); the defaults are the published CIFAR-10 teacher's.
-
-    Scale i has `width` times `multipliers[i]` channels and half the rows and columns of scale i - 1. `attention_scale` names the one with
-    attention in it, beside the attention in the middle.
-    """
-
-    width: int = 128
-    multipliers: Ints = (1, 2, 2, 2)
-    res_blocks: int = 2
-    attention_scale: int = 1
-    dropout: float = 0.1
-
-    def __post_init__(self) -> None:
-        check(self.width >= 4 and self.width % 4 == 0, "width", self.width, "a multiple of 4, at least 4")
-        many = len(self.multipliers) > 0 and min(self.multipliers) >= 1
-        check(many, "multipliers", self.multipliers, "whole numbers of at least 1, one a scale")
-        check(self.res_blocks >= 1, "res_blocks", self.res_blocks, "a value of at least 1")
-        check(0 <= self.dropout < 1, "dropout", self.dropout, "a value in [0, 1)")
-        for channels in {self.width * multiplier for multiplier in self.multipliers}:
-            groups = min(channels // 4, 32)
-            check(
-                channels % groups == 0, "width", self.width, f"one whose {channels} channels fall into {groups} groups"
-            )
-
-    @property
-    def time_conditioning(self) -> bool:
-        """True: the network is told the time."""
-        return True
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

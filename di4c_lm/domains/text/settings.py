@@ -12,6 +12,7 @@ from pydantic.dataclasses import dataclass
 
 from di4c_lm.core.settings import STRICT, Ints, at_least, check, positive
 from di4c_lm.mixtures.settings import LatentConfig
+from di4c_lm.networks.dit import DitConfig
 from di4c_lm.objectives.settings import Di4CConfig, ObjectiveConfig, check_draws
 from di4c_lm.training.settings import OptimConfig, PretrainConfig, RunConfig, TrainConfig, WandbConfig, ZeroConfig
 
@@ -63,29 +64,6 @@ class DataConfig:
             self.kind != "shards" or bool(self.path), "path", self.path, "a folder of prepared shards when kind=shards"
         )
         check(self.kind != "shards" or not self.streaming, "streaming", self.streaming, "false when kind=shards")
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class ModelConfig:
-    """The DiT of MDLM and SDTT."""
-
-    hidden_size: int = 192
-    num_blocks: int = 4
-    num_heads: int = 4
-    cond_dim: int = 128
-    dropout: float = 0.0
-    time_conditioning: bool = False
-    attention: Literal["auto", "sdpa", "flash"] = "auto"
-
-    def __post_init__(self) -> None:
-        positive(self, "hidden_size", "num_blocks", "num_heads", "cond_dim")
-        check(
-            self.hidden_size % (2 * self.num_heads) == 0,
-            "hidden_size",
-            self.hidden_size,
-            f"a multiple of 2 * num_heads = {2 * self.num_heads}",
-        )
-        check(0 <= self.dropout < 1, "dropout", self.dropout, "a value in [0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -148,7 +126,7 @@ class Config:
 
     run: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: DitConfig = field(default_factory=DitConfig)
     latent: LatentConfig = field(default_factory=LatentConfig)  # `lambda` in YAML and on the command line
     objective: ObjectiveConfig = field(default_factory=Di4CConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

@@ -6,8 +6,7 @@ from typing import Any
 import torch
 
 from di4c_lm.domains.text.model import TextModel
-from di4c_lm.domains.text.settings import ModelConfig
-from di4c_lm.networks.dit import DIT
+from di4c_lm.networks.dit import DIT, DitConfig
 
 _BATCH, _COMMON = 64, 2
 
@@ -24,7 +23,7 @@ def tail_probe(
     p = min(1.5e-8 * steps, 0.5 / rare)
     length = max(1, round(expected / (p * rare * _BATCH)))
     num_states = rare + _COMMON + 1
-    net = DIT(ModelConfig(hidden_size=2, num_blocks=1, num_heads=1, cond_dim=2), num_states=num_states)
+    net = DIT(DitConfig(hidden_size=2, num_blocks=1, num_heads=1, cond_dim=2), num_states=num_states)
     bias_S = torch.full((num_states,), math.log(p))
     bias_S[rare : rare + _COMMON] = math.log((1 - rare * p) / _COMMON)
     net.output_layer.linear.bias.data = bias_S
