@@ -126,9 +126,9 @@ def start(run_dir: Path, settings: Settings) -> list[int]:
 
 
 def steps_done(run_dir: Path) -> int:
-    """Lines of the journal."""
-    journal = run_dir / "metrics.jsonl"
-    return journal.read_bytes().count(b"\n") if journal.exists() else 0
+    """Lines of metrics.jsonl."""
+    metrics = run_dir / "metrics.jsonl"
+    return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
 
 
 def unfinished(run_dir: Path) -> set[int]:
@@ -171,7 +171,7 @@ def strike(run_dir: Path, pids: list[int], settings: Settings, moments: random.R
 
 
 def differences(run_dir: Path, unbroken: Path) -> list[str]:
-    """What differs between two finished runs: lines of the journal but for the clock's, weights and their average."""
+    """What differs between two finished runs: lines of metrics.jsonl but for the clock's, weights and their average."""
     from safetensors.torch import load_file
 
     found = []

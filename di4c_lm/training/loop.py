@@ -23,7 +23,7 @@ from di4c_lm.training.distributed import (
 )
 from di4c_lm.training.ema import Ema
 from di4c_lm.training.engine import Engine
-from di4c_lm.training.journal import Journal
+from di4c_lm.training.metric_logger import MetricLogger
 from di4c_lm.training.run_state import Checkpoint, Progress
 from di4c_lm.training.schedule import learning_rate
 from di4c_lm.training.settings import OptimConfig, TrainConfig, WandbConfig, ZeroConfig
@@ -152,7 +152,7 @@ def train(
         watchdog.beat("the search for a checkpoint")
         if not checkpoint.resume(train.resume) and optimizer_from is not None:
             checkpoint.adopt_optimizer(optimizer_from / "checkpoints")
-        journal = Journal(
+        metric_logger = MetricLogger(
             run_dir,
             step=progress.step,
             total_steps=train.steps,
@@ -161,7 +161,7 @@ def train(
             label=label,
             settings=settings,
         )
-        with journal:
+        with metric_logger:
             while progress.step < train.steps and not progress.signal:
                 if isinstance(objective, Paced):
                     objective.begin_update(progress.step)
@@ -170,7 +170,7 @@ def train(
                 if step.applied:
                     ema.update()
                 advance(progress, step)
-                journal.record(progress.step, step.tokens, {**step.values, "lr": lr, "skipped": progress.skipped})
+                metric_logger.record(progress.step, step.tokens, {**step.values, "lr": lr, "skipped": progress.skipped})
                 if progress.bad_in_a_row >= train.max_bad_steps:
                     give_up(run_dir, progress, step)
                 if (

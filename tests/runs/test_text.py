@@ -64,7 +64,7 @@ def launch(text: Path, run_dir: Path, *words: str, ranks: int = 0) -> subprocess
     )
 
 
-def journal(run_dir: Path) -> list[dict]:
+def metrics_of(run_dir: Path) -> list[dict]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -78,7 +78,7 @@ def finished(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_journal_has_every_promised_number(finished: Path) -> None:
-    rows = journal(finished)
+    rows = metrics_of(finished)
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     promised = {
         "step",
@@ -153,7 +153,7 @@ def test_one_rank_of_the_same_global_batch_has_the_same_losses(finished: Path, t
     words = ["train.steps=4", "train.gradient_accumulation=2", "eval.skip=true", f"teacher={teacher}"]
     done = launch(text, tmp_path / "one", *words)
     assert done.returncode == 0, done.stderr[-3000:]
-    for one, two in zip(journal(tmp_path / "one"), journal(finished), strict=True):
+    for one, two in zip(metrics_of(tmp_path / "one"), metrics_of(finished), strict=True):
         assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-4)
         assert one["loss"] == pytest.approx(two["loss"], rel=1e-4, abs=1e-8), "a loss near zero is a difference of sums"
 
@@ -171,11 +171,13 @@ def test_a_killed_run_resumes_to_the_same_losses(finished: Path, text: Path, tmp
         time.sleep(0.01)
     os.kill(running.pid, signal.SIGKILL)
     assert running.wait() == -signal.SIGKILL
-    assert len(journal(broken)) < 30, "the run was killed before its end"
+    assert len(metrics_of(broken)) < 30, "the run was killed before its end"
     done = launch(text, broken, *words, "train.resume=must")
     assert done.returncode == 0, done.stderr[-3000:]
     kept = ("step", "loss", "data_corr", "lr", "grad_norm")
-    assert [[row[k] for k in kept] for row in journal(broken)] == [[row[k] for k in kept] for row in journal(whole)]
+    assert [[row[k] for k in kept] for row in metrics_of(broken)] == [
+        [row[k] for k in kept] for row in metrics_of(whole)
+    ]
     one = TextModel.from_pretrained(whole / "student").denoiser.state_dict()
     two = TextModel.from_pretrained(broken / "student").denoiser.state_dict()
     assert all(torch.equal(one[name], two[name]) for name in one)

@@ -1,7 +1,7 @@
 """What we read of DeepSpeed that it does not document: a version without it fails here, by name."""
 
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -39,7 +39,7 @@ class Square(nn.Module):
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_deepspeed_keeps_what_we_read(stage: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deepspeed_keeps_what_we_read(stage: Literal[0, 1, 2, 3], monkeypatch: pytest.MonkeyPatch) -> None:
     wrappers: list[Any] = []
 
     def masters(wrapper: Any, trained: Any) -> list[torch.Tensor]:

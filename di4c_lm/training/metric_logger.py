@@ -16,7 +16,7 @@ from di4c_lm.training.settings import WandbConfig
 logger = logging.getLogger(__name__)
 
 
-class Journal:
+class MetricLogger:
     """One JSON object a logged step in `<run_dir>/metrics.jsonl`, and the bar. A context manager; silent on ranks other than 0.
 
     Opened on a resumed run it drops the lines beyond `step`, so that the file reads like that of an unbroken run.
@@ -44,7 +44,7 @@ class Journal:
         self._bar: Any = None
         self._wandb: Any = None
 
-    def __enter__(self) -> "Journal":
+    def __enter__(self) -> "MetricLogger":
         if is_main():
             from tqdm.auto import tqdm
 

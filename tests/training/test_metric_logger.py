@@ -1,4 +1,4 @@
-"""The journal of a run."""
+"""The metric logger of a run."""
 
 import json
 import math
@@ -7,15 +7,15 @@ import types
 
 import pytest
 
-from di4c_lm.training import journal as journal_module
-from di4c_lm.training.journal import Journal
+from di4c_lm.training import metric_logger as metric_loggers
+from di4c_lm.training.metric_logger import MetricLogger
 from di4c_lm.training.settings import WandbConfig
 
 
 def write(run_dir, first, last, *, total=20, every=1, **options):
-    with Journal(run_dir, step=first, total_steps=total, log_every=every, **options) as journal:
+    with MetricLogger(run_dir, step=first, total_steps=total, log_every=every, **options) as metric_logger:
         for step in range(first + 1, last + 1):
-            journal.record(step, 10, {"loss": float(step), "lr": 0.1})
+            metric_logger.record(step, 10, {"loss": float(step), "lr": 0.1})
 
 
 def steps(run_dir):
@@ -38,14 +38,14 @@ def test_a_resumed_run_drops_what_it_will_do_again(tmp_path):
 
 
 def test_json_without_nan(tmp_path):
-    with Journal(tmp_path, step=0, total_steps=3, log_every=1) as journal:
-        journal.record(1, 1, {"loss": math.nan, "grad_norm": math.inf})
+    with MetricLogger(tmp_path, step=0, total_steps=3, log_every=1) as metric_logger:
+        metric_logger.record(1, 1, {"loss": math.nan, "grad_norm": math.inf})
     line = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail)
     assert line["loss"] is None and line["grad_norm"] is None
 
 
 def test_other_ranks_are_silent(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(journal_module, "is_main", lambda: False)
+    monkeypatch.setattr(metric_loggers, "is_main", lambda: False)
     write(tmp_path, 0, 3)
     assert list(tmp_path.iterdir()) == [] and capsys.readouterr().err == ""
 
