@@ -52,11 +52,12 @@ class Golden:
     """One golden file, read lazily."""
 
     path: Path
+    label: str = ""
 
     @property
     def name(self) -> str:
-        """The case's name: the file's stem."""
-        return self.path.stem
+        """The case's name: its label, or else the file's stem."""
+        return self.label or self.path.stem
 
     @cached_property
     def arrays(self) -> dict[str, np.ndarray]:
@@ -93,7 +94,8 @@ def compare(golden: Golden, computed: Computed) -> Row:
         return Row(**row, abs_error=np.inf, rel_error=np.inf, ok=False, note=note)
     error = np.abs(ours - theirs)
     size = np.broadcast_to(np.abs(theirs), error.shape)
-    relative = np.divide(error, size, out=np.where(error == 0, 0.0, np.inf), where=size > 0)
+    with np.errstate(over="ignore"):
+        relative = np.divide(error, size, out=np.where(error == 0, 0.0, np.inf), where=size > 0)
     ok = bool((error <= computed.tolerance.atol + computed.tolerance.rtol * size).all())
     return Row(**row, abs_error=_largest(error), rel_error=_largest(relative), ok=ok)
 

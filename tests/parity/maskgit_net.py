@@ -9,7 +9,7 @@ from di4c_lm.mixtures.latent import latent_features
 from di4c_lm.mixtures.settings import LatentConfig
 from di4c_lm.networks.maskgit import MaskGit, MaskGitConfig
 from di4c_lm.processes.denoiser import NO_CLASS
-from parity.golden import Computed, Golden, Tolerance
+from tests.parity.golden import Computed, Golden, Tolerance
 
 INPUTS = ("img_token", "y", "drop_label", "z")
 _VALUES = Tolerance(atol=5e-5, rtol=1e-5)
@@ -18,22 +18,27 @@ _SINUSOID = Tolerance(atol=1e-5, rtol=1e-5)
 
 
 def load(golden: Golden) -> MaskGit:
-    """Our network with the file's weights, strictly; MASK keeps its share of the predictions, as published."""
-    meta = golden.meta
+    """Our network with the file's weights, strictly; MASK keeps its share of the predictions, as published.
+
+    The shapes say all but the number of heads: the embedding holds K codes, MASK, the classes and that of no class.
+    """
+    weights = golden.weights()
+    num_embeddings, hidden_size = weights["tok_emb.weight"].shape
+    num_codes = golden.arrays["logits_z_none"].shape[2] - 1
     network = MaskGit(
         MaskGitConfig(
-            hidden_size=meta["hidden"],
-            num_blocks=meta["depth"],
-            num_heads=meta["heads"],
-            mlp_size=meta["mlp"],
+            hidden_size=hidden_size,
+            num_blocks=1 + max(int(name.split(".")[2]) for name in weights if name.startswith("transformer.layers.")),
+            num_heads=golden.meta["heads"],
+            mlp_size=len(weights["transformer.layers.0.1.fn.net.0.bias"]),
             mask_state=True,
         ),
-        num_codes=meta["K"],
-        num_classes=meta["nclass"],
-        length=meta["tokens"],
-        latent=LatentConfig(law="uniform", path="token", inject_at=0) if meta["is_student"] else None,
+        num_codes=num_codes,
+        num_classes=num_embeddings - num_codes - 2,
+        length=weights["pos_emb"].shape[1] - 1,
+        latent=LatentConfig(law="uniform", path="token", inject_at=0) if "z" in golden.arrays else None,
     )
-    network.load_state_dict(golden.weights())
+    network.load_state_dict(weights)
     return network.eval()
 
 

@@ -19,8 +19,8 @@ from di4c_lm.samplers.calls import Calls
 from di4c_lm.samplers.draw import Draw
 from di4c_lm.samplers.grids import published_grid
 from di4c_lm.samplers.walk import Walk
-from parity import lm_dit
-from parity.golden import Computed, Golden, Tolerance
+from tests.parity import lm_dit
+from tests.parity.golden import Computed, Golden, Tolerance
 
 INPUTS = ("logits", "x", "grid_t", "samplet_u", "pair_t", "pair_dt", "u", "traj_*_u", "traj_*_z")
 _EXACT = Tolerance()
@@ -117,8 +117,9 @@ def _sigma(process: MaskedProcess, t: Tensor) -> Tensor:
 
 
 def _trajectory(golden: Golden, name: str, sampler: str) -> Computed:
-    """The tokens before and after each step of the published loop."""
-    network: DIT = lm_dit.load(Golden(golden.path.with_name(f"{_NETWORKS[name]}.npz")))
+    """The tokens before and after each step of the published loop; the network's file ends as the case's own does."""
+    variant = golden.path.stem.removeprefix("lm_sampling")
+    network: DIT = lm_dit.load(Golden(golden.path.with_name(f"{_NETWORKS[name]}{variant}.npz")))
     label = f"traj_{name}_{sampler}"
     u_KBDS, steps = golden.tensor(f"{label}_u"), golden.meta["steps"]
     slices: list[Tensor] = []

@@ -1,11 +1,11 @@
-"""`tauldr_transition`: the chain's rates, its transitions between times, and the law that it begins from."""
+"""`tauldr_transition`: the chain's rates, its transitions between times, and the distribution that it begins from."""
 
 from collections.abc import Iterator
 
 import torch
 
 from di4c_lm.processes.gaussian import GaussianChain
-from parity.golden import Computed, Golden, Tolerance
+from tests.parity.golden import Computed, Golden, Tolerance
 
 INPUTS = ("ts", "ss", "rows")
 _ENTRY = Tolerance(atol=2e-6)
@@ -25,7 +25,7 @@ def chain_of(settings: dict[str, float], num_states: int) -> GaussianChain:
 
 def compute(golden: Golden) -> Iterator[Computed]:
     """Every array but the times and the rows that are kept."""
-    chain = chain_of(golden.meta, golden.meta["S"])
+    chain = chain_of(golden.meta, len(golden.tensor("initial_probs")))
     t_K, s_K, rows = golden.tensor("ts"), golden.tensor("ss"), golden.tensor("rows")
     rate_SS = chain.rate_matrix()
     rate_KSS = rate_SS * chain.rate(t_K)[:, None, None]

@@ -13,7 +13,7 @@ from di4c_lm.losses.positions import Positions
 from di4c_lm.losses.reading import mixture_marginals
 from di4c_lm.losses.weights import Alpha
 from di4c_lm.processes.denoiser import OutputHead
-from parity.golden import Computed, Tolerance
+from tests.parity.golden import Computed, Tolerance
 
 ALPHA_KINDS: dict[str, Alpha] = {"sigmoid": "sigmoid", "linear": "linear", "const": "constant"}  # by published name
 GRADIENT = Tolerance(atol=1e-6, rtol=1e-4)

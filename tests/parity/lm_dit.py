@@ -11,7 +11,7 @@ from di4c_lm.mixtures.latent import latent_features
 from di4c_lm.mixtures.settings import LatentConfig
 from di4c_lm.networks.dit import DIT, DitConfig
 from di4c_lm.processes.masked import MaskedProcess
-from parity.golden import Computed, Golden, Tolerance
+from tests.parity.golden import Computed, Golden, Tolerance
 
 INPUTS = ("indices", "sigma", "z")
 _VALUES = Tolerance(atol=1e-5, rtol=1e-5)
@@ -19,14 +19,19 @@ _LOG_P = Tolerance(atol=1e-5, rtol=1e-7)  # the second part is 0.1 for the entri
 
 
 def load(golden: Golden) -> DIT:
-    """Our network with the file's weights, strictly."""
-    meta = golden.meta
+    """Our network with the file's weights, strictly; their shapes say all but the number of heads."""
+    weights = golden.weights()
+    num_states, hidden_size = weights["vocab_embed.embedding"].shape
+    num_blocks = 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("blocks."))
     model = DitConfig(
-        hidden_size=meta["hidden"], num_blocks=meta["blocks"], num_heads=meta["heads"], cond_dim=meta["cond_dim"]
+        hidden_size=hidden_size,
+        num_blocks=num_blocks,
+        num_heads=golden.meta["heads"],
+        cond_dim=len(weights["sigma_map.mlp.0.bias"]),
     )
-    latent = LatentConfig(law="uniform", path="token", inject_at=0) if meta["is_di4c"] else None
-    network = DIT(model, num_states=meta["vocab_size"], latent=latent)
-    network.load_state_dict(golden.weights())
+    latent = LatentConfig(law="uniform", path="token", inject_at=0) if "z" in golden.arrays else None
+    network = DIT(model, num_states=num_states, latent=latent)
+    network.load_state_dict(weights)
     return network.eval()
 
 

@@ -13,8 +13,8 @@ from di4c_lm.objectives.settings import HopConfig
 from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.processes.rng import KeyedRng
 from di4c_lm.processes.times import hop_down
-from parity.given import ALPHA_KINDS, GRADIENT, Parts, everywhere, law_at, leaf, loss_tolerance, terms_of
-from parity.golden import Computed, Golden, Tolerance, sub_cases
+from tests.parity.given import ALPHA_KINDS, GRADIENT, Parts, everywhere, law_at, leaf, loss_tolerance, terms_of
+from tests.parity.golden import Computed, Golden, Tolerance, sub_cases
 
 INPUTS = (
     "logits_student_raw",

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from di4c_lm.processes.schedules import MASKGIT_SCHEDULES, Schedule
 from di4c_lm.samplers.confidence import published_counts, surest
-from parity.golden import Computed, Golden, Tolerance
+from tests.parity.golden import Computed, Golden, Tolerance
 
 SCHEDULES_INPUTS = ("grid_r", "mask_code_in", "mask_u", "mask_r")
 DENOISE_INPUTS = ("code", "logits", "logits_uncond", "gumbel", "pred_code", "r", "mask_u")
@@ -17,7 +17,8 @@ _LOGITS = Tolerance(atol=1e-5, rtol=1e-5)
 
 
 def compute_schedules(golden: Golden) -> Iterator[Computed]:
-    """Every array that is not an input."""
+    """Every array that is not an input; MASK is the file's `mask_value`, 16 unless it says another."""
+    mask_id = golden.meta.get("mask_value", 16)
     for name in golden.arrays:
         if name.startswith("sche_P"):
             _, side, mode, steps = name.split("_")
@@ -26,7 +27,7 @@ def compute_schedules(golden: Golden) -> Iterator[Computed]:
         if f"val_to_mask_{name}" in golden.arrays:
             yield Computed(f"val_to_mask_{name}", schedule.mask_prob(1 - golden.tensor("grid_r").double()), _SHARE)
             code_BPP, u_BPP = golden.tensor("mask_code_in"), golden.tensor("mask_u")
-            masked_BPP = _masked(schedule, code_BPP, u_BPP, golden.tensor("mask_r"), mask_id=16)
+            masked_BPP = _masked(schedule, code_BPP, u_BPP, golden.tensor("mask_r"), mask_id=mask_id)
             yield Computed(f"masked_code_{name}", masked_BPP, _EXACT)
 
 
@@ -47,11 +48,12 @@ def _masked(schedule: Schedule, code_BPP: Tensor, u_BPP: Tensor, r_B: Tensor, *,
 
 
 def _one_step(golden: Golden, run: str, schedule: Schedule, w: float) -> Iterator[Computed]:
-    """From time t = 1 - r a hop of r_delta down, for each of L draws of an example."""
+    """From time t = 1 - r a step of r_delta down, for each of L samples of an example; the last state is MASK."""
     meta, r_B, code_BPP = golden.meta, golden.tensor("r"), golden.tensor("code")
-    masked_code = _masked(schedule, code_BPP, golden.tensor("mask_u"), r_B, mask_id=meta["K"])
+    mask_id = golden.arrays["logits"].shape[2] - 1
+    masked_code = _masked(schedule, code_BPP, golden.tensor("mask_u"), r_B, mask_id=mask_id)
     x_BD = masked_code.flatten(1)
-    masked_BD = x_BD == meta["K"]
+    masked_BD = x_BD == mask_id
     progress_B = r_B * meta["teacher_steps"] / (meta["teacher_steps"] - 1)
     num_places, num_masked_B = x_BD.shape[1], masked_BD.sum(1)
     left_B = schedule.mask_prob(1 - (r_B + meta["r_delta"]).clamp_max(1)) * num_places

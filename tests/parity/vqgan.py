@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 
 from di4c_lm.networks.vqgan import VqGan, VqganConfig
-from parity.golden import Computed, Golden, Tolerance
+from tests.parity.golden import Computed, Golden, Tolerance
 
 INPUTS = ("image", "code")
 _EXACT = Tolerance()
@@ -14,7 +14,7 @@ _VALUES = Tolerance(atol=1e-5, rtol=1e-5)
 
 def load(golden: Golden) -> VqGan:
     """Our network with the file's weights, strictly."""
-    said = golden.meta["ddconfig"]
+    said = {key: tuple(value) if isinstance(value, list) else value for key, value in golden.meta["ddconfig"].items()}
     network = VqGan(
         VqganConfig(
             n_embed=golden.meta["n_embed"],

@@ -9,7 +9,7 @@ from di4c_lm.checkpoints import tauldr
 from di4c_lm.networks.logistic_head import LogisticHead
 from di4c_lm.networks.unet import UNet
 from di4c_lm.processes.denoiser import Prediction
-from parity.golden import Computed, Golden, Tolerance
+from tests.parity.golden import Computed, Golden, Tolerance
 
 INPUTS = ("x", "times", "lams")
 _NET = Tolerance(atol=1e-5)
@@ -17,11 +17,14 @@ _PROBABILITY = Tolerance(atol=2e-6)
 
 
 def compute(golden: Golden) -> Iterator[Computed]:
-    """The network's output, and the normalised laws that the file's output is read out into: its logits are not normalised.
+    """The network's output, and the normalised distributions that the file's output stands for: its logits are not normalised.
 
     The raw weights are those of the `.safetensors`; in the `.pt` the average stands in both places.
     """
-    size = {"shape": (golden.meta["H"], golden.meta["H"], 3), "num_states": golden.meta["S"]}
+    (rows, columns), num_states = golden.arrays["net_out_ema"].shape[2:], golden.arrays["logits_ema"].shape[-1]
+    size = {"shape": (rows, columns, 3), "num_states": num_states}
+    published = LogisticHead(num_states, both_tails=golden.meta["fix_logistic"])
+    other = LogisticHead(num_states, both_tails=not golden.meta["fix_logistic"])
     raw = {name: tensor for name, tensor in golden.weights().items() if name.startswith("net.")}
     path = golden.path.with_suffix(".ckpt.pt")
     found = {
@@ -30,10 +33,9 @@ def compute(golden: Golden) -> Iterator[Computed]:
     }
     for which, weights in found.items():
         yield Computed(f"net_out_{which}", _net_out(golden, weights.build(golden.path)), _NET)
-        yield Computed(f"logits_{which}", _law(golden, which), _PROBABILITY, softmax)
-    yield Computed("logits_ema_np64", _law(golden, "ema"), _PROBABILITY, softmax)
-    other = _law(golden, "ema", both_tails=not golden.meta["fix_logistic"])
-    yield Computed("logits_ema_other_fix_logistic", other, _PROBABILITY, softmax)
+        yield Computed(f"logits_{which}", _probabilities(golden, which, published), _PROBABILITY, softmax)
+    yield Computed("logits_ema_np64", _probabilities(golden, "ema", published), _PROBABILITY, softmax)
+    yield Computed("logits_ema_other_fix_logistic", _probabilities(golden, "ema", other), _PROBABILITY, softmax)
 
 
 def _net_out(golden: Golden, network: UNet) -> Tensor:
@@ -45,11 +47,10 @@ def _net_out(golden: Golden, network: UNet) -> Tensor:
     return features_NDH.permute(0, 2, 1).reshape(-1, 2 * colours, rows, columns)
 
 
-def _law(golden: Golden, which: str, *, both_tails: bool = False) -> Tensor:
+def _probabilities(golden: Golden, which: str, output_head: LogisticHead) -> Tensor:
     """The probabilities that the file's own μ and log s stand for."""
     means, log_scales = golden.tensor(f"net_out_{which}").double().chunk(2, 1)
     features_NDH = torch.stack([means.flatten(1), log_scales.flatten(1)], 2)
-    output_head = LogisticHead(golden.meta["S"], both_tails=both_tails)
     return Prediction(features_NDH[:, None], output_head).log_probs()[:, 0].exp()
 
 

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from di4c_lm.losses.di4c import UpperSide
 from di4c_lm.losses.weights import alpha
-from parity.given import GRADIENT, Parts, everywhere, law_at, leaf, loss_tolerance, terms_of
-from parity.golden import Computed, Golden, Tolerance, sub_cases
-from parity.tauldr_transition import chain_of
+from tests.parity.given import GRADIENT, Parts, everywhere, law_at, leaf, loss_tolerance, terms_of
+from tests.parity.golden import Computed, Golden, Tolerance, sub_cases
+from tests.parity.tauldr_transition import chain_of
 
 INPUTS = (
     "minibatch",

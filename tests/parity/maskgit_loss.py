@@ -6,8 +6,8 @@ import torch
 
 from di4c_lm.losses.di4c import UpperSide
 from di4c_lm.losses.weights import alpha
-from parity.given import ALPHA_KINDS, GRADIENT, Parts, everywhere, law_at, leaf, loss_tolerance, terms_of
-from parity.golden import Computed, Golden, Tolerance, sub_cases
+from tests.parity.given import ALPHA_KINDS, GRADIENT, Parts, everywhere, law_at, leaf, loss_tolerance, terms_of
+from tests.parity.golden import Computed, Golden, Tolerance, sub_cases
 
 INPUTS = ("logits_student", "logits_teacher", "logits_student_teacher", "code", "x0_sampled")
 
