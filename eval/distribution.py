@@ -1,17 +1,18 @@
-"""Distance of a run's samples from held-out text.
+"""Distance of a run's samples from the validation set.
 
 python eval/distribution.py [run=<dir>] [models=[teacher,<name>=<dir>]] [steps=[1,2,4]] ...     --help lists the keys
 """
 
 import sys
 
-from di4c_lm.measure.script import run_part
-from di4c_lm.measure.text.suite_settings import DistributionConfig
+from di4c_lm.core import cli
+from di4c_lm.domains.text.report import suite
+from di4c_lm.measure.text.suite import ReportConfig
 
 
 def main(argv: list[str]) -> int:
     """Measure, write the report, print the table; bad input ends with exit status 2."""
-    return run_part(DistributionConfig, argv, "eval/distribution.py")
+    return cli.measure(ReportConfig, ["parts=[distribution]", *argv], "eval/distribution.py", suite)
 
 
 if __name__ == "__main__":

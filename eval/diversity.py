@@ -1,17 +1,18 @@
-"""Diversity of a run's samples beside held-out text.
+"""Diversity of a run's samples beside the validation set.
 
 python eval/diversity.py [run=<dir>] [models=[teacher,<name>=<dir>]] [steps=[1,2,4]] ...     --help lists the keys
 """
 
 import sys
 
-from di4c_lm.measure.script import run_part
-from di4c_lm.measure.text.suite_settings import DiversityConfig
+from di4c_lm.core import cli
+from di4c_lm.domains.text.report import suite
+from di4c_lm.measure.text.suite import ReportConfig
 
 
 def main(argv: list[str]) -> int:
     """Measure, write the report, print the table; bad input ends with exit status 2."""
-    return run_part(DiversityConfig, argv, "eval/diversity.py")
+    return cli.measure(ReportConfig, ["parts=[fluency,diversity]", *argv], "eval/diversity.py", suite)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,18 @@
-"""Likelihood of held-out and zero-shot text, and last words.
+"""Likelihood of validation and zero-shot text, and last words.
 
 python eval/likelihood.py [run=<dir>] [models=[teacher,<name>=<dir>]] [steps=[1,2,4]] ...     --help lists the keys
 """
 
 import sys
 
-from di4c_lm.measure.script import run_part
-from di4c_lm.measure.text.suite_settings import LikelihoodConfig
+from di4c_lm.core import cli
+from di4c_lm.domains.text.report import suite
+from di4c_lm.measure.text.suite import ReportConfig
 
 
 def main(argv: list[str]) -> int:
     """Measure, write the report, print the table; bad input ends with exit status 2."""
-    return run_part(LikelihoodConfig, argv, "eval/likelihood.py")
+    return cli.measure(ReportConfig, ["parts=[likelihood]", *argv], "eval/likelihood.py", suite)
 
 
 if __name__ == "__main__":

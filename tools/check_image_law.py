@@ -17,7 +17,7 @@ from di4c_lm.core import cli, image_cli
 from di4c_lm.data.images.synthetic_images import Bars
 from di4c_lm.domains.pixels.model import CifarModel
 from di4c_lm.domains.pixels.settings import CifarConfig
-from di4c_lm.measure.statistics.exact import LawCheck, check_samples, product_of_marginals, total_variation
+from di4c_lm.measure.statistics.exact import ExactCheck, check_samples, product_of_marginals, total_variation
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 SMALL = (
@@ -78,12 +78,12 @@ def _trained(config: CifarConfig, law: Bars, count: int) -> dict[str, CifarModel
     return models
 
 
-def _checked(model: CifarModel, law: Bars, config: CifarConfig, steps: int, seed: int, count: int) -> LawCheck:
+def _checked(model: CifarModel, law: Bars, config: CifarConfig, steps: int, seed: int, count: int) -> ExactCheck:
     drawn_ND, _ = model.sample(count, steps, seed=seed, batch_size=config.eval.batch_size, sampler=config.sampler)
     return check_samples(law.index(drawn_ND.numpy()), law.law(), seed=seed)
 
 
-def _table(law: Bars, found: dict[tuple[str, int, int], LawCheck]) -> str:
+def _table(law: Bars, found: dict[tuple[str, int, int], ExactCheck]) -> str:
     exact = law.law()
     product = total_variation(product_of_marginals(exact, law.enumerate()), exact)
     lines = [

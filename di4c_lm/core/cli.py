@@ -13,6 +13,7 @@ from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
+from di4c_lm.core import settings
 from di4c_lm.core.settings import SettingError, to_dict
 from di4c_lm.domains.text.settings import Config
 from di4c_lm.objectives.settings import Di4CConfig, MdlmConfig, SdttConfig
@@ -141,23 +142,36 @@ def build(section: type[T], plain: dict[str, Any]) -> T:
 
 
 def parse_words(section: type[T], argv: Sequence[str], program: str) -> T:
-    """A flat dataclass from words `key=value`, for scripts without a YAML file; `--help` and errors as in `parse`."""
-    import yaml
-
+    """A flat section from words `key=value`, for scripts without a YAML file; `--help` and errors as in `parse`."""
     if any(word in ("-h", "--help") for word in argv):
+        lines = [
+            f"  {name}={settings.show(one.default)}".ljust(36) + one.help
+            for name, one in settings.fields(section).items()
+        ]
         usage = f"usage: python {program} [key=value ...]\n\n{(section.__doc__ or '').strip()}\n\n"
-        sys.stdout.write(usage + key_table(dataclasses.asdict(section())))  # pyright: ignore[reportArgumentType]
+        sys.stdout.write(usage + "\n".join(lines) + "\n")
         raise SystemExit(0)
-    plain = {}
     for word in argv:
-        key, equals, text = word.partition("=")
-        if not equals:
+        if "=" not in word:
             fail(f"{word!r} is not of the form key=value; allowed keys: {', '.join(_names(section))}")
-        plain[key] = yaml.safe_load(text) if text else None
     try:
-        return build(section, plain)
+        return settings.build(section, {word.partition("=")[0]: word.partition("=")[2] for word in argv}, text=True)
     except ValueError as error:
         fail(str(error))
+
+
+def measure(section: type[T], argv: Sequence[str], program: str, report: Callable[[T], str]) -> int:
+    """Run a script of `eval/`: the words make the settings, the settings a report, whose table is printed.
+
+    Returns 0; bad input ends with exit status 2.
+    """
+    chosen = parse_words(section, argv, program)
+    log_to_terminal()
+    try:
+        sys.stdout.write(f"{report(chosen)}\n")
+    except (ValueError, ConnectionError) as error:
+        fail(str(error))
+    return 0
 
 
 def run_hash(config: Config) -> str:

@@ -231,7 +231,7 @@ def report(
     if material.images is None:
         logger.info("no report: of the images only the codes are at hand")
         return
-    from di4c_lm.domains.image_report import run_report
+    from di4c_lm.measure.images.report import run_report
 
     settings = settings_of(config.eval)
     teacher = CodeModel.from_pretrained(teacher_path, material.vqgan, device=world.device, **told(config))

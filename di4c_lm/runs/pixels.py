@@ -25,7 +25,7 @@ from di4c_lm.domains.pixels.model import (
     load_teacher,
 )
 from di4c_lm.domains.pixels.settings import CifarConfig
-from di4c_lm.measure.images.settings import ImageReportConfig
+from di4c_lm.measure.images.report import ImageReportConfig
 from di4c_lm.mixtures.class_counts import first_sequences
 from di4c_lm.mixtures.students import begin, latent_of, objective_of
 from di4c_lm.networks.unet import UNet, is_latent, to_and_fro
@@ -69,8 +69,8 @@ def run_cifar10(config: CifarConfig) -> int:
         CifarModel(denoiser=student, chain=teacher.chain).save_pretrained(run_dir / STUDENT, trained.ema)
         if not config.eval.skip:
             logger.info("5/5 report: samples and their scores")
-            from di4c_lm.domains.image_report import run_report
             from di4c_lm.domains.pixels.report import load_run
+            from di4c_lm.measure.images.report import run_report
 
             settings = report_settings(config)
             logger.info("%s", run_report(load_run(run_dir, settings, str(world.device)), settings))

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from di4c_lm.core import cli
 from di4c_lm.data.text.corpus import load_corpus
 from di4c_lm.domains.text.model import PARTS, SETTINGS, STUDENT, STUDENT_RAW, load_run, write_parts
-from di4c_lm.domains.text.report import gen_ppl_report, trained_evaluator
+from di4c_lm.domains.text.report import trained_evaluator
 from di4c_lm.domains.text.settings import Config, TeacherConfig
+from di4c_lm.measure.text.report import gen_ppl_report
 from di4c_lm.runs.text import needs_teacher, report_settings, run_text, write_settings
 from di4c_lm.training.distributed import World, barrier, init_distributed
 

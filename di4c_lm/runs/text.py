@@ -21,9 +21,10 @@ from di4c_lm.domains.text.model import (
     random_teacher,
     write_parts,
 )
-from di4c_lm.domains.text.report import bound_report, gen_ppl_report, trained_evaluator
+from di4c_lm.domains.text.report import trained_evaluator
 from di4c_lm.domains.text.settings import Config
-from di4c_lm.measure.text.gen_ppl_settings import GenPplConfig
+from di4c_lm.measure.text.gen_ppl import GenPplConfig
+from di4c_lm.measure.text.report import bound_report, gen_ppl_report
 from di4c_lm.networks.dit import DIT
 from di4c_lm.objectives.settings import Di4CConfig, MdlmConfig
 from di4c_lm.runs.fitting import fit, fit_teacher, student_of

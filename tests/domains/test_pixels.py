@@ -49,10 +49,10 @@ def test_images_are_drawn_for_a_report() -> None:
     settings = ChainSamplerConfig(corrections=1)
     sampler = CifarSampler(name="teacher", model=model(), settings=settings, batch_size=3)
     assert isinstance(sampler, ImageSampler)
-    drawn = sampler.sample(5, 3, 7, None)
-    assert drawn.images.shape == (5, 4, 4, 1) and drawn.images.dtype == np.uint8
-    assert set(np.unique(drawn.images)) <= {0, 64, 128, 191, 255}
-    assert drawn.nfe == 5
+    images, nfe = sampler.sample(5, 3, 7, None)
+    assert images.shape == (5, 4, 4, 1) and images.dtype == np.uint8
+    assert set(np.unique(images)) <= {0, 64, 128, 191, 255}
+    assert nfe == 5
     whole, _ = model().sample(5, 3, seed=7, batch_size=5, sampler=settings)
     parts, _ = model().sample(5, 3, seed=7, batch_size=2, sampler=settings)
     assert torch.equal(whole, parts)

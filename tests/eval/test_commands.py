@@ -1,13 +1,13 @@
-"""Every script of the evaluation: help that explains each key, and bad words that end with status 2."""
+"""Every script of the evaluation: help that explains each key, and bad arguments that end with status 2."""
 
-import dataclasses
 import importlib.util
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from di4c_lm.measure.text.suite_settings import ReportConfig
+from di4c_lm.core.settings import fields
+from di4c_lm.measure.text.suite import ReportConfig
 
 FOLDER = Path(__file__).parents[2] / "eval"
 SCRIPTS = ("report", "diversity", "distribution", "likelihood", "mixture", "cost", "compare_reports")
@@ -32,13 +32,22 @@ def test_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_help_of_the_report_explains_every_key(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         _script("report").main(["--help"])
-    said = capsys.readouterr().out.split("run=null")[0]
-    for field in dataclasses.fields(ReportConfig):  # pyright: ignore[reportArgumentType]
-        assert f"    {field.name} " in said, field.name
+    lines = capsys.readouterr().out.splitlines()
+    for name, field in fields(ReportConfig).items():
+        assert any(line.startswith(f"  {name}=") and line.endswith(field.help) for line in lines), name
+        assert field.help, name
+
+
+@pytest.mark.parametrize("name, part", [("cost", "cost"), ("likelihood", "likelihood"), ("diversity", "diversity")])
+def test_a_part_alone_is_measured(name: str, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    script, seen = _script(name), []
+    monkeypatch.setattr(script, "suite", lambda settings: seen.append(settings) or "table")
+    assert script.main(["steps=[3]"]) == 0
+    assert part in seen[0].parts and "mixture" not in seen[0].parts and seen[0].steps == (3,)
 
 
 @pytest.mark.parametrize(
-    "word, told",
+    "argument, told",
     [
         ("num_samples=0", ["num_samples", "0", "at least 8"]),
         ("steps=[]", ["steps", "at least 1"]),
@@ -48,13 +57,13 @@ def test_the_help_of_the_report_explains_every_key(capsys: pytest.CaptureFixture
         ("lambdas=1", ["lambdas", "1", "at least 2"]),
         ("self_bleu_samples=1", ["self_bleu_samples", "at least 2"]),
         ("noise=float16", ["noise", "'float16'"]),
-        ("evaluator=gpt2", ["'evaluator'", "evaluators"]),
+        ("evaluator=gpt2", ["evaluator", "evaluators"]),
         ("run=/absent", ["/absent", "student/model.safetensors"]),
     ],
 )
-def test_bad_words_end_with_status_2(word: str, told: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_arguments_end_with_status_2(argument: str, told: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
-        _script("report").main([word])
+        _script("report").main([argument])
     assert end.value.code == 2
     error = capsys.readouterr().err
     assert "error: " in error and all(part in error for part in told), error

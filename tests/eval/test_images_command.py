@@ -1,6 +1,5 @@
-"""`eval/images.py`: a run's folder in, a report and a table out; bad words end with status 2."""
+"""`eval/images.py`: a run's folder in, a report and a table out; bad arguments end with status 2."""
 
-import dataclasses
 import importlib.util
 import json
 import sys
@@ -9,11 +8,11 @@ from types import ModuleType
 
 import pytest
 
+from di4c_lm.core.settings import fields
 from di4c_lm.data.images.images import Split
 from di4c_lm.domains import image_report
-from di4c_lm.domains.image_report import ImageRun
 from di4c_lm.measure.images import report as images_module
-from di4c_lm.measure.images.settings import ImageReportConfig
+from di4c_lm.measure.images.report import ImageReportConfig, ImageRun
 from tests.measure.pictures import Painter, projection, real_images
 
 SCRIPT = Path(__file__).parents[2] / "eval" / "images.py"
@@ -55,7 +54,7 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_run_is_measured(run_dir: Path, script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    words = [
+    arguments = [
         f"run={run_dir}",
         "steps=[1,2]",
         "num_samples=30",
@@ -64,11 +63,12 @@ def test_a_run_is_measured(run_dir: Path, script: ModuleType, capsys: pytest.Cap
         "grid=3",
         "device=cpu",
     ]
-    assert script.main(words) == 0
+    assert script.main(arguments) == 0
     said = capsys.readouterr().out
     assert "teacher" in said and "student - teacher" in said and "FID" in said
     assert sorted(path.name for path in (run_dir / "report").iterdir()) == [
         "images.csv",
+        "images.html",
         "images.json",
         "images.png",
         "samples.png",
@@ -82,25 +82,25 @@ def test_the_help_explains_every_key(script: ModuleType, capsys: pytest.CaptureF
         script.main(["--help"])
     said = capsys.readouterr().out
     assert end.value.code == 0 and said.startswith("usage: python eval/images.py [key=value ...]")
-    for field in dataclasses.fields(ImageReportConfig):  # pyright: ignore[reportArgumentType]
-        assert f"    {field.name} " in said.split("run=null")[0], field.name
+    for name, field in fields(ImageReportConfig).items():
+        assert f"  {name}=" in said and field.help in said and field.help, name
 
 
 @pytest.mark.parametrize(
-    "word, told",
+    "argument, told",
     [
         ("protocol=half", ["protocol", "half"]),
         ("steps=[2,2]", ["steps", "distinct"]),
         ("num_samples=1", ["num_samples", "at least twice"]),
-        ("fid=3", ["unknown key 'fid'"]),
+        ("fid=3", ["fid is no key"]),
         ("run=/absent", ["/absent", "student/model.safetensors"]),
     ],
 )
-def test_bad_words_end_with_status_2(
-    word: str, told: list[str], script: ModuleType, capsys: pytest.CaptureFixture[str]
+def test_bad_arguments_end_with_status_2(
+    argument: str, told: list[str], script: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as end:
-        script.main([word])
+        script.main([argument])
     error = capsys.readouterr().err
     assert end.value.code == 2 and all(part in error for part in told), error
 

@@ -9,7 +9,6 @@ import torch
 
 from di4c_lm.data.images.images import ImageSet
 from di4c_lm.measure.images.features import NetworkFeatures
-from di4c_lm.measure.images.samplers import ImageDraw
 
 CLASSES = ("dark", "bright", "striped")
 
@@ -29,7 +28,7 @@ def real_images(count: int, seed: int) -> ImageSet:
 
 @dataclass(frozen=True)
 class Painter:
-    """Draws the real law, blurred towards grey by 1 / steps times `fault`."""
+    """Samples the real images' distribution, blurred towards grey by 1 / steps times `fault`."""
 
     name: str
     fault: float = 0.0
@@ -37,15 +36,13 @@ class Painter:
     shape: tuple[int, int, int] = (6, 6, 1)
     facts: Mapping[str, Any] = field(default_factory=lambda: {"sampler": "painter", "guidance": 1.5})
 
-    def sample(self, num: int, steps: int, seed: int, labels: np.ndarray | None) -> ImageDraw:
+    def sample(self, num: int, steps: int, seed: int, labels: np.ndarray | None) -> tuple[np.ndarray, float]:
         chosen = np.arange(num) % len(CLASSES) if labels is None else labels
         images = picture_bytes(chosen, 1000 * seed + steps)
         weight = self.fault / steps
         blurred = (images * (1 - weight) + 128 * weight).astype(np.uint8)
         height, width, channels = self.shape
-        return ImageDraw(
-            images=np.broadcast_to(blurred, (num, 6, 6, channels))[:, :height, :width], nfe=float(2 * steps)
-        )
+        return np.broadcast_to(blurred, (num, 6, 6, channels))[:, :height, :width], float(2 * steps)
 
 
 def projection(num_classes: int = 3) -> NetworkFeatures:

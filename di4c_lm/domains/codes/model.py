@@ -16,7 +16,6 @@ from torch import Tensor
 from di4c_lm.checkpoints.files import CONFIG_FILE
 from di4c_lm.checkpoints.maskgit import MaskGitWeights, read, write_folder
 from di4c_lm.checkpoints.vqgan import load_vqgan, save_vqgan
-from di4c_lm.measure.images.samplers import ImageDraw
 from di4c_lm.networks.maskgit import MaskGit, check_classes
 from di4c_lm.networks.vqgan import VqGan
 from di4c_lm.processes.masked import MaskedProcess
@@ -206,8 +205,10 @@ class CodeDrawer:
             "vqgan": fingerprint(self.model.vqgan),
         }
 
-    def sample(self, num: int, steps: int, seed: int, labels: Int64[ndarray, " N"] | None) -> ImageDraw:
-        """`num` images in `steps` steps; the same for the same seed and labels."""
+    def sample(
+        self, num: int, steps: int, seed: int, labels: Int64[ndarray, " N"] | None
+    ) -> tuple[UInt8[ndarray, "N H W C"], float]:
+        """`num` images in `steps` steps, the same for the same seed and labels, and the network calls that each took."""
         codes_ND, nfe = self.model.sample(
             None if labels is None else torch.from_numpy(labels),
             steps,
@@ -217,4 +218,4 @@ class CodeDrawer:
             sampler=self.sampler,
             temperature=self.temperature,
         )
-        return ImageDraw(images=self.model.decode(codes_ND), nfe=nfe)
+        return self.model.decode(codes_ND), nfe

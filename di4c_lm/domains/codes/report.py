@@ -11,8 +11,7 @@ from di4c_lm.data.images.images import Split
 from di4c_lm.data.records.codes import is_code_folder
 from di4c_lm.domains.codes.model import CodeDrawer, CodeModel
 from di4c_lm.domains.codes.settings import ImagenetConfig, ImagenetEvalConfig
-from di4c_lm.domains.image_report import ImageRun
-from di4c_lm.measure.images.settings import ImageReportConfig
+from di4c_lm.measure.images.report import ImageReportConfig, ImageRun
 from di4c_lm.samplers.confidence import Confidence
 
 SETTINGS, PARTS, STUDENT = "config.yaml", "parts.json", "student"

@@ -64,7 +64,7 @@ class MaskGitSource:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ImagenetEvalConfig:
-    """The closing report, as `di4c_lm.measure.images.settings.ImageReportConfig` says, and how images are drawn: by confidence."""
+    """The closing report, as `di4c_lm.measure.images.report.ImageReportConfig` says, and how images are drawn: by confidence."""
 
     skip: bool = False
     steps: Ints = (2, 4, 8, 16)

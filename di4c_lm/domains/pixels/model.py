@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Int64, UInt8
 from numpy import ndarray
 from torch import Tensor
 
@@ -16,7 +16,6 @@ from di4c_lm.data.images.image_files import Fit
 from di4c_lm.data.images.image_sources import load_split
 from di4c_lm.data.images.images import Shape, Split, images_of, to_bytes
 from di4c_lm.domains.pixels.settings import ChainConfig, ChainSamplerConfig, CifarConfig, ImageDataConfig
-from di4c_lm.measure.images.samplers import ImageDraw
 from di4c_lm.networks.unet import UNet
 from di4c_lm.processes.gaussian import GaussianChain
 from di4c_lm.processes.rng import KeyedRng
@@ -109,7 +108,7 @@ def step_of(config: ChainSamplerConfig) -> ChainStep:
 @final
 @dataclass(frozen=True, kw_only=True)
 class CifarSampler:
-    """A model as the report on images asks for it (`metrics.image_samplers.ImageSampler`)."""
+    """A model as the report on images asks for it (`measure.images.samplers.ImageSampler`)."""
 
     name: str
     model: CifarModel
@@ -128,13 +127,15 @@ class CifarSampler:
         chain = dataclasses.asdict(self.model.chain)
         return {"sampler": self.settings.step, "settings": dataclasses.asdict(self.settings), "chain": chain}
 
-    def sample(self, num: int, steps: int, seed: int, labels: Int64[ndarray, " N"] | None) -> ImageDraw:
-        """`num` images in `steps` times."""
+    def sample(
+        self, num: int, steps: int, seed: int, labels: Int64[ndarray, " N"] | None
+    ) -> tuple[UInt8[ndarray, "N H W C"], float]:
+        """`num` images in `steps` times, and the network calls that each took."""
         states_ND, nfe = self.model.sample(
             num, steps, seed=seed, batch_size=self.batch_size, sampler=self.settings, teacher=self.teacher
         )
         images = images_of(states_ND, self.model.shape)
-        return ImageDraw(images=to_bytes(images, self.model.chain.num_states), nfe=nfe)
+        return to_bytes(images, self.model.chain.num_states), nfe
 
 
 def load_images(config: ImageDataConfig, seed: int) -> Split:

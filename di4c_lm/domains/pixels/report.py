@@ -4,9 +4,8 @@ from pathlib import Path
 
 from di4c_lm.core import image_cli
 from di4c_lm.core.settings import to_dict
-from di4c_lm.domains.image_report import ImageRun
 from di4c_lm.domains.pixels import model as cifar10
-from di4c_lm.measure.images.settings import ImageReportConfig
+from di4c_lm.measure.images.report import ImageReportConfig, ImageRun
 
 
 def load_run(run_dir: Path, settings: ImageReportConfig, device: str) -> ImageRun:

@@ -70,7 +70,7 @@ class ChainSamplerConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ImageEvalConfig:
-    """The closing report of a run; `di4c_lm.measure.images.settings.ImageReportConfig` says what these are."""
+    """The closing report of a run; `di4c_lm.measure.images.report.ImageReportConfig` says what these are."""
 
     skip: bool = False
     steps: Ints = (2, 4, 8, 16)

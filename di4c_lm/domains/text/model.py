@@ -40,7 +40,7 @@ _GRID_KEYS = 2**40  # the numbers of those, apart from those of samples
 class TextModel:
     """A denoiser of text with its tokenizer, as written by `save_pretrained`."""
 
-    denoiser: DIT
+    denoiser: Any  # a DIT, or what stands in for one
     tokenizer: "PreTrainedTokenizerFast"
     length: int  # D, tokens a sequence
 

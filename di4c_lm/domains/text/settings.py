@@ -11,6 +11,7 @@ from pydantic import Strict
 from pydantic.dataclasses import dataclass
 
 from di4c_lm.core.settings import STRICT, Ints, at_least, check, positive
+from di4c_lm.measure.text.evaluator import EvaluatorConfig
 from di4c_lm.mixtures.settings import LatentConfig
 from di4c_lm.networks.dit import DitConfig
 from di4c_lm.objectives.settings import Di4CConfig, ObjectiveConfig, check_draws
@@ -83,21 +84,6 @@ class TeacherConfig:
             self.path,
             "a folder, file or hub name when kind=pretrained",
         )
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class EvaluatorConfig:
-    """The language model whose perplexity is reported: `train` for a small GPT-2 trained on the run's corpus, else a folder or hub name."""
-
-    path: str = "train"
-    hidden_size: int = 192
-    num_blocks: int = 4
-    num_heads: int = 4
-    batch_size: int = 32
-    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
-
-    def __post_init__(self) -> None:
-        positive(self, "hidden_size", "num_blocks", "num_heads", "batch_size")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from di4c_lm.core.cache import Cache
 from di4c_lm.core.files import read_json, save_tensors, write_json
-from di4c_lm.core.settings import check
+from di4c_lm.core.settings import positive
 from di4c_lm.measure.images.features import NetworkFeatures
 from di4c_lm.measure.render.manifest import weights_hash
 
@@ -39,8 +39,7 @@ class ClassifierConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("features", "steps", "batch_size", "lr"):
-            check(getattr(self, name) > 0, name, getattr(self, name), "a value above 0")
+        positive(self, "features", "steps", "batch_size", "lr")
 
 
 @final

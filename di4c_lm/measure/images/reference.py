@@ -15,7 +15,7 @@ from numpy import ndarray
 
 from di4c_lm.core.files import whole_file
 from di4c_lm.measure.images.features import Embedded
-from di4c_lm.measure.images.scores import some
+from di4c_lm.measure.images.samplers import some
 from di4c_lm.measure.statistics.frechet import Moments, moments
 
 

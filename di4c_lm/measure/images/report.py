@@ -1,31 +1,90 @@
-"""Image samplers at several step counts, beside held-out images: what `eval/images.py` and the end of an image run both measure.
+"""Image samplers at several step counts, beside real images: what `eval/images.py` and the end of an image run both measure.
 
 It knows samplers by a protocol and nothing of our models. Axes: N images, H rows, W columns, C channels.
 """
 
+import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any, TypeAlias, final
+from typing import Any, Literal, final
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import UInt8
 from numpy import ndarray
 from tqdm import tqdm
 
+from di4c_lm.core.settings import Ints, at_least, check, section, setting, to_dict
+from di4c_lm.measure.flow import Missing, Row, columns, difference, measured, nfe_of
 from di4c_lm.measure.images.classifier import classifier_features
-from di4c_lm.measure.images.features import Embedded, FeatureNet, folder_features, inception_features
+from di4c_lm.measure.images.features import FeatureNet, folder_features, inception_features
 from di4c_lm.measure.images.reference import Reference, load_reference, reference_of
-from di4c_lm.measure.images.samplers import ImageDraw, ImageSampler, RealImages
-from di4c_lm.measure.images.scores import cover, inception_score, kernel_distance, some
-from di4c_lm.measure.images.settings import ImageReportConfig
-from di4c_lm.measure.statistics.frechet import extrapolated_frechet, linearised_frechet
-from di4c_lm.measure.statistics.linearised import Linearised, difference_of, interval_of, mean_of
+from di4c_lm.measure.images.samplers import ImageSampler, RealImages, some
+from di4c_lm.measure.images.scores import METRICS, ImageSamples
+from di4c_lm.measure.render.files import Layout, write_report
+from di4c_lm.measure.render.manifest import manifest
+from di4c_lm.measure.render.pictures import Panel, sample_sheet
+from di4c_lm.measure.render.table import LEAD, NFE, Column, table, with_differences
+from di4c_lm.measure.settings import Measurement, device_of, distinct
 
-Row: TypeAlias = dict[str, Any]
+logger = logging.getLogger(__name__)
 DATA = "data"
-COMPARED = ("fid", "inception_score")
+_BY_PROTOCOL = {"full": 50_000, "quick": 512}
+LAYOUT = Layout(
+    data="real images",
+    panels=(
+        Panel("fid", "Fréchet distance", "lower is nearer"),
+        Panel("inception_score", "Inception Score", "real images are the mark"),
+        Panel("precision", "precision", "share of samples among real images"),
+        Panel("recall", "recall", "share of real images among samples"),
+    ),
+    headings={key: heading for metric in METRICS for key, heading in metric.headings.items()},
+    details={key: heading for metric in METRICS for key, heading in metric.details.items()},
+)
+
+
+@section
+class ImageReportConfig(Measurement):
+    """FID, Inception Score, precision, recall, density and coverage of a run's teacher and student, beside real images."""
+
+    protocol: Literal["full", "quick"] = setting("quick", "full: 50,000 samples a model and step count | quick: 512")
+    num_samples: int = setting(0, "samples a model and step count, over all seeds; 0: what the protocol says")
+    steps: Ints = setting((2, 4, 8, 16), "sampling steps, e.g. [2,4,8,16]")
+    seeds: Ints = setting((0,), "of sampling; several: intervals are over seeds and images")
+    features: str = setting(
+        "classifier",
+        "classifier (trained on the run's images) | inception | a folder of a vision model or a file of Inception's weights",
+    )
+    against: Literal["train", "validation"] = setting(
+        "train", 'the images compared with: train | validation; the row "data" is a part of the others'
+    )
+    reference: str | None = setting(
+        None, "a file of reference statistics: read where it exists, else made and written there; null: made"
+    )
+    permutations: int = setting(499, "exchanges behind the test of the kernel distance; 0: no kernel distance")
+    kernel_images: int = setting(1000, "images of each side in the kernel distance, at most")
+    neighbours: int = setting(10_000, "images of each side in precision, recall, density and coverage, at most")
+    k_manifold: int = setting(3, "the neighbour that bounds precision's and recall's balls")
+    k_density: int = setting(5, "the neighbour that bounds density's and coverage's")
+    grid: int = setting(12, "images a row of samples.png")
+
+    def __post_init__(self) -> None:
+        Measurement.__post_init__(self)
+        at_least(self, 0, "num_samples", "permutations")
+        at_least(self, 1, "grid", "k_manifold", "k_density")
+        at_least(self, 2, "kernel_images")
+        at_least(self, max(self.k_manifold, self.k_density) + 1, "neighbours")
+        distinct(self, 0, "seeds")
+        count, seeds = self.num_samples, len(self.seeds)
+        enough = count == 0 or (count >= 2 * seeds and count % seeds == 0)
+        check(enough, "num_samples", count, f"0, or a multiple of the number of seeds, {seeds}, at least twice it")
+
+    @property
+    def each_seed(self) -> int:
+        """Samples a model, step count and seed; what a protocol says is rounded up to a multiple of the seeds."""
+        return -(-(self.num_samples or _BY_PROTOCOL[self.protocol]) // len(self.seeds))
 
 
 @final
@@ -46,7 +105,7 @@ class ImageReport:
 def image_report(
     samplers: Sequence[ImageSampler],
     train: RealImages,
-    held_out: RealImages,
+    validation: RealImages,
     settings: ImageReportConfig,
     *,
     cache_dir: Path,
@@ -66,29 +125,24 @@ def image_report(
     """
     names = [sampler.name for sampler in samplers]
     if DATA in names or len(set(names)) != len(names):
-        raise ValueError(f"samplers need names of their own, none of them {DATA!r}: found {names}")
-    net = feature_net(train, held_out, settings, cache_dir=cache_dir, device=device, progress=progress)
-    against, others = (train, held_out) if settings.against == "train" else (held_out, train)
+        raise ValueError(f"samplers must have names of their own, none of them {DATA!r}, got {names}")
+    net = feature_net(train, validation, settings, cache_dir=cache_dir, device=device, progress=progress)
+    against, others = (train, validation) if settings.against == "train" else (validation, train)
     bench = _Bench(net=net, reference=_reference(net, against, settings), settings=settings)
-    rest = some(len(others.labels), settings.each_seed * len(settings.seeds))
-    real = ImageDraw(images=others.as_bytes()[rest], nfe=0.0)
-    found = {(DATA, 0): bench.measured(real, others.labels[rest], groups=1)}
-    rows = [_row(DATA, 0, real, found[DATA, 0], settings, 0.0)]
-    shown = {(DATA, 0): real.images[some(len(rest), settings.grid)]}
-    cells = [(sampler, steps) for sampler in samplers for steps in settings.steps]
-    bar = tqdm(cells, desc="evaluating", unit="row", disable=not progress)
-    for sampler, steps in bar:
-        bar.set_postfix_str(f"{sampler.name}, {steps} steps")
-        start = time.perf_counter()
-        draw, labels = _draw(sampler, steps, settings, real.images.shape[1:])
-        seconds = time.perf_counter() - start
-        cell = (sampler.name, steps)
-        found[cell] = bench.measured(draw, labels, groups=len(settings.seeds))
-        rows.append(_row(*cell, draw, found[cell], settings, seconds))
-        shown[cell] = draw.images[: settings.grid]
+    resampling = {"resamples": settings.bootstrap, "seed": settings.seeds[0]}
+    rows: list[Row] = []
+    quantities: dict[tuple[str, int], Row] = {}
+    shown: dict[tuple[str, int], UInt8[ndarray, "N H W C"]] = {}
+    real = _real(net, others, settings)
+    for one in chain([real], _sampled(samplers, net, settings, real.images.shape[1:], progress=progress)):
+        cell = (one.name, one.steps)
+        quantities[cell] = measured(one, bench, METRICS)
+        row: Row = {"model": one.name, "steps": one.steps, "nfe": one.nfe, "num_samples": len(one.images)}
+        rows.append(row | columns(quantities[cell], **resampling) | {"seconds": round(one.seconds, 3)})
+        shown[cell] = one.images[some(len(one.images), settings.grid) if one.kind == "data" else slice(settings.grid)]
     return ImageReport(
         rows=rows,
-        comparisons=_comparisons(found, names, settings),
+        comparisons=_comparisons(quantities, names, settings, resampling),
         shown=shown,
         features=net.facts,
         reference=bench.reference.described(),
@@ -97,7 +151,7 @@ def image_report(
 
 def feature_net(
     train: RealImages,
-    held_out: RealImages,
+    validation: RealImages,
     settings: ImageReportConfig,
     *,
     cache_dir: Path,
@@ -115,10 +169,18 @@ def feature_net(
         train.labels,
         len(train.classes),
         cache_dir=cache_dir,
-        held_out=(held_out.as_bytes(), held_out.labels),
+        held_out=(validation.as_bytes(), validation.labels),
         device=device,
         progress=progress,
     )
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Bench:
+    net: FeatureNet
+    reference: Reference
+    settings: ImageReportConfig
 
 
 def _reference(net: FeatureNet, images: RealImages, settings: ImageReportConfig) -> Reference:
@@ -135,121 +197,159 @@ def _reference(net: FeatureNet, images: RealImages, settings: ImageReportConfig)
     return made
 
 
-def _draw(
-    sampler: ImageSampler, steps: int, settings: ImageReportConfig, shape: tuple[int, ...]
-) -> tuple[ImageDraw, Int64[ndarray, " N"] | None]:
-    """The samples of all seeds in turn; classes are asked for evenly."""
-    count, images, nfe = settings.each_seed, [], []
-    labels = np.arange(count, dtype=np.int64) % sampler.num_classes if sampler.num_classes else None
-    for seed in settings.seeds:
-        draw = sampler.sample(count, steps, seed, labels)
-        if draw.images.shape != (count, *shape):
-            raise ValueError(
-                f"sampler {sampler.name!r} at {steps} steps gave images of shape {draw.images.shape}, expected {(count, *shape)}"
-            )
-        images.append(draw.images)
-        nfe.append(draw.nfe)
-    whole = ImageDraw(images=np.concatenate(images), nfe=float(np.mean(nfe)))
-    return whole, None if labels is None else np.tile(labels, len(settings.seeds))
+def _real(net: FeatureNet, images: RealImages, settings: ImageReportConfig) -> ImageSamples:
+    chosen = some(len(images.labels), settings.each_seed * len(settings.seeds))
+    real = images.as_bytes()[chosen]
+    return ImageSamples(name=DATA, kind="data", images=real, labels=images.labels[chosen], embedded=net.embed(real))
+
+
+def _sampled(
+    samplers: Sequence[ImageSampler],
+    net: FeatureNet,
+    settings: ImageReportConfig,
+    shape: tuple[int, ...],
+    *,
+    progress: bool,
+) -> Iterator[ImageSamples]:
+    """Every sampler at every step count, for all seeds in turn; classes are asked for evenly."""
+    count, seeds = settings.each_seed, settings.seeds
+    bar = tqdm(
+        [(one, n) for one in samplers for n in settings.steps], desc="evaluating", unit="row", disable=not progress
+    )
+    for sampler, steps in bar:
+        bar.set_postfix_str(f"{sampler.name}, {steps} steps")
+        labels = np.arange(count, dtype=np.int64) % sampler.num_classes if sampler.num_classes else None
+        start = time.perf_counter()
+        made = [sampler.sample(count, steps, seed, labels) for seed in seeds]
+        seconds = time.perf_counter() - start
+        for images, _ in made:
+            if images.shape != (count, *shape):
+                found = f"{images.shape}, expected {(count, *shape)}"
+                raise ValueError(f"sampler {sampler.name!r} at {steps} steps gave images of shape {found}")
+        whole = np.concatenate([images for images, _ in made])
+        yield ImageSamples(
+            name=sampler.name,
+            steps=steps,
+            nfe=float(np.mean([nfe for _, nfe in made])),
+            seeds=len(seeds),
+            seconds=seconds,
+            images=whole,
+            labels=None if labels is None else np.tile(labels, len(seeds)),
+            embedded=net.embed(whole),
+        )
+
+
+def _comparisons(
+    quantities: Mapping[tuple[str, int], Row], names: list[str], settings: ImageReportConfig, resampling: dict[str, int]
+) -> list[Row]:
+    """Each other model at K steps less the first one at K, and at 2 K where that was measured."""
+    compared = [key for metric in METRICS for key in metric.compared]
+    return [
+        difference(
+            metric,
+            {"of": name, "steps": steps, "minus": names[0], "minus_steps": base_steps},
+            quantities[name, steps][metric],
+            quantities[names[0], base_steps][metric],
+            **resampling,
+        )
+        for name in names[1:]
+        for steps in settings.steps
+        for base_steps in (steps, 2 * steps)
+        if base_steps in settings.steps
+        for metric in compared
+        if not isinstance(quantities[name, steps][metric], Missing)
+    ]
 
 
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Bench:
-    net: FeatureNet
-    reference: Reference
-    settings: ImageReportConfig
+class ImageRun:
+    """A finished run: its samplers, the teacher first, its images, and where each model's weights came from.
 
-    def measured(self, draw: ImageDraw, labels: Int64[ndarray, " N"] | None, *, groups: int) -> Row:
-        """The statistics of a row by name, linearised where they have an interval of that kind."""
-        embedded = self.net.embed(draw.images)
-        fid = linearised_frechet(embedded.features, self.reference.moments, groups=groups)
-        found: Row = {"fid": fid, "fid_infinity": extrapolated_frechet(embedded.features, self.reference.moments)}
-        found |= self._of_classes(embedded, labels, groups)
-        return found | self._of_neighbours(embedded, groups)
+    `images` have `train` and `validation`. `config`: the run's settings as plain values. `dtypes`: of each model, for the manifest.
+    """
 
-    def _of_classes(self, embedded: Embedded, labels: Int64[ndarray, " N"] | None, groups: int) -> Row:
-        if embedded.probabilities is None:
-            return {"inception_score": None, "label_agreement": None}
-        score = inception_score(embedded.probabilities, groups=groups)
-        own_classes = (
-            "held_out_accuracy" in self.net.facts
-        )  # a classifier of these images, whose classes are the samplers'
-        if labels is None or not own_classes:
-            return {"inception_score": score, "label_agreement": None}
-        right_N = (embedded.probabilities.argmax(1) == labels).astype(np.float64)
-        return {"inception_score": score, "label_agreement": mean_of(right_N, groups=groups)}
-
-    def _of_neighbours(self, embedded: Embedded, groups: int) -> Row:
-        settings, real = self.settings, self.reference.features
-        if real is None:
-            return dict.fromkeys(("precision", "recall", "density", "coverage", "kid"))
-        own = embedded.features
-        near = cover(
-            own[_some_of_each(len(own), settings.neighbours, groups)],
-            real[some(len(real), settings.neighbours)],
-            k_manifold=settings.k_manifold,
-            k_density=settings.k_density,
-            groups=groups,
-        )
-        found: Row = {name: getattr(near, name) for name in ("precision", "recall", "density", "coverage")}
-        if settings.permutations == 0:
-            return found | {"kid": None}
-        kid = kernel_distance(
-            own[_some_of_each(len(own), settings.kernel_images, groups)],
-            real[some(len(real), settings.kernel_images)],
-            permutations=settings.permutations,
-            resamples=settings.bootstrap,
-            seed=settings.seeds[0],
-            groups=groups,
-        )
-        return found | {"kid": kid}
+    folder: Path
+    samplers: Sequence[ImageSampler]
+    images: Any
+    config: Mapping[str, Any]
+    checkpoints: Mapping[str, Path]
+    dtypes: Mapping[str, str]
+    cache_dir: Path
 
 
-def _some_of_each(count: int, limit: int, groups: int) -> ndarray:
-    """At most `limit` numbers, as many of each of `groups` equal blocks."""
-    each = count // groups
-    chosen = some(each, max(2, limit // groups))
-    return (np.arange(groups)[:, None] * each + chosen).reshape(-1)
+def run_report(run: ImageRun, settings: ImageReportConfig) -> str:
+    """Measure the samplers of `run`, write images.{json,csv,png,html} and samples.png, and return the table.
+
+    Raises `ValueError` as `image_report` does, and for a GPU that is not there.
+    """
+    device, images = device_of(settings.device), run.images
+    how: dict[str, Any] = {"cache_dir": run.cache_dir, "device": device}
+    found = image_report(run.samplers, images.train, images.validation, settings, **how)
+    paths = publish(found, run, settings)
+    logger.info("report: %s", ", ".join(str(path) for path in paths.values()))
+    return image_table(found)
 
 
-def _row(name: str, steps: int, draw: ImageDraw, found: Row, settings: ImageReportConfig, seconds: float) -> Row:
-    row: Row = {"model": name, "steps": steps, "nfe": draw.nfe, "num_samples": len(draw.images)}
-    for metric, value in found.items():
-        if metric == "fid_infinity":
-            row[metric] = value
-            continue
-        if isinstance(value, Linearised):
-            value = interval_of(value, resamples=settings.bootstrap, seed=settings.seeds[0])
-        parts = ("estimate", "low", "high")
-        row |= {
-            f"{metric}{end}": getattr(value, part, None) for end, part in zip(("", "_low", "_high"), parts, strict=True)
-        }
-    row["kid_p"] = getattr(found["kid"], "p_value", None)
-    return row | {"seconds": round(seconds, 3)}
+def publish(found: ImageReport, run: ImageRun, settings: ImageReportConfig) -> dict[str, Path]:
+    """Writes the report on a run; the files' paths by kind. Raises as `manifest` and `write_report` do."""
+    facts = manifest(
+        config={"report": to_dict(settings), "run": dict(run.config)},
+        checkpoints=run.checkpoints,
+        seed=settings.seeds[0],
+        sampler=", ".join(f"{one.name}: {one.facts.get('sampler', 'unnamed')}" for one in run.samplers),
+        nfe=nfe_of(found.rows),
+        dtypes=run.dtypes,
+        evaluator=found.features,
+        seeds=list(settings.seeds),
+        protocol=settings.protocol,
+        num_samples=settings.each_seed * len(settings.seeds),
+        samplers={one.name: dict(one.facts) for one in run.samplers},
+        reference=dict(found.reference),
+        against=settings.against,
+    )
+    return write_report(
+        settings.folder(run.folder),
+        "images",
+        {"manifest": facts, "rows": found.rows, "comparisons": found.comparisons},
+        LAYOUT,
+        title=f"Features: {found.features['kind']}",
+        subtitle=f"{facts['time']} · commit {facts['commit'][:12]} · {_provenance(found)} · 95 % intervals below each number",
+        pictures={"samples": sample_sheet({_title(*cell): images for cell, images in found.shown.items()})},
+    )
 
 
-def _comparisons(found: Mapping[tuple[str, int], Row], names: list[str], settings: ImageReportConfig) -> list[Row]:
-    """Each other model at K steps less the first one at K, and at 2 K where that was measured."""
-    rows = []
-    for name in names[1:]:
-        for steps, base_steps in ((k, n) for k in settings.steps for n in (k, 2 * k) if n in settings.steps):
-            for metric in COMPARED:
-                a, b = found[name, steps][metric], found[names[0], base_steps][metric]
-                if a is None:
-                    continue
-                difference = difference_of(a, b, resamples=settings.bootstrap, seed=settings.seeds[0])
-                rows.append(
-                    {
-                        "metric": metric,
-                        "of": name,
-                        "steps": steps,
-                        "minus": names[0],
-                        "minus_steps": base_steps,
-                        "difference": difference.estimate,
-                        "difference_low": difference.low,
-                        "difference_high": difference.high,
-                        "p_value": difference.p_value,
-                    }
-                )
-    return rows
+def _title(name: str, steps: int) -> str:
+    return LAYOUT.data if name == DATA else f"{name}, {steps} step{'s' if steps > 1 else ''}"
+
+
+def _provenance(found: ImageReport) -> str:
+    count = found.reference["count"] or "an unknown number of"
+    return f"reference: {found.reference['name']}, {count} images, SHA-256 {found.reference['sha256'][:12]}"
+
+
+def image_table(found: ImageReport) -> str:
+    """Plain text for a terminal: which features and reference, a line a model and step count, then the tested differences."""
+    every = {**LAYOUT.headings, **LAYOUT.details}
+    names = {key: every[key] for key in _COLUMNS if any(row[key] is not None for row in found.rows)}
+    numbers = [(name, lambda row, key=key: _with_interval(row, key)) for key, name in names.items()]
+    columns: list[Column] = [*LEAD, NFE, ("N", lambda row: str(row["num_samples"])), *numbers]
+    columns.append(("FID at ∞", lambda row: _short(row["fid_infinity"])))
+    origin = (
+        f"features: {found.features['name']} ({found.features['kind']})\n"
+        f"{_provenance(found)}; an FID depends on both numbers of images"
+    )
+    return with_differences(f"{origin}\n\n{table(found.rows, columns)}", found.comparisons, names)
+
+
+_COLUMNS = ("fid", "inception_score", "kid", "precision", "recall", "density", "coverage", "label_agreement")
+
+
+def _with_interval(row: Row, key: str) -> str:
+    if row[key] is None:
+        return "-"
+    return f"{_short(row[key])} ({_short(row[f'{key}_low'])} to {_short(row[f'{key}_high'])})"
+
+
+def _short(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}" if abs(value) >= 100 else f"{value:.3g}"

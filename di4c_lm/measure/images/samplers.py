@@ -1,40 +1,16 @@
-"""What a report asks of those who draw images, and of real ones. Axes: N images, H rows, W columns, C channels."""
+"""What a report asks of those who sample images, and of real ones. Axes: N images, H rows, W columns, C channels."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol, final, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
-from jaxtyping import Int64, UInt8
+import numpy as np
+from jaxtyping import Int, Int64, UInt8
 from numpy import ndarray
-
-
-@final
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ImageDraw:
-    """Images of 0..255 and the network calls each of them took."""
-
-    images: UInt8[ndarray, "N H W C"]
-    nfe: float
-
-
-@runtime_checkable
-class Drawn(Protocol):
-    """What a sampler gives: images of 0..255 and the network calls each of them took; `ImageDraw` is one."""
-
-    @property
-    def images(self) -> UInt8[ndarray, "N H W C"]:
-        """Of 0..255."""
-        ...
-
-    @property
-    def nfe(self) -> float:
-        """Network calls an image."""
-        ...
 
 
 @runtime_checkable
 class ImageSampler(Protocol):
-    """A model that draws images. `num_classes` 0: it takes no labels. `facts`, JSON-ready: guidance, temperature, schedule, weights, ..."""
+    """A model that samples images. `num_classes` 0: it takes no labels."""
 
     @property
     def name(self) -> str:
@@ -51,8 +27,10 @@ class ImageSampler(Protocol):
         """What shapes the images, JSON-ready."""
         ...
 
-    def sample(self, num: int, steps: int, seed: int, labels: Int64[ndarray, " N"] | None) -> Drawn:
-        """`num` images in `steps` steps; the same for the same seed and labels."""
+    def sample(
+        self, num: int, steps: int, seed: int, labels: Int64[ndarray, " N"] | None
+    ) -> tuple[UInt8[ndarray, "N H W C"], float]:
+        """`num` images of 0..255 in `steps` steps, the same for the same seed and labels, and the network calls that each took."""
         ...
 
 
@@ -83,3 +61,10 @@ class RealImages(Protocol):
     def as_bytes(self) -> UInt8[ndarray, "N H W C"]:
         """The images, their levels spread over 0..255."""
         ...
+
+
+def some(count: int, limit: int) -> Int[ndarray, " n"]:
+    """At most `limit` of the numbers 0..count - 1, always the same ones, in order; at random, since classes may come in turns."""
+    if count <= limit:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(0).permutation(count)[:limit])

@@ -5,16 +5,31 @@ Axes: N images of a sample, M of the reference, F features, C classes.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import final
+from typing import Any, TypeAlias, final
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Int64, UInt8
 from numpy import ndarray
 
-from di4c_lm.measure.statistics.linearised import Linearised, mean_of
-from di4c_lm.measure.statistics.two_sample import TwoSample, two_sample
+from di4c_lm.measure.flow import Metric, Missing, Samples
+from di4c_lm.measure.images.features import Embedded
+from di4c_lm.measure.images.samplers import some
+from di4c_lm.measure.statistics.bootstrap import Linearised, mean_of
+from di4c_lm.measure.statistics.frechet import extrapolated_frechet, linearised_frechet
+from di4c_lm.measure.statistics.two_sample import Distance
 
 _ENTRIES_AT_ONCE = 1 << 22  # of a block of distances: 32 MiB
+Values: TypeAlias = dict[str, Any]
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ImageSamples(Samples):
+    """Images of one sampler at one step count with their features, and the classes that were asked for."""
+
+    images: UInt8[ndarray, "N H W C"]
+    labels: Int64[ndarray, " N"] | None
+    embedded: Embedded
 
 
 def inception_score(probabilities_NC: Float[ndarray, "N C"], *, groups: int = 1) -> Linearised:
@@ -35,24 +50,21 @@ def inception_score(probabilities_NC: Float[ndarray, "N C"], *, groups: int = 1)
 
 
 def kernel_distance(
-    features_NF: Float[ndarray, "N F"],
-    reference_MF: Float[ndarray, "M F"],
-    *,
-    permutations: int,
-    resamples: int,
-    seed: int,
-    groups: int = 1,
-) -> TwoSample:
+    features_NF: Float[ndarray, "N F"], reference_MF: Float[ndarray, "M F"], *, permutations: int, groups: int = 1
+) -> Distance:
     """KID: the squared MMD of the kernel (x·y / F + 1)³, without bias at any N (Bińkowski et al. 2018), tested by permutation.
 
-    Memory (N + M)² float64. Raises `ValueError` for fewer than 2 images in either.
+    Memory (N + M)² float64.
     """
-    both = np.concatenate([features_NF, reference_MF]).astype(np.float64)
-    kernel = (both @ both.T / both.shape[1] + 1) ** 3
-    np.fill_diagonal(kernel, 0.0)  # pairs of distinct images only
-    return two_sample(
-        -kernel, len(features_NF), permutations=permutations, resamples=resamples, seed=seed, groups=groups
-    )
+    sample, reference = (part.astype(np.float64) for part in (features_NF, reference_MF))
+    how: dict[str, Any] = {"between": _minus_kernel, "permutations": permutations, "groups": groups}
+    return Distance(vectors=sample, reference=reference, **how)
+
+
+def _minus_kernel(x_KF: Float[ndarray, "K F"]) -> Float[ndarray, "K K"]:
+    kernel_KK = (x_KF @ x_KF.T / x_KF.shape[1] + 1) ** 3
+    np.fill_diagonal(kernel_KK, 0.0)  # pairs of distinct images only
+    return -kernel_KK
 
 
 @final
@@ -130,8 +142,84 @@ def _squared_distances(
         yield rows, np.maximum(square_N[rows, None] + square_M - 2 * x_NF[rows] @ y_MF.T, 0.0)
 
 
-def some(count: int, limit: int) -> Int[ndarray, " n"]:
-    """At most `limit` of the numbers 0..count - 1, always the same ones, in order; drawn, since classes may come in turns."""
-    if count <= limit:
-        return np.arange(count)
-    return np.sort(np.random.default_rng(0).permutation(count)[:limit])
+# The metrics: of samples and a bench with the feature network, the reference and settings, as `report` has it
+
+
+def _frechet(samples: ImageSamples, bench: Any) -> Values:
+    own, moments = samples.embedded.features, bench.reference.moments
+    fid = linearised_frechet(own, moments, groups=samples.seeds)
+    return {"fid": fid, "fid_infinity": extrapolated_frechet(own, moments)}
+
+
+def _classes(samples: ImageSamples, bench: Any) -> Values:
+    probabilities = samples.embedded.probabilities
+    if probabilities is None:
+        return {"inception_score": Missing(), "label_agreement": Missing()}
+    score = inception_score(probabilities, groups=samples.seeds)
+    own_classes = (
+        "held_out_accuracy" in bench.net.facts
+    )  # a classifier of these images, whose classes are the samplers'
+    if samples.labels is None or not own_classes:
+        return {"inception_score": score, "label_agreement": Missing()}
+    right_N = (probabilities.argmax(1) == samples.labels).astype(np.float64)
+    return {"inception_score": score, "label_agreement": mean_of(right_N, groups=samples.seeds)}
+
+
+def _cover(samples: ImageSamples, bench: Any) -> Values:
+    settings, real, own = bench.settings, bench.reference.features, samples.embedded.features
+    names = ("precision", "recall", "density", "coverage")
+    if real is None:
+        return dict.fromkeys(names, Missing())
+    near = cover(
+        own[_some_of_each(len(own), settings.neighbours, samples.seeds)],
+        real[some(len(real), settings.neighbours)],
+        k_manifold=settings.k_manifold,
+        k_density=settings.k_density,
+        groups=samples.seeds,
+    )
+    return {name: getattr(near, name) for name in names}
+
+
+def _kernel(samples: ImageSamples, bench: Any) -> Values:
+    settings, real, own = bench.settings, bench.reference.features, samples.embedded.features
+    if real is None or settings.permutations == 0:
+        return {"kid": Missing(tested=True)}
+    kid = kernel_distance(
+        own[_some_of_each(len(own), settings.kernel_images, samples.seeds)],
+        real[some(len(real), settings.kernel_images)],
+        permutations=settings.permutations,
+        groups=samples.seeds,
+    )
+    return {"kid": kid}
+
+
+def _some_of_each(count: int, limit: int, groups: int) -> Int[ndarray, " n"]:
+    """At most `limit` numbers, as many of each of `groups` equal blocks."""
+    each = count // groups
+    chosen = some(each, max(2, limit // groups))
+    return (np.arange(groups)[:, None] * each + chosen).reshape(-1)
+
+
+METRICS = (
+    Metric(
+        measure=_frechet,
+        part="features",
+        headings={"fid": "FID"},
+        details={"fid_infinity": "FID at ∞"},
+        compared=("fid",),
+    ),
+    Metric(
+        measure=_classes,
+        part="classes",
+        headings={"inception_score": "IS"},
+        details={"label_agreement": "class right"},
+        compared=("inception_score",),
+    ),
+    Metric(
+        measure=_cover,
+        part="neighbours",
+        headings={"precision": "precision", "recall": "recall"},
+        details={"density": "density", "coverage": "coverage"},
+    ),
+    Metric(measure=_kernel, part="kernel", headings={"kid": "KID"}),
+)

@@ -1,11 +1,21 @@
 """Whether the numbers of result files may stand side by side."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from di4c_lm.measure.render.table import aligned
+from di4c_lm.core.settings import Texts, section, setting
+from di4c_lm.measure.render.table import LEAD, table
+
+
+@section
+class CompareReportsConfig:
+    """Rows of several result files in one table, refused where evaluators, noise dtypes, lengths or tokenizers differ."""
+
+    files: Texts = setting((), "gen_ppl.json or report.json files, at least 2")
+    force: bool = setting(False, "true: show them all the same, under a warning")
+
 
 _SHOWN = ("gen_ppl", "entropy", "gradient_moment", "energy", "mauve")
 
@@ -34,33 +44,30 @@ def differences(manifests: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return found
 
 
-def compare_results(paths: Sequence[Path], *, force: bool) -> str:
+def compare_results(settings: CompareReportsConfig) -> str:
     """The rows of several files as one table.
 
     Raises `ValueError` where `differences` finds any, unless `force`, and for fewer than 2 files.
     """
-    if len(paths) < 2:
-        raise ValueError(f"files: at least 2 are needed, got {len(paths)}")
-    results = {str(path): read_result(path) for path in paths}
+    files = settings.files
+    if len(files) < 2:
+        raise ValueError(f"files must be at least 2, got {len(files)}")
+    results = {file: read_result(Path(file)) for file in files}
     against = differences({file: found["manifest"] for file, found in results.items()})
-    if against and not force:
+    if against and not settings.force:
         raise ValueError(
             "the files are not comparable (force=true shows them all the same):\n  " + "\n  ".join(against)
         )
     shown = [key for key in _SHOWN if all(key in row for found in results.values() for row in found["rows"])]
-    lines = [
-        [
-            file,
-            str(row["model"]),
-            str(row["steps"] or "-"),
-            *(f"{row[key]:.4g}" for key in shown),
-            "; ".join(row.get("flags", ())),
-        ]
-        for file, found in results.items()
-        for row in found["rows"]
+    rows = [{**row, "file": file} for file, found in results.items() for row in found["rows"]]
+    numbers = [(key, lambda row, key=key: f"{row[key]:.4g}") for key in shown]
+    columns = [
+        ("file", lambda row: row["file"]),
+        *LEAD,
+        *numbers,
+        ("flags", lambda row: "; ".join(row.get("flags", ()))),
     ]
-    warning = "".join(f"NOT COMPARABLE, {line}\n" for line in against)
-    return warning + aligned(["file", "model", "steps", *shown, "flags"], lines)
+    return "".join(f"NOT COMPARABLE, {line}\n" for line in against) + table(rows, columns)
 
 
 def _evaluators(manifest: Mapping[str, Any]) -> list[Any]:

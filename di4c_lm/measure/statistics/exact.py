@@ -1,4 +1,4 @@
-"""How far a sampler's law is from one that is known exactly. Axes: S outcomes, N samples."""
+"""How far a sampler's distribution is from one that is known exactly. Axes: S outcomes, N samples."""
 
 from dataclasses import dataclass
 from typing import final
@@ -10,11 +10,11 @@ from numpy import ndarray
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class LawCheck:
-    """Total variation between the samples' frequencies and a law.
+class ExactCheck:
+    """Total variation between the samples' frequencies and the exact distribution.
 
     Frequencies of exact samples are away from it too: by `floor` on average, and by more than `observed` with probability `p_value`.
-    `floor_high` is the 95 % quantile. `excess_nats`: mean of -log p over the samples less the law's entropy; 0 on average for exact ones.
+    `floor_high` is the 95 % quantile. `excess_nats`: mean of -log p over the samples less the entropy; 0 on average for exact ones.
     """
 
     observed: float
@@ -26,45 +26,45 @@ class LawCheck:
 
 
 def total_variation(p: Float64[ndarray, " S"], q: Float64[ndarray, " S"]) -> float:
-    """½ Σ |p - q|, 0 to 1. Raises `ValueError` for what is no law."""
-    for law in (p, q):
-        if (law < 0).any() or not np.isclose(law.sum(), 1, atol=1e-6):
+    """½ Σ |p - q|, 0 to 1. Raises `ValueError` for what is no distribution."""
+    for one in (p, q):
+        if (one < 0).any() or not np.isclose(one.sum(), 1, atol=1e-6):
             raise ValueError(
-                f"a law has probabilities of at least 0 that sum to 1, found {law.min():.3g} and {law.sum():.6g}"
+                f"probabilities must be at least 0 and sum to 1, got one of {one.min():.3g} and a sum of {one.sum():.6g}"
             )
     return float(np.abs(p - q).sum() / 2)
 
 
-def product_of_marginals(law: Float64[ndarray, " S"], outcomes: Int64[ndarray, "S D"]) -> Float64[ndarray, " S"]:
-    """The law of independent positions with the same marginals: what one step of a sampler without λ can reach at best."""
-    product = np.ones_like(law)
+def product_of_marginals(p: Float64[ndarray, " S"], outcomes: Int64[ndarray, "S D"]) -> Float64[ndarray, " S"]:
+    """Independent positions with the marginals of `p`: what one step of a sampler without λ can reach at best."""
+    product = np.ones_like(p)
     for states in outcomes.T:
-        product *= np.bincount(states, weights=law)[states]
+        product *= np.bincount(states, weights=p)[states]
     return product
 
 
 def check_samples(
-    index: Int64[ndarray, " N"], law: Float64[ndarray, " S"], *, repeats: int = 200, seed: int = 0
-) -> LawCheck:
-    """`index` names the samples' outcomes. The floor is that of `repeats` sets of as many exact samples.
+    index: Int64[ndarray, " N"], p: Float64[ndarray, " S"], *, repeats: int = 200, seed: int = 0
+) -> ExactCheck:
+    """`index` holds the samples' outcomes. The floor is that of `repeats` sets of as many exact samples.
 
     Raises `ValueError` for no samples and for outcomes that are not there.
     """
-    if len(index) == 0 or index.min() < 0 or index.max() >= len(law):
-        raise ValueError(f"samples must be at least one of the outcomes 0 to {len(law) - 1}")
+    if len(index) == 0 or index.min() < 0 or index.max() >= len(p):
+        raise ValueError(f"samples must be at least one of the outcomes 0 to {len(p) - 1}")
     count = len(index)
-    observed = total_variation(np.bincount(index, minlength=len(law)) / count, law)
+    observed = total_variation(np.bincount(index, minlength=len(p)) / count, p)
     rng = np.random.default_rng([seed, 6])
-    exact = law / law.sum()
-    drawn = np.array([total_variation(rng.multinomial(count, exact) / count, exact) for _ in range(repeats)])
+    exact = p / p.sum()
+    own = np.array([total_variation(rng.multinomial(count, exact) / count, exact) for _ in range(repeats)])
     with np.errstate(divide="ignore"):
-        surprise = -np.log(law)
-    entropy = float((law * np.where(law > 0, surprise, 0.0)).sum())
-    return LawCheck(
+        surprise = -np.log(p)
+    entropy = float((p * np.where(p > 0, surprise, 0.0)).sum())
+    return ExactCheck(
         observed=observed,
-        floor=float(drawn.mean()),
-        floor_high=float(np.quantile(drawn, 0.95)),
-        p_value=float((1 + (drawn >= observed).sum()) / (1 + repeats)),
+        floor=float(own.mean()),
+        floor_high=float(np.quantile(own, 0.95)),
+        p_value=float((1 + (own >= observed).sum()) / (1 + repeats)),
         excess_nats=float(surprise[index].mean()) - entropy,
         num_samples=count,
     )

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Float64
 from numpy import ndarray
 
-from di4c_lm.measure.statistics.linearised import Linearised
+from di4c_lm.measure.statistics.bootstrap import Linearised
 
 
 @final
@@ -86,15 +86,15 @@ def extrapolated_frechet(features_NF: Float[ndarray, "N F"], reference: Moments)
     """The distance at infinitely many images: a line in 1 / N through all, halves and quarters (after Chong and Forsyth 2020).
 
     It takes away the bias of the sample's own size, not the reference's, and may be a little below 0. None where a quarter is not larger
-    than the number of features, since the bias is no line there. The parts are drawn, always the same way.
+    than the number of features, since the bias is no line there. The parts are random, always the same way.
     """
     num_images, width = features_NF.shape
     if num_images // 4 <= width:
         return None
-    drawn_NF = features_NF[np.random.default_rng(0).permutation(num_images)]
+    shuffled_NF = features_NF[np.random.default_rng(0).permutation(num_images)]
     places, values = [], []
     for parts in (1, 2, 4):
-        cuts = [moments(drawn_NF[start::parts]) for start in range(parts)]
+        cuts = [moments(shuffled_NF[start::parts]) for start in range(parts)]
         places.append(float(np.mean([1 / cut.count for cut in cuts])))
         values.append(float(np.mean([frechet_distance(cut, reference) for cut in cuts])))
     return float(np.polyfit(places, values, 1)[1])

@@ -1,12 +1,21 @@
-"""Samplers without a model, made of held-out text. A suite that ranks one of them with the models measures the wrong thing."""
+"""Canaries: samplers without a model, made of real text. A suite that ranks one of them with the models measures the wrong thing.
 
+And a probe of the sampler itself, on a network whose distribution is known.
+"""
+
+import dataclasses
 import math
+from typing import Any, final
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
+from jaxtyping import Float, Int, Int64
+from torch import Tensor, nn
 
 from di4c_lm.measure.text.diversity import sample_entropy
+from di4c_lm.networks.output_head import LinearHead
+from di4c_lm.processes.denoiser import OutputHead, Prediction
+
+_BATCH, _COMMON = 64, 2
 
 
 def periodic(reference_MD: Int[Tensor, "M D"], num_samples: int, *, seed: int) -> Int[Tensor, "N D"]:
@@ -32,3 +41,46 @@ def shuffled(real_KD: Int[Tensor, "K D"], num_samples: int, *, seed: int) -> Int
     rng = torch.Generator().manual_seed(seed)
     chosen_ND = real_KD[torch.arange(num_samples) % len(real_KD)]
     return chosen_ND.gather(1, torch.rand(chosen_ND.shape, generator=rng).argsort(1))
+
+
+def tail_probe(
+    model: Any, *, steps: int, seed: int, settings: dict[str, Any], rare: int = 4096, expected: float = 60.0
+) -> dict[str, float]:
+    """How often rare tokens come, over how often they should, `tail_rate`, and the binomial p-value `tail_p` of so few or fewer.
+
+    The network says the same everywhere: `rare` tokens of probability 1.5e-8 `steps` each, and two common ones; float32 exponential noise
+    samples the rare ones about a third as often as it should. What is probed is the path that samples of `model`, a dataclass, take: its
+    network is replaced, and `settings` go to its `sample`. Enough positions are sampled for `expected` rare tokens.
+    """
+    p = min(1.5e-8 * steps, 0.5 / rare)
+    length = max(1, round(expected / (p * rare * _BATCH)))
+    num_states = rare + _COMMON + 1
+    bias_S = torch.full((num_states,), math.log(p))
+    bias_S[rare : rare + _COMMON] = math.log((1 - rare * p) / _COMMON)
+    probe: Any = dataclasses.replace(model, denoiser=_Constant(bias_S), length=length)
+    tokens, _ = probe.sample(_BATCH, steps, seed=seed, batch_size=_BATCH, **settings)
+    from scipy.stats import binom
+
+    seen, trials = int((tokens < rare).sum()), tokens.numel()
+    return {"tail_rate": seen / (trials * rare * p), "tail_p": float(binom.cdf(seen, trials, rare * p))}
+
+
+@final
+class _Constant(nn.Module):
+    """A denoiser that says the same of every position."""
+
+    def __init__(self, bias_S: Float[Tensor, " S"]) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(bias_S, requires_grad=False)
+        self.num_states, self.mask_id = len(bias_S), len(bias_S) - 1
+
+    def sample_latents(self, *_: Any) -> None:
+        """There is no λ."""
+
+    def output_head(self) -> OutputHead:
+        """That of its predictions."""
+        return LinearHead(torch.zeros_like(self.bias)[:, None], self.bias, impossible=self.mask_id)
+
+    def forward(self, x_t: Int64[Tensor, "B D"], *_: Any) -> Prediction:
+        """Features that nothing is read from."""
+        return Prediction(torch.zeros(len(x_t), 1, x_t.shape[1], 1, device=x_t.device), self.output_head())

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from di4c_lm.domains.text.model import TextModel
+from di4c_lm.measure.text.samples import TextModel
 
 _MIB = 2**20
 

@@ -1,8 +1,17 @@
 """How varied sampled tokens are, within a sample and across samples. Entropies in nats over the model's own tokens."""
 
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from numpy import ndarray
 from torch import Tensor
+
+from di4c_lm.measure.flow import Metric
+from di4c_lm.measure.statistics.bootstrap import Resampled, mean
+from di4c_lm.measure.text.samples import TextSamples
 
 _GRAMS_AT_ONCE = 1 << 13  # columns of the table of who holds which n-gram
 
@@ -74,12 +83,69 @@ def near_duplicates(tokens_ND: Int[Tensor, "N D"], *, n: int = 5, share: float =
     return (common_NN >= share * torch.minimum(size_N[:, None], size_N[None])).any(1)
 
 
+def self_bleu(texts: Sequence[str], *, legacy: bool = False) -> Float[ndarray, " N"]:
+    """How much of each text is said by the others too, 0 to 100 (Zhu et al. 2018): its BLEU-4 against them, by `nltk`'s method 1.
+
+    Over words (split at white space); texts come without their prompts. `legacy`: over characters, as the published evaluations of SDTT and
+    Di4C have it by handing strings to nltk (give them with their prompts, as they do); its scale is another.
+    Raises `ValueError` for fewer than 2 texts, and names an empty one.
+    """
+    if len(texts) < 2:
+        raise ValueError(f"Self-BLEU needs at least 2 samples, got {len(texts)}")
+    split = [list(text) if legacy else text.split() for text in texts]
+    for i, tokens in enumerate(split):
+        if not tokens:
+            raise ValueError(f"sample {i} is empty: Self-BLEU needs at least one word")
+    from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
+
+    smooth = SmoothingFunction().method1
+    return 100 * np.array(
+        [
+            float(sentence_bleu(split[:i] + split[i + 1 :], tokens, (0.25, 0.25, 0.25, 0.25), smooth))  # pyright: ignore[reportArgumentType]
+            for i, tokens in enumerate(split)
+        ]
+    )
+
+
 def _grams(tokens_ND: Int[Tensor, "N D"], n: int) -> tuple[Int[Tensor, "N G"], int]:
     """The n-grams of each sample by number, and how many there are."""
     if not 1 <= n <= tokens_ND.shape[1] or tokens_ND.shape[0] == 0:
-        raise ValueError(
-            f"n={n} is impossible for samples of shape {tuple(tokens_ND.shape)}: allowed is 1 to the length"
-        )
+        raise ValueError(f"n must be 1 to the length for samples of shape {tuple(tokens_ND.shape)}, got {n}")
     grams = tokens_ND.unfold(1, n, 1).reshape(-1, n)
     distinct, number = grams.unique(dim=0, return_inverse=True)
     return number.view(len(tokens_ND), -1), len(distinct)
+
+
+def entropy(samples: TextSamples, bench: Any) -> dict[str, Resampled]:
+    """Mean `sample_entropy`; of a prompt's continuations their mean is resampled."""
+    entropy_N = sample_entropy(samples.own).cpu().numpy()
+    return {"entropy": Resampled(mean, (entropy_N.reshape(-1, samples.repeats).mean(1),), samples.seeds)}
+
+
+def _measure(samples: TextSamples, bench: Any) -> dict[str, float]:
+    own, length = samples.own, samples.own.shape[1]
+    found = {"corpus_entropy": corpus_entropy(own)}
+    found |= {f"distinct_{n}": distinct_n(own, min(n, length)) for n in (1, 2, 3)}
+    found["rep_4"] = float(repetition(own, min(4, length)).mean())
+    found["near_duplicates"] = float(near_duplicates(own, n=min(5, length)).double().mean())
+    if bench.settings.self_bleu_samples:
+        texts = [bench.tokenizer.decode(ids) for ids in own[: bench.settings.self_bleu_samples].tolist()]
+        found["self_bleu"] = float(self_bleu(texts).mean())
+        if bench.settings.self_bleu_legacy:
+            found["self_bleu_legacy"] = float(self_bleu(texts, legacy=True).mean())
+    return found
+
+
+ENTROPY = Metric(measure=entropy, part="diversity", headings={"entropy": "entropy"}, compared=("entropy",))
+DIVERSITY = Metric(
+    measure=_measure,
+    part="diversity",
+    headings={"near_duplicates": "near-dup."},
+    details={
+        "corpus_entropy": "corpus entropy",
+        **{f"distinct_{n}": f"distinct-{n}" for n in (1, 2, 3)},
+        "rep_4": "Rep-4",
+        "self_bleu": "Self-BLEU",
+        "self_bleu_legacy": "Self-BLEU, legacy",
+    },
+)

@@ -4,26 +4,44 @@ import hashlib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Int
+from pydantic.dataclasses import dataclass as checked
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from di4c_lm.core.cache import Cache, key_of
 from di4c_lm.core.files import write_json
 from di4c_lm.core.fingerprints import fingerprint
-from di4c_lm.core.settings import to_dict
-from di4c_lm.domains.text.settings import EvaluatorConfig
+from di4c_lm.core.settings import STRICT, positive, to_dict
+from di4c_lm.measure.render.manifest import weights_hash
+from di4c_lm.measure.text.perplexity import context_limit, same_vocabulary
+from di4c_lm.training.settings import PretrainConfig
 
 _FORMAT = 2  # of the cache's key: a change in how evaluators are trained raises it
 _DROPOUT = 0.1
 _WEIGHT_DECAY = 0.1
 _log = logging.getLogger(__name__)
+
+
+@checked(frozen=True, kw_only=True, config=STRICT)
+class EvaluatorConfig:
+    """The language model whose perplexity is reported: `train` for a small GPT-2 trained on the run's corpus, else a folder or hub name."""
+
+    path: str = "train"
+    hidden_size: int = 192
+    num_blocks: int = 4
+    num_heads: int = 4
+    batch_size: int = 32
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+
+    def __post_init__(self) -> None:
+        positive(self, "hidden_size", "num_blocks", "num_heads", "batch_size")
 
 
 @final
@@ -75,10 +93,10 @@ def train_evaluator(
 
 
 def cache_key(tokens_ND: Int[Tensor, "N D"], tokenizer: Any, config: EvaluatorConfig) -> str:
-    """Hash of all that shapes a trained evaluator. `path` and `batch_size` (of reading) do not."""
-    shaping = {key: value for key, value in to_dict(config).items() if key not in ("path", "batch_size")}
+    """Stands for all that shapes a trained evaluator. `path` and `batch_size` (of reading) do not."""
+    settings = {key: value for key, value in to_dict(config).items() if key not in ("path", "batch_size")}
     data = hashlib.sha256(tokens_ND.to("cpu", torch.int64).contiguous().numpy().tobytes()).hexdigest()
-    return key_of(_FORMAT, _DROPOUT, _WEIGHT_DECAY, shaping, list(tokens_ND.shape), data, fingerprint(tokenizer))
+    return key_of(_FORMAT, _DROPOUT, _WEIGHT_DECAY, settings, list(tokens_ND.shape), data, fingerprint(tokenizer))
 
 
 def _train(
@@ -181,3 +199,20 @@ def load_evaluator(path: str, *, device: str = "cpu", dtype: torch.dtype | None 
     if len(tokenizer) > vocabulary:
         raise ValueError(f"evaluator={path!r}: its tokenizer has {len(tokenizer)} entries, its model {vocabulary}")
     return Evaluator(model=model.eval().to(device), tokenizer=tokenizer, name=path)
+
+
+def evaluator_facts(evaluator: Evaluator, tokenizer: Any, reading: Any) -> dict[str, Any]:
+    """What a manifest says of an evaluator: which weights, and how it reads what `tokenizer` writes."""
+    folder = Path(evaluator.name).expanduser()
+    return {
+        "name": evaluator.name,
+        "sha256": weights_hash(folder) if folder.is_dir() else None,
+        "parameters": sum(p.numel() for p in evaluator.model.parameters()),
+        "context": context_limit(evaluator.model),
+        "tokenizer": fingerprint(evaluator.tokenizer),
+        "reads": "token ids"
+        if reading.retokenize == "auto" and same_vocabulary(tokenizer, evaluator.tokenizer)
+        else "text",
+        "batch_size": reading.evaluator_batch_size,
+        **{key: getattr(reading, key) for key in ("eos", "retokenize", "overflow")},
+    }

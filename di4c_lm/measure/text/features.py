@@ -1,9 +1,12 @@
-"""Documents as vectors: what a language model makes of them, and what can be counted by hand.
+"""Documents as vectors, by a language model and by hand, and how far samples are from the validation set in them.
 
 Axes: N documents, T tokens of the encoder, H its width, V its vocabulary, F features, K rank of the score's projections.
 """
 
-from collections.abc import Sequence
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -14,9 +17,12 @@ from numpy import ndarray
 from torch import Tensor
 from tqdm import tqdm
 
+from di4c_lm.measure.flow import Metric
+from di4c_lm.measure.statistics.two_sample import Distance, euclidean, half_squared, standardise
 from di4c_lm.measure.text.diversity import repetition, sample_entropy
 from di4c_lm.measure.text.evaluator import Evaluator
 from di4c_lm.measure.text.perplexity import Document, context_limit
+from di4c_lm.measure.text.samples import TextSamples
 
 
 @final
@@ -98,3 +104,110 @@ def hand_features(tokens_ND: Int[Tensor, "N D"], reference_MD: Int[Tensor, "M D"
         log_ND.quantile(0.1, dim=1),
     ]
     return np.stack([column.cpu().numpy() for column in columns], 1)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Mauve:
+    """Mean over seeds of the clustering, and their standard deviation; in (0, 1], 1 where the two distributions agree."""
+
+    estimate: float
+    deviation: float
+    clusters: int
+
+
+def mauve_score(
+    sample_NF: Float[ndarray, "N F"], reference_MF: Float[ndarray, "M F"], *, seeds: Sequence[int], clusters: int = 0
+) -> Mauve:
+    """MAUVE (Pillutla et al. 2021) by `mauve-text` of a sample against the validation set, once for each seed of the clustering.
+
+    `clusters` 0: a tenth of the smaller sample, at least 2 (the authors' rule). It depends on the features, on both sizes and on
+    `clusters`: compare only what agrees in all of them. Raises `ValueError` for no seed, fewer than 8 documents on a side, or more
+    clusters than documents.
+    """
+    fewest = min(len(sample_NF), len(reference_MF))
+    clusters = clusters or max(2, round(fewest / 10))
+    if not seeds:
+        raise ValueError("mauve_seeds must hold at least one seed, got ()")
+    if fewest < 8:
+        raise ValueError(f"MAUVE needs at least 8 documents of each, got {len(sample_NF)} and {len(reference_MF)}")
+    if not 2 <= clusters <= fewest:
+        raise ValueError(f"mauve_clusters must be 0 or 2 to {fewest}, got {clusters}")
+    logging.getLogger("faiss").setLevel(logging.WARNING)
+    from mauve import compute_mauve
+
+    of: dict[str, Any] = {
+        "p_features": sample_NF.astype(np.float32),
+        "q_features": reference_MF.astype(np.float32),
+        "num_buckets": clusters,
+    }
+    with _silent_stderr():  # faiss writes a warning for each clustering of fewer than 39 points a cluster
+        scores = [float(compute_mauve(**of, seed=seed, verbose=False).mauve) for seed in seeds]
+    return Mauve(estimate=float(np.mean(scores)), deviation=float(np.std(scores)), clusters=clusters)
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Without what compiled code writes to file descriptor 2."""
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Vectors:
+    """The vectors of documents in which each distance is taken."""
+
+    gradient_moment: Float[ndarray, "N F"]
+    energy: Float[ndarray, "N H"]
+    energy_hand: Float[ndarray, "N K"]
+    mauve: Float[ndarray, "N H"]
+
+    @classmethod
+    def of(cls, samples: TextSamples, bench: Any) -> "Vectors":
+        """By the bench's encoder, and by hand."""
+        read = encode(
+            bench.encoder,
+            bench.documents(bench.encoder, samples),
+            batch_size=bench.settings.evaluator_batch_size,
+            progress="features" if bench.progress else None,
+        )
+        hand = hand_features(samples.tokens, bench.reference)
+        return cls(gradient_moment=read.score, energy=read.mean, energy_hand=hand, mauve=read.last)
+
+
+def _measure(samples: TextSamples, bench: Any) -> dict[str, Distance | float]:
+    own, reference, settings = Vectors.of(samples, bench), bench.reference_vectors, bench.settings
+    found: dict[str, Distance | float] = {}
+    for name in ("gradient_moment", "energy", "energy_hand"):
+        by_MF = getattr(reference, name)
+
+        def between(pooled_KF: ndarray, by_MF: ndarray = by_MF, name: str = name) -> ndarray:
+            scaled_KF = standardise(pooled_KF, by_MF)
+            return half_squared(scaled_KF) / scaled_KF.shape[1] if name == "gradient_moment" else euclidean(scaled_KF)
+
+        found[name] = Distance(
+            vectors=getattr(own, name),
+            reference=by_MF,
+            between=between,
+            permutations=settings.permutations,
+            groups=samples.seeds,
+        )
+    mauve = mauve_score(own.mauve, reference.mauve, seeds=settings.mauve_seeds, clusters=settings.mauve_clusters)
+    return found | {"mauve": mauve.estimate, "mauve_sd": mauve.deviation}
+
+
+DISTRIBUTION = Metric(
+    measure=_measure,
+    part="distribution",
+    headings={"gradient_moment": "gradient moment", "energy": "energy", "mauve": "MAUVE"},
+    details={"energy_hand": "energy (counts)"},
+    compared=("gradient_moment", "energy", "energy_hand"),
+)

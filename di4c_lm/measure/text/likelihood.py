@@ -1,4 +1,4 @@
-"""How well text is explained: bounds on the likelihood of held-out sequences, and last words predicted.
+"""How well text is explained: bounds on the likelihood of validation sequences, and last words predicted.
 
 Two different objects are bounded. `marginal_bound` is MDLM's continuous-time bound with λ averaged out position by position: the model
 it belongs to reveals one token at a time, each under a fresh λ, so that nothing of a mixture's correlations enters. `step_bound` is
@@ -14,11 +14,10 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from di4c_lm.domains.text.model import TextModel
-from di4c_lm.losses.di4c import joint_and_product
 from di4c_lm.losses.positions import Positions
-from di4c_lm.losses.reading import mixture_marginals, read_mixture
-from di4c_lm.measure.text.latents import predict
+from di4c_lm.losses.reading import Reading
+from di4c_lm.measure.text.mixture import predict
+from di4c_lm.measure.text.samples import TextModel
 from di4c_lm.processes.rng import KeyedRng, uniform
 
 
@@ -29,7 +28,7 @@ def marginal_bound(
     """Nats: the mean over `draws` times t, stratified on (0, 1], of (1/t) Σ_masked -log mean_λ p(x^d | x_t; λ) (Sahoo et al. 2024, Eq. 10).
 
     Without λ it is MDLM's bound. With λ it is the bound of the model that reveals one token at a time. Of a λ that is not enumerated, the
-    mean over finitely many draws makes the estimate too large, never too small, on average (Jensen).
+    mean over finitely many samples makes the estimate too large, never too small, on average (Jensen).
     """
     device = next(model.denoiser.parameters()).device
     found = []
@@ -40,8 +39,7 @@ def marginal_bound(
             t_B = 1 - (part + uniform(rng, (len(x_BD),), device)) / draws
             x_t = model.process.corrupt(x_BD, t_B, rng)
             positions = Positions.where(x_t == model.process.mask_id)
-            _, product_B = _joint_and_product(model, x_t, t_B, positions, x_BD, rng, lambdas)
-            total_B -= product_B / t_B
+            total_B -= _read(model, x_t, t_B, positions, x_BD, rng, lambdas).product[:, 0] / t_B
         found.append((total_B / draws).cpu())
     return torch.cat(found)
 
@@ -78,22 +76,16 @@ def step_bound(
             keep_B = torch.where(s_B == 0, 0.0, at_s_B / at_t_B)
             revealed_BD = uniform(rng, tuple(x_BD.shape), device) >= keep_B[:, None]
             positions = Positions.where((x_t == process.mask_id) & revealed_BD)
-            joint_B, _ = _joint_and_product(model, x_t, t_B, positions, x_BD, rng, lambdas)
-            total_B += joint_B * steps
+            total_B -= _read(model, x_t, t_B, positions, x_BD, rng, lambdas).joint[:, 0] * steps
         found.append((total_B / draws).cpu())
     return torch.cat(found)
 
 
-def _joint_and_product(
+def _read(
     model: TextModel, x_t: Tensor, t_B: Tensor, positions: Positions, x_BD: Tensor, rng: KeyedRng, lambdas: int
-) -> tuple[Float64[Tensor, " B"], Float64[Tensor, " B"]]:
-    """-log mean_λ Π_d p(x^d | x_t; λ) and Σ_d log mean_λ p(x^d | x_t; λ) over the positions of each sequence."""
-    prediction = predict(model, x_t, t_B, rng, lambdas=lambdas)
-    features_MLH = prediction.features[positions.example, :, positions.position]
-    targets_M1 = positions.gather(x_BD)[:, None]
-    reading = read_mixture(features_MLH, positions.position, prediction.output_head, targets_M1)
-    joint_B1, product_B1 = joint_and_product(reading.target_log_p.double(), positions, prediction.chain)
-    return joint_B1[:, 0], product_B1[:, 0]
+) -> Reading:
+    """log mean_λ Π_d p(x^d | x_t; λ) and Σ_d log mean_λ p(x^d | x_t; λ) over the positions of each sequence."""
+    return predict(model, x_t, t_B, rng, lambdas=lambdas).read(positions, positions.gather(x_BD)[:, None])
 
 
 def read_texts(path: Path) -> list[str]:
@@ -162,16 +154,10 @@ def last_words(
             row_R = torch.tensor(rows, device=device)
             position_R = torch.tensor([len(split[int(number_B[row])][0]) + place for row in rows], device=device)
             t_B = (x_BD == model.process.mask_id).double().mean(1)
-            prediction = predict(model, x_BD, t_B, rng, lambdas=lambdas)
-            chain = prediction.chain
-            law_RS = mixture_marginals(
-                prediction.features[row_R, :, position_R],
-                position_R,
-                prediction.output_head,
-                log_weight=None if chain is None else chain.log_marginal[row_R, chain.window_of(position_R)],
-            )
-            x_BD[row_R, position_R] = law_RS.argmax(1)
-            for row, guess in zip(rows, law_RS.argmax(1).tolist(), strict=True):
+            positions = Positions(example=row_R, position=position_R, num_examples=len(x_BD))
+            guess_R = predict(model, x_BD, t_B, rng, lambdas=lambdas).marginals(positions).argmax(1)
+            x_BD[row_R, position_R] = guess_R
+            for row, guess in zip(rows, guess_R.tolist(), strict=True):
                 number = int(number_B[row])
                 found[number] *= guess == split[number][1][place]
     return found

@@ -1,34 +1,58 @@
-"""What a student's λ carries: correlations between positions, in nats, and samples with λ drawn anew, held, or averaged out."""
+"""What a student's λ carries: correlations between positions, in nats, and samples with λ sampled anew, held, or averaged out."""
 
-from typing import Any
+from typing import Any, final
 
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from di4c_lm.domains.text.model import TextModel
-from di4c_lm.losses.di4c import joint_and_product
 from di4c_lm.losses.positions import Positions
-from di4c_lm.losses.reading import read_mixture
-from di4c_lm.measure.text.gen_ppl import Sampler
-from di4c_lm.measure.text.latents import Averaged, calls_of_all, predict
+from di4c_lm.measure.text.samples import Sampler, TextModel
 from di4c_lm.processes.categorical import sample_categorical
-from di4c_lm.processes.denoiser import Prediction, row_chunks, rows_at_once
+from di4c_lm.processes.denoiser import OutputHead, Prediction, row_chunks, rows_at_once
 from di4c_lm.processes.rng import KeyedRng, uniform
 from di4c_lm.samplers.grids import uniform_grid
 from di4c_lm.samplers.trajectory import sample
+
+
+def num_components(model: TextModel, lambdas: int) -> int:
+    """L: 1 without λ, the whole codebook where it is not larger than `lambdas` or λ is a string of codes, else `lambdas`."""
+    latent = model.denoiser.latent
+    if latent is None:
+        return 1
+    if latent.is_string:
+        return latent.codebook_size
+    return min(lambdas, latent.codebook_size) if latent.law == "codebook" else lambdas
+
+
+def calls_of_all(model: TextModel, lambdas: int) -> int:
+    """Network calls that the prediction under all of `num_components` takes: of token classes one."""
+    latent = model.denoiser.latent
+    return 1 if latent is not None and latent.path == "classes" else num_components(model, lambdas)
+
+
+def latents(model: TextModel, num_batch: int, lambdas: int, rng: Any, device: torch.device) -> Tensor | None:
+    """As many λ of each sequence as stand for the mixture: all of a finite λ, or `num_components` samples."""
+    latent = model.denoiser.latent
+    num_lambdas = 0 if latent is not None and latent.is_string else num_components(model, lambdas)
+    return model.denoiser.sample_latents(num_batch, num_lambdas, lambda shape: uniform(rng, shape, device))
+
+
+def predict(model: TextModel, x_t: Int64[Tensor, "B D"], t: Float[Tensor, " B"], rng: KeyedRng, *, lambdas: int) -> Any:
+    """The prediction of x_0 under `latents`, which can be read, averaged and made independent."""
+    return model.denoiser(x_t, t.float(), latents(model, len(x_t), lambdas, rng, x_t.device))
 
 
 @torch.no_grad()
 def total_correlation(
     model: TextModel, x_ND: Int64[Tensor, "N D"], *, t: float, lambdas: int, seed: int, batch_size: int = 32
 ) -> tuple[Float64[Tensor, " N"], Float64[Tensor, " N"]]:
-    """At x_t of each held-out sequence: what the mixture captures in its own draws, and what that is worth on the text, both in nats.
+    """At x_t of each sequence: what the mixture captures in its own samples, and what that is worth on the text, both in nats.
 
-    First: log mean_λ Π_d p(x̂^d | x_t; λ) - Σ_d log mean_λ p(x̂^d | x_t; λ) for one x̂ drawn from the mixture at all masked positions. Its
+    First: log mean_λ Π_d p(x̂^d | x_t; λ) - Σ_d log mean_λ p(x̂^d | x_t; λ) for one x̂ sampled from the mixture at all masked positions. Its
     mean is the total correlation, KL(mixture || product of its marginals). Second: the same of the text x_0, the gain in
     its log-likelihood over the product of marginals; below 0 where the correlations are not those of text. Both are exact where a codebook
-    is enumerated; otherwise λ is averaged over draws apart from the one that made x̂, which biases the first towards 0.
+    is enumerated; otherwise λ is averaged over samples apart from the one that made x̂, which biases the first towards 0.
     Raises `ValueError` for a model without λ.
     """
     if model.denoiser.latent is None:
@@ -43,31 +67,57 @@ def total_correlation(
         positions = Positions.where(masked_BD)
         one = model.denoiser.sample_latents(len(x_BD), 1, lambda shape, rng=rng: uniform(rng, shape, device))
         u_M = uniform(rng, tuple(x_BD.shape), device)[masked_BD]
-        drawn_M = _draw(model.denoiser(x_t, t_B.float(), one), positions, u_M)
-        many = predict(model, x_t, t_B, rng, lambdas=lambdas)
-        features_MLH = many.features[positions.example, :, positions.position]
-        targets_M2 = torch.stack([drawn_M, positions.gather(x_BD)], 1)
-        log_p_ML2 = read_mixture(features_MLH, positions.position, many.output_head, targets_M2).target_log_p.double()
-        joint_B2, product_B2 = joint_and_product(log_p_ML2, positions, many.chain)
-        own.append((-joint_B2 - product_B2)[:, 0].cpu())
-        text.append((-joint_B2 - product_B2)[:, 1].cpu())
+        own_M = _sample(model.denoiser(x_t, t_B.float(), one), positions, u_M)
+        targets_M2 = torch.stack([own_M, positions.gather(x_BD)], 1)
+        reading = predict(model, x_t, t_B, rng, lambdas=lambdas).read(positions, targets_M2)
+        own.append((reading.joint - reading.product)[:, 0].cpu())
+        text.append((reading.joint - reading.product)[:, 1].cpu())
     return torch.cat(own), torch.cat(text)
 
 
-def _draw(prediction: Prediction, positions: Positions, u_M: Float64[Tensor, " M"]) -> Int64[Tensor, " M"]:
-    """One token a site under the one λ of its sequence."""
-    features_MH = prediction.features[positions.example, 0, positions.position]
-    drawn = [
-        sample_categorical(
-            prediction.output_head.logits(features_MH[rows], positions.position[rows]).softmax(1), u_M[rows]
-        )
+def _sample(prediction: Prediction, positions: Positions, u_M: Float64[Tensor, " M"]) -> Int64[Tensor, " M"]:
+    """One token a position under the one λ of its sequence."""
+    sampled = [
+        sample_categorical(prediction.logits(positions.example[rows], positions.position[rows]).softmax(1), u_M[rows])
         for rows in row_chunks(len(u_M), rows_at_once(prediction.output_head, 0))
     ]
-    return torch.cat(drawn) if drawn else positions.position.clone()
+    return torch.cat(sampled) if sampled else positions.position.clone()
+
+
+@final
+class Averaged:
+    """A mixture as a product of its marginals, for samplers: every position of every call is sampled under a λ of its own choice.
+
+    That choice is among all of `latents`, so that a position's distribution is the mean over λ and positions are independent, but for the
+    chance, one in `lambdas`, that two of them share a sample of a continuous λ.
+    """
+
+    def __init__(self, model: TextModel, *, lambdas: int, seed: int) -> None:
+        self._model, self._lambdas = model, lambdas
+        self._rng = torch.Generator().manual_seed(seed)
+        self.num_states, self.mask_id = model.denoiser.num_states, model.denoiser.mask_id
+
+    def sample_latents(self, num_batch: int, num_lambdas: int, uniform: Any) -> Tensor | None:
+        """All of them, whatever `num_lambdas` asks for."""
+        latent = self._model.denoiser.latent
+        enumerated = latent is not None and latent.is_string
+        return self._model.denoiser.sample_latents(
+            num_batch, 0 if enumerated else num_components(self._model, self._lambdas), uniform
+        )
+
+    def output_head(self) -> OutputHead:
+        """That of the mixture."""
+        return self._model.denoiser.output_head()
+
+    def __call__(
+        self, x_t: Int64[Tensor, "B D"], t: Float[Tensor, " B"], lam: Tensor | None = None, cond: Any = None
+    ) -> Prediction:
+        """Features (B, 1, D, H), each position's under the λ that it chose."""
+        return self._model.denoiser(x_t, t, lam).independent(self._rng)
 
 
 def latent_modes(model: TextModel, *, lambdas: int, batch_size: int) -> dict[str, Sampler]:
-    """Samplers on uniform steps with λ drawn anew in each call, held over the trajectory, and averaged out of each call (`Averaged`)."""
+    """Samplers on uniform steps with λ sampled anew in each call, held over the trajectory, and averaged out of each call (`Averaged`)."""
 
     def plain(num_samples: int, steps: int, seed: int) -> tuple[Tensor, float]:
         return model.sample(num_samples, steps, seed=seed, batch_size=batch_size)

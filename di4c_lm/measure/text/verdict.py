@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from di4c_lm.measure.render.table import Row
+from di4c_lm.measure.flow import Row, with_end
 
 LOWER_IS_CLOSER = ("gradient_moment", "energy", "energy_hand")
 _ORDER_SHARE, _CORPUS_SHARE, _DUPLICATE_EXCESS, _TAIL_P = 0.1, 0.9, 0.05, 1e-3
@@ -73,12 +73,6 @@ def flags(row: Row, real: Row, band: Band) -> list[str]:
     if row["kind"] == "data" and any(row.get(f"{name}_p", 1.0) < _TAIL_P for name in LOWER_IS_CLOSER):
         found.append("halves of the held-out text differ")
     return found
-
-
-def with_end(key: str, end: str) -> str:
-    """The column of an interval's end: gen_ppl@evaluator, low -> gen_ppl_low@evaluator."""
-    name, at, evaluator = key.partition("@")
-    return f"{name}_{end}{at}{evaluator}"
 
 
 def ranked(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

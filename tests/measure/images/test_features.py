@@ -11,8 +11,7 @@ import torch
 
 from di4c_lm.data.images.images import ImageSet
 from di4c_lm.measure.images.features import INCEPTION_FILE, FeatureNet, folder_features, inception_features
-from di4c_lm.measure.images.report import feature_net
-from di4c_lm.measure.images.settings import ImageReportConfig
+from di4c_lm.measure.images.report import ImageReportConfig, feature_net
 
 IMAGES = np.random.default_rng(0).integers(256, size=(5, 10, 12, 3)).astype(np.uint8)
 

@@ -12,10 +12,8 @@ from PIL import Image
 
 from di4c_lm.measure.images import report as images_module
 from di4c_lm.measure.images.reference import load_reference
-from di4c_lm.measure.images.report import ImageReport, image_report
+from di4c_lm.measure.images.report import ImageReport, ImageReportConfig, ImageRun, image_report, image_table, publish
 from di4c_lm.measure.images.samplers import ImageSampler, RealImages
-from di4c_lm.measure.images.settings import ImageReportConfig
-from di4c_lm.measure.render.images import image_table, publish_images, sample_sheet, strip
 from tests.measure.pictures import Painter, projection, real_images
 
 TRAIN, HELD_OUT = real_images(150, seed=1), real_images(90, seed=2)
@@ -178,15 +176,16 @@ def test_files_hold_what_was_measured(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     found = report()
     settings = ImageReportConfig(num_samples=60, steps=(1, 2))
-    paths = publish_images(
-        found,
-        tmp_path / "report",
-        (TEACHER, STUDENT),
-        settings=settings,
+    run = ImageRun(
+        folder=tmp_path,
+        samplers=(TEACHER, STUDENT),
+        images=None,
         config={"x": 1},
         checkpoints={"student": tmp_path},
         dtypes={"model": "float32"},
+        cache_dir=tmp_path,
     )
+    paths = publish(found, run, settings)
     told = json.loads(paths["json"].read_text())
     assert told["rows"] == found.rows and told["comparisons"] == found.comparisons
     manifest = told["manifest"]
@@ -202,19 +201,3 @@ def test_the_table_says_which_features_and_how_many_images() -> None:
     text = image_table(report())
     assert "features: projection (random)" in text and "150 images" in text and "student - teacher" in text
     assert "1 - 2" in text and not any(math.isnan(row["fid"]) for row in report().rows)
-
-
-def test_a_strip_shows_every_image() -> None:
-    images = np.arange(3, dtype=np.uint8).reshape(3, 1, 1, 1) * 100 * np.ones((1, 6, 6, 1), np.uint8)
-    shown = strip(images)
-    assert shown.shape == (48, 3 * (48 + 2), 3)
-    assert [shown[20, 50 * n + 20].tolist() for n in range(3)] == [[100 * n] * 3 for n in range(3)]
-    assert (shown[:, 48:50] == 255).all()
-
-
-def test_the_sheet_has_a_line_a_row() -> None:
-    found = report()
-    assert Image.open(io.BytesIO(sample_sheet(found))).size == (
-        max(220, 4 * 50 + 12),
-        len(found.rows) * (48 + 22 + 6) + 6,
-    )

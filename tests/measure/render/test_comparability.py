@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from di4c_lm.measure.render.comparability import compare_results
+from di4c_lm.measure.render.comparability import CompareReportsConfig, compare_results
 
 MANIFEST: dict[str, Any] = {
     "judge": {"name": "a", "sha256": "1", "eos": "all"},
@@ -14,6 +14,10 @@ MANIFEST: dict[str, Any] = {
     "length": 64,
     "tokenizer": "t",
 }
+
+
+def compare(files: list[Path], *, force: bool = False) -> str:
+    return compare_results(CompareReportsConfig(files=tuple(map(str, files)), force=force))
 
 
 def _file(path: Path, **changes: Any) -> Path:
@@ -24,7 +28,7 @@ def _file(path: Path, **changes: Any) -> Path:
 
 def test_alike_files_make_one_table(tmp_path: Path) -> None:
     other = {"name": "elsewhere", "sha256": "1", "eos": "all"}
-    table = compare_results([_file(tmp_path / "a.json"), _file(tmp_path / "b.json", evaluator=other)], force=False)
+    table = compare([_file(tmp_path / "a.json"), _file(tmp_path / "b.json", judge=other)])
     assert "a.json" in table and "b.json" in table and table.count("20.5") == 2
 
 
@@ -42,17 +46,17 @@ def test_alike_files_make_one_table(tmp_path: Path) -> None:
 def test_unlike_files_are_refused_unless_forced(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
     files = [_file(tmp_path / "a.json"), _file(tmp_path / "b.json", **changes)]
     with pytest.raises(ValueError, match="not comparable") as error:
-        compare_results(files, force=False)
+        compare(files)
     assert told in str(error.value)
-    assert compare_results(files, force=True).startswith("NOT COMPARABLE, ")
+    assert compare(files, force=True).startswith("NOT COMPARABLE, ")
 
 
 def test_bad_files_are_named(tmp_path: Path) -> None:
     good = _file(tmp_path / "a.json")
-    with pytest.raises(ValueError, match="files: at least 2"):
-        compare_results([good], force=False)
+    with pytest.raises(ValueError, match="files must be at least 2, got 1"):
+        compare([good])
     with pytest.raises(ValueError, match="absent.json: expected a result file"):
-        compare_results([good, tmp_path / "absent.json"], force=False)
+        compare([good, tmp_path / "absent.json"])
     (tmp_path / "c.json").write_text("{}")
     with pytest.raises(ValueError, match="c.json: expected a result file with a manifest"):
-        compare_results([good, tmp_path / "c.json"], force=True)
+        compare([good, tmp_path / "c.json"])

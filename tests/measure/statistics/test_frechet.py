@@ -13,7 +13,6 @@ from di4c_lm.measure.statistics.frechet import (
     linearised_frechet,
     moments,
 )
-from di4c_lm.measure.statistics.linearised import interval_of
 
 
 def features(count: int, width: int, seed: int, scale: float = 1.0) -> np.ndarray:
@@ -108,7 +107,7 @@ def test_the_interval_is_as_wide_as_the_distance_spreads() -> None:
     spread = np.std([one.estimate for one in found])
     predicted = np.mean([one.influence.std() / np.sqrt(300) for one in found])
     assert predicted == pytest.approx(spread, rel=0.15)
-    interval = interval_of(found[0], resamples=400, seed=0)
+    interval = found[0].interval(resamples=400, seed=0)
     assert interval.high - interval.low == pytest.approx(2 * 1.96 * spread, rel=0.25)
     assert interval.low < found[0].estimate < interval.high
 

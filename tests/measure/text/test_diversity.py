@@ -5,7 +5,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from di4c_lm.measure.text.diversity import corpus_entropy, distinct_n, near_duplicates, repetition, sample_entropy
+from di4c_lm.measure.text.diversity import (
+    corpus_entropy,
+    distinct_n,
+    near_duplicates,
+    repetition,
+    sample_entropy,
+    self_bleu,
+)
 
 SAMPLES = st.lists(st.lists(st.integers(0, 5), min_size=6, max_size=6), min_size=1, max_size=4).map(torch.tensor)
 
@@ -55,14 +62,14 @@ def test_a_tiled_sample_is_seen_across_samples_only() -> None:
 def test_named_errors() -> None:
     with pytest.raises(ValueError, match=r"shape \(2, 0\)"):
         sample_entropy(torch.zeros(2, 0, dtype=torch.long))
-    with pytest.raises(ValueError, match="n=4 is impossible"):
+    with pytest.raises(ValueError, match="n must be 1 to the length.*got 4"):
         distinct_n(torch.zeros(2, 3, dtype=torch.long), 4)
 
 
 def test_repetition_is_the_share_of_seen_n_grams() -> None:
     tokens = torch.tensor([[1, 2, 1, 2, 1, 2], [1, 2, 3, 4, 5, 6]])
     assert repetition(tokens, 2).tolist() == pytest.approx([3 / 5, 0])
-    with pytest.raises(ValueError, match="n=7 is impossible"):
+    with pytest.raises(ValueError, match="n must be 1 to the length.*got 7"):
         repetition(tokens, 7)
 
 
@@ -73,3 +80,26 @@ def test_near_duplicates_are_found_past_a_shift_and_unlike_samples_are_not() -> 
     found = near_duplicates(torch.cat([own, shifted]))
     assert found.tolist() == [True, False, False, False, False, False, True]
     assert near_duplicates(own[:1].repeat(5, 1)).all()
+
+
+UNLIKE = ["the cat sat on the mat today", "seven old ships left port at dawn", "we boil rice with salt and leaves"]
+
+
+def test_copies_score_100_and_unlike_texts_little() -> None:
+    assert self_bleu([UNLIKE[0]] * 3) == pytest.approx([100.0] * 3)
+    assert self_bleu(UNLIKE).max() < 15
+
+
+def test_characters_and_a_shared_prompt_lift_the_published_form() -> None:
+    prompt = "once upon a time in a land far away there was a king who had three sons and "
+    prompted = [prompt + text for text in UNLIKE]
+    plain, with_prompt = self_bleu(UNLIKE, legacy=True), self_bleu(prompted, legacy=True)
+    assert plain.mean() > self_bleu(UNLIKE).mean() + 5
+    assert with_prompt.mean() > plain.mean() + 30
+
+
+def test_an_empty_sample_and_a_single_one_are_named() -> None:
+    with pytest.raises(ValueError, match="sample 1 is empty"):
+        self_bleu(["a word", "  "])
+    with pytest.raises(ValueError, match="at least 2 samples, got 1"):
+        self_bleu(["a word"])

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from di4c_lm.domains.text.settings import EvaluatorConfig
-from di4c_lm.measure.text.evaluator import cache_key, load_evaluator, train_evaluator
+from di4c_lm.measure.text.evaluator import EvaluatorConfig, cache_key, load_evaluator, train_evaluator
 from di4c_lm.measure.text.perplexity import Document, score
 from di4c_lm.training.settings import PretrainConfig
 from tests.measure.tiny import words

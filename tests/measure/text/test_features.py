@@ -1,4 +1,4 @@
-"""Documents as vectors: the closed form of the Fisher score against autograd, and padding that does not matter."""
+"""Documents as vectors: the closed form of the Fisher score against autograd, padding that does not matter; MAUVE offline."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from di4c_lm.measure.text.evaluator import Evaluator
-from di4c_lm.measure.text.features import encode, hand_features
+from di4c_lm.measure.text.features import encode, hand_features, mauve_score
 from di4c_lm.measure.text.perplexity import Document
 from tests.measure.tiny import gpt2
 
@@ -60,3 +60,30 @@ def test_hand_features_tell_a_constant_sample() -> None:
     found = hand_features(torch.cat([TOKENS, constant]), TOKENS)
     assert found.shape == (5, 7) and np.isfinite(found).all()
     assert found[-1, 0] == 0 and found[-1, 1] == pytest.approx(11 / 12) and (found[:4, 1] < 0.6).all()
+
+
+NORMAL = np.random.default_rng(0)
+DATA = NORMAL.normal(size=(80, 8))
+
+
+def test_like_is_above_unlike_and_a_tiled_text_is_lowest() -> None:
+    like = mauve_score(NORMAL.normal(size=(80, 8)), DATA, seeds=(0, 1, 2)).estimate
+    moved = mauve_score(NORMAL.normal(size=(80, 8)) + 2, DATA, seeds=(0, 1, 2)).estimate
+    tiled = mauve_score(np.repeat(DATA[:1], 80, 0), DATA, seeds=(0, 1, 2)).estimate
+    assert like > 0.8 and moved < 0.5 * like and tiled < 0.2 * like
+
+
+def test_seeds_make_the_deviation_and_reproduce() -> None:
+    sample = NORMAL.normal(size=(40, 8)) + 0.8
+    one, again = mauve_score(sample, DATA, seeds=(3,)), mauve_score(sample, DATA, seeds=(3,))
+    assert one == again and one.deviation == 0 and one.clusters == 4
+    assert mauve_score(sample, DATA, seeds=(0, 1, 2, 3)).deviation > 0
+
+
+def test_too_little_is_named() -> None:
+    with pytest.raises(ValueError, match="at least 8 documents of each, got 5 and 80"):
+        mauve_score(DATA[:5], DATA, seeds=(0,))
+    with pytest.raises(ValueError, match="mauve_seeds"):
+        mauve_score(DATA, DATA, seeds=())
+    with pytest.raises(ValueError, match="mauve_clusters must be .* got 99"):
+        mauve_score(DATA, DATA, seeds=(0,), clusters=99)

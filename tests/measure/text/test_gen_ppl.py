@@ -1,20 +1,24 @@
+"""Generative perplexity: rows, tests, the conditional form, its settings and its arguments."""
+
+import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from di4c_lm.domains.text.settings import EvalConfig
+from di4c_lm.core.cli import parse_words
+from di4c_lm.core.settings import fields
 from di4c_lm.measure.text.evaluator import Evaluator
-from di4c_lm.measure.text.gen_ppl import measure, measure_conditional
-from di4c_lm.measure.text.gen_ppl_settings import Prompting, Scoring
+from di4c_lm.measure.text.gen_ppl import GenPplConfig, measure, measure_conditional
 from di4c_lm.measure.text.perplexity import Document, score
 from tests.measure.tiny import gpt2, letters, words
 
 TOKENIZER = words(*"abcdefg")  # ids 2 to 8 are letters, 9 is MASK
 EVALUATOR = Evaluator(model=gpt2(vocabulary=len(TOKENIZER)), tokenizer=TOKENIZER, name="tiny")
-CONFIG = EvalConfig(steps=(1, 4), num_samples=12, batch_size=5, seed=3, bootstrap=50)
+SETTINGS = GenPplConfig(steps=(1, 4), num_samples=12, batch_size=5, seed=3, bootstrap=50)
 LENGTH = 6
 
 
@@ -36,7 +40,7 @@ def test_rows_are_those_of_the_interface() -> None:
         HELD_OUT,
         tokenizer=TOKENIZER,
         evaluator=EVALUATOR,
-        config=CONFIG,
+        settings=SETTINGS,
         progress=False,
     ).rows
     assert [(r["model"], r["steps"], r["nfe"]) for r in rows] == [
@@ -55,9 +59,9 @@ def test_rows_are_those_of_the_interface() -> None:
 
 def test_a_row_is_the_perplexity_of_what_was_sampled() -> None:
     found = measure(
-        {"m": uniform}, HELD_OUT, tokenizer=TOKENIZER, evaluator=EVALUATOR, config=CONFIG, progress=False
+        {"m": uniform}, HELD_OUT, tokenizer=TOKENIZER, evaluator=EVALUATOR, settings=SETTINGS, progress=False
     ).rows[2]
-    texts = [Document(ids=tuple(ids)) for ids in uniform(12, 4, CONFIG.seed)[0].tolist()]
+    texts = [Document(ids=tuple(ids)) for ids in uniform(12, 4, SETTINGS.seed)[0].tolist()]
     scores = score(EVALUATOR.model, texts, batch_size=1)
     assert found["gen_ppl"] == pytest.approx(math.exp(scores.nll.sum() / scores.tokens.sum()))
     assert found["gen_ppl_doc"] == pytest.approx(math.exp((scores.nll / scores.tokens).mean()))
@@ -69,7 +73,7 @@ def test_real_against_real_does_not_differ_and_constant_does() -> None:
         HELD_OUT,
         tokenizer=TOKENIZER,
         evaluator=EVALUATOR,
-        config=CONFIG,
+        settings=SETTINGS,
         progress=False,
     ).comparisons
     p = {(c["of"], c["minus"], c["steps"], c["metric"]): c["p_value"] for c in found}
@@ -80,7 +84,7 @@ def test_real_against_real_does_not_differ_and_constant_does() -> None:
 
 def test_fewer_held_out_sequences_are_all_used() -> None:
     found = measure(
-        {"m": uniform}, HELD_OUT[:7], tokenizer=TOKENIZER, evaluator=EVALUATOR, config=CONFIG, progress=False
+        {"m": uniform}, HELD_OUT[:7], tokenizer=TOKENIZER, evaluator=EVALUATOR, settings=SETTINGS, progress=False
     )
     assert [r["num_samples"] for r in found.rows] == [7, 12, 12]
 
@@ -88,17 +92,20 @@ def test_fewer_held_out_sequences_are_all_used() -> None:
 def test_a_evaluator_with_another_tokenizer_reads_the_text() -> None:
     tokenizer = letters()
     evaluator = Evaluator(model=gpt2(vocabulary=len(tokenizer), scale=0.0), tokenizer=tokenizer, name="letters")
-    found = measure({"m": uniform}, HELD_OUT, tokenizer=TOKENIZER, evaluator=evaluator, config=CONFIG, progress=False)
+    found = measure(
+        {"m": uniform}, HELD_OUT, tokenizer=TOKENIZER, evaluator=evaluator, settings=SETTINGS, progress=False
+    )
     assert all(r["gen_ppl"] == pytest.approx(len(tokenizer)) for r in found.rows)  # it is uniform
     assert found.rows[0]["judge_tokens"] == 12 * (2 * LENGTH - 2)  # letters, a space between each two, less the first
 
 
 def test_scoring_rules_reach_the_evaluator() -> None:
     evaluator = Evaluator(model=gpt2(vocabulary=len(TOKENIZER), context=4), tokenizer=TOKENIZER, name="short")
-    common = {"tokenizer": TOKENIZER, "evaluator": evaluator, "config": CONFIG, "progress": False}
+    common = {"tokenizer": TOKENIZER, "evaluator": evaluator, "settings": SETTINGS, "progress": False}
     with pytest.raises(ValueError, match="6 tokens under the evaluator, which reads at most 4"):
         measure({"m": uniform}, HELD_OUT, **common)
-    cut = measure({"m": uniform}, HELD_OUT, scoring=Scoring(overflow="truncate", batch_size=2), **common)
+    common["settings"] = dataclasses.replace(SETTINGS, overflow="truncate", evaluator_batch_size=2)
+    cut = measure({"m": uniform}, HELD_OUT, **common)
     assert cut.rows[0]["judge_tokens"] == 12 * 3
 
 
@@ -111,18 +118,18 @@ def test_scoring_rules_reach_the_evaluator() -> None:
 )
 def test_faulty_samplers_are_named(sampler, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        measure({"m": sampler}, HELD_OUT, tokenizer=TOKENIZER, evaluator=EVALUATOR, config=CONFIG, progress=False)
+        measure({"m": sampler}, HELD_OUT, tokenizer=TOKENIZER, evaluator=EVALUATOR, settings=SETTINGS, progress=False)
 
 
 def test_impossible_requests_are_named() -> None:
-    common = {"tokenizer": TOKENIZER, "evaluator": EVALUATOR, "config": CONFIG, "progress": False}
-    with pytest.raises(ValueError, match="1 held-out sequences are too few"):
+    common = {"tokenizer": TOKENIZER, "evaluator": EVALUATOR, "settings": SETTINGS, "progress": False}
+    with pytest.raises(ValueError, match="1 validation sequences are too few"):
         measure({"m": uniform}, HELD_OUT[:1], **common)
     with pytest.raises(ValueError, match="'data'"):
         measure({"data": uniform}, HELD_OUT, **common)
 
 
-PROMPTING = Prompting(prompts=4, continuations=3, prompt_length=2, continuation_length=3)
+PROMPTED = dataclasses.replace(SETTINGS, prompts=4, continuations=3, prompt_length=2, continuation_length=3)
 
 
 def continues(prompts: Tensor, steps: int, seed: int) -> tuple[Tensor, float]:
@@ -143,8 +150,7 @@ def test_conditional_scores_continuations_given_prompts() -> None:
         HELD_OUT,
         tokenizer=TOKENIZER,
         evaluator=EVALUATOR,
-        config=CONFIG,
-        prompting=PROMPTING,
+        settings=PROMPTED,
         progress=False,
     ).rows
     assert [r["num_samples"] for r in rows] == [4, 12, 12]
@@ -171,8 +177,7 @@ def test_conditional_intervals_resample_prompts() -> None:
             HELD_OUT,
             tokenizer=TOKENIZER,
             evaluator=EVALUATOR,
-            config=EvalConfig(steps=(1,), num_samples=2, bootstrap=200),
-            prompting=Prompting(prompts=16, continuations=continuations, prompt_length=2),
+            settings=GenPplConfig(steps=(1,), bootstrap=200, prompts=16, continuations=continuations, prompt_length=2),
             progress=False,
         ).rows[1]
         return row["gen_ppl_high"] - row["gen_ppl_low"]
@@ -190,7 +195,94 @@ def test_a_sampler_that_changes_its_prompts_is_named() -> None:
             HELD_OUT,
             tokenizer=TOKENIZER,
             evaluator=EVALUATOR,
-            config=CONFIG,
-            prompting=PROMPTING,
+            settings=PROMPTED,
             progress=False,
         )
+
+
+def test_prompts_scale_to_the_context() -> None:
+    def lengths(settings: GenPplConfig, length: int) -> tuple[int, int]:
+        fitted = settings.fitted(length)
+        return fitted.prompt_length, fitted.continuation_length
+
+    assert lengths(GenPplConfig(), 1024) == (50, 50)
+    assert lengths(GenPplConfig(), 64) == (32, 32)
+    assert lengths(GenPplConfig(prompt_length=10), 64) == (10, 50)
+    assert lengths(GenPplConfig(prompt_length=60, continuation_length=2), 64) == (60, 2)
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"prompt_length": 64}, "prompt_length must be 1 to 63, .* got 64"),
+        ({"prompt_length": 32, "continuation_length": 33}, "continuation_length must be 1 to 32, .*, got 33"),
+    ],
+)
+def test_prompts_that_do_not_fit(given: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        GenPplConfig(**given).fitted(64)
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"steps": (0,)}, "steps"),
+        ({"steps": ()}, "steps"),
+        ({"steps": (2, 2)}, "steps must be .*distinct"),
+        ({"num_samples": 0}, "num_samples"),
+        ({"evaluator_batch_size": 0}, "evaluator_batch_size"),
+        ({"prompts": 1}, "prompts must be at least 2.* got 1"),
+        ({"continuations": 0}, "continuations must be .*at least 1, got 0"),
+        ({"seed": -1}, "seed"),
+    ],
+)
+def test_bad_settings_are_named(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        GenPplConfig(**given)
+
+
+def test_arguments_choose() -> None:
+    arguments = [
+        "run=outputs/a",
+        "steps=[1,2,4]",
+        "evaluator=gpt2-large",
+        "num_samples=8",
+        "conditional=true",
+        "eos=mdlm",
+    ]
+    config = parse_words(GenPplConfig, arguments, "eval/gen_ppl.py")
+    assert (config.run, config.steps, config.evaluator) == ("outputs/a", (1, 2, 4), "gpt2-large")
+    assert (config.num_samples, config.conditional, config.eos) == (8, True, "mdlm")
+
+
+def test_help_lists_and_explains_every_key(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        parse_words(GenPplConfig, ["--help"], "eval/gen_ppl.py")
+    assert end.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    for name, field in fields(GenPplConfig).items():
+        assert any(line.startswith(f"  {name}=") and line.endswith(field.help) for line in lines), name
+        assert field.help, name
+
+
+@pytest.mark.parametrize(
+    "argument, told",
+    [
+        ("num_samples=0", ["num_samples", "0", "at least 2"]),
+        ("num_samples=many", ["num_samples", "'many'", "whole number"]),
+        ("samples=8", ["samples", "8", "num_samples"]),
+        ("steps=[0]", ["steps", "0", "at least 1"]),
+        ("steps=4", ["steps", "4"]),
+        ("eos=last", ["eos", "'last'", "all, first, mdlm"]),
+        ("conditional=perhaps", ["conditional", "'perhaps'", "true or false"]),
+        ("prompts=1", ["prompts", "1", "at least 2"]),
+        ("seed=-1", ["seed", "-1", "at least 0"]),
+        ("loose", ["'loose'", "key=value"]),
+    ],
+)
+def test_bad_arguments_end_with_status_2(argument: str, told: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        parse_words(GenPplConfig, [argument], "eval/gen_ppl.py")
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and all(part in error for part in told), error

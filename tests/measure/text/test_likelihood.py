@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from di4c_lm.domains.text.likelihood import held_out_bound
 from di4c_lm.domains.text.model import TextModel
 from di4c_lm.losses.reading import mixture_marginals
 from di4c_lm.measure.text.likelihood import last_words, marginal_bound, read_texts, step_bound, zero_shot_sets
@@ -36,15 +35,6 @@ def test_no_bound_promises_more_probability_than_there_is(codes: int, steps: int
     frequency = torch.bincount(number, minlength=64).double() / 2000
     entropy = -float(torch.xlogy(frequency, frequency).sum())
     assert entropy - 0.05 < float(bound[number].mean()) < entropy + 0.5
-
-
-def test_without_latent_the_marginal_bound_is_that_of_mdlm() -> None:
-    model = text_model()
-    assert torch.allclose(
-        marginal_bound(model, TEXTS, draws=4, lambdas=8, seed=3),
-        held_out_bound(model, TEXTS, draws=4, seed=3),
-        atol=1e-6,
-    )
 
 
 @torch.no_grad()

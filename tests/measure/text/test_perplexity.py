@@ -1,3 +1,5 @@
+"""What an evaluator reads of samples, and the negative log-likelihood of it against the chain rule."""
+
 import math
 
 import numpy as np
@@ -6,15 +8,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from di4c_lm.core.fingerprints import fingerprint
 from di4c_lm.measure.text.perplexity import (
     Document,
     context_limit,
-    document_weighted,
+    documents,
+    same_vocabulary,
     score,
     scored_targets,
     token_weighted,
 )
-from tests.measure.tiny import VOCABULARY, gpt2
+from tests.measure.tiny import VOCABULARY, gpt2, letters, words
 
 EVALUATOR = gpt2()
 IDS = st.lists(st.integers(0, VOCABULARY - 1), min_size=2, max_size=16).map(tuple)
@@ -39,13 +43,13 @@ def test_score_is_the_chain_rule(ids: tuple[int, ...]) -> None:
 
 
 @settings(max_examples=15, deadline=None)
-@given(documents=st.lists(IDS, min_size=1, max_size=7), batch_size=st.integers(1, 8))
-def test_padding_and_batch_size_do_not_matter(documents: list[tuple[int, ...]], batch_size: int) -> None:
-    texts = [Document(ids=ids) for ids in documents]
+@given(many=st.lists(IDS, min_size=1, max_size=7), batch_size=st.integers(1, 8))
+def test_padding_and_batch_size_do_not_matter(many: list[tuple[int, ...]], batch_size: int) -> None:
+    texts = [Document(ids=ids) for ids in many]
     together = score(EVALUATOR, texts, batch_size=batch_size)
     alone = [score(EVALUATOR, [text], batch_size=1) for text in texts]
     np.testing.assert_allclose(together.nll, [one.nll[0] for one in alone], rtol=1e-12)
-    assert together.tokens.tolist() == [len(ids) - 1 for ids in documents]
+    assert together.tokens.tolist() == [len(ids) - 1 for ids in many]
 
 
 @settings(max_examples=15, deadline=None)
@@ -62,13 +66,11 @@ def test_conditional_is_the_whole_less_its_prompt(ids: tuple[int, ...], data: st
 def test_a_uniform_evaluator_has_the_perplexity_of_its_vocabulary() -> None:
     found = score(gpt2(scale=0.0), [Document(ids=(1, 2, 3)), Document(ids=(4, 5, 6, 7, 8), context=2)], batch_size=2)
     assert token_weighted(found.nll, found.tokens) == pytest.approx(VOCABULARY)
-    assert document_weighted(found.nll, found.tokens) == pytest.approx(VOCABULARY)
 
 
 def test_weightings_differ_as_defined() -> None:
     nll, tokens = np.array([2.0, 30.0]), np.array([2, 10])
     assert token_weighted(nll, tokens) == pytest.approx(math.exp(32 / 12))
-    assert document_weighted(nll, tokens) == pytest.approx(math.exp((1.0 + 3.0) / 2))
     stacked = token_weighted(np.stack([nll, 2 * nll]), np.stack([tokens, tokens]))
     np.testing.assert_allclose(stacked, np.exp([32 / 12, 64 / 12]))
 
@@ -97,7 +99,7 @@ def test_half_precision_logits_are_summed_in_double() -> None:
 
 
 @pytest.mark.parametrize(
-    "documents, message",
+    "read, message",
     [
         ([], "0 documents"),
         ([Document(ids=(1, 2)), Document(ids=(1,))], "document 1 has 1 tokens .* nothing is left"),
@@ -107,10 +109,68 @@ def test_half_precision_logits_are_summed_in_double() -> None:
         ([Document(ids=(1, VOCABULARY))], "token id 11, the evaluator knows 0 to 10"),
     ],
 )
-def test_named_errors(documents: list[Document], message: str) -> None:
+def test_named_errors(read: list[Document], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        score(EVALUATOR, documents, batch_size=2)
+        score(EVALUATOR, read, batch_size=2)
 
 
 def test_context_limit_is_read_from_the_config() -> None:
     assert context_limit(gpt2(context=12)) == 12
+
+
+MODEL = words("aa", "ab", "ca")  # <eos> 0, <unk> 1, aa 2, ab 3, ca 4, <mask> 5
+LETTERS = letters()  # <end> 0, a 1, b 2, c 3, space 4
+
+
+def test_equal_vocabularies_hand_over_ids() -> None:
+    evaluator = words("aa", "ab", "ca", mask=False)
+    assert same_vocabulary(MODEL, evaluator) and not same_vocabulary(MODEL, LETTERS)
+    found = documents(torch.tensor([[0, 2, 3, 0]]), tokenizer=MODEL, evaluator_tokenizer=evaluator, context=2)
+    assert [(d.ids, d.context) for d in found] == [((0, 2, 3, 0), 2)]
+
+
+def test_another_tokenizer_reads_the_text_and_its_own_eos() -> None:
+    found = documents(torch.tensor([[0, 2, 3, 0, 4]]), tokenizer=MODEL, evaluator_tokenizer=LETTERS)
+    assert found[0].ids == (0, 1, 1, 4, 1, 2, 0, 3, 1)  # <end> "aa ab" <end> "ca"
+    assert found[0].context == 1
+
+
+def test_the_border_of_prompt_and_continuation_stays() -> None:
+    found = documents(torch.tensor([[2, 3, 4, 4]]), tokenizer=MODEL, evaluator_tokenizer=LETTERS, context=1)
+    assert found[0].context == 2  # "aa"
+    assert found[0].ids[2:] == (1, 2, 4, 3, 1, 4, 3, 1)  # "ab ca ca"
+
+
+def test_a_evaluator_with_its_own_bos_gets_it() -> None:
+    evaluator = words("aa", "ab", "ca", "zz", mask=False, bos=True)
+    found = documents(torch.tensor([[2, 3]]), tokenizer=MODEL, evaluator_tokenizer=evaluator)
+    assert (found[0].ids, found[0].context) == ((evaluator.bos_token_id, 2, 3), 1)
+
+
+def test_always_goes_through_text_where_it_need_not() -> None:
+    tokenizer = words("a", "##b", "ab")
+    tokens = torch.tensor([[2, 3]])  # reads "ab", which has a token of its own
+    assert documents(tokens, tokenizer=tokenizer, evaluator_tokenizer=tokenizer)[0].ids == (2, 3)
+    assert documents(tokens, tokenizer=tokenizer, evaluator_tokenizer=tokenizer, retokenize="always")[0].ids == (4,)
+
+
+def test_truncation_is_asked_for() -> None:
+    tokens = torch.tensor([[2, 3, 4, 2]])
+    assert len(documents(tokens, tokenizer=MODEL, evaluator_tokenizer=LETTERS)[0].ids) == 11
+    assert len(documents(tokens, tokenizer=MODEL, evaluator_tokenizer=LETTERS, limit=6)[0].ids) == 6
+
+
+def test_an_unfinished_sample_is_refused() -> None:
+    tokens = torch.tensor([[2, 3, 4], [2, 5, 5]])
+    with pytest.raises(ValueError, match="sample 1 still holds 2 MASK tokens of 3"):
+        documents(tokens, tokenizer=MODEL, evaluator_tokenizer=LETTERS)
+
+
+def test_a_prompt_may_not_fill_the_sample() -> None:
+    with pytest.raises(ValueError, match="a prompt of 3 tokens leaves nothing of samples of 3"):
+        documents(torch.tensor([[2, 3, 4]]), tokenizer=MODEL, evaluator_tokenizer=LETTERS, context=3)
+
+
+def test_fingerprints_tell_tokenizers_apart() -> None:
+    assert fingerprint(MODEL) == fingerprint(words("aa", "ab", "ca"))
+    assert fingerprint(MODEL) != fingerprint(words("aa", "ca", "ab"))

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from di4c_lm.domains.text.model import Run, TextModel
-from di4c_lm.measure.text.report import chosen, full_report
-from di4c_lm.measure.text.suite_settings import ReportConfig
+from di4c_lm.domains.text.report import chosen
+from di4c_lm.measure.text.report import full_report
+from di4c_lm.measure.text.suite import ReportConfig
 from tests.measure.models import text_model
 from tests.measure.tiny import gpt2, words
 
@@ -98,9 +99,9 @@ def test_a_model_of_another_tokenizer_is_refused(run: Run, tmp_path: Path) -> No
     assert isinstance(other, TextModel)
     other.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="another tokenizer or length"):
-        full_report(run, dataclasses.replace(QUICK, models=("teacher", f"other={tmp_path}")))
+        chosen(run, ("teacher", f"other={tmp_path}"))
 
 
 def test_too_few_references_are_refused(run: Run) -> None:
-    with pytest.raises(ValueError, match="references=0 is impossible: there are 12 held-out sequences"):
+    with pytest.raises(ValueError, match="references must leave at least 8 of the 12 validation sequences"):
         full_report(dataclasses.replace(run, validation=run.validation[:12]), QUICK)

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from di4c_lm.measure.text.canaries import periodic, shuffled, tiled
-from di4c_lm.measure.text.suite import REAL, Cell, Suite, measure_suite, split_held_out
-from di4c_lm.measure.text.suite_settings import ReportConfig
+from di4c_lm.measure.text.samples import TextSamples
+from di4c_lm.measure.text.suite import REAL, ReportConfig, Suite, measure_suite, split_held_out
 from tests.measure import markov
 
-CONFIG = ReportConfig(
+SETTINGS = ReportConfig(
     parts=("fluency", "diversity", "distribution"),
     steps=(4,),
     bootstrap=100,
@@ -22,7 +22,7 @@ CONFIG = ReportConfig(
 NUM = 64
 
 
-def _measure(*cells: Cell, config: ReportConfig = CONFIG) -> Suite:
+def measure(*cells: TextSamples, settings: ReportConfig = SETTINGS) -> Suite:
     reference, real = split_held_out(markov.text(2 * NUM, seed=1), references=0, num_real=NUM, seed=0)
     evaluator = markov.evaluator()
     return measure_suite(
@@ -32,26 +32,26 @@ def _measure(*cells: Cell, config: ReportConfig = CONFIG) -> Suite:
         tokenizer=markov.tokenizer(),
         evaluators=[evaluator],
         encoder=evaluator,
-        config=config,
+        settings=settings,
         progress=False,
     )
 
 
-def _model(name: str, flat: float, *, num: int = NUM, seed: int = 2) -> Cell:
-    return Cell(name=name, kind="model", tokens=markov.text(num, seed=seed, flat=flat), steps=4, nfe=4.0)
+def model(name: str, flat: float, *, num: int = NUM, seed: int = 2) -> TextSamples:
+    return TextSamples(name=name, kind="model", tokens=markov.text(num, seed=seed, flat=flat), steps=4, nfe=4.0)
 
 
 @pytest.fixture(scope="module")
 def suite() -> Suite:
     real = markov.text(NUM, seed=3)
     canaries = [
-        Cell(name="periodic", kind="canary", tokens=periodic(real, NUM, seed=0)),
-        Cell(name="tiled", kind="canary", tokens=tiled(real, NUM)),
-        Cell(name="shuffled", kind="canary", tokens=shuffled(real, NUM, seed=0)),
-        Cell(name="float32", kind="canary", tokens=markov.text(NUM, seed=4), noise="float32"),
-        Cell(name="truncating", kind="canary", tokens=markov.text(NUM, seed=5), tail={"tail_p": 1e-9}),
+        TextSamples(name="periodic", kind="canary", tokens=periodic(real, NUM, seed=0)),
+        TextSamples(name="tiled", kind="canary", tokens=tiled(real, NUM)),
+        TextSamples(name="shuffled", kind="canary", tokens=shuffled(real, NUM, seed=0)),
+        TextSamples(name="float32", kind="canary", tokens=markov.text(NUM, seed=4), noise="float32"),
+        TextSamples(name="truncating", kind="canary", tokens=markov.text(NUM, seed=5), tail={"tail_p": 1e-9}),
     ]
-    return _measure(_model("good", 0.2), _model("bad", 0.5), *canaries)
+    return measure(model("good", 0.2), model("bad", 0.5), *canaries)
 
 
 def _row(suite: Suite, name: str) -> dict:
@@ -99,15 +99,15 @@ def test_the_better_model_ranks_above_the_worse_and_the_difference_is_tested(sui
 
 
 def test_a_canary_that_passes_raises_the_alarm() -> None:
-    perfect = Cell(name="cheat", kind="canary", tokens=markov.text(NUM, seed=7))
-    assert _measure(_model("bad", 0.3), perfect).alarms == ["cheat"]
+    perfect = TextSamples(name="cheat", kind="canary", tokens=markov.text(NUM, seed=7))
+    assert measure(model("bad", 0.3), perfect).alarms == ["cheat"]
 
 
 def test_seeds_widen_the_interval_and_pool_the_samples() -> None:
-    config = dataclasses.replace(CONFIG, parts=("fluency",))
+    settings = dataclasses.replace(SETTINGS, parts=("fluency",))
     tokens = torch.cat([markov.text(NUM, seed=5), markov.text(NUM, seed=6, flat=0.6)])
-    one, two = (Cell(name="x", kind="model", tokens=tokens, steps=4, seeds=seeds) for seeds in (1, 2))
-    plain, nested = (_row(_measure(cell, config=config), "x") for cell in (one, two))
+    one, two = (TextSamples(name="x", kind="model", tokens=tokens, steps=4, seeds=seeds) for seeds in (1, 2))
+    plain, nested = (_row(measure(cell, settings=settings), "x") for cell in (one, two))
     assert plain["gen_ppl"] == nested["gen_ppl"] and plain["num_samples"] == 2 * NUM
     assert nested["gen_ppl_high"] - nested["gen_ppl_low"] > 1.5 * (plain["gen_ppl_high"] - plain["gen_ppl_low"])
 
@@ -116,7 +116,7 @@ def test_each_evaluator_has_its_columns() -> None:
     reference, real = split_held_out(markov.text(2 * NUM, seed=1), references=0, num_real=NUM, seed=0)
     evaluator = markov.evaluator()
     other = dataclasses.replace(evaluator, name="some/where/other")
-    config = dataclasses.replace(CONFIG, parts=("fluency",))
+    settings = dataclasses.replace(SETTINGS, parts=("fluency",))
     found = measure_suite(
         [],
         real,
@@ -124,7 +124,7 @@ def test_each_evaluator_has_its_columns() -> None:
         tokenizer=markov.tokenizer(),
         evaluators=[evaluator, other],
         encoder=evaluator,
-        config=config,
+        settings=settings,
         progress=False,
     ).rows[0]
     assert found["gen_ppl@other"] == found["gen_ppl"] and found["gen_ppl_low@other"] == found["gen_ppl_low"]
@@ -135,13 +135,13 @@ def test_each_evaluator_has_its_columns() -> None:
     [
         (torch.zeros(0, markov.LENGTH, dtype=torch.long), "'x' at 4 steps gave 0 samples"),
         (torch.zeros(9, 0, dtype=torch.long), "'x' at 4 steps gave 0 samples or empty ones"),
-        (torch.full((9, 5), 3), "gave samples of 5 tokens, the held-out text has 32"),
+        (torch.full((9, 5), 3), "gave samples of 5 tokens, the validation set has 32"),
         (torch.full((9, markov.LENGTH), markov.STATES + 2), "still holds 32 MASK tokens"),
     ],
 )
 def test_bad_samples_are_named(tokens: torch.Tensor, told: str) -> None:
     with pytest.raises(ValueError, match=told):
-        _measure(Cell(name="x", kind="model", tokens=tokens, steps=4))
+        measure(TextSamples(name="x", kind="model", tokens=tokens, steps=4))
 
 
 def test_a_evaluator_with_a_shorter_context_is_named() -> None:
@@ -157,10 +157,10 @@ def test_a_evaluator_with_a_shorter_context_is_named() -> None:
             tokenizer=markov.tokenizer(),
             evaluators=[evaluator],
             encoder=evaluator,
-            config=CONFIG,
+            settings=SETTINGS,
             progress=False,
         )
-    with pytest.raises(ValueError, match="at least one evaluator"):
+    with pytest.raises(ValueError, match="evaluators must hold at least one"):
         measure_suite(
             [],
             text,
@@ -168,12 +168,14 @@ def test_a_evaluator_with_a_shorter_context_is_named() -> None:
             tokenizer=markov.tokenizer(),
             evaluators=[],
             encoder=evaluator,
-            config=CONFIG,
+            settings=SETTINGS,
             progress=False,
         )
 
 
 @pytest.mark.parametrize("references, num", [(0, 15), (60, 64), (4, 64)])
 def test_too_few_references_are_named(references: int, num: int) -> None:
-    with pytest.raises(ValueError, match=f"references={references} is impossible: there are {num} held-out sequences"):
+    with pytest.raises(
+        ValueError, match=f"references must leave at least 8 of the {num} validation sequences.*got {references}"
+    ):
         split_held_out(markov.text(num, seed=0), references=references, num_real=8, seed=0)

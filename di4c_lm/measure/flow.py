@@ -1,0 +1,92 @@
+"""The one flow of a measurement: samples, what metrics make of them, a row of numbers with intervals, differences with tests.
+
+A metric is one file of `measure/text` or `measure/images` and one entry of the registry there, METRICS.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias, final
+
+from di4c_lm.measure.statistics.bootstrap import Quantity
+
+Row: TypeAlias = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Samples:
+    """What one model gave at one step count, `seeds` blocks of equally many; real data and canaries have 0 steps."""
+
+    name: str
+    kind: Literal["model", "canary", "data"] = "model"
+    steps: int = 0
+    nfe: float = 0.0
+    seeds: int = 1
+    seconds: float = 0.0
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """Columns of a report.
+
+    Args:
+        measure: samples and the workbench of their kind to quantities and plain numbers by the name of their column.
+        part: of the report; the metrics of a part are measured together or not at all.
+        headings: of the columns in tables; of each evaluator but the first they are name@evaluator.
+        details: of those columns that stand in a table of their own.
+        compared: the columns of which differences between models are tested.
+    """
+
+    measure: Callable[[Any, Any], Mapping[str, Any]]
+    part: str
+    headings: Mapping[str, str] = field(default_factory=dict)
+    details: Mapping[str, str] = field(default_factory=dict)
+    compared: tuple[str, ...] = ()
+
+
+@final
+@dataclass(frozen=True)
+class Missing:
+    """In place of a quantity that could not be measured: its columns hold None."""
+
+    tested: bool = False
+
+
+def measured(samples: Samples, bench: Any, metrics: Iterable[Metric]) -> Row:
+    """The quantities and plain numbers of all `metrics`, by column."""
+    return {key: value for metric in metrics for key, value in metric.measure(samples, bench).items()}
+
+
+def columns(values: Mapping[str, Any], *, resamples: int, seed: int) -> Row:
+    """What a row holds of values: plain numbers as they are, of a quantity its estimate, `_low`, `_high`, and `_p` where it is tested."""
+    row: Row = {}
+    for key, value in values.items():
+        if not isinstance(value, Quantity | Missing):
+            row[key] = value
+            continue
+        one = None if isinstance(value, Missing) else value.interval(resamples=resamples, seed=seed)
+        row[key] = getattr(one, "estimate", None)
+        row |= {with_end(key, end): getattr(one, end, None) for end in ("low", "high")}
+        row |= {with_end(key, "p"): getattr(one, "p_value", None)} if value.tested else {}
+    return row
+
+
+def difference(metric: str, where: Mapping[str, Any], a: Quantity, b: Quantity, *, resamples: int, seed: int) -> Row:
+    """The tested difference a - b as a row; `where` says of which models and steps."""
+    one = a.minus(b, resamples=resamples, seed=seed)
+    value = {"difference": one.estimate, "difference_low": one.low, "difference_high": one.high}
+    return {"metric": metric, **where, **value, "p_value": one.p_value}
+
+
+def with_end(key: str, end: str) -> str:
+    """The column of an interval's end: gen_ppl@evaluator, low -> gen_ppl_low@evaluator."""
+    name, at, evaluator = key.partition("@")
+    return f"{name}_{end}{at}{evaluator}"
+
+
+def nfe_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Network calls by model and step count, as a manifest holds them."""
+    calls: dict[str, dict[str, float]] = {}
+    for row in rows:
+        calls.setdefault(row["model"], {})[str(row["steps"])] = row["nfe"]
+    return calls

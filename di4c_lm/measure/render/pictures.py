@@ -1,0 +1,146 @@
+"""A measurement as pictures: numbers against steps, and images beside each other."""
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+from jaxtyping import UInt8
+from numpy import ndarray
+
+from di4c_lm.measure.render.table import Row
+
+INK, GREY, _GRID = "#2b2f36", "#6b7280", "#e3e6ea"
+_COLOURS = ("#3b6fb6", "#d9603b", "#2f9e78", "#8e5bb5", "#c59a1b")  # told apart by the colour-blind too
+_MARKERS = ("o", "D", "s", "^", "v")
+_SHOWN_ROWS = 48  # pixels an image of a sheet has at least
+
+
+@final
+@dataclass(frozen=True)
+class Panel:
+    """A metric in a picture of its own, with its name and how to read it."""
+
+    metric: str
+    label: str
+    hint: str
+    log: bool = False
+
+
+def plot(rows: Sequence[Row], panels: Sequence[Panel], *, data: str, title: str = "") -> bytes:
+    """PNG of those metrics that all rows but canaries hold, against steps: a line a model, a band, called `data`, for real data.
+
+    Empty where no such metric, or no model, was measured.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    shown = [row for row in rows if row.get("kind") != "canary"]
+    present = [panel for panel in panels if all(row.get(panel.metric) is not None for row in shown)]
+    if not present or all(_is_data(row) for row in shown):
+        return b""
+    across = 2 if len(present) in (2, 4) else min(3, len(present))
+    lines = -(-len(present) // across)
+    figure = Figure(figsize=(5.2 * across, 3.9 * lines + 0.7), dpi=150)
+    FigureCanvasAgg(figure)
+    figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.12, wspace=0.06)
+    every = figure.subplots(lines, across, squeeze=False).ravel()
+    for axes in every[len(present) :]:
+        axes.set_visible(False)
+    for axes, panel in zip(every, present, strict=False):
+        _draw(axes, shown, panel, data)
+        axes.set_title(panel.label, loc="left", fontsize=11.5, color=INK, fontweight="bold", pad=10)
+        axes.set_title(panel.hint, loc="right", fontsize=9, color=GREY, pad=10)
+    handles, labels = every[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=max(1, len(labels)), frameon=False, fontsize=10)
+    if title:
+        figure.suptitle(title, x=0.012, ha="left", fontsize=12.5, color=INK, fontweight="bold")
+    return _png(lambda buffer: figure.savefig(buffer, format="png", facecolor="white"))
+
+
+def _is_data(row: Row) -> bool:
+    return row.get("kind") == "data" or row["model"] == "data"
+
+
+def _draw(axes: Any, rows: Sequence[Row], panel: Panel, data: str) -> None:
+    """A metric with its intervals."""
+    metric, models = panel.metric, dict.fromkeys(row["model"] for row in rows if not _is_data(row))
+    for i, name in enumerate(models):
+        own = sorted((row for row in rows if row["model"] == name), key=lambda row: row["steps"])
+        below = [max(0.0, row[metric] - row[f"{metric}_low"]) for row in own]
+        above = [max(0.0, row[f"{metric}_high"] - row[metric]) for row in own]
+        axes.errorbar(
+            [row["steps"] for row in own],
+            [row[metric] for row in own],
+            yerr=[below, above],
+            label=name,
+            color=_COLOURS[i % len(_COLOURS)],
+            marker=_MARKERS[i % len(_MARKERS)],
+            markersize=6.5,
+            markeredgecolor="white",
+            markeredgewidth=0.9,
+            linewidth=2.0,
+            elinewidth=1.4,
+            capsize=3.5,
+            zorder=3,
+        )
+    for row in filter(_is_data, rows):
+        axes.axhspan(row[f"{metric}_low"], row[f"{metric}_high"], color=GREY, alpha=0.16, linewidth=0, zorder=1)
+        axes.axhline(row[metric], color=GREY, linewidth=1.4, linestyle=(0, (5, 3)), label=data, zorder=2)
+    _dress(axes, sorted({row["steps"] for row in rows if not _is_data(row)}), log=panel.log)
+
+
+def _dress(axes: Any, steps: list[int], *, log: bool) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(steps, [str(n) for n in steps])
+    axes.set_xlim(steps[0] / 1.25, steps[-1] * 1.25)
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("sampling steps", color=INK)
+    if log:
+        axes.set_yscale("log")
+        low, high = axes.get_ylim()
+        wide = high / low > 30
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if wide else (1, 1.5, 2, 3, 4, 5, 7)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.grid(visible=True, axis="y", which="major", color=_GRID, linewidth=0.9)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=INK, length=0, which="both", labelsize=9.5)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color("#9aa1ab")
+
+
+def sample_sheet(images: Mapping[str, UInt8[ndarray, "N H W C"]]) -> bytes:
+    """PNG of images under their names, a line a name."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    strips = [(title, strip(of)) for title, of in images.items()]
+    font, gap = ImageFont.load_default(size=14), 6
+    width = max(image.shape[1] for _, image in strips) + 2 * gap
+    height = sum(image.shape[0] + 22 + gap for _, image in strips) + gap
+    sheet = Image.new("RGB", (max(width, 220), height), "white")
+    pen, top = ImageDraw.Draw(sheet), gap
+    for title, image in strips:
+        pen.text((gap, top), title, fill=INK, font=font)
+        sheet.paste(Image.fromarray(image), (gap, top + 20))
+        top += image.shape[0] + 22 + gap
+    return _png(lambda buffer: sheet.save(buffer, format="PNG"))
+
+
+def strip(images: UInt8[ndarray, "N H W C"]) -> UInt8[ndarray, "h w 3"]:
+    """Images side by side with a white line between them, small ones magnified by whole numbers."""
+    scale = max(1, -(-_SHOWN_ROWS // images.shape[1]))
+    large = images.repeat(scale, 1).repeat(scale, 2)
+    coloured = np.broadcast_to(large, (*large.shape[:3], 3))
+    framed = np.pad(coloured, ((0, 0), (0, 0), (0, 2), (0, 0)), constant_values=255)
+    return np.ascontiguousarray(framed.transpose(1, 0, 2, 3).reshape(framed.shape[1], -1, 3))
+
+
+def _png(save: Any) -> bytes:
+    buffer = io.BytesIO()
+    save(buffer)
+    return buffer.getvalue()

@@ -1,0 +1,160 @@
+"""Samples of text: where they come from, and how evaluators read them. Axes: N samples, M reference documents, D tokens."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypeAlias, final, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy import ndarray
+from torch import Tensor
+from tqdm import tqdm
+
+from di4c_lm.core.settings import at_least, section, setting
+from di4c_lm.measure.flow import Samples
+from di4c_lm.measure.text.evaluator import Evaluator
+from di4c_lm.measure.text.perplexity import Document, EosRule, context_limit, documents, score
+
+Sampler: TypeAlias = Callable[[int, int, int], tuple[Tensor, float]]
+"""(num_samples, steps, seed) -> (tokens Int[N D], nfe a sample)."""
+
+
+@runtime_checkable
+class TextModel(Protocol):
+    """What is measured of a text model; `domains.text.model.TextModel` is one."""
+
+    @property
+    def denoiser(self) -> Any:
+        """A `Denoiser`, or a mixture."""
+        ...
+
+    @property
+    def process(self) -> Any:
+        """Its masked process."""
+        ...
+
+    @property
+    def tokenizer(self) -> Any:
+        """Of its tokens."""
+        ...
+
+    @property
+    def length(self) -> int:
+        """D, tokens a sequence."""
+        ...
+
+    def sample(self, num_samples: int, steps: int, *, seed: int, batch_size: int, **how: Any) -> tuple[Tensor, float]:
+        """Tokens (N, D) and the mean NFE; `how` names sampler, grid, noise, x_init, hold_latents."""
+        ...
+
+
+@section
+class Reading:
+    """How an evaluator reads samples."""
+
+    evaluator_batch_size: int = setting(32, "documents an evaluator reads at once")
+    eos: EosRule = setting(
+        "all", "tokens that count: all | first (up to the first EOS) | mdlm (all but EOS after the first)"
+    )
+    retokenize: Literal["auto", "always"] = setting(
+        "auto", "auto: token ids are read as they are where the vocabularies agree, else text; always: text"
+    )
+    overflow: Literal["error", "truncate"] = setting("error", "what happens to text longer than an evaluator reads")
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "evaluator_batch_size")
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TextSamples(Samples):
+    """Tokens of one model at one step count; `repeats` neighbours share a prompt of `context` tokens.
+
+    `noise` is the dtype of the sampler's, `tail` what `canaries.tail_probe` says of it.
+    """
+
+    tokens: Int[Tensor, "N D"]
+    context: int = 0
+    repeats: int = 1
+    noise: str = "float64"
+    tail: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def own(self) -> Int[Tensor, "N T"]:
+        """The tokens that were sampled, without those of the prompt."""
+        return self.tokens[:, self.context :]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Reader:
+    """How `evaluators` read what `tokenizer` writes."""
+
+    tokenizer: Any
+    evaluators: Sequence[Evaluator]
+    settings: Reading
+    progress: bool = True
+
+    def documents(self, evaluator: Evaluator, samples: TextSamples) -> list[Document]:
+        """Samples as the evaluator reads them."""
+        limit = context_limit(evaluator.model) if self.settings.overflow == "truncate" else None
+        return documents(
+            samples.tokens,
+            tokenizer=self.tokenizer,
+            evaluator_tokenizer=evaluator.tokenizer,
+            context=samples.context,
+            retokenize=self.settings.retokenize,
+            limit=limit,
+        )
+
+    def nll(
+        self, evaluator: Evaluator, read: list[Document], name: str
+    ) -> tuple[Float[ndarray, " N"], Float[ndarray, " N"]]:
+        """Nats and number of scored tokens of each document; `name` labels the progress bar."""
+        scores = score(
+            evaluator.model,
+            read,
+            batch_size=self.settings.evaluator_batch_size,
+            eos=self.settings.eos,
+            eos_id=evaluator.tokenizer.eos_token_id,
+            progress=f"scoring {name}" if self.progress else None,
+        )
+        return scores.nll, scores.tokens.astype(np.float64)
+
+
+def sampled(
+    samplers: Mapping[str, Callable[[Any, int, int], tuple[Tensor, float]]],
+    given: int | Int[Tensor, "N P"],
+    *,
+    length: int,
+    steps: Sequence[int],
+    seeds: Sequence[int],
+    progress: bool,
+    **facts: Any,
+) -> Iterator[TextSamples]:
+    """What every sampler makes at every step count, for all seeds in turn, of what it is given: a number of samples, or prompts.
+
+    `facts` are further fields of `TextSamples`. Raises `ValueError` for another number of samples, or of another `length`.
+    """
+    shape = (given if isinstance(given, int) else len(given), length)
+    cells = [(*item, n) for item in samplers.items() for n in steps]
+    bar = tqdm(cells, desc="evaluating", unit="row", disable=not progress)
+    for name, sampler, n in bar:
+        bar.set_postfix_str(f"{name}, {n} steps")
+        start = time.perf_counter()
+        made = [sampler(given, n, seed) for seed in seeds]
+        seconds = time.perf_counter() - start
+        for tokens, _ in made:
+            if tuple(tokens.shape) != shape:
+                found = tuple(tokens.shape)
+                raise ValueError(f"sampler {name!r} at {n} steps gave samples of shape {found}, expected {shape}")
+        yield TextSamples(
+            name=name,
+            steps=n,
+            nfe=float(np.mean([nfe for _, nfe in made])),
+            seeds=len(seeds),
+            seconds=seconds,
+            tokens=torch.cat([tokens for tokens, _ in made]),
+            **facts,
+        )

@@ -1,0 +1,44 @@
+"""The page: what it shows of rows, intervals, flags and alarms."""
+
+from typing import Any
+
+import pytest
+
+from di4c_lm.measure.render.page import page
+from tests.measure.render.rows import ROWS
+
+FLAGGED = [{**row, "kind": "model", "rank": None, "flags": ["near-duplicates"]} for row in ROWS]
+CANARY = {**FLAGGED[1], "model": "canary: periodic", "kind": "canary"}
+
+
+def shown(rows: list[Any], **more: Any) -> str:
+    report = {"manifest": {"seed": "<1>"}, "rows": rows, "comparisons": [], **more}
+    headings, details = {"gen_ppl": "perplexity", "mauve": "MAUVE"}, {"entropy": "entropy"}
+    return page(report, title="t", subtitle="s", headings=headings, details=details, pictures=[b""])
+
+
+def test_columns_are_those_that_rows_have() -> None:
+    text = shown(ROWS)
+    assert "<th>perplexity</th>" in text and "MAUVE" not in text and "<small>900 to 1,100</small>" in text
+    assert "More of the same samples" in text and "flags" not in text and "rank" not in text and "&lt;1&gt;" in text
+
+
+def test_columns_of_other_evaluators_are_named_after_them() -> None:
+    rows = [{**row, "gen_ppl@big": 7.0, "gen_ppl_low@big": 6.5, "gen_ppl_high@big": 7.5} for row in ROWS]
+    assert "<th>perplexity, big</th>" in shown(rows) and "<small>6.5 to 7.5</small>" in shown(rows)
+
+
+def test_what_was_not_measured_is_a_dash() -> None:
+    text = shown([{**ROWS[1], "gen_ppl": None, "gen_ppl_low": None, "gen_ppl_high": None}])
+    assert "<td>–</td>" in text and "None" not in text
+
+
+def test_flags_are_shown() -> None:
+    assert shown(FLAGGED).count("near-duplicates") == len(FLAGGED)
+
+
+@pytest.mark.parametrize(
+    "alarms, told", [(["periodic"], "did not catch periodic"), ([], "All 1 canaries were flagged")]
+)
+def test_canaries_are_answered_for(alarms: list[str], told: str) -> None:
+    assert told in shown([*FLAGGED, CANARY], alarms=alarms)
