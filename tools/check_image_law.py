@@ -15,7 +15,7 @@ from pathlib import Path
 
 from di4c_lm.core import cli, image_cli
 from di4c_lm.data.images.synthetic_images import Bars
-from di4c_lm.domains.pixels.model import CifarModel
+from di4c_lm.domains.pixels.model import CifarModel, sampler_of
 from di4c_lm.domains.pixels.settings import CifarConfig
 from di4c_lm.measure.statistics.exact import ExactCheck, check_samples, product_of_marginals, total_variation
 
@@ -79,7 +79,9 @@ def _trained(config: CifarConfig, law: Bars, count: int) -> dict[str, CifarModel
 
 
 def _checked(model: CifarModel, law: Bars, config: CifarConfig, steps: int, seed: int, count: int) -> ExactCheck:
-    drawn_ND, _ = model.sample(count, steps, seed=seed, batch_size=config.eval.batch_size, sampler=config.sampler)
+    drawn_ND, _ = model.sample(
+        count, steps, seed=seed, batch_size=config.eval.batch_size, **sampler_of(config.sampler, steps=steps)
+    )
     return check_samples(law.index(drawn_ND.numpy()), law.law(), seed=seed)
 
 

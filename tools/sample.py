@@ -4,11 +4,11 @@ python tools/sample.py model=<run, folder, file or hub name> [steps=8] [prompt="
     [--show-steps]     --help lists the keys and the samplers
 """
 
-import dataclasses
 import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,7 +16,7 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from di4c_lm.core import cli
-from di4c_lm.core.settings import check
+from di4c_lm.core.settings import check, class_of, fields
 from di4c_lm.domains.text.settings import DataConfig
 
 if TYPE_CHECKING:
@@ -50,10 +50,12 @@ class SampleConfig:
     grid: str | tuple[float, ...] = (
         "uniform"  # uniform, cosine, published, optimised, fewest, or times such as [1,0.5,0]
     )
-    teacher: str | None = None  # of sampler=hybrid; absent: the run's
+    hybrid_last: int = 0  # steps at the end that the teacher takes
+    teacher: str | None = None  # of a hybrid; absent: the run's
     temperature: float = 1.0
     top_p: float = 1.0
     noise: Literal["exact", "legacy_fp32"] = "exact"
+    end: Literal["sample", "argmax"] = "sample"  # what the last step takes
     hold_lambda: bool = False  # one λ a sample in place of one a call
     seed: int = 0
     device: Literal["cpu", "cuda"] = "cpu"
@@ -86,12 +88,10 @@ def write_samples(settings: SampleConfig) -> None:
     from di4c_lm.samplers.registry import make_sampler
 
     prompts = _prompts(settings)
-    options: dict[str, Any] = dict(settings.sampler_settings)
-    if settings.sampler != "blocks":
-        make_sampler(settings.sampler, options)  # a wrong setting ends before anything is loaded
+    sampler = make_sampler(
+        settings.sampler, settings.sampler_settings
+    )  # a wrong setting ends before anything is loaded
     model, teacher = _models(settings)
-    if settings.sampler == "blocks":
-        options = {"context": min(model.length, settings.length or model.length), **options}
     x_init = model.encode_prompts(prompts, settings.num_samples, length=settings.length)
     tokens_ND, nfe = model.sample(
         len(x_init),
@@ -99,12 +99,14 @@ def write_samples(settings: SampleConfig) -> None:
         seed=settings.seed,
         batch_size=settings.batch_size,
         x_init=x_init,
-        sampler=make_sampler(settings.sampler, options),
+        sampler=sampler,
         grid=settings.grid,
         temperature=settings.temperature,
         top_p=settings.top_p,
         noise=settings.noise,
+        end=settings.end,
         hold_latents=settings.hold_lambda,
+        hybrid_last=settings.hybrid_last,
         teacher=teacher,
         on_step=_Shown(model) if settings.show_steps else None,
     )
@@ -179,19 +181,21 @@ def _prompt_of(path: str, number: int, line: str) -> str:
 
 
 def _models(settings: SampleConfig) -> "tuple[TextModel, TextModel | None]":
-    """What writes, and the second network of `hybrid`."""
+    """What writes, and the teacher of a hybrid."""
     from di4c_lm.domains.text.model import PARTS, load_run
     from di4c_lm.measure.runs import find_run
 
     source = settings.model or str(find_run(None, settings.outputs))
     model = _load(settings, source)
-    if settings.sampler != "hybrid":
-        check(settings.teacher is None, "teacher", settings.teacher, "one only with sampler=hybrid")
+    if not settings.hybrid_last:
+        check(settings.teacher is None, "teacher", settings.teacher, "absent where hybrid_last=0")
         return model, None
     if settings.teacher:
         return model, _load(settings, settings.teacher)
     if not (Path(source) / PARTS).exists():
-        raise ValueError(f"sampler=hybrid: {source} is no run with a teacher; name one by teacher=<checkpoint>")
+        raise ValueError(
+            f"hybrid_last={settings.hybrid_last}: {source} is no run with a teacher; name one by teacher=<checkpoint>"
+        )
     return model, load_run(Path(source)).teacher.to(settings.device)
 
 
@@ -217,15 +221,14 @@ def _load(settings: SampleConfig, source: str) -> "TextModel":
 
 def _samplers_help() -> str:
     from di4c_lm.samplers.registry import SAMPLERS
+    from di4c_lm.samplers.trajectory import Sampler, name_of
 
     lines = ["samplers and their settings, sampler.<setting>=<value>:"]
-    for name, (kind, implied) in SAMPLERS.items():
-        fields = []
-        for one in dataclasses.fields(kind):
-            default = implied.get(one.name, one.default)
-            shown = "ancestral" if one.name == "inner" else "the model's" if one.name == "context" else default
-            fields.append(f"{one.name}={shown}")
-        lines.append(f"  {name:24}{' '.join(fields)}")
+    for name, entry in SAMPLERS.items():
+        implied = entry.keywords if isinstance(entry, partial) else {}
+        shown = {key: implied.get(key, one.default) for key, one in fields(class_of(entry)).items()}
+        said = [f"{key}={name_of(value) if isinstance(value, Sampler) else value}" for key, value in shown.items()]
+        lines.append(f"  {name:24}{' '.join(said)}")
     return "\n".join(lines) + "\n\n"
 
 

@@ -24,7 +24,7 @@ import hashlib
 import json
 import math
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pydantic import ConfigDict, Strict
@@ -56,8 +56,8 @@ def setting(default: Any, help: str = "", *, identity: bool = True) -> Any:  # n
     return dataclasses.field(default=default, metadata={"help": help, "identity": identity})
 
 
-def choice(registry: Registry, default: Any, help: str = "") -> Any:  # noqa: A002
-    """A field that holds a section of one of the classes of `registry`, which is read when it is used first."""
+def choice(registry: Registry | Callable[[], Registry], default: Any, help: str = "") -> Any:  # noqa: A002
+    """A field that holds a section of one of the classes of `registry`, which is read, or asked for, when it is used first."""
     return dataclasses.field(default=default, metadata={"help": help, "identity": True, "registry": registry})
 
 
@@ -130,10 +130,15 @@ def fields(cls: type) -> dict[str, Field]:
             one.default if one.default_factory is dataclasses.MISSING else one.default_factory(),
             one.metadata.get("help", ""),
             one.metadata.get("identity", True),
-            one.metadata.get("registry"),
+            _registry_of(one),
         )
         for one in dataclasses.fields(cls)
     }
+
+
+def _registry_of(one: Any) -> Registry | None:
+    registry = one.metadata.get("registry")
+    return registry() if callable(registry) else registry
 
 
 def class_of(entry: Any) -> type:
@@ -167,7 +172,9 @@ def build(cls: type[T], plain: Mapping[str, Any], *, text: bool = False, key: st
                 below_cls = one.section_class(value.get("kind"))
             except SettingError as error:
                 raise error.within(key) from None
-            values[name] = build(below_cls, below, text=text, key=here)
+            entry = one.registry[value["kind"]] if one.registry is not None else below_cls
+            implied = entry.keywords if isinstance(entry, functools.partial) else {}
+            values[name] = build(below_cls, {**implied, **below}, text=text, key=here)
         else:
             values[name] = one.read(value, here, text=text)
     try:

@@ -21,8 +21,10 @@ from di4c_lm.mixtures.latent import (
     Uniform,
     check_latents,
     inject_block,
+    is_string,
     latent_features,
     sample_latents,
+    string_uniforms,
 )
 from di4c_lm.mixtures.latent_path import latent_parts
 from di4c_lm.mixtures.settings import LatentConfig
@@ -167,6 +169,22 @@ class MaskGit(nn.Module):
             return self.latent_head(features, is_open, self.output_head(), lam)
         num_lambdas = 1 if lam is None else lam.shape[1]
         return Rows(features.unflatten(0, (-1, num_lambdas)), self.output_head())
+
+    def guided(
+        self, x_t: Int64[Tensor, "B D"], t: Float[Tensor, " B"], lam: Tensor | None, cond: Int64[Tensor, " B"]
+    ) -> tuple[Prediction, Prediction]:
+        """The predictions with and without the condition, under one and the same λ.
+
+        Codes sampled given the condition are told to both: the uniforms that they are made of would make two strings.
+        """
+        if lam is None or not is_string(lam):
+            return self(x_t, t, lam, cond), self(x_t, t, lam, None)
+        codes = self.sample_latents(len(x_t), 0, lambda shape: torch.zeros(shape, device=x_t.device))
+        conditional, free = (self(x_t, t, codes, given) for given in (cond, None))
+        chain = conditional.chain
+        sampled_BNW = chain.sample(string_uniforms(lam, chain.num_windows))
+        choice_BND = sampled_BNW[:, :, chain.window_of(torch.arange(x_t.shape[1], device=x_t.device))]
+        return conditional.under(choice_BND), free.under(choice_BND)
 
     def output_head(self) -> TiedHead:
         """The token embedding once more, with the bias of each position."""

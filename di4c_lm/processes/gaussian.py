@@ -108,7 +108,9 @@ class GaussianChain(Process):
         s: Float[Tensor, "..."],
         u: Float64[Tensor, "..."],
     ) -> Int64[Tensor, "..."]:
-        """x_s ~ q(x_s | x_0, x_t), which is q(x_s | x_0) q(x_t | x_s) normalised."""
+        """x_s ~ q(x_s | x_0, x_t), which is q(x_s | x_0) q(x_t | x_s) normalised; at s = 0 x_0 itself."""
+        if not bool((s > 0).any()):
+            return x_0
         t_K, s_K, pair_N = _distinct_pairs(t.flatten(), s.flatten())
         low_KSS = self.transition(s_K)
         high_KSS = self.transition(t_K, s_K).transpose(1, 2)

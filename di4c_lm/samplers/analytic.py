@@ -1,47 +1,50 @@
 """The analytic (Tweedie) sampler of SEDD: the exact reverse step written with scores."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import pairwise
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
+from di4c_lm.core.settings import section
 from di4c_lm.processes.masked import MaskedProcess
-from di4c_lm.samplers.ancestral import legacy_step, reverse_step
-from di4c_lm.samplers.walk import Walk
+from di4c_lm.samplers.ancestral import legacy_step
+from di4c_lm.samplers.trajectory import Trajectory
 
 
 @final
-@dataclass(frozen=True)
+@section
 class Analytic:
-    """Tweedie tau-leaping (Lou et al. 2024, Theorem 4.2).
+    """Tweedie τ-leaping (Lou et al. 2024, Theorem 4.2): (exp(-Δσ Q) score)(v) exp(Δσ Q)(x_t, v), with Δσ = σ(t) - σ(s).
 
-    For the absorbing process its probabilities are those of the ancestral step, so exact draws are made the same way. With
-    `noise=legacy_fp32` they are the published float32 expression, cancellation included, drawn with the published noise, and the network
-    is told t = 0 as there.
+    These probabilities are those of the ancestral step, so exact samples are made the same way. With `noise=legacy_fp32` they are the
+    published float32 expression, cancellation included, sampled with the published noise, and the network is told t = 0 as there.
     """
 
-    def steps(
-        self, walk: Walk, x: Int64[Tensor, "B D"], times: Float64[Tensor, " n"]
-    ) -> Iterator[Int64[Tensor, "B D"]]:
+    needs: ClassVar[type] = object
+
+    def steps(self, trajectory: Trajectory, x: Int64[Tensor, "B D"]) -> Iterator[Int64[Tensor, "B D"]]:
         """One state an interval."""
-        for t, s in pairwise(times):
-            if walk.draw.noise == "legacy_fp32":
-                x = legacy_step(walk, x, t, s, tweedie_weights, network_time=torch.zeros_like(t))
-            else:
-                x = reverse_step(walk, x, t, s)
+        for t, s in trajectory.intervals():
+            x = self.step(trajectory, x, t, s)
             yield x
+
+    def step(
+        self, trajectory: Trajectory, x: Int64[Tensor, "B D"], t: Float64[Tensor, ""], s: Float64[Tensor, ""]
+    ) -> Int64[Tensor, "B D"]:
+        """x_s, with the noise that `trajectory.decoding` names."""
+        if trajectory.legacy:
+            return legacy_step(trajectory, x, t, s, tweedie_weights, network_time=torch.zeros_like(t))
+        return trajectory.reverse(x, t, s)
 
 
 def tweedie_weights(
     log_p_NS: Float[Tensor, "N S"], process: MaskedProcess, t: Float[Tensor, ""], s: Float[Tensor, ""]
 ) -> Float[Tensor, "N S"]:
-    """(exp(-ds Q) score)(v) exp(ds Q)(MASK, v) of a masked place, in float32, with ds = sigma(t) - sigma(s).
+    """(exp(-Δσ Q) score)(v) exp(Δσ Q)(MASK, v) of a masked position, in float32.
 
-    The score of a token is p / (e^sigma - 1), that of MASK is 1. In exact arithmetic this is `posterior_weights` / m(t).
+    The score of a token is p / (e^σ(t) - 1), that of MASK is 1. In exact arithmetic this is `posterior_weights` / m(t).
     """
     sigma_t, sigma_s = (-torch.log1p(-process.schedule.mask_prob(time.float())) for time in (t, s))
     ds = sigma_t - sigma_s

@@ -2,47 +2,53 @@
 
 import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import final
+from typing import Any, ClassVar, final
 
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Int64
 from torch import Tensor
 
+from di4c_lm.core.settings import at_least, check, choice, section, setting
+from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.samplers.ancestral import Ancestral
-from di4c_lm.samplers.walk import Sampler, Walk
+from di4c_lm.samplers.trajectory import Trajectory
+
+
+def _samplers() -> dict[str, Any]:
+    from di4c_lm.samplers.registry import SAMPLERS
+
+    return SAMPLERS
 
 
 @final
-@dataclass(frozen=True, kw_only=True)
+@section
 class Blocks:
     """Semi-autoregressive sampling (Sahoo et al. 2024, section 5.4; Han et al. 2023).
 
     The first window is the first `context` positions; each next one reaches `block` positions further and is given the last
-    `context` - `block` of what was written. `block` = 0 is half of the context. Each window goes down the whole grid by `inner`.
+    `context` - `block` of what was written. Each window goes down the whole grid by `inner`.
     """
 
-    context: int
-    block: int = 0
-    inner: Sampler = field(default_factory=Ancestral)
+    needs: ClassVar[type] = MaskedProcess
+    context: int = setting(0, "positions of a window; 0: as many as the network was trained on")
+    block: int = setting(0, "positions that each window adds; 0: half of the context")
+    inner: Any = choice(_samplers, Ancestral(), "the sampler of each window")
 
     def __post_init__(self) -> None:
-        if self.context < 1:
-            raise ValueError(f"context must be at least 1, got {self.context}")
-        if not 0 <= self.block <= self.context:
-            raise ValueError(f"block must be in [0, context={self.context}], got {self.block}")
+        at_least(self, 0, "context", "block")
+        check(self.context == 0 or self.block <= self.context, "block", self.block, f"at most context={self.context}")
 
-    def steps(
-        self, walk: Walk, x: Int64[Tensor, "B D"], times: Float64[Tensor, " n"]
-    ) -> Iterator[Int64[Tensor, "B D"]]:
+    def steps(self, trajectory: Trajectory, x: Int64[Tensor, "B D"]) -> Iterator[Int64[Tensor, "B D"]]:
         """The whole sequences after each step of each window."""
-        length, block = x.shape[1], self.block or max(1, self.context // 2)
-        end = min(self.context, length)
+        process, length = trajectory.needs(MaskedProcess), x.shape[1]
+        context = self.context or length
+        block = self.block or max(1, context // 2)
+        end = min(context, length)
         while True:
-            start = max(0, end - self.context)
+            start = max(0, end - context)
             given, before, after = x[:, start:end], x[:, :start], x[:, end:]
-            window = dataclasses.replace(walk, fixed_BD=~walk.masked(given))
-            for inside in self.inner.steps(window, given, times):
+            window = dataclasses.replace(trajectory, fixed_BD=~process.unknown(given))
+            for inside in self.inner.steps(window, given):
                 x = torch.cat([before, inside, after], 1)
                 yield x
             if end == length:

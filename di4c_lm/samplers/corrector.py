@@ -1,47 +1,71 @@
 """Predictor and corrector: after each reverse step, steps back and forth at the same noise level."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import pairwise
-from typing import final
+from typing import Any, ClassVar, final
 
 import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from di4c_lm.samplers.ancestral import reverse_step
-from di4c_lm.samplers.walk import Walk
+from di4c_lm.core.settings import at_least, choice, positive, section, setting, unit
+from di4c_lm.processes.gaussian import GaussianChain
+from di4c_lm.processes.masked import MaskedProcess
+from di4c_lm.samplers.analytic import Analytic
+from di4c_lm.samplers.ancestral import Ancestral
+from di4c_lm.samplers.tau_leaping import TauLeaping, leap
+from di4c_lm.samplers.trajectory import Trajectory
+
+PREDICTORS: dict[str, Any] = {"ancestral": Ancestral, "analytic": Analytic, "tau_leaping": TauLeaping}
 
 
 @final
-@dataclass(frozen=True, kw_only=True)
+@section
 class PredictorCorrector:
-    """Forward-backward corrections (Campbell et al. 2022, section 4.4; Gat et al. 2024, section 3.3 for masks).
+    """Corrections that leave the distribution at s as it is where the network is exact (Campbell et al. 2022, section 4.4).
 
-    After the reverse step from t to s, `corrections` times: noise goes forward from s to r = s + `size` (t - s), where each visible token
-    is masked with probability 1 - (1 - m(r)) / (1 - m(s)), and an exact reverse step leads back to s. Both leave the law at s as it is
-    where the network is exact. One call a correction; given tokens stay.
+    Of a masked process (Gat et al. 2024, section 3.3): noise goes forward from s to r = s + `size` (t - s), at most 1, where each visible
+    token is masked with probability 1 - (1 - m(r)) / (1 - m(s)), and an exact reverse step leads back to s. Of a chain on levels: a leap
+    for `size` (t - s) at the sum of the rates forward and backward of time s, s above 0. One call a correction; given tokens stay.
     """
 
-    corrections: int = 1
-    size: float = 1.0
+    needs: ClassVar[type] = object
+    predictor: Any = choice(PREDICTORS, Ancestral(), "the reverse step")
+    corrections: int = setting(1, "after each step")
+    size: float = setting(1.0, "of a correction, in steps")
+    below: float = setting(1.0, "steps that end above this time are not corrected")
 
     def __post_init__(self) -> None:
-        if self.corrections < 0:
-            raise ValueError(f"corrections must be at least 0, got {self.corrections}")
-        if not 0 < self.size <= 1:
-            raise ValueError(f"size must be in (0, 1], got {self.size}")
+        at_least(self, 0, "corrections")
+        positive(self, "size")
+        unit(self, "below")
 
-    def steps(
-        self, walk: Walk, x: Int64[Tensor, "B D"], times: Float64[Tensor, " n"]
-    ) -> Iterator[Int64[Tensor, "B D"]]:
+    def steps(self, trajectory: Trajectory, x: Int64[Tensor, "B D"]) -> Iterator[Int64[Tensor, "B D"]]:
         """One state a reverse step and one a correction."""
-        for t, s in pairwise(times):
-            x = reverse_step(walk, x, t, s)
+        masked = isinstance(trajectory.process, MaskedProcess)
+        correct = back_and_forth if masked else leap_in_place
+        for t, s in trajectory.intervals():
+            x = self.predictor.step(trajectory, x, t, s)
             yield x
-            for _ in range(self.corrections):
-                r = s + self.size * (t - s)
-                keep = (1 - walk.mask_prob(r)) / (1 - walk.mask_prob(s))
-                hidden_BD = ~walk.fixed_BD & (walk.uniform(tuple(x.shape)) >= keep)
-                x = reverse_step(walk, torch.where(hidden_BD, walk.process.mask_id, x), r, s)
-                yield x
+            if s <= self.below and (masked or s > 0):
+                for _ in range(self.corrections):
+                    x = correct(trajectory, x, s, self.size * (t - s))
+                    yield x
+
+
+def back_and_forth(
+    trajectory: Trajectory, x: Int64[Tensor, "B D"], s: Float64[Tensor, ""], span: Float64[Tensor, ""]
+) -> Int64[Tensor, "B D"]:
+    """Forward from s for `span`, and an exact reverse step back."""
+    process, r = trajectory.needs(MaskedProcess), (s + span).clamp_max(1)
+    keep = (1 - process.schedule.mask_prob(r)) / (1 - process.schedule.mask_prob(s))
+    hidden_BD = ~trajectory.fixed_BD & (trajectory.uniform() >= keep)
+    return Ancestral().step(trajectory, torch.where(hidden_BD, process.mask_id, x), r, s)
+
+
+def leap_in_place(
+    trajectory: Trajectory, x: Int64[Tensor, "B D"], s: Float64[Tensor, ""], span: Float64[Tensor, ""]
+) -> Int64[Tensor, "B D"]:
+    """A leap at the rates forward and backward of s, for `span`."""
+    chain, x_N = trajectory.needs(GaussianChain), x.flatten()
+    rates_NS = chain.reverse_rates(x_N, trajectory.distribution(x, s).flatten(0, 1), s)
+    return leap(trajectory, x, rates_NS + chain.forward_rates(x_N, s), span)

@@ -2,60 +2,56 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from functools import partial
+from typing import Any
 
+from di4c_lm.core.settings import build, check, choice, section
 from di4c_lm.samplers.analytic import Analytic
 from di4c_lm.samplers.ancestral import Ancestral
 from di4c_lm.samplers.blocks import Blocks
 from di4c_lm.samplers.confidence import Confidence
 from di4c_lm.samplers.corrector import PredictorCorrector
 from di4c_lm.samplers.first_hitting import FirstHitting
-from di4c_lm.samplers.hybrid import Hybrid
-from di4c_lm.samplers.remasking import ReMDM
-from di4c_lm.samplers.walk import Sampler
+from di4c_lm.samplers.remasking import Remasking
+from di4c_lm.samplers.tau_leaping import TauLeaping
+from di4c_lm.samplers.trajectory import Sampler, name_of
 
-# The class of a name, and the settings that the name itself stands for.
-SAMPLERS: dict[str, tuple[type, dict[str, Any]]] = {
-    "ancestral": (Ancestral, {}),
-    "analytic": (Analytic, {}),
-    "first_hitting": (FirstHitting, {}),
-    "first_hitting_parallel": (FirstHitting, {"tokens_per_call": 0}),
-    "confidence": (Confidence, {}),
-    "blocks": (Blocks, {}),
-    "remasking": (ReMDM, {}),
-    "predictor_corrector": (PredictorCorrector, {}),
-    "hybrid": (Hybrid, {}),
+SAMPLERS: dict[str, Any] = {
+    "ancestral": Ancestral,
+    "analytic": Analytic,
+    "first_hitting": FirstHitting,
+    "first_hitting_parallel": partial(FirstHitting, tokens_per_call=0),
+    "confidence": Confidence,
+    "blocks": Blocks,
+    "remasking": Remasking,
+    "predictor_corrector": PredictorCorrector,
+    "tau_leaping": TauLeaping,
 }
-_INNER = "inner"
+_NESTED = ("inner", "predictor")
+
+
+@section
+class _Chosen:
+    """What `make_sampler` reads."""
+
+    sampler: Any = choice(SAMPLERS, Ancestral())
 
 
 def make_sampler(name: str, settings: Mapping[str, Any] | None = None) -> Sampler:
-    """The sampler `name` with `settings`, its fields by name. Of `blocks` and `hybrid`, `inner` is a name and `inner.<field>` a setting.
+    """The sampler `name` with `settings`, its fields by name. A sampler within one, `inner` or `predictor`, is said by its name,
+    and its settings as `inner.<field>`.
 
     Raises `ValueError` for an unknown name or setting, a value of a wrong type, or one that is impossible; it says what is allowed.
     """
-    if name not in SAMPLERS:
-        raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {name!r}")
-    kind, implied = SAMPLERS[name]
-    hints = get_type_hints(kind)
-    nested = {key.removeprefix(_INNER + "."): v for key, v in (settings or {}).items() if key.startswith(_INNER + ".")}
-    plain = {key: value for key, value in (settings or {}).items() if not key.startswith(_INNER + ".")}
-    fields = [field.name for field in dataclasses.fields(kind)]
-    for key, value in list(plain.items()):
-        if key not in fields:
-            raise ValueError(f"sampler={name} has no setting {key!r}; allowed are {', '.join(fields) or 'none'}")
-        if key != _INNER:
-            plain[key] = _checked(f"{name}.{key}", value, hints[key])
-    if nested or _INNER in plain:
-        plain[_INNER] = _make_inner(name, plain.get(_INNER, "ancestral"), nested, hints.get(_INNER))
-    missing = [
-        field.name
-        for field in dataclasses.fields(kind)
-        if field.default is field.default_factory is dataclasses.MISSING and field.name not in {*plain, *implied}
-    ]
-    if missing:
-        raise ValueError(f"sampler={name} needs {', '.join(missing)}")
-    return kind(**{**implied, **plain})
+    check(name != "hybrid", "sampler", name, "another: the teacher takes the last steps of any, by hybrid_last=k")
+    plain: dict[str, Any] = {"kind": name}
+    for key, value in (settings or {}).items():
+        section_name, _, below = key.partition(".")
+        if section_name in _NESTED:
+            plain.setdefault(section_name, {"kind": "ancestral"})[below or "kind"] = value
+        else:
+            plain[key] = value
+    return build(_Chosen, {"sampler": plain}).sampler
 
 
 def fit_context(sampler: Sampler | str, *, length: int, context: int) -> Sampler:
@@ -64,34 +60,13 @@ def fit_context(sampler: Sampler | str, *, length: int, context: int) -> Sampler
     Raises `ValueError` where it would run the network on more: longer text takes `blocks`.
     """
     if isinstance(sampler, str):
-        sampler = make_sampler(sampler, {"context": context} if sampler == "blocks" else None)
+        sampler = make_sampler(sampler)
+    if isinstance(sampler, Blocks) and not sampler.context:
+        sampler = dataclasses.replace(sampler, context=context)
     longest = min(sampler.context, length) if isinstance(sampler, Blocks) else length
     if longest > context:
         raise ValueError(
-            f"{length} positions by {type(sampler).__name__} exceed the context of {context}: "
+            f"{length} positions by {name_of(sampler)} exceed the context of {context}: "
             f"longer text takes sampler=blocks with a context of at most {context}"
         )
     return sampler
-
-
-def _make_inner(outer: str, name: Any, settings: Mapping[str, Any], allowed: Any) -> Sampler:
-    if allowed is None:
-        raise ValueError(f"sampler={outer} has no inner sampler, got {', '.join(settings)} for one")
-    inner = make_sampler(name, settings)
-    kinds = [one for one in get_args(allowed) if isinstance(one, type)]
-    if kinds and not isinstance(inner, tuple(kinds)):
-        names = [one for one, (kind, _) in SAMPLERS.items() if kind in kinds]
-        raise ValueError(f"{outer}.inner must be one of {', '.join(names)}, got {name!r}")
-    return inner
-
-
-def _checked(key: str, value: Any, hint: Any) -> Any:
-    if get_origin(hint) is Literal:
-        ok, allowed = value in get_args(hint), ", ".join(get_args(hint))
-    elif hint is float:
-        ok, allowed = isinstance(value, int | float) and not isinstance(value, bool), "a number"
-    else:
-        ok, allowed = type(value) is hint, f"a value of type {hint.__name__}"
-    if not ok:
-        raise ValueError(f"{key}={value!r} is impossible: allowed is {allowed}")
-    return float(value) if hint is float else value

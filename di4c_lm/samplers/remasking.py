@@ -1,52 +1,45 @@
 """Remasking: a reverse step that may hide visible tokens again, and so corrects them."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import pairwise
-from typing import Literal, final, get_args
+from typing import ClassVar, Literal, final
 
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Int64
 from torch import Tensor
 
-from di4c_lm.samplers.walk import Walk
-
-Remasking = Literal["cap", "rescale"]
+from di4c_lm.core.settings import section, setting, unit
+from di4c_lm.processes.masked import MaskedProcess
+from di4c_lm.samplers.trajectory import Trajectory
 
 
 @final
-@dataclass(frozen=True, kw_only=True)
-class ReMDM:
-    """Wang et al. 2025, section 4: a visible token is masked again with probability sigma, a masked one becomes visible with probability
-    1 - (m(s) - sigma (1 - m(t))) / m(t), which leaves the marginal law of x_s as it was.
+@section
+class Remasking:
+    """ReMDM (Wang et al. 2025, section 4): a visible token is masked again with probability σ, and a masked one becomes visible with
+    probability 1 - (m(s) - σ (1 - m(t))) / m(t), which leaves the marginal distribution of x_s as it was.
 
-    sigma is at most sigma_max = min(1, m(s) / (1 - m(t))). `schedule`: `cap`, sigma = min(eta, sigma_max), or `rescale`,
-    sigma = eta sigma_max. At s = 0 nothing is masked. Given tokens are never masked.
+    σ is at most σ_max = min(1, m(s) / (1 - m(t))). `schedule`: `cap`, σ = min(eta, σ_max), or `rescale`, σ = eta σ_max. At s = 0 nothing is
+    masked. Given tokens are never masked.
     """
 
-    schedule: Remasking = "cap"
-    eta: float = 0.02
+    needs: ClassVar[type] = MaskedProcess
+    schedule: Literal["cap", "rescale"] = setting("cap", "σ: eta, at most σ_max; or eta σ_max")
+    eta: float = setting(0.02, "how likely a visible token is masked again, a step")
 
     def __post_init__(self) -> None:
-        if self.schedule not in get_args(Remasking):
-            raise ValueError(f"schedule must be one of {', '.join(get_args(Remasking))}, got {self.schedule!r}")
-        if not 0 <= self.eta <= 1:
-            raise ValueError(f"eta must be in [0, 1], got {self.eta}")
+        unit(self, "eta")
 
-    def steps(
-        self, walk: Walk, x: Int64[Tensor, "B D"], times: Float64[Tensor, " n"]
-    ) -> Iterator[Int64[Tensor, "B D"]]:
+    def steps(self, trajectory: Trajectory, x: Int64[Tensor, "B D"]) -> Iterator[Int64[Tensor, "B D"]]:
         """One state an interval."""
-        for t, s in pairwise(times):
-            m_t, m_s = walk.mask_prob(t), walk.mask_prob(s)
+        process = trajectory.needs(MaskedProcess)
+        for t, s in trajectory.intervals():
+            m_t, m_s = process.schedule.mask_prob(t), process.schedule.mask_prob(s)
             sigma = self._sigma(float(m_t), float(m_s))
             stay = (m_s - sigma * (1 - m_t)) / m_t
-            u_BD = walk.uniform(tuple(x.shape))
-            masked_BD = walk.masked(x)
-            revealed_BD = masked_BD if s == 0 else masked_BD & (u_BD >= stay)
-            hidden_BD = ~masked_BD & ~walk.fixed_BD & (u_BD < sigma)
-            x = walk.draw_at(x, walk.every(t), revealed_BD)
-            x = torch.where(hidden_BD, walk.process.mask_id, x)
+            u_BD, masked_BD = trajectory.uniform(), process.unknown(x)
+            revealed_BD = masked_BD & ((u_BD >= stay) | (s == 0))
+            hidden_BD = ~masked_BD & ~trajectory.fixed_BD & (u_BD < sigma)
+            x = torch.where(hidden_BD, process.mask_id, trajectory.predict(x, trajectory.every(t), revealed_BD))
             yield x
 
     def _sigma(self, m_t: float, m_s: float) -> float:

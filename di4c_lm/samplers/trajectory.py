@@ -1,26 +1,326 @@
-"""Sampling: one function for every sampler, network and grid."""
+"""Sampling: one function for every process, network, sampler and domain, and what a sampler has at hand along a trajectory."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
-from di4c_lm.processes.denoiser import Denoiser
+from di4c_lm.core.settings import check, section, setting
+from di4c_lm.processes.categorical import sample_categorical
+from di4c_lm.processes.denoiser import Denoiser, Prediction
+from di4c_lm.processes.gaussian import GaussianChain
 from di4c_lm.processes.masked import MaskedProcess
-from di4c_lm.processes.rng import Rng
-from di4c_lm.samplers.ancestral import Ancestral
-from di4c_lm.samplers.calls import Calls
-from di4c_lm.samplers.draw import Draw
-from di4c_lm.samplers.grids import check_grid
-from di4c_lm.samplers.walk import Sampler, Walk
+from di4c_lm.processes.process import Process
+from di4c_lm.processes.rng import KeyedRng, Rng, uniform
+
+P = TypeVar("P")
+Noise = Literal["exact", "legacy_fp32"]
+_ROWS, _LEVEL_ROWS = 2**8, 2**14  # read at once
+_KINDS = {MaskedProcess: "a masked process", GaussianChain: "a chain on ordered levels"}
+
+
+@section
+class Decoding:
+    """How predictions become samples, whatever the sampler.
+
+    `noise=legacy_fp32` is the published codes' float32 exponential noise over tokens and MASK together, which truncates rare tokens: for
+    old tables only. Guidance w takes (1 + w) conditional - w unconditional logits (Ho and Salimans 2022) under the same λ; ramped
+    linearly, step i of n has w i/(n - 1), a single step w (MaskGIT-pytorch). In the hybrid the teacher takes the last steps (Di4C, section
+    5.1), where the correlations that a student adds matter least.
+    """
+
+    temperature: float = setting(1.0, "divides the logits, after λ is sampled")
+    top_p: float = setting(1.0, "of the likeliest states the fewest that hold this probability are sampled (nucleus)")
+    noise: Noise = setting("exact", "exact: inverse distribution function in float64; legacy_fp32: as published")
+    end: Literal["sample", "argmax"] = setting("sample", "what the last step takes: a sample, or the likeliest states")
+    hold_latents: bool = setting(False, "one λ a sample in place of one a network call")
+    guidance: float = setting(0.0, "w of classifier-free guidance; above 0 it needs classes")
+    guidance_ramp: Literal["linear", "constant"] = setting("linear", "whether w rises from 0 over the steps")
+    hybrid_last: int = setting(0, "steps at the end that the teacher takes")
+
+    def __post_init__(self) -> None:
+        check(self.temperature > 0, "temperature", self.temperature, "above 0")
+        check(0 < self.top_p <= 1, "top_p", self.top_p, "in (0, 1]")
+        check(self.guidance >= 0, "guidance", self.guidance, "at least 0")
+        check(self.hybrid_last >= 0, "hybrid_last", self.hybrid_last, "at least 0")
+
+    def weights(self, logits_NS: Float[Tensor, "N S"]) -> Float[Tensor, "N S"]:
+        """Unnormalised probabilities; `logits_NS` is used up."""
+        if self.temperature != 1:
+            logits_NS = logits_NS.div_(self.temperature)
+        p_NS = logits_NS.sub_(logits_NS.amax(1, keepdim=True)).exp_()
+        return p_NS if self.top_p == 1 else _nucleus(p_NS, self.top_p)
+
+    def probabilities(self, logits_NS: Float[Tensor, "N S"]) -> Float[Tensor, "N S"]:
+        """Normalised probabilities; `logits_NS` is used up."""
+        if self.top_p == 1:
+            return logits_NS.div_(self.temperature).softmax(1)
+        p_NS = self.weights(logits_NS)
+        return p_NS / p_NS.sum(1, keepdim=True)
+
+
+def _nucleus(p_NS: Float[Tensor, "N S"], top_p: float) -> Float[Tensor, "N S"]:
+    sorted_NS = p_NS.sort(1, descending=True).values
+    below_NS = sorted_NS.cumsum(1, dtype=torch.float64) - sorted_NS
+    kept_N = (below_NS < top_p * p_NS.sum(1, keepdim=True, dtype=torch.float64)).sum(1, keepdim=True)
+    return torch.where(p_NS >= sorted_NS.gather(1, kept_N - 1), p_NS, 0.0)
+
+
+def log_share(p_NS: Float[Tensor, "N S"], state_N: Int64[Tensor, " N"]) -> Float64[Tensor, " N"]:
+    """log p(state) of unnormalised probabilities."""
+    return (p_NS.gather(1, state_N[:, None])[:, 0].double() / p_NS.sum(1, dtype=torch.float64)).log()
+
+
+@dataclass(frozen=True)
+class Call:
+    """What the network says of the sequences that were run; with `free`, the prediction without condition, the logits are guided."""
+
+    place_B: Int64[Tensor, " B"]  # of each sequence among those that were run
+    conditional: Prediction
+    free: Prediction | None = None
+    guidance: float = 0.0
+
+    def logits(self, row_N: Int64[Tensor, " N"], position_N: Int64[Tensor, " N"]) -> Float[Tensor, "N S"]:
+        """A fresh tensor of logits at positions of sequences; guided, (1 + w) conditional - w free."""
+        logits_NS = self.conditional.logits(self.place_B[row_N], position_N)
+        if self.free is None:
+            return logits_NS
+        free_NS = self.free.logits(self.place_B[row_N], position_N)
+        return logits_NS.mul_(1 + self.guidance).sub_(free_NS.mul_(self.guidance))
+
+
+class Calls:
+    """A network as samplers call it, for the B sequences of one trajectory.
+
+    `made` counts the sequences that were run; one of a guided call counts twice. A fresh λ is sampled for each sequence and call, or with
+    `hold_latents` once for the trajectory. Where the network takes neither λ nor a time, a sequence that has not changed since its last
+    call is not run again (the cache of MDLM; Sahoo et al. 2024).
+    """
+
+    def __init__(self, denoiser: Denoiser, *, hold_latents: bool = False, cond: Tensor | None = None) -> None:
+        self._denoiser = denoiser
+        self._hold_latents = hold_latents
+        self._cond = cond
+        self.made = 0
+        self._lam: Any = None
+        self._cached: tuple[Tensor, Tensor] | None = None  # sequences (B, D) and their features (B, 1, D, H)
+        self._timeless = getattr(getattr(denoiser, "config", None), "time_conditioning", True) is False
+
+    def latents(self, num_batch: int, rng: Rng, device: torch.device) -> Any:
+        """λ of the next call, one a sequence, or None for a network without; one draw of `rng` unless λ is held."""
+        if self._lam is None or not self._hold_latents:
+            self._lam = self._denoiser.sample_latents(num_batch, 1, lambda shape: uniform(rng, shape, device))
+        return self._lam
+
+    def __call__(
+        self,
+        x_BD: Int64[Tensor, "B D"],
+        t_B: Float64[Tensor, " B"],
+        lam: Any,
+        run_B: Bool[Tensor, " B"],
+        *,
+        guidance: float = 0.0,
+    ) -> Call:
+        """Predictions for the sequences where `run_B`."""
+        place_B = run_B.cumsum(0) - 1
+        cond = None if self._cond is None else self._cond[run_B]
+        if lam is None and cond is None and self._timeless:
+            return Call(place_B, self._reused(x_BD, t_B, run_B))
+        self.made += int(run_B.sum()) * (2 if guidance else 1)
+        asked = x_BD[run_B], t_B[run_B].float(), None if lam is None else lam[run_B]
+        if not guidance:
+            return Call(place_B, self._denoiser(*asked, cond))
+        together = getattr(self._denoiser, "guided", None)  # a mixture's, under one λ
+        both = together(*asked, cond) if together else [self._denoiser(*asked, given) for given in (cond, None)]
+        return Call(place_B, both[0], both[1], guidance)
+
+    def _reused(self, x_BD: Tensor, t_B: Tensor, run_B: Tensor) -> Prediction:
+        if self._cached is None or self._cached[0].shape != x_BD.shape:
+            self._cached = torch.full_like(x_BD, -1), x_BD.new_empty(0)
+        seen_BD, kept = self._cached
+        stale_R = (run_B & (seen_BD != x_BD).any(1)).nonzero().squeeze(1)
+        if len(stale_R):
+            self.made += len(stale_R)
+            x_RD = x_BD[stale_R]
+            # All equal, as at the start: run one, and count them all, so that NFE do not depend on the batch.
+            distinct_R = stale_R[:1] if bool((x_RD == x_RD[0]).all()) else stale_R
+            features = self._denoiser(x_BD[distinct_R], t_B[distinct_R].float(), None, None).features
+            if not len(kept):
+                kept = features.new_empty(len(x_BD), *features.shape[1:])
+                self._cached = seen_BD, kept
+            seen_BD[stale_R], kept[stale_R] = x_RD, features
+        return Prediction(kept[run_B], self._denoiser.output_head())
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """States sampled at M positions, and the logarithms of their probabilities."""
+
+    row_M: Int64[Tensor, " M"]
+    position_M: Int64[Tensor, " M"]
+    state_M: Int64[Tensor, " M"]
+    log_p_M: Float64[Tensor, " M"]
+
+
+@dataclass(kw_only=True)
+class Trajectory:
+    """What a sampler has at hand for B sequences: the process, the network's predictions, chance, and which step it is.
+
+    Positions in `fixed_BD` were given and never change.
+    """
+
+    process: Process
+    times: Float64[Tensor, " n"]
+    decoding: Decoding
+    rng: Rng
+    fixed_BD: Bool[Tensor, "B D"]
+    calls: Calls
+    teacher: Calls | None = None  # of the hybrid
+    progress: float = field(default=1.0, init=False)  # from 0 in the first step to 1 in the last
+    ends: bool = field(default=False, init=False)  # whether this step is the last
+    _turn: Calls | None = field(default=None, init=False, repr=False)
+
+    def steps(self, count: int) -> Iterator[int]:
+        """0 to `count` - 1, each said before its step: the teacher takes the last `hybrid_last`, and guidance follows its ramp."""
+        last = self.decoding.hybrid_last
+        check(last <= count, "hybrid_last", last, f"at most the number of steps, {count}")
+        for index in range(count):
+            self.progress = index / (count - 1) if count > 1 else 1.0
+            self.ends = index == count - 1
+            self._turn = self.teacher if index >= count - last else self.calls
+            yield index
+
+    def intervals(self) -> Iterator[tuple[Float64[Tensor, ""], Float64[Tensor, ""]]]:
+        """The steps (t, s) down the grid."""
+        for index in self.steps(len(self.times) - 1):
+            yield self.times[index], self.times[index + 1]
+
+    def needs(self, kind: type[P]) -> P:
+        """The process, of the kind that the sampler is for. Raises `ValueError` for another."""
+        if not isinstance(self.process, kind):
+            raise ValueError(f"the sampler needs {_KINDS[kind]}, got {type(self.process).__name__}")
+        return self.process
+
+    def uniform(self, *more: int) -> Float64[Tensor, "B D *more"]:
+        """Uniforms in [0, 1), one a position, or as many as `more` says."""
+        return uniform(self.rng, (*self.fixed_BD.shape, *more), self.fixed_BD.device)
+
+    def every(self, t: Float64[Tensor, ""]) -> Float64[Tensor, " B"]:
+        """The time of all sequences."""
+        return t.expand(len(self.fixed_BD))
+
+    @property
+    def greedy(self) -> bool:
+        """Whether this step takes the likeliest states."""
+        return self.ends and self.decoding.end == "argmax"
+
+    @property
+    def legacy(self) -> bool:
+        """Whether this step takes the published noise."""
+        return self.decoding.noise == "legacy_fp32" and not self.greedy
+
+    def reverse(self, x: Int64[Tensor, "B D"], t: Float64[Tensor, ""], s: Float64[Tensor, ""]) -> Int64[Tensor, "B D"]:
+        """The exact reverse step, x_s ~ p(x_s | x_t)."""
+        return self.process.reverse(x, self.predict, self.every(t), self.every(s), self.rng)
+
+    def predict(
+        self,
+        x_t: Int64[Tensor, "B D"],
+        t_B: Float64[Tensor, " B"],
+        needed_BD: Bool[Tensor, "B D"],
+        _rng: Rng | None = None,
+    ) -> Int64[Tensor, "B D"]:
+        """`x_t` with samples of x_0 ~ p(x_0 | x_t; λ) where needed, position by position (a `Predict` of the process)."""
+        proposed = self.propose(x_t, t_B, needed_BD, scored=False)
+        x_0 = x_t.clone()
+        x_0[proposed.row_M, proposed.position_M] = proposed.state_M
+        return x_0
+
+    def propose(
+        self,
+        x_t: Int64[Tensor, "B D"],
+        t_B: Float64[Tensor, " B"],
+        needed_BD: Bool[Tensor, "B D"],
+        *,
+        scored: bool = True,
+    ) -> Proposal:
+        """The samples of `predict`, with the logarithms of their probabilities where `scored` (else zeros).
+
+        Sequences that need nothing are not run, and the output head runs at the positions needed alone. Raises `ValueError` for noise that
+        the sampler does not have.
+        """
+        if self.legacy:
+            raise ValueError(f"noise must be exact but for ancestral and analytic steps, got {self.decoding.noise!r}")
+        call = self.call(x_t, t_B, needed_BD.any(1))
+        u_BD = self.uniform()
+        row_M, position_M = needed_BD.nonzero(as_tuple=True)
+        states, scores = [row_M[:0]], [u_BD.new_empty(0)]
+        for at_C, p_CS in self._read(call, row_M, position_M) if call else ():
+            states.append(p_CS.argmax(1) if self.greedy else sample_categorical(p_CS, u_BD[at_C]))
+            scores.append(log_share(p_CS, states[-1]) if scored else u_BD.new_zeros(len(p_CS)))
+        return Proposal(row_M, position_M, torch.cat(states), torch.cat(scores))
+
+    def distribution(self, x_t: Int64[Tensor, "B D"], t: Float64[Tensor, ""]) -> Float[Tensor, "B D S"]:
+        """p(x_0 | x_t; λ) at every position, by one call a sequence."""
+        everywhere_BD = torch.ones_like(x_t, dtype=torch.bool)
+        call = self.call(x_t, self.every(t), everywhere_BD.any(1))
+        assert call is not None
+        p_NS = torch.cat([p_CS for _, p_CS in self._read(call, *everywhere_BD.nonzero(as_tuple=True))])
+        return p_NS.view(*x_t.shape, -1)
+
+    def call(self, x_t: Int64[Tensor, "B D"], t_B: Float64[Tensor, " B"], run_B: Bool[Tensor, " B"]) -> Call | None:
+        """The network's prediction for the sequences where `run_B`, under a λ a sequence, by whoever takes this step; None for none."""
+        calls, decoding = self._turn or self.calls, self.decoding
+        lam = calls.latents(len(x_t), self.rng, x_t.device)
+        if not bool(run_B.any()):
+            return None
+        ramp = self.progress if decoding.guidance_ramp == "linear" else 1.0
+        return calls(x_t, t_B, lam, run_B, guidance=decoding.guidance * ramp)
+
+    def _read(self, call: Call, row_M: Tensor, position_M: Tensor) -> Iterator[tuple[tuple[Tensor, Tensor], Tensor]]:
+        """Probabilities at positions, so many at once: a masked process has many states, whose sum no one needs, a chain on levels few."""
+        masked = isinstance(self.process, MaskedProcess)
+        size, weigh = (_ROWS, self.decoding.weights) if masked else (_LEVEL_ROWS, self.decoding.probabilities)
+        for at_C in zip(row_M.split(size), position_M.split(size), strict=True):
+            yield at_C, weigh(call.logits(*at_C))
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """A way from noise to data: a frozen dataclass of its settings, the same for every process, network and domain that it suits."""
+
+    needs: ClassVar[type]  # the kind of process that it is for; `object` for any
+
+    def steps(self, trajectory: Trajectory, x: Int64[Tensor, "B D"]) -> Iterator[Int64[Tensor, "B D"]]:
+        """The states after each step, from `x` at t = 1 to one of time 0."""
+        ...
+
+
+def name_of(sampler: Sampler) -> str:
+    """Its name in settings."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", type(sampler).__name__).lower()
+
+
+def check_process(sampler: Sampler, process: type) -> None:
+    """Raise `ValueError` for a sampler that has no meaning on processes of this class, or is made of one that has none."""
+    for one in (sampler, *(inner for inner in vars(sampler).values() if isinstance(inner, Sampler))):
+        if not issubclass(process, one.needs):
+            raise ValueError(f"sampler={name_of(one)} needs {_KINDS[one.needs]}, got {process.__name__}")
+
+
+def check_grid(times: Float64[Tensor, " n"]) -> None:
+    """Raise `ValueError` unless `times` descends from 1 to 0."""
+    if len(times) < 2 or times[0] != 1 or times[-1] != 0 or not bool((times.diff() < 0).all()):
+        raise ValueError(f"times must descend from 1 to 0, got {times.tolist()}")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Sequences without MASK, and how many network calls one of them took on average (NFE)."""
+    """Sequences x_0, and how many network calls one of them took on average (NFE)."""
 
     x: Int64[Tensor, "B D"]
     nfe: float
@@ -29,44 +329,131 @@ class Sample:
 @torch.no_grad()
 def sample(
     denoiser: Denoiser,
-    process: MaskedProcess,
+    process: Process,
     x_init: Int64[Tensor, "B D"],
     times: Float64[Tensor, " n"],
     rng: Rng,
     *,
-    sampler: Sampler | None = None,
-    draw: Draw | None = None,
-    hold_latents: bool = False,
-    cond: Any = None,
+    sampler: Sampler | str = "ancestral",
+    decoding: Decoding | None = None,
+    cond: Tensor | None = None,
     teacher: Denoiser | None = None,
     on_step: Callable[[Int64[Tensor, "B D"]], None] | None = None,
 ) -> Sample:
-    """Draw x_0 down the grid `times`, from 1 to 0, keeping every visible token of `x_init` (prompts, infilling) as it is.
+    """Sample x_0 down the grid `times`, from 1 to 0, keeping what is certain in `x_init` (prompts, infilling) as it is.
 
-    `sampler` defaults to `Ancestral()`, `draw` to exact draws at temperature 1. `hold_latents` keeps one λ a sequence over the
-    trajectory in place of a fresh one a call. `cond` (B, ...) is passed to the network. `teacher` is the second network of `Hybrid`.
-    `on_step` sees every state. With a `KeyedRng` a sequence does not depend on its batch. Raises `ValueError` for an empty `x_init`, a
-    grid that does not descend from 1 to 0, and settings that do not fit the network.
+    Args:
+        denoiser: the network; it is asked for x_0 at each of `times` but the last.
+        process: the process that it was trained on; `process.prior` makes an `x_init` that leaves all open.
+        x_init: B sequences at t = 1.
+        times: a grid, as `grids.make_grid` gives it.
+        rng: with a `KeyedRng` a sequence does not depend on its batch.
+        sampler: an object, or a name of `registry.SAMPLERS`.
+        decoding: exact samples at temperature 1 by default.
+        cond: (B, ...), passed to the network.
+        teacher: takes the last `decoding.hybrid_last` steps.
+        on_step: sees every state.
+
+    Raises `ValueError` for an empty `x_init`, a grid that does not descend from 1 to 0, and settings that do not fit process or network.
+
+    Three tokens, every one as likely as the others, and MASK:
+
+    >>> import torch
+    >>> from di4c_lm.networks.output_head import LinearHead
+    >>> from di4c_lm.processes.denoiser import Prediction
+    >>> from di4c_lm.processes.masked import MaskedProcess
+    >>> from di4c_lm.processes.rng import KeyedRng
+    >>> from di4c_lm.samplers.grids import make_grid
+    >>> class Even:
+    ...     def output_head(self):
+    ...         return LinearHead(torch.zeros(4, 1), impossible=3)
+    ...
+    ...     def sample_latents(self, num_batch, num_lambdas, uniform):
+    ...         return None
+    ...
+    ...     def __call__(self, x_t, t, lam=None, cond=None):
+    ...         return Prediction(torch.zeros(len(x_t), 1, x_t.shape[1], 1), self.output_head())
+    >>> process, rng = MaskedProcess(mask_id=3), KeyedRng(0, torch.arange(2))
+    >>> x_init = torch.tensor([[3, 3, 3, 3], [0, 3, 3, 2]])
+    >>> found = sample(Even(), process, x_init, make_grid("uniform", 2), rng, sampler="confidence")
+    >>> found.x[1, [0, 3]].tolist(), int(found.x.max()) < 3, found.nfe
+    ([0, 2], True, 2.0)
     """
+    if isinstance(sampler, str):
+        from di4c_lm.samplers.registry import make_sampler
+
+        sampler = make_sampler(sampler)
     check_grid(times)
+    check_process(sampler, type(process))
+    decoding = decoding or Decoding()
     if x_init.numel() == 0:
-        raise ValueError(
-            f"x_init must hold at least one sequence of at least one position, got shape {tuple(x_init.shape)}"
-        )
-    calls = Calls(denoiser, hold_latents=hold_latents, cond=cond)
-    judge = None if teacher is None else Calls(teacher, hold_latents=hold_latents, cond=cond)
-    walk = Walk(
-        calls=calls,
+        shape = tuple(x_init.shape)
+        raise ValueError(f"x_init must hold at least one sequence of at least one position, got shape {shape}")
+    if decoding.guidance and cond is None:
+        raise ValueError(f"guidance must be 0 where no condition (cond) is given, as for text, got {decoding.guidance}")
+    if decoding.hybrid_last and teacher is None:
+        raise ValueError(f"hybrid_last must be 0 where no teacher is given, got {decoding.hybrid_last}")
+    own, others = (
+        None if network is None else Calls(network, hold_latents=decoding.hold_latents, cond=cond)
+        for network in (denoiser, teacher)
+    )
+    assert own is not None
+    trajectory = Trajectory(
         process=process,
-        draw=draw or Draw(),
+        times=times.to(x_init.device),
+        decoding=decoding,
         rng=rng,
-        fixed_BD=x_init != process.mask_id,
-        teacher=judge,
+        fixed_BD=~process.unknown(x_init),
+        calls=own,
+        teacher=others,
     )
     x = x_init
-    for x in (sampler or Ancestral()).steps(walk, x_init, times.to(x_init.device)):
+    for x in sampler.steps(trajectory, x_init):
         if on_step is not None:
             on_step(x)
-    assert not bool(walk.masked(x).any())
-    made = calls.made + (0 if judge is None else judge.made)
-    return Sample(x, made / len(x_init))
+    assert not (isinstance(process, MaskedProcess) and bool(process.unknown(x).any()))
+    return Sample(x, (own.made + (others.made if others else 0)) / len(x_init))
+
+
+def sample_keyed(
+    denoiser: Denoiser,
+    process: Process,
+    shape: tuple[int, int],
+    times: Float64[Tensor, " n"],
+    *,
+    seed: int,
+    sampler: Sampler | str = "ancestral",
+    decoding: Decoding | None = None,
+    batch_size: int = 64,
+    x_init: Int64[Tensor, "N D"] | None = None,
+    cond: Tensor | None = None,
+    teacher: Denoiser | None = None,
+    device: torch.device | str = "cpu",
+    on_step: Callable[[Int64[Tensor, "B D"]], None] | None = None,
+) -> Sample:
+    """`sample` for N sequences of D positions, `shape`, in batches; sequence n depends on (seed, n) alone, whatever the batch.
+
+    `x_init` is absent where nothing is given. Samples come back on the CPU. Raises `ValueError` as `sample` does, and for sizes below 1.
+    """
+    check(shape[0] >= 1, "num_samples", shape[0], "at least 1")
+    check(batch_size >= 1, "batch_size", batch_size, "at least 1")
+    rows, calls = [], 0.0
+    for number_B in torch.arange(shape[0]).split(batch_size):
+        rng = KeyedRng(seed, number_B.to(device))
+        found = sample(
+            denoiser,
+            process,
+            process.prior(len(number_B), shape[1], rng, torch.device(device))
+            if x_init is None
+            else x_init[number_B].to(device),
+            times,
+            rng,
+            sampler=sampler,
+            decoding=decoding,
+            cond=None if cond is None else cond[number_B].to(device),
+            teacher=teacher,
+            on_step=on_step,
+        )
+        rows.append(found.x.cpu())
+        calls += found.nfe * len(number_B)
+    return Sample(torch.cat(rows), calls / shape[0])

@@ -13,7 +13,7 @@ from di4c_lm.measure.images.samplers import ImageSampler
 from di4c_lm.mixtures.settings import LatentConfig
 from di4c_lm.networks.maskgit import MaskGit, MaskGitConfig
 from di4c_lm.networks.vqgan import VqGan, VqganConfig
-from di4c_lm.samplers.confidence import Confidence
+from di4c_lm.samplers.registry import SAMPLERS
 
 CODES, CLASSES = 5, 3
 
@@ -83,6 +83,15 @@ def test_images_do_not_depend_on_their_batch(steps: int) -> None:
     assert drawer.facts["schedule"] == "arccos" and drawer.facts["settings"]["choice_temperature"] == 4.5
 
 
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "tau_leaping"])
+def test_samplers_go_by_name_and_any_of_them_is_guided(name: str) -> None:
+    model = CodeModel(denoiser=denoiser(), vqgan=coder())
+    codes, nfe = model.sample(torch.tensor([0, 2]), 2, seed=0, sampler=name)
+    assert codes.shape == (2, 4) and int(codes.max()) < CODES
+    _, guided = model.sample(torch.tensor([0, 2]), 2, seed=0, sampler=name, guidance=1.0, guidance_ramp="constant")
+    assert nfe < guided
+
+
 def test_codes_of_images_decode_to_the_reconstruction() -> None:
     net = coder()
     images = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 1), dtype=np.uint8)
@@ -97,8 +106,8 @@ def test_what_cannot_be_drawn_is_refused() -> None:
     model = CodeModel(denoiser=denoiser(), vqgan=coder())
     with pytest.raises(ValueError, match="class 3 is impossible: allowed are 0 to 2, and -1 for none"):
         model.sample(torch.tensor([0, 3]), 2, seed=0)
-    with pytest.raises(ValueError, match="guidance=2.0 needs a condition"):
-        model.sample(None, 2, seed=0, num_samples=2, sampler=Confidence(guidance=2.0))
+    with pytest.raises(ValueError, match="guidance must be 0 where no condition"):
+        model.sample(None, 2, seed=0, num_samples=2, guidance=2.0)
     with pytest.raises(ValueError, match="num_samples must be at least 1, got 0"):
         model.sample(None, 2, seed=0)
     with pytest.raises(ValueError, match="steps must be at least 1, got 0"):

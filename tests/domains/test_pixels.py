@@ -15,13 +15,15 @@ from di4c_lm.domains.pixels.model import (
     load_images,
     load_run,
     load_teacher,
-    step_of,
+    sampler_of,
 )
 from di4c_lm.domains.pixels.settings import ChainConfig, ChainSamplerConfig, CifarConfig, ImageDataConfig
 from di4c_lm.domains.text.settings import TeacherConfig
 from di4c_lm.measure.images.samplers import ImageSampler
 from di4c_lm.networks.unet import UNet, UnetConfig
-from di4c_lm.samplers.ctmc import PredictorCorrector, TauLeaping
+from di4c_lm.samplers.ancestral import Ancestral
+from di4c_lm.samplers.corrector import PredictorCorrector
+from di4c_lm.samplers.tau_leaping import TauLeaping
 
 TINY = UnetConfig(width=4, multipliers=(1,), res_blocks=1, attention_scale=-1, dropout=0.0)
 CHAIN = ChainConfig(rate_sigma=1.0, time_base=0.5)
@@ -53,17 +55,33 @@ def test_images_are_drawn_for_a_report() -> None:
     assert images.shape == (5, 4, 4, 1) and images.dtype == np.uint8
     assert set(np.unique(images)) <= {0, 64, 128, 191, 255}
     assert nfe == 5
-    whole, _ = model().sample(5, 3, seed=7, batch_size=5, sampler=settings)
-    parts, _ = model().sample(5, 3, seed=7, batch_size=2, sampler=settings)
+    how = sampler_of(settings, steps=3)
+    whole, _ = model().sample(5, 3, seed=7, batch_size=5, **how)
+    parts, _ = model().sample(5, 3, seed=7, batch_size=2, **how)
     assert torch.equal(whole, parts)
     with pytest.raises(ValueError, match="num_samples must be at least 1, got 0"):
         model().sample(0, 1, seed=0)
 
 
 def test_settings_name_the_step() -> None:
-    assert step_of(ChainSamplerConfig(step="leaping")) == TauLeaping()
-    corrected = step_of(ChainSamplerConfig(corrections=2, correction_size=0.5, correct_below=0.3))
-    assert corrected == PredictorCorrector(corrections=2, size=0.5, below=0.3)
+    assert sampler_of(ChainSamplerConfig(step="leaping"), steps=3)["sampler"] == TauLeaping()
+    corrected = ChainSamplerConfig(step="leaping", corrections=2, correction_size=0.5, correct_below=0.3)
+    expected = PredictorCorrector(predictor=TauLeaping(), corrections=2, size=0.5, below=0.3)
+    assert sampler_of(corrected, steps=3)["sampler"] == expected
+    hybrid = ChainSamplerConfig(last=4, end="draw")
+    assert sampler_of(hybrid, steps=3, hybrid=True) == {"sampler": Ancestral(), "end": "sample", "hybrid_last": 3}
+    assert sampler_of(hybrid, steps=3)["hybrid_last"] == 0
+
+
+@pytest.mark.parametrize("name", ["ancestral", "analytic", "tau_leaping", "predictor_corrector"])
+def test_samplers_go_by_name(name: str) -> None:
+    states, nfe = model().sample(3, 2, seed=0, sampler=name)
+    assert states.shape == (3, 16) and nfe == (3 if name == "predictor_corrector" else 2)
+
+
+def test_a_sampler_for_masks_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="sampler=confidence needs a masked process, got GaussianChain"):
+        model().sample(3, 2, seed=0, sampler="confidence")
 
 
 def test_a_teacher_is_read_from_a_folder_or_a_published_file(tmp_path: Path) -> None:

@@ -15,10 +15,8 @@ from di4c_lm.processes.rng import KeyedRng
 from di4c_lm.processes.schedules import LogLinear
 from di4c_lm.samplers.analytic import tweedie_weights
 from di4c_lm.samplers.ancestral import legacy_step, posterior_weights
-from di4c_lm.samplers.calls import Calls
-from di4c_lm.samplers.draw import Draw
 from di4c_lm.samplers.grids import published_grid
-from di4c_lm.samplers.walk import Walk
+from di4c_lm.samplers.trajectory import Calls, Decoding, Trajectory
 from tests.parity import lm_dit
 from tests.parity.golden import Computed, Golden, Tolerance
 
@@ -128,15 +126,16 @@ def _trajectory(golden: Golden, name: str, sampler: str) -> Computed:
             slices.append(golden.tensor(f"{label}_z")[step][:, None, None])
         slices.extend(u_KBDS[step].unbind(1))
     x = torch.full(u_KBDS.shape[1:3], network.mask_id)
-    walk = Walk(
-        calls=Calls(network),
+    trajectory = Trajectory(
         process=MaskedProcess(network.mask_id),
-        draw=Draw(noise="legacy_fp32"),
+        times=published_grid(steps),
+        decoding=Decoding(noise="legacy_fp32"),
         rng=StoredUniforms(slices),
+        calls=Calls(network),
         fixed_BD=torch.zeros_like(x, dtype=torch.bool),
     )
     states: list[Any] = [x]
     with torch.no_grad():
-        for t, s in pairwise(published_grid(steps)[:-1]):
-            states.append(legacy_step(walk, states[-1], t, s, _SAMPLERS[sampler], network_time=t))
+        for t, s in pairwise(trajectory.times[:-1]):
+            states.append(legacy_step(trajectory, states[-1], t, s, _SAMPLERS[sampler], network_time=t))
     return Computed(f"{label}_x", torch.stack(states), _EXACT)

@@ -1,4 +1,4 @@
-from typing import Any
+"""Confidence: how many tokens are kept, and which."""
 
 import pytest
 import torch
@@ -6,54 +6,33 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from di4c_lm.networks.output_head import LinearHead
-from di4c_lm.processes.denoiser import Prediction
 from di4c_lm.processes.masked import MaskedProcess
-from di4c_lm.processes.rng import KeyedRng
 from di4c_lm.processes.schedules import MASKGIT_SCHEDULES
 from di4c_lm.samplers.confidence import Confidence, Counts, published_counts, standard_gumbel, surest
-from di4c_lm.samplers.grids import uniform_grid
+from di4c_lm.samplers.grids import make_grid
 from di4c_lm.samplers.registry import make_sampler
-from di4c_lm.samplers.trajectory import sample
+from tests.samplers.helpers import Even, Joint, product, run
 
 CODES = 5
 
 
-class Flat:
-    """Every code but MASK equally likely everywhere; a class makes itself likelier. `asked` holds the classes of each call."""
-
-    def __init__(self) -> None:
-        self.asked: list[Tensor | None] = []
-
-    def sample_latents(self, num_batch: int, num_lambdas: int, uniform: Any) -> None:
-        return None
-
-    def __call__(self, x_t: Tensor, t: Tensor, lam: Tensor | None = None, cond: Tensor | None = None) -> Prediction:
-        self.asked.append(cond)
-        logits = torch.zeros(*x_t.shape, CODES + 1)
-        logits[..., CODES] = -1e6
-        if cond is not None:
-            logits[torch.arange(len(cond)), :, cond] += 1
-        return Prediction(logits[:, None], self.output_head())
-
-    def output_head(self) -> LinearHead:
-        return LinearHead(torch.eye(CODES + 1))
-
-
-def masks(length: int, steps: int, sampler: Confidence, schedule: str = "arccos") -> list[int]:
-    """How many masks are left after each step."""
+def masks_left(length: int, steps: int, sampler: Confidence, schedule: str = "arccos") -> list[int]:
+    """How many of `length` positions are masked after each step."""
     left: list[int] = []
-    sample(
-        Flat(), MaskedProcess(CODES, MASKGIT_SCHEDULES[schedule]), torch.full((2, length), CODES), uniform_grid(steps),
-        KeyedRng(0, torch.arange(2)), sampler=sampler, on_step=lambda x: left.append(int((x[0] == CODES).sum())),
-    )  # fmt: skip
+    process = MaskedProcess(CODES, MASKGIT_SCHEDULES[schedule])
+
+    def count(x: Tensor) -> None:
+        left.append(int((x[0] == CODES).sum()))
+
+    run(Even(CODES), torch.full((2, length), CODES), steps, sampler, process=process, on_step=count)
     return left
 
 
-@pytest.mark.parametrize("counts, tokens", [([41, 44, 53, 118], 4), ([20, 21, 22, 22, 25, 28, 36, 82], 8)])
-def test_the_published_numbers_of_tokens(counts: list[int], tokens: int) -> None:
-    assert masks(256, tokens, Confidence(counts="published")) == (256 - torch.tensor(counts).cumsum(0)).tolist()
-    times = uniform_grid(tokens)
+@pytest.mark.parametrize("counts, steps", [([41, 44, 53, 118], 4), ([20, 21, 22, 22, 25, 28, 36, 82], 8)])
+def test_the_published_numbers_of_tokens(counts: list[int], steps: int) -> None:
+    left = masks_left(256, steps, Confidence(counts="published"))
+    assert left == (256 - torch.tensor(counts).cumsum(0)).tolist()
+    times = make_grid("uniform", steps)
     assert published_counts(MASKGIT_SCHEDULES["arccos"].mask_prob(times), torch.tensor([256])).tolist() == [counts]
 
 
@@ -65,26 +44,23 @@ def test_the_published_numbers_of_tokens(counts: list[int], tokens: int) -> None
     schedule=st.sampled_from(sorted(MASKGIT_SCHEDULES)),
 )
 def test_any_number_of_steps_ends_without_mask(steps: int, length: int, counts: Counts, schedule: str) -> None:
-    left = masks(length, steps, Confidence(counts=counts), schedule)
+    left = masks_left(length, steps, Confidence(counts=counts), schedule)
     assert len(left) == steps and left[-1] == 0
     assert all(a >= b for a, b in zip([length, *left], left, strict=False))
     if counts == "expected":
         assert all(a > b or a == 0 for a, b in zip([length, *left], left, strict=False))
 
 
-def test_guidance_is_ramped_and_whole_in_a_single_step() -> None:
-    for steps, guided in ((1, [True]), (3, [False, True, True])):
-        network = Flat()
-        drawn = sample(
-            network, MaskedProcess(CODES), torch.full((2, 8), CODES), uniform_grid(steps), torch.Generator(),
-            sampler=Confidence(guidance=2.0), cond=torch.tensor([1, 3]),
-        )  # fmt: skip
-        calls = [[cond is not None] + [False] * with_free for cond, with_free in zip([1] * steps, guided, strict=True)]
-        assert [cond is not None for cond in network.asked] == [flag for call in calls for flag in call]
-        assert drawn.nfe == steps + sum(guided)
+def test_the_surest_tokens_are_kept_first() -> None:
+    """Without noise on the choice the position whose state is nearly certain becomes visible before the two that are open."""
+    states = []
+    net = Joint(product([0.5, 0.5], [0.999, 0.001], [0.5, 0.5]))
+    run(net, 200, 3, "confidence", {"choice_temperature": 0.0}, on_step=states.append)
+    certain = states[0][:, 1] == 0
+    assert float(certain.double().mean()) > 0.98 and bool((states[0] == 2).sum(1).eq(2).all())
 
 
-def test_the_surest_masked_places_are_kept() -> None:
+def test_the_surest_masked_positions_are_kept() -> None:
     score = torch.tensor([[3.0, 9.0, 1.0, 2.0], [0.0, 1.0, 2.0, 3.0]])
     masked = torch.tensor([[True, False, True, True], [True, True, True, False]])
     kept = surest(score, masked, torch.tensor([2, 5]))
@@ -99,5 +75,5 @@ def test_gumbel_noise_has_its_moments() -> None:
 
 
 def test_unknown_counts_are_refused() -> None:
-    with pytest.raises(ValueError, match="confidence.counts='most' is impossible: allowed is expected, published"):
+    with pytest.raises(ValueError, match=r"sampler\.counts must be one of expected, published, got 'most'"):
         make_sampler("confidence", {"counts": "most"})

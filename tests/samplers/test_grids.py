@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.processes.rng import KeyedRng
-from di4c_lm.samplers.grids import GRIDS, check_grid, make_grid
-from di4c_lm.samplers.optimised import IntervalErrors, grid_for, measure_errors
+from di4c_lm.samplers.grids import GRIDS, IntervalErrors, grid_for, make_grid, measure_errors
+from di4c_lm.samplers.trajectory import Decoding, check_grid
+from tests.samplers.helpers import CHAIN, CORRELATED, INDEPENDENT, Exact, Joint
 
 
 @given(st.sampled_from(list(GRIDS)), st.integers(1, 300))
@@ -18,6 +19,16 @@ def test_every_grid_descends_from_one_to_zero(name: str, steps: int) -> None:
     times = make_grid(name, steps)
     check_grid(times)
     assert len(times) == steps + 1 + (name == "published")
+
+
+@given(st.sampled_from(list(GRIDS)), st.integers(1, 300), st.sampled_from([0.01, 0.3]))
+def test_above_a_floor_no_time_but_0_is_below_it(name: str, steps: int, floor: float) -> None:
+    times = make_grid(name, steps, floor=floor)
+    check_grid(times)
+    assert len(times) == steps + 1
+    assert float(times[:-1].min()) >= floor - 1e-12
+    if name != "cosine":
+        assert times.tolist() == [*torch.linspace(1, floor, steps, dtype=torch.float64).tolist(), 0.0]
 
 
 def test_named_grids_are_what_they_say() -> None:
@@ -57,21 +68,21 @@ def test_the_best_grid_beats_every_other(seed: int, num_nodes: int) -> None:
     assert errors.total(whole) <= errors.total(errors.times_K) + 1e-12
 
 
-def test_independent_positions_cost_nothing_and_one_step_is_as_good(joint, independent) -> None:
+def test_independent_positions_cost_nothing_and_one_step_is_as_good() -> None:
     errors = measure_errors(
-        joint(independent), MaskedProcess(3), torch.full((20, 3), 3), KeyedRng(0, torch.arange(20)), nodes=8
+        Joint(INDEPENDENT), MaskedProcess(3), torch.full((20, 3), 3), KeyedRng(0, torch.arange(20)), nodes=8
     )
     assert float(errors.error_KK.abs().max()) < 1e-3
     times = grid_for(
-        joint(independent), MaskedProcess(3), torch.full((20, 3), 3), "fewest", 4, KeyedRng(0, torch.arange(20))
+        Joint(INDEPENDENT), MaskedProcess(3), torch.full((20, 3), 3), "fewest", 4, KeyedRng(0, torch.arange(20))
     )
     assert len(times) - 1 <= 4
 
 
-def test_the_estimate_is_the_total_correlation_of_what_is_drawn_at_once(joint) -> None:
+def test_the_estimate_is_the_total_correlation_of_what_is_drawn_at_once() -> None:
     """Two equal bits drawn in one step miss log 2 nats, but for fine steps that reveal both (1 in 64)."""
     errors = measure_errors(
-        joint(torch.eye(2) + 1e-6), MaskedProcess(2), torch.full((300, 2), 2), KeyedRng(0, torch.arange(300)), nodes=64
+        Joint(torch.eye(2) + 1e-6), MaskedProcess(2), torch.full((300, 2), 2), KeyedRng(0, torch.arange(300)), nodes=64
     )
     assert abs(float(errors.error_KK[0, -1]) - math.log(2)) < 0.05
     assert float(errors.error_KK[0, 16]) < 0.15 < float(errors.error_KK[0, 48])
@@ -86,3 +97,29 @@ def test_more_steps_than_nodes_are_refused() -> None:
     errors = IntervalErrors(torch.linspace(1, 0, 4, dtype=torch.float64), torch.zeros(4, 4, dtype=torch.float64))
     with pytest.raises(ValueError, match=r"steps must be in \[1, 3\] for 4 nodes, got 4"):
         errors.best(4)
+
+
+def test_a_grid_is_measured_of_a_masked_process_alone() -> None:
+    x_init, rng = torch.zeros(3, 2, dtype=torch.int64), KeyedRng(0, torch.arange(3))
+    with pytest.raises(ValueError, match="grid must be one of uniform, cosine, published but for a masked process"):
+        grid_for(Exact(), CHAIN, x_init, "optimised", 4, rng)
+    assert torch.equal(
+        grid_for(Exact(), CHAIN, x_init, "uniform", 4, rng), make_grid("uniform", 4, floor=CHAIN.min_time)
+    )
+
+
+def test_a_grid_is_measured_with_exact_noise_whatever_the_samples_have() -> None:
+    x_init = torch.full((20, 3), 3)
+    grids = [
+        grid_for(
+            Joint(CORRELATED),
+            MaskedProcess(3),
+            x_init,
+            "optimised",
+            3,
+            KeyedRng(0, torch.arange(20)),
+            decoding=decoding,
+        )
+        for decoding in (None, Decoding(noise="legacy_fp32"))
+    ]
+    assert torch.equal(*grids)

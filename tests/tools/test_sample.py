@@ -97,7 +97,7 @@ def test_a_teacher_in_a_published_format_takes_a_tokenizer(capsys, teacher: Path
 
 def test_the_hybrid_takes_two_checkpoints(capsys, student: Path, teacher: Path) -> None:
     words = [f"model={student}", "num_samples=1", "steps=3"]
-    all_teacher = run(capsys, *words, "sampler=hybrid", "sampler.last=3", f"teacher={teacher}")
+    all_teacher = run(capsys, *words, "hybrid_last=3", f"teacher={teacher}")
     assert all_teacher.splitlines()[1:] != run(capsys, *words).splitlines()[1:]
 
 
@@ -114,7 +114,7 @@ def test_help_lists_keys_and_samplers(capsys) -> None:
     "words, message",
     [
         (["sampler=gibbs"], "sampler must be one of ancestral"),
-        (["sampler=remasking", "sampler.sigma=1"], "no setting 'sigma'"),
+        (["sampler=remasking", "sampler.sigma=1"], "sampler.sigma is no key"),
         (["num_samples=0"], "num_samples must be"),
         (["steps=0"], "steps must be"),
         (["top_p=1.5"], "top_p must be in (0, 1]"),
@@ -125,9 +125,10 @@ def test_help_lists_keys_and_samplers(capsys) -> None:
         (["depth=3"], "depth"),
         (["prompt=" + "the cat " * 20], "exceeds the sequence of 12"),
         (["length=20"], "exceed the context of 12: longer text takes sampler=blocks"),
-        (["sampler=confidence", "sampler.guidance=2.0"], "needs a condition"),
-        (["sampler=hybrid"], "name one by teacher="),
-        (["teacher=x"], "one only with sampler=hybrid"),
+        (["sampler=confidence", "sampler.guidance=2.0"], "sampler.guidance is no key"),
+        (["sampler=hybrid"], "by hybrid_last=k"),
+        (["hybrid_last=1"], "name one by teacher="),
+        (["teacher=x"], "absent where hybrid_last=0"),
         (["prompts_file=absent.txt"], "absent.txt"),
         (["prompt=a", "prompts_file=absent.txt"], "absent where prompt is given"),
         (["model=nowhere/at/all"], "nowhere"),

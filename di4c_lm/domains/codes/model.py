@@ -1,8 +1,7 @@
 """Images as codes: a VQGAN, a masked process on its codes, MaskGIT's transformers, and how they draw."""
 
 import hashlib
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
@@ -16,16 +15,14 @@ from torch import Tensor
 from di4c_lm.checkpoints.files import CONFIG_FILE
 from di4c_lm.checkpoints.maskgit import MaskGitWeights, read, write_folder
 from di4c_lm.checkpoints.vqgan import load_vqgan, save_vqgan
+from di4c_lm.core.settings import to_dict
 from di4c_lm.networks.maskgit import MaskGit, check_classes
 from di4c_lm.networks.vqgan import VqGan
 from di4c_lm.processes.masked import MaskedProcess
-from di4c_lm.processes.rng import KeyedRng
 from di4c_lm.processes.schedules import MASKGIT_SCHEDULES
 from di4c_lm.samplers.confidence import Confidence
-from di4c_lm.samplers.draw import Draw
 from di4c_lm.samplers.grids import make_grid
-from di4c_lm.samplers.trajectory import sample
-from di4c_lm.samplers.walk import Sampler
+from di4c_lm.samplers.trajectory import Decoding, Sampler, name_of, sample_keyed
 
 VQGAN = "vqgan"  # the folder beside the transformer's
 SCHEDULE, TEACHER = "arccos", "teacher"
@@ -139,36 +136,33 @@ class CodeModel:
         seed: int,
         num_samples: int = 0,
         batch_size: int = 64,
-        sampler: Sampler | None = None,
-        temperature: float = 1.0,
+        sampler: Sampler | str = "confidence",
+        grid: str | Sequence[float] = "uniform",
+        teacher: "CodeModel | None" = None,
+        **decoding: Any,
     ) -> tuple[Int64[Tensor, "N D"], float]:
         """Codes of an image of each class in `labels`, or of `num_samples` images of no class told; and the mean NFE.
 
-        `sampler` defaults to `Confidence()`. Image n depends on (seed, n) alone, whatever the batch size. Raises `ValueError` for classes
-        out of range, guidance without classes, and sizes that do not fit.
+        `sampler` is an object or a name, `grid` a name of `make_grid` or times. `teacher` takes the last `hybrid_last` steps; `decoding`
+        are fields of `Decoding`. Image n depends on (seed, n) alone, whatever the batch size. Raises `ValueError` for classes out of range,
+        guidance without classes, and sizes and settings that do not fit.
         """
         if labels is not None:
             check_classes(labels, self.denoiser.num_classes)
-        count = num_samples if labels is None else len(labels)
-        for name, value in (("num_samples", count), ("batch_size", batch_size)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        device = next(self.denoiser.parameters()).device
-        times, rows, calls = make_grid("uniform", steps), [], 0.0
-        for number_B in torch.arange(count).split(batch_size):
-            drawn = sample(
-                self.denoiser,
-                self.process,
-                torch.full((len(number_B), self.denoiser.length), self.denoiser.mask_id, device=device),
-                times,
-                KeyedRng(seed, number_B.to(device)),
-                sampler=sampler or Confidence(),
-                draw=Draw(temperature=temperature),
-                cond=None if labels is None else labels[number_B].to(device),
-            )
-            rows.append(drawn.x.cpu())
-            calls += drawn.nfe * len(number_B)
-        return torch.cat(rows), calls / count
+        found = sample_keyed(
+            self.denoiser,
+            self.process,
+            (num_samples if labels is None else len(labels), self.denoiser.length),
+            make_grid(grid, steps),
+            seed=seed,
+            batch_size=batch_size,
+            sampler=sampler,
+            decoding=Decoding(**decoding),
+            cond=labels,
+            teacher=None if teacher is None else teacher.denoiser,
+            device=next(self.denoiser.parameters()).device,
+        )
+        return found.x, found.nfe
 
     def decode(self, codes: Int64[Tensor, "N D"], *, batch_size: int = 64) -> UInt8[ndarray, "N H W C"]:
         """The images of codes. Raises `ValueError` for codes that are none."""
@@ -184,7 +178,7 @@ class CodeDrawer:
     name: str
     model: CodeModel
     sampler: Sampler = field(default_factory=Confidence)
-    temperature: float = 1.0
+    decoding: Decoding = field(default_factory=Decoding)
     batch_size: int = 64
 
     @property
@@ -195,12 +189,10 @@ class CodeDrawer:
     @property
     def facts(self) -> Mapping[str, Any]:
         """What shapes the images, JSON-ready."""
-        settings = {key: value for key, value in vars(self.sampler).items() if json.dumps(value, default=str)}
         return {
-            "sampler": type(self.sampler).__name__,
-            "settings": settings,
+            "sampler": name_of(self.sampler),
+            "settings": to_dict(self.sampler) | to_dict(self.decoding),
             "schedule": self.model.schedule,
-            "temperature": self.temperature,
             "weights": fingerprint(self.model.denoiser),
             "vqgan": fingerprint(self.model.vqgan),
         }
@@ -216,6 +208,6 @@ class CodeDrawer:
             num_samples=num,
             batch_size=self.batch_size,
             sampler=self.sampler,
-            temperature=self.temperature,
+            **to_dict(self.decoding),
         )
         return self.model.decode(codes_ND), nfe

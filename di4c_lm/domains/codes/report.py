@@ -12,7 +12,8 @@ from di4c_lm.data.records.codes import is_code_folder
 from di4c_lm.domains.codes.model import CodeDrawer, CodeModel
 from di4c_lm.domains.codes.settings import ImagenetConfig, ImagenetEvalConfig
 from di4c_lm.measure.images.report import ImageReportConfig, ImageRun
-from di4c_lm.samplers.confidence import Confidence
+from di4c_lm.samplers.registry import make_sampler
+from di4c_lm.samplers.trajectory import Decoding
 
 SETTINGS, PARTS, STUDENT = "config.yaml", "parts.json", "student"
 
@@ -53,12 +54,16 @@ def image_run(
 ) -> ImageRun:
     """Both models with the sampler that `config.eval` describes, ready to be measured."""
     told = config.eval
-    sampler = Confidence(choice_temperature=told.choice_temperature, guidance=told.guidance, counts=told.counts)
+    confidence = {"choice_temperature": told.choice_temperature, "counts": told.counts}
+    how = {
+        "sampler": make_sampler("confidence", confidence),
+        "decoding": Decoding(temperature=told.temperature, guidance=told.guidance),
+        "batch_size": batch_size,
+    }
     return ImageRun(
         folder=run_dir,
         samplers=[
-            CodeDrawer(name=name, model=model, sampler=sampler, temperature=told.temperature, batch_size=batch_size)
-            for name, model in (("teacher", teacher), ("student", student))
+            CodeDrawer(name=name, model=model, **how) for name, model in (("teacher", teacher), ("student", student))
         ],
         images=images,
         config=to_dict(config),

@@ -1,7 +1,7 @@
 """Images of ordered levels: tauLDR's chain, U-Nets, their checkpoints and images, and how they draw."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -18,8 +18,9 @@ from di4c_lm.data.images.images import Shape, Split, images_of, to_bytes
 from di4c_lm.domains.pixels.settings import ChainConfig, ChainSamplerConfig, CifarConfig, ImageDataConfig
 from di4c_lm.networks.unet import UNet
 from di4c_lm.processes.gaussian import GaussianChain
-from di4c_lm.processes.rng import KeyedRng
-from di4c_lm.samplers.ctmc import Analytic, ChainStep, PredictorCorrector, TauLeaping, chain_grid, sample_chain
+from di4c_lm.samplers.grids import make_grid
+from di4c_lm.samplers.registry import make_sampler
+from di4c_lm.samplers.trajectory import Decoding, Sampler, sample_keyed
 
 SETTINGS, TEACHER, STUDENT = "config.yaml", "teacher", "student"  # in a run's folder
 _CHAIN = "chain"  # in a checkpoint's extra
@@ -61,48 +62,42 @@ class CifarModel:
         *,
         seed: int,
         batch_size: int = 64,
-        sampler: ChainSamplerConfig | None = None,
+        sampler: Sampler | str = "ancestral",
+        grid: str | Sequence[float] = "uniform",
         teacher: "CifarModel | None" = None,
+        **decoding: Any,
     ) -> tuple[Int64[Tensor, "N D"], float]:
-        """States of `num_samples` images drawn in `steps` times, and the mean NFE. Image n depends on (seed, n) alone.
+        """States of `num_samples` images, and the mean NFE. Image n depends on (seed, n) alone.
 
-        `teacher` makes the `sampler.last` calls of a hybrid. Raises `ValueError` for sizes that do not fit.
+        `sampler` is an object or a name, `grid` a name of `make_grid` or times. `teacher` takes the last `hybrid_last` steps; `decoding`
+        are fields of `Decoding`, `end` being argmax, as published, by default. Raises `ValueError` for sizes and settings that do not fit.
         """
-        for name, value in (("num_samples", num_samples), ("batch_size", batch_size)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        chosen = sampler or ChainSamplerConfig()
-        device = next(self.denoiser.parameters()).device
-        rows, calls = [], 0.0
-        for number_B in torch.arange(num_samples).split(batch_size):
-            drawn = sample_chain(
-                self.denoiser,
-                self.chain,
-                (len(number_B), self.denoiser.length),
-                chain_grid(steps, self.chain),
-                KeyedRng(seed, number_B.to(device)),
-                step=step_of(chosen),
-                end=chosen.end,
-                teacher=None if teacher is None else teacher.denoiser,
-                last=min(chosen.last, steps) if teacher is not None else 0,
-                device=device,
-            )
-            rows.append(drawn.x.cpu())
-            calls += drawn.nfe * len(number_B)
-        return torch.cat(rows), calls / num_samples
+        found = sample_keyed(
+            self.denoiser,
+            self.chain,
+            (num_samples, self.denoiser.length),
+            make_grid(grid, steps, floor=self.chain.min_time),
+            seed=seed,
+            batch_size=batch_size,
+            sampler=sampler,
+            decoding=Decoding(**{"end": "argmax", **decoding}),
+            teacher=None if teacher is None else teacher.denoiser,
+            device=next(self.denoiser.parameters()).device,
+        )
+        return found.x, found.nfe
 
 
-def step_of(config: ChainSamplerConfig) -> ChainStep:
-    """The step that the settings describe."""
-    predictor = Analytic() if config.step == "analytic" else TauLeaping()
-    if config.corrections == 0:
-        return predictor
-    return PredictorCorrector(
-        predictor=predictor,
-        corrections=config.corrections,
-        size=config.correction_size,
-        below=config.correct_below,
-    )
+def sampler_of(config: ChainSamplerConfig, *, steps: int, hybrid: bool = False) -> dict[str, Any]:
+    """The settings as `CifarModel.sample` takes them; the teacher's steps where there is one, at most all of `steps`."""
+    step = {"analytic": "ancestral", "leaping": "tau_leaping"}[config.step]
+    corrected = {"corrections": config.corrections, "size": config.correction_size, "below": config.correct_below}
+    return {
+        "sampler": make_sampler("predictor_corrector", {"predictor": step, **corrected})
+        if config.corrections
+        else make_sampler(step),
+        "end": {"argmax": "argmax", "draw": "sample"}[config.end],
+        "hybrid_last": min(config.last, steps) if hybrid else 0,
+    }
 
 
 @final
@@ -131,8 +126,9 @@ class CifarSampler:
         self, num: int, steps: int, seed: int, labels: Int64[ndarray, " N"] | None
     ) -> tuple[UInt8[ndarray, "N H W C"], float]:
         """`num` images in `steps` times, and the network calls that each took."""
+        how = sampler_of(self.settings, steps=steps, hybrid=self.teacher is not None)
         states_ND, nfe = self.model.sample(
-            num, steps, seed=seed, batch_size=self.batch_size, sampler=self.settings, teacher=self.teacher
+            num, steps, seed=seed, batch_size=self.batch_size, teacher=self.teacher, **how
         )
         images = images_of(states_ND, self.model.shape)
         return to_bytes(images, self.model.chain.num_states), nfe

@@ -16,11 +16,9 @@ from di4c_lm.domains.text.settings import Config
 from di4c_lm.networks.dit import DIT
 from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.processes.rng import KeyedRng
-from di4c_lm.samplers.draw import Draw, Noise
-from di4c_lm.samplers.optimised import grid_for
+from di4c_lm.samplers.grids import grid_for
 from di4c_lm.samplers.registry import fit_context
-from di4c_lm.samplers.trajectory import sample
-from di4c_lm.samplers.walk import Sampler
+from di4c_lm.samplers.trajectory import Decoding, Sampler, sample_keyed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -131,53 +129,43 @@ class TextModel:
         x_init: Int64[Tensor, "N D"] | None = None,
         sampler: "Sampler | str" = "ancestral",
         grid: "str | Sequence[float]" = "uniform",
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        noise: Noise = "exact",
-        hold_latents: bool = False,
         teacher: "TextModel | None" = None,
         on_step: "Callable[[Int64[Tensor, 'B D']], None] | None" = None,
+        **decoding: Any,
     ) -> tuple[Int64[Tensor, "N D"], float]:
         """Tokens of `num_samples` sequences, and the mean NFE.
 
         `x_init` (N, D) holds what is given, MASK elsewhere. `sampler` is an object or a name, `grid` a name of `make_grid`, times, or
         one optimised on this model: `optimised` the best of `steps` steps, `fewest` the shortest as good as `steps` equal ones. `teacher`
-        is the second network of the sampler `hybrid`. Sample n depends on (seed, n) alone, whatever the batch size. Raises `ValueError` for
-        sizes and settings that do not fit, and for sequences longer than the context, which take the sampler `blocks`.
+        takes the last `hybrid_last` steps; `decoding` are fields of `Decoding`. Sample n depends on (seed, n) alone, whatever the batch
+        size. Raises `ValueError` for sizes and settings that do not fit, and for sequences longer than the context, which take the sampler
+        `blocks`.
         """
-        if num_samples < 1:
-            raise ValueError(f"num_samples must be at least 1, got {num_samples}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         device = next(self.denoiser.parameters()).device
         if x_init is None:
             x_init = torch.full((num_samples, self.length), self.process.mask_id)
         if x_init.shape[0] != num_samples:
             raise ValueError(f"x_init: expected {num_samples} rows, got shape {tuple(x_init.shape)}")
-        chosen = fit_context(sampler, length=x_init.shape[1], context=self.length)
         if teacher is not None and fingerprint(teacher.tokenizer) != fingerprint(self.tokenizer):
             raise ValueError("teacher: its tokenizer is not that of the student")
-        draw = Draw(temperature=temperature, top_p=top_p, noise=noise)
+        how = {"sampler": fit_context(sampler, length=x_init.shape[1], context=self.length), "batch_size": batch_size}
+        how["decoding"] = Decoding(**decoding)
         start = x_init[: min(batch_size, _GRID_TRAJECTORIES), : self.length].to(device)
         grid_rng = KeyedRng(seed, _GRID_KEYS + torch.arange(len(start), device=device))
-        times = grid_for(self.denoiser, self.process, start, grid, steps, grid_rng, draw=draw)
-        rows, calls = [], 0.0
-        for number_B in torch.arange(num_samples).split(batch_size):
-            drawn = sample(
-                self.denoiser,
-                self.process,
-                x_init[number_B].to(device),
-                times,
-                KeyedRng(seed, number_B.to(device)),
-                sampler=chosen,
-                draw=draw,
-                hold_latents=hold_latents,
-                teacher=None if teacher is None else teacher.denoiser,
-                on_step=on_step,
-            )
-            rows.append(drawn.x.cpu())
-            calls += drawn.nfe * len(number_B)
-        return torch.cat(rows), calls / num_samples
+        times = grid_for(self.denoiser, self.process, start, grid, steps, grid_rng, decoding=how["decoding"])
+        found = sample_keyed(
+            self.denoiser,
+            self.process,
+            (num_samples, x_init.shape[1]),
+            times,
+            seed=seed,
+            x_init=x_init,
+            teacher=None if teacher is None else teacher.denoiser,
+            device=device,
+            on_step=on_step,
+            **how,
+        )
+        return found.x, found.nfe
 
 
 @dataclass(frozen=True, kw_only=True)

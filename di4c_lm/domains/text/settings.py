@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Strict
 from pydantic.dataclasses import dataclass
 
-from di4c_lm.core.settings import STRICT, Ints, at_least, check, positive
+from di4c_lm.core.settings import STRICT, Ints, at_least, check
 from di4c_lm.measure.text.evaluator import EvaluatorConfig
 from di4c_lm.mixtures.settings import LatentConfig
 from di4c_lm.networks.dit import DitConfig
