@@ -1,4 +1,4 @@
-"""Exact draws from categorical laws: one 64-bit uniform a draw, inverse distribution function in float64."""
+"""Exact samples of categorical and Poisson distributions: one 64-bit uniform each, inverse distribution function in float64."""
 
 import torch
 from jaxtyping import Float, Float64, Int64
@@ -8,11 +8,11 @@ _BLOCK = 256  # the inverse is looked up among the sums of blocks of this many s
 
 
 def sample_categorical(p_NS: Float[Tensor, "N S"], u: Float64[Tensor, "N *T"]) -> Int64[Tensor, "N *T"]:
-    """States drawn from the rows of `p_NS` by inverse distribution function, one a uniform in `u` ((N,) or (N, T) for T draws a row).
+    """States sampled from the rows of `p_NS`, one for each uniform in `u` ((N,), or (N, T) for T samples a row).
 
     `p_NS` need not be normalised; it must be finite and non-negative with a positive total a row, in any float dtype. The running sums
-    over blocks, and inside the block chosen, are float64, so a state of relative probability 1e-12 is drawn at its true rate; a state of
-    probability 0 is never drawn. Raises `ValueError` where the shapes disagree.
+    over blocks, and inside the block chosen, are float64, so a state of relative probability 1e-12 comes at its true rate; one of
+    probability 0 never does. Raises `ValueError` where the shapes disagree.
     """
     num_rows, num_states = p_NS.shape
     if u.dim() not in (1, 2) or len(u) != num_rows:
@@ -32,8 +32,8 @@ def sample_categorical(p_NS: Float[Tensor, "N S"], u: Float64[Tensor, "N *T"]) -
     inside_NTW = p_NS.gather(1, states_NTW.clamp_max(num_states - 1).flatten(1)).view(states_NTW.shape).double()
     inside_NTW = torch.where(states_NTW < num_states, inside_NTW, 0.0)
     index_NT, _ = _invert(inside_NTW.flatten(0, 1), share_NT.reshape(-1, 1))
-    drawn_NT = block_NT * _BLOCK + index_NT.view(block_NT.shape)
-    return drawn_NT if u.dim() == 2 else drawn_NT[:, 0]
+    state_NT = block_NT * _BLOCK + index_NT.view(block_NT.shape)
+    return state_NT if u.dim() == 2 else state_NT[:, 0]
 
 
 def _invert(
@@ -50,18 +50,38 @@ def _invert(
     return index_NT, ((target_NT - below_NT) / mass_NT).clamp(0, 1 - 2.0**-53)
 
 
-def kl_divergence(law_MS: Float[Tensor, "M S"], log_p_MS: Float[Tensor, "M S"]) -> Float[Tensor, " M"]:
+def kl_divergence(q_MS: Float[Tensor, "M S"], log_p_MS: Float[Tensor, "M S"]) -> Float[Tensor, " M"]:
     """Σ_v q(v) (log q(v) - log p(v)) of each row, nats; taken state by state, since the two sums would cancel where q is near p.
 
-    `law_MS` holds the probabilities q, which get no gradient; `log_p_MS` must be finite.
+    q gets no gradient; `log_p_MS` must be finite.
     """
-    law_MS = law_MS.to(log_p_MS.dtype)
-    return -torch.addcmul(torch.special.entr(law_MS), law_MS, log_p_MS).sum(1)
+    q_MS = q_MS.to(log_p_MS.dtype)
+    return -torch.addcmul(torch.special.entr(q_MS), q_MS, log_p_MS).sum(1)
 
 
 def sample_categorical_fp32(p_NS: Float[Tensor, "N S"], u_NS: Float[Tensor, "N S"]) -> Int64[Tensor, " N"]:
-    """The published codes' draw with float32 exponential noise, argmax of p / (1e-10 - log(u + 1e-10)).
+    """The published codes' samples with float32 exponential noise, argmax of p / (1e-10 - log(u + 1e-10)).
 
-    It truncates rare states (a token of probability 1e-6 comes at 62 % of its rate in 16 steps), and serves only to reproduce old tables.
+    They truncate rare states (a token of probability 1e-6 comes at 62 % of its rate in 16 steps), and serve only to reproduce old tables.
     """
     return (p_NS / (1e-10 - torch.log(u_NS + 1e-10))).argmax(-1)
+
+
+def sample_poisson(mean: Float64[Tensor, "..."], u: Float64[Tensor, "..."]) -> Int64[Tensor, "..."]:
+    """The least k with P(X <= k) > u, for X of the given means and uniforms `u` of the same shape.
+
+    P(X <= k) is the regularised incomplete gamma function Q(k + 1, mean). Raises `ValueError` for a negative or non-finite mean.
+    """
+    if not bool((mean.isfinite() & (mean >= 0)).all()):
+        raise ValueError("mean: expected finite values of at least 0")
+    high = (mean + 12 * mean.sqrt() + 40).ceil()  # P(X > high) is below 2^-53, and with it every uniform's
+    low = torch.full_like(high, -1)
+    widest = float(high.max()) + 1 if high.numel() else 1.0
+    while widest > 1:
+        middle = ((low + high) / 2).floor()
+        above = torch.special.gammaincc((middle + 1).clamp_min(1), mean) > u
+        beyond = middle < 0
+        high = torch.where(above & ~beyond, middle, high)
+        low = torch.where(above & ~beyond, low, middle)
+        widest = float((high - low).max())
+    return high.long()

@@ -50,10 +50,7 @@ class OutputHead(Protocol):
         ...
 
     def target_logits(
-        self,
-        features_NH: Float[Tensor, "N H"],
-        positions_N: Int64[Tensor, " N"],
-        targets_NT: Int64[Tensor, "N T"],
+        self, features_NH: Float[Tensor, "N H"], positions_N: Int64[Tensor, " N"], targets_NT: Int64[Tensor, "N T"]
     ) -> Float[Tensor, "N T"]:
         """The logits of T states a position, differentiable, in at least float32."""
         return self.logits(features_NH, positions_N).gather(1, targets_NT)

@@ -1,20 +1,20 @@
-"""tauLDR's continuous-time chain on ordered levels, whose stationary law is a discretised Gaussian (Campbell et al. 2022, section 5.2).
+"""tauLDR's continuous-time chain on ordered levels, with a discretised Gaussian as stationary distribution (Campbell et al. 2022, 5.2).
 
-With R its rate matrix and β(t) = a b^t - a, q(x_t | x_s) = exp((β(t) - β(s)) R). R is in detailed balance with the stationary law π, so
+With R its rate matrix and β(t) = a b^t - a, q(x_t | x_s) = exp((β(t) - β(s)) R). R is in detailed balance with the stationary π, so
 that diag(√π) R diag(1/√π) is symmetric, and one eigendecomposition in float64 gives the exact transition between any two times.
 """
 
 import functools
 import math
-from dataclasses import dataclass
 from typing import NamedTuple, final
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
+from di4c_lm.core.settings import at_least, check, positive, section, setting
 from di4c_lm.processes.categorical import sample_categorical
-from di4c_lm.processes.process import Predict, Process
+from di4c_lm.processes.process import Predict, Process, States, Times, Uniforms
 from di4c_lm.processes.rng import Rng, uniform
 
 _LEAST = 1e-20  # of a transition: what rounding leaves of a smaller one means nothing, and 0 would make some bridges impossible
@@ -31,37 +31,29 @@ class _Spectrum(NamedTuple):
 
 
 @final
-@dataclass(frozen=True, kw_only=True)
+@section
 class GaussianChain(Process):
-    """Each position jumps between levels by itself, by rates whose target is a Gaussian; the defaults are tauLDR's for CIFAR-10.
+    """Each position jumps between levels by itself, by rates whose target is a Gaussian; the defaults are tauLDR's for CIFAR-10."""
 
-    Raises `ValueError` for fewer than 2 states, and for settings that make no chain.
-    """
-
-    num_states: int = 256  # S
-    rate_sigma: float = 6.0  # of the length of a jump
-    q_sigma: float = 512.0  # of the stationary law
-    time_base: float = 3.0  # a
-    time_exponential: float = 100.0  # b
-    min_time: float = 0.01
+    num_states: int = setting(256, "levels, S")
+    rate_sigma: float = setting(6.0, "of the length of a jump")
+    q_sigma: float = setting(512.0, "of the stationary distribution")
+    time_base: float = setting(3.0, "a of β(t) = a b^t - a")
+    time_exponential: float = setting(100.0, "b of β(t) = a b^t - a")
+    min_time: float = setting(0.01, "the lowest time at which networks are asked for x_0")
 
     def __post_init__(self) -> None:
-        if self.num_states < 2:
-            raise ValueError(f"num_states must be at least 2, got {self.num_states}")
-        for name in ("rate_sigma", "q_sigma", "time_base"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be above 0 and finite, got {getattr(self, name)}")
-        if not 1 < self.time_exponential < math.inf:
-            raise ValueError(f"time_exponential must be above 1 and finite, got {self.time_exponential}")
-        if not 0 <= self.min_time < 1:
-            raise ValueError(f"min_time must be in [0, 1), got {self.min_time}")
+        at_least(self, 2, "num_states")
+        positive(self, "rate_sigma", "q_sigma", "time_base")
+        check(self.time_exponential > 1, "time_exponential", self.time_exponential, "above 1")
+        check(0 <= self.min_time < 1, "min_time", self.min_time, "in [0, 1)")
 
     def rate_matrix(self, device: torch.device | str = "cpu") -> Float64[Tensor, "S S"]:
         """R: from the row's state to the column's; its rows sum to 0."""
         return self._spectrum(device).rate_SS
 
     def stationary(self, device: torch.device | str = "cpu") -> Float64[Tensor, " S"]:
-        """π_k ~ exp(-(k + 1 - S/2)² / 2 q_sigma²): the law of x_1, and where each position begins when sampling."""
+        """π_k ~ exp(-(k + 1 - S/2)² / 2 q_sigma²): the distribution of x_1, from which sampling begins."""
         return self._spectrum(device).stationary_S
 
     def integral(self, t: Float[Tensor, "..."]) -> Float64[Tensor, "..."]:
@@ -96,18 +88,11 @@ class GaussianChain(Process):
             x_t[rows] = sample_categorical(q_NS, u_BD[rows].flatten()).view(len(rows), -1)
         return x_t
 
-    def unknown(self, x_t: Int64[Tensor, "..."]) -> Bool[Tensor, "..."]:
+    def unknown(self, x_t: States) -> Bool[Tensor, "..."]:
         """Everywhere: no level is certain."""
         return torch.ones_like(x_t, dtype=torch.bool)
 
-    def bridge(
-        self,
-        x_t: Int64[Tensor, "..."],
-        x_0: Int64[Tensor, "..."],
-        t: Float[Tensor, "..."],
-        s: Float[Tensor, "..."],
-        u: Float64[Tensor, "..."],
-    ) -> Int64[Tensor, "..."]:
+    def bridge(self, x_t: States, x_0: States, t: Times, s: Times, u: Uniforms) -> States:
         """x_s ~ q(x_s | x_0, x_t), which is q(x_s | x_0) q(x_t | x_s) normalised; at s = 0 x_0 itself."""
         if not bool((s > 0).any()):
             return x_0
@@ -123,12 +108,7 @@ class GaussianChain(Process):
         return x_s_N.view(x_0.shape)
 
     def reverse(
-        self,
-        x_t: Int64[Tensor, "B D"],
-        predict: Predict,
-        t: Float[Tensor, " B"],
-        s: Float[Tensor, " B"],
-        rng: Rng,
+        self, x_t: Int64[Tensor, "B D"], predict: Predict, t: Float[Tensor, " B"], s: Float[Tensor, " B"], rng: Rng
     ) -> Int64[Tensor, "B D"]:
         """x_s ~ p(x_s | x_t) (Di4C, section F.1): x_0 everywhere, then x_s from the bridge."""
         x_0 = predict(x_t, t, self.unknown(x_t), rng)
@@ -136,13 +116,9 @@ class GaussianChain(Process):
         return self.bridge(x_t, x_0, t_BD, s_BD, uniform(rng, tuple(x_t.shape), x_t.device))
 
     def posterior(
-        self,
-        x_t: Int64[Tensor, " N"],
-        p_0: Float[Tensor, "N S"],
-        t: Float64[Tensor, ""],
-        s: Float64[Tensor, ""],
+        self, x_t: Int64[Tensor, " N"], p_0: Float[Tensor, "N S"], t: Float64[Tensor, ""], s: Float64[Tensor, ""]
     ) -> Float64[Tensor, "N S"]:
-        """p(x_s | x_t) = Σ_v p_0(v) q(x_s | x_0 = v, x_t): the law that `bridge` draws from, where x_0 is drawn from p_0."""
+        """p(x_s | x_t) = Σ_v p_0(v) q(x_s | x_0 = v, x_t): that of `bridge` where x_0 ~ p_0."""
         low_SS, high_SS = self.transition(s), self.transition(t, s)
         whole_NS = (low_SS @ high_SS).T[x_t]
         return (p_0.double() / whole_NS) @ low_SS * high_SS.T[x_t]

@@ -3,10 +3,10 @@
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Bool, Float, Float64, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from di4c_lm.processes.process import Predict
+from di4c_lm.processes.process import Predict, Process, States, Times, Uniforms
 from di4c_lm.processes.rng import Rng, uniform
 from di4c_lm.processes.schedules import LogLinear, Schedule
 
@@ -14,7 +14,7 @@ NEVER = -1e6  # the logit of a state that cannot be: its probability is exactly 
 
 
 @dataclass(frozen=True)
-class MaskedProcess:
+class MaskedProcess(Process):
     """Masked diffusion (Sahoo et al. 2024; Shi et al. 2024) on tokens below `mask_id`, with MASK = `mask_id`."""
 
     mask_id: int
@@ -30,7 +30,7 @@ class MaskedProcess:
         """0: networks are asked for x_0 at any time above it."""
         return 0.0
 
-    def unknown(self, x_t: Int64[Tensor, "..."]) -> Bool[Tensor, "..."]:
+    def unknown(self, x_t: States) -> Bool[Tensor, "..."]:
         """The masked positions."""
         return x_t == self.mask_id
 
@@ -38,31 +38,17 @@ class MaskedProcess:
         """MASK everywhere; `rng` is not used."""
         return torch.full((num_batch, num_positions), self.mask_id, device=device)
 
-    def revealed(
-        self, x_t: Int64[Tensor, "..."], t: Float[Tensor, "..."], s: Float[Tensor, "..."], u: Float64[Tensor, "..."]
-    ) -> Bool[Tensor, "..."]:
+    def revealed(self, x_t: States, t: Times, s: Times, u: Uniforms) -> Bool[Tensor, "..."]:
         """Which masked positions become visible between t and s < t: those whose uniform is at least m(s) / m(t); at s = 0 all."""
         stay = self.schedule.mask_prob(s.double()) / self.schedule.mask_prob(t.double())
         return self.unknown(x_t) & ((u >= stay) | (s == 0))
 
-    def bridge(
-        self,
-        x_t: Int64[Tensor, "..."],
-        x_0: Int64[Tensor, "..."],
-        t: Float[Tensor, "..."],
-        s: Float[Tensor, "..."],
-        u: Float64[Tensor, "..."],
-    ) -> Int64[Tensor, "..."]:
+    def bridge(self, x_t: States, x_0: States, t: Times, s: Times, u: Uniforms) -> States:
         """x_s ~ q(x_s | x_0, x_t): what becomes visible is x_0, the rest stays as it is."""
         return torch.where(self.revealed(x_t, t, s, u), x_0, x_t)
 
     def reverse(
-        self,
-        x_t: Int64[Tensor, "B D"],
-        predict: Predict,
-        t: Float[Tensor, " B"],
-        s: Float[Tensor, " B"],
-        rng: Rng,
+        self, x_t: Int64[Tensor, "B D"], predict: Predict, t: Float[Tensor, " B"], s: Float[Tensor, " B"], rng: Rng
     ) -> Int64[Tensor, "B D"]:
         """x_s ~ p(x_s | x_t) (Sahoo et al. 2024, Eq. 7): first which positions become visible, then x_0 at those alone.
 

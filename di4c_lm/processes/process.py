@@ -9,6 +9,9 @@ from torch import Tensor
 
 from di4c_lm.processes.rng import Rng
 
+States = Int64[Tensor, "..."]
+Times = Float[Tensor, "..."]
+Uniforms = Float64[Tensor, "..."]
 # (x_t, t, needed, rng) to x_t with a sample of x_0 ~ p(x_0 | x_t) where `needed`; of what stands elsewhere no use is made.
 Predict = Callable[[Int64[Tensor, "B D"], Float[Tensor, " B"], Bool[Tensor, "B D"], Rng], Int64[Tensor, "B D"]]
 
@@ -30,28 +33,16 @@ class Process(Protocol):
         """x_t ~ q(x_t | x_0)."""
         ...
 
-    def unknown(self, x_t: Int64[Tensor, "..."]) -> Bool[Tensor, "..."]:
+    def unknown(self, x_t: States) -> Bool[Tensor, "..."]:
         """Where x_0 is not certain given x_t."""
         ...
 
-    def bridge(
-        self,
-        x_t: Int64[Tensor, "..."],
-        x_0: Int64[Tensor, "..."],
-        t: Float[Tensor, "..."],
-        s: Float[Tensor, "..."],
-        u: Float64[Tensor, "..."],
-    ) -> Int64[Tensor, "..."]:
+    def bridge(self, x_t: States, x_0: States, t: Times, s: Times, u: Uniforms) -> States:
         """x_s ~ q(x_s | x_0, x_t) for s < t, one uniform a position; all of one shape."""
         ...
 
     def reverse(
-        self,
-        x_t: Int64[Tensor, "B D"],
-        predict: Predict,
-        t: Float[Tensor, " B"],
-        s: Float[Tensor, " B"],
-        rng: Rng,
+        self, x_t: Int64[Tensor, "B D"], predict: Predict, t: Float[Tensor, " B"], s: Float[Tensor, " B"], rng: Rng
     ) -> Int64[Tensor, "B D"]:
         """x_s ~ p(x_s | x_t) = Σ q(x_s | x_0, x_t) p(x_0 | x_t) for s < t: x_0 sampled where x_s depends on it, then `bridge`."""
         ...

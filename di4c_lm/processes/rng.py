@@ -26,9 +26,9 @@ def _weyl(count: int) -> int:
 
 
 class KeyedRng:
-    """Counter-based noise: draw number n of example b depends on (seed, keys[b], n) alone.
+    """Counter-based noise: tensor number n of example b depends on (seed, keys[b], n) alone.
 
-    `keys` is (B,) or (B, K); the K columns, such as sample id and epoch, are hashed into one key. Each call of `uniform` is one draw.
+    `keys` is (B,) or (B, K); the K columns, such as sample id and epoch, are hashed into one key. Each call of `uniform` makes one.
     """
 
     def __init__(self, seed: int, keys: Int64[Tensor, "B *K"]) -> None:
@@ -53,7 +53,7 @@ class KeyedRng:
         return (_shift_right(bits, 11).double() * 2.0**-53).view(shape)
 
     def split(self, num_children: int) -> "KeyedRng":
-        """A rng of B * `num_children` keys, example-major: child l of example b depends on (seed, keys[b], l) and the draws so far."""
+        """A rng of B * `num_children` keys, example-major: child l of example b depends on (seed, keys[b], l) and the calls so far."""
         self._draws += 1
         stream_B = _mix(self._key_B + _weyl(self._draws))
         child_C = torch.arange(num_children, device=stream_B.device)

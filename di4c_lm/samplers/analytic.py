@@ -19,7 +19,7 @@ class Analytic:
     """Tweedie τ-leaping (Lou et al. 2024, Theorem 4.2): (exp(-Δσ Q) score)(v) exp(Δσ Q)(x_t, v), with Δσ = σ(t) - σ(s).
 
     These probabilities are those of the ancestral step, so exact samples are made the same way. With `noise=legacy_fp32` they are the
-    published float32 expression, cancellation included, sampled with the published noise, and the network is told t = 0 as there.
+    published float32 expression, cancellation included, sampled with the published noise, and the network gets t = 0 as there.
     """
 
     needs: ClassVar[type] = object

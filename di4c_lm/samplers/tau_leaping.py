@@ -8,8 +8,8 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from di4c_lm.core.settings import section
+from di4c_lm.processes.categorical import sample_poisson
 from di4c_lm.processes.gaussian import GaussianChain
-from di4c_lm.processes.poisson import sample_poisson
 from di4c_lm.samplers.trajectory import Trajectory
 
 

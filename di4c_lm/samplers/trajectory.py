@@ -111,7 +111,7 @@ class Calls:
         self._timeless = getattr(getattr(denoiser, "config", None), "time_conditioning", True) is False
 
     def latents(self, num_batch: int, rng: Rng, device: torch.device) -> Any:
-        """λ of the next call, one a sequence, or None for a network without; one draw of `rng` unless λ is held."""
+        """λ of the next call, one a sequence, or None for a network without; one tensor of `rng` unless λ is held."""
         if self._lam is None or not self._hold_latents:
             self._lam = self._denoiser.sample_latents(num_batch, 1, lambda shape: uniform(rng, shape, device))
         return self._lam
@@ -344,7 +344,7 @@ def sample(
 
     Args:
         denoiser: the network; it is asked for x_0 at each of `times` but the last.
-        process: the process that it was trained on; `process.prior` makes an `x_init` that leaves all open.
+        process: the process that it was trained on; `process.prior` makes an `x_init` that gives nothing.
         x_init: B sequences at t = 1.
         times: a grid, as `grids.make_grid` gives it.
         rng: with a `KeyedRng` a sequence does not depend on its batch.

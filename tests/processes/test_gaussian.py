@@ -173,10 +173,10 @@ def test_it_is_a_process_and_no_batch_changes_a_draw() -> None:
     "name, value, allowed",
     [
         ("num_states", 1, "at least 2"),
-        ("rate_sigma", 0.0, "above 0 and finite"),
-        ("q_sigma", math.inf, "above 0 and finite"),
-        ("time_base", -1.0, "above 0 and finite"),
-        ("time_exponential", 1.0, "above 1 and finite"),
+        ("rate_sigma", 0.0, "above 0"),
+        ("q_sigma", math.inf, "a number"),
+        ("time_base", -1.0, "above 0"),
+        ("time_exponential", 1.0, "above 1"),
         ("min_time", 1.0, r"in \[0, 1\)"),
     ],
 )
