@@ -13,6 +13,7 @@ from di4c_lm.checkpoints.di4c import load_denoiser, save_denoiser
 from di4c_lm.checkpoints.student import TOKENIZER_KEY, check_tokenizer
 from di4c_lm.data.text.tokenizers import fingerprint
 from di4c_lm.domains.text.settings import Config
+from di4c_lm.measure.text.samples import TextRun
 from di4c_lm.networks.dit import DIT
 from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.processes.rng import KeyedRng
@@ -169,20 +170,8 @@ class TextModel:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
-    """A finished run, or a chain of rounds: its settings, its models by name, held-out text, and the evaluator's folder or hub name."""
-
-    settings: dict[str, Any]  # as in its config.yaml
-    folder: Path
-    models: dict[str, TextModel]  # "teacher", if there was one, and "student"; of a chain those of its rounds
-    paths: dict[str, Path]  # where each was loaded from
-    validation: Int64[Tensor, "N D"]
-    evaluator: str
-
-    @property
-    def student(self) -> TextModel:
-        """What was trained, in a chain the last."""
-        return list(self.models.values())[-1]
+class Run(TextRun):
+    """A finished run: its models are "teacher", if there was one, and "student", or those of a chain's rounds."""
 
     @property
     def teacher(self) -> TextModel:

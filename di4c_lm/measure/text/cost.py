@@ -5,13 +5,13 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from di4c_lm.measure.text.samples import TextModel
+from di4c_lm.measure.flow import Row
+from di4c_lm.measure.text.samples import TextModel, TextRun
 
 _MIB = 2**20
 
@@ -47,22 +47,21 @@ def sampling_cost(
     }
 
 
-def sampling_costs(
-    models: dict[str, TextModel],
-    *,
-    steps: Sequence[int],
-    batches: Sequence[int],
-    repeats: int,
-    seed: int,
-    settings: dict[str, Any],
-) -> list[dict[str, Any]]:
+def cost_part(run: TextRun, settings: Any, *_: Any) -> dict[str, list[Row]]:
     """`sampling_cost` of every model, step count and batch size."""
-    return [
-        {"model": name, **sampling_cost(model, steps=n, batch=batch, repeats=repeats, seed=seed, settings=settings)}
-        for name, model in models.items()
-        for n in steps
-        for batch in batches
+    how = {"sampler": settings.sampler, "grid": settings.grid, "noise": settings.noise}
+    rows = [
+        {
+            "model": name,
+            **sampling_cost(
+                model, steps=steps, batch=batch, repeats=settings.cost_repeats, seed=settings.seeds[0], settings=how
+            ),
+        }
+        for name, model in run.models.items()
+        for steps in settings.steps
+        for batch in settings.cost_batches
     ]
+    return {"cost": rows}
 
 
 def _start_peak(device: torch.device) -> float | None:

@@ -7,6 +7,7 @@ the bound of the sampler of n uniform steps itself: tokens revealed in one step 
 
 import json
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from torch import Tensor
 
 from di4c_lm.losses.positions import Positions
 from di4c_lm.losses.reading import Reading
+from di4c_lm.measure.flow import Row, columns, difference
+from di4c_lm.measure.statistics.bootstrap import Resampled, exp_mean, mean
 from di4c_lm.measure.text.mixture import predict
-from di4c_lm.measure.text.samples import TextModel
+from di4c_lm.measure.text.samples import TextModel, TextRun
 from di4c_lm.processes.rng import KeyedRng, uniform
 
 
@@ -174,3 +177,51 @@ def _split_last_word(model: TextModel, number: int, text: str) -> tuple[list[int
         raise ValueError(f"text {number}: its last word has {len(target)} tokens, the model's sequences {model.length}")
     start = [model.tokenizer.eos_token_id, *context]
     return start if len(start) <= room else context[-room:], target
+
+
+def likelihood_part(run: TextRun, settings: Any, *_: Any) -> dict[str, list[Row]]:
+    """Perplexity bounds of validation and zero-shot text, each of the one-token-a-step limit and of each step count, and last words."""
+    limit, seed = settings.likelihood_sequences, settings.seeds[0]
+    sets = {"held-out": run.validation[:limit]}
+    if settings.zero_shot is not None:
+        sets |= zero_shot_sets(Path(settings.zero_shot), run.student, limit=limit)
+    texts = (
+        read_texts(Path(settings.lambada))[:limit] if settings.lambada else _texts(run.student, run.validation[:limit])
+    )
+    resampling = {"resamples": settings.bootstrap, "seed": seed}
+    rows, words = [], []
+    quantities: dict[str, dict[tuple[str, str], Resampled]] = {name: {} for name in run.models}
+    common: dict[str, Any] = {"lambdas": settings.lambdas, "seed": seed, "batch_size": settings.batch_size}
+    for name, model in run.models.items():
+        for where, x_ND in sets.items():
+            bounds = {"bound_ppl": marginal_bound(model, x_ND, draws=settings.likelihood_draws, **common)}
+            for steps in settings.steps if where == "held-out" else ():
+                bounds[f"bound_ppl_{steps}_steps"] = step_bound(
+                    model, x_ND, steps=steps, draws=settings.likelihood_draws, **common
+                )
+            of_set = {key: Resampled(exp_mean, (nats_N.numpy() / x_ND.shape[1],)) for key, nats_N in bounds.items()}
+            quantities[name] |= {(key, where): value for key, value in of_set.items()}
+            rows.append({"model": name, "set": where, "sequences": len(x_ND), **columns(of_set, **resampling)})
+        hits = Resampled(mean, (last_words(model, texts, **common).numpy(),))
+        quantities[name]["accuracy", "last words"] = hits
+        row = {"model": name, "set": "last words", "sequences": len(texts)}
+        words.append(row | columns({"accuracy": hits}, **resampling))
+    comparisons = [
+        difference(
+            f"{key}, {where}",
+            {"of": a, "minus": b, "steps": 0},
+            value,
+            quantities[b][key, where],
+            **resampling,
+        )
+        for b, a in combinations(run.models, 2)
+        for (key, where), value in quantities[a].items()
+    ]
+    return {"likelihood": rows, "last_words": words, "comparisons": comparisons}
+
+
+def _texts(student: TextModel, x_ND: Int64[Tensor, "N D"]) -> list[str]:
+    """Validation sequences as texts that end with a whole word: what follows the last space is left out."""
+    decoded = [str(student.tokenizer.decode(ids, skip_special_tokens=True)) for ids in x_ND.tolist()]
+    texts = [" ".join(text.split()[:-1]) for text in decoded]
+    return [text for text in texts if len(text.split()) >= 2]

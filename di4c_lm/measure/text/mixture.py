@@ -1,5 +1,6 @@
 """What a student's λ carries: correlations between positions, in nats, and samples with λ sampled anew, held, or averaged out."""
 
+from collections.abc import Sequence
 from typing import Any, final
 
 import torch
@@ -7,12 +8,18 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from di4c_lm.losses.positions import Positions
-from di4c_lm.measure.text.samples import Sampler, TextModel
+from di4c_lm.measure.flow import Row, columns
+from di4c_lm.measure.statistics.bootstrap import Resampled, mean
+from di4c_lm.measure.text.evaluator import Evaluator
+from di4c_lm.measure.text.gen_ppl import DATA, GenPplConfig, measure
+from di4c_lm.measure.text.samples import Sampler, TextModel, TextRun
 from di4c_lm.processes.categorical import sample_categorical
 from di4c_lm.processes.denoiser import OutputHead, Prediction, row_chunks, rows_at_once
 from di4c_lm.processes.rng import KeyedRng, uniform
 from di4c_lm.samplers.grids import uniform_grid
 from di4c_lm.samplers.trajectory import sample
+
+_CORRELATION_TIMES = (1.0, 0.75, 0.5, 0.25)
 
 
 def num_components(model: TextModel, lambdas: int) -> int:
@@ -138,3 +145,32 @@ def latent_modes(model: TextModel, *, lambdas: int, batch_size: int) -> dict[str
         return torch.cat(rows), calls / num_samples * calls_of_all(model, lambdas)
 
     return {"λ resampled": plain, "λ frozen": frozen, "λ averaged": averaged}
+
+
+def mixture_part(run: TextRun, settings: Any, evaluators: Sequence[Evaluator], *_: Any) -> dict[str, list[Row]]:
+    """Of each model with λ: correlations captured at several times, and samples with λ resampled, frozen, averaged."""
+    found: dict[str, list[Row]] = {"correlation": [], "latent_modes": [], "comparisons": []}
+    x_ND, shared = run.validation[: settings.likelihood_sequences], ("num_samples", "batch_size", "bootstrap")
+    shared = (*shared, "evaluator_batch_size", "eos", "retokenize", "overflow")
+    config = GenPplConfig(
+        steps=(settings.mixture_steps,), seed=settings.seeds[0], **{key: getattr(settings, key) for key in shared}
+    )
+    for name, model in run.models.items():
+        if model.denoiser.latent is None:
+            continue
+        for t in _CORRELATION_TIMES:
+            own_N, text_N = total_correlation(model, x_ND, t=t, lambdas=settings.lambdas, seed=settings.seeds[0])
+            values = {"captured": Resampled(mean, (own_N.numpy(),)), "gain_on_text": Resampled(mean, (text_N.numpy(),))}
+            row = {"model": name, "t": t, "sequences": len(x_ND)}
+            found["correlation"].append(row | columns(values, resamples=settings.bootstrap, seed=settings.seeds[0]))
+        modes = latent_modes(model, lambdas=settings.lambdas, batch_size=settings.batch_size)
+        measured = measure(
+            {f"{name}, {mode}": sampler for mode, sampler in modes.items()},
+            run.validation,
+            tokenizer=model.tokenizer,
+            evaluator=evaluators[0],
+            settings=config,
+        )
+        found["latent_modes"] += [row for row in measured.rows if row["model"] != DATA]
+        found["comparisons"] += measured.comparisons
+    return found

@@ -4,59 +4,44 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import combinations
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from jaxtyping import Int64
 from torch import Tensor
 
 from di4c_lm.core.files import write_json
 from di4c_lm.core.fingerprints import fingerprint
 from di4c_lm.core.settings import to_dict
-from di4c_lm.measure.flow import Row, columns, difference, nfe_of
+from di4c_lm.measure.flow import Row, columns, nfe_of
 from di4c_lm.measure.render.files import write_report
 from di4c_lm.measure.render.manifest import manifest
 from di4c_lm.measure.settings import device_of
-from di4c_lm.measure.statistics.bootstrap import Resampled, exp_mean, mean
+from di4c_lm.measure.statistics.bootstrap import Resampled, exp_mean
 from di4c_lm.measure.text import gen_ppl, suite
 from di4c_lm.measure.text.canaries import periodic, shuffled, tail_probe, tiled
-from di4c_lm.measure.text.cost import sampling_costs
+from di4c_lm.measure.text.cost import cost_part
 from di4c_lm.measure.text.evaluator import Evaluator, evaluator_facts, load_evaluator
 from di4c_lm.measure.text.gen_ppl import GenPplConfig, gen_ppl_table, measure, measure_conditional
-from di4c_lm.measure.text.likelihood import last_words, marginal_bound, read_texts, step_bound, zero_shot_sets
-from di4c_lm.measure.text.mixture import latent_modes, total_correlation
-from di4c_lm.measure.text.samples import TextModel, TextSamples, sampled
+from di4c_lm.measure.text.likelihood import likelihood_part, marginal_bound
+from di4c_lm.measure.text.mixture import mixture_part
+from di4c_lm.measure.text.samples import TextModel, TextRun, TextSamples, sampled
 from di4c_lm.measure.text.suite import ReportConfig, measure_suite, split_held_out, suite_table
 
 logger = logging.getLogger(__name__)
 _NOISE = {"exact": "float64", "legacy_fp32": "float32"}
 _PROBE_STEPS, _FLOAT32_SAMPLES = 64, 32
-_CORRELATION_TIMES = (1.0, 0.75, 0.5, 0.25)
-
-
-class TextRun(Protocol):
-    """A finished run: its settings as plain values, its models by name with the folders they come from, and what they are measured by."""
-
-    settings: Any
-    folder: Path
-    models: Any  # name to `TextModel`, the last the student
-    paths: Any
-    validation: Int64[Tensor, "N D"]
-    evaluator: str
 
 
 # Generative perplexity
 
 
-def gen_ppl_report(run: Any, settings: GenPplConfig) -> str:
+def gen_ppl_report(run: TextRun, settings: GenPplConfig) -> str:
     """Measure the models of `run` as `settings` say, write `report/gen_ppl.{json,csv,png,html}`, and return the table.
 
     Of continued prompts the files are called gen_ppl_conditional. Raises `ValueError` as `measure` and `load_evaluator` do, and for a GPU
     that is not there.
     """
-    student, device = _moved(run, settings.device), device_of(settings.device)
+    student, device = run.student, _move(run, settings.device)
     evaluator = load_evaluator(settings.evaluator or run.evaluator, device=device)
     settings = settings.fitted(student.length) if settings.conditional else settings
     common: dict[str, Any] = {"tokenizer": student.tokenizer, "evaluator": evaluator, "settings": settings}
@@ -92,11 +77,12 @@ def gen_ppl_report(run: Any, settings: GenPplConfig) -> str:
     return gen_ppl_table(found)
 
 
-def _moved(run: Any, device: str) -> TextModel:
-    """The student, all models being on the device."""
+def _move(run: TextRun, wanted: str) -> str:
+    """The device, on which all models are then."""
+    device = device_of(wanted)
     for model in run.models.values():
-        model.denoiser.to(device_of(device))
-    return list(run.models.values())[-1]
+        model.denoiser.to(device)
+    return device
 
 
 def _free(model: TextModel, batch_size: int, **how: Any) -> Callable[[int, int, int], tuple[Tensor, float]]:
@@ -116,9 +102,9 @@ def _prompted(model: TextModel, batch_size: int) -> gen_ppl.PromptedSampler:
 
 
 def _manifest(
-    run: Any, settings: Any, rows: Sequence[Row], *, dtypes: Mapping[str, str], **facts: Any
+    run: TextRun, settings: Any, rows: Sequence[Row], *, dtypes: Mapping[str, str], **facts: Any
 ) -> dict[str, Any]:
-    student = list(run.models.values())[-1]
+    student = run.student
     model_dtype = str(next(student.denoiser.parameters()).dtype)
     return manifest(
         config={"report": to_dict(settings), "run": run.settings},
@@ -139,7 +125,7 @@ def _subtitle(facts: Mapping[str, Any]) -> str:
     )
 
 
-def bound_report(run: Any, settings: GenPplConfig, *, draws: int) -> str:
+def bound_report(run: TextRun, settings: GenPplConfig, *, draws: int) -> str:
     """Bound the validation perplexity of the run's models without λ, write `report/bound.json`, and return a line a model.
 
     A row holds model, bound_ppl = exp(nats a token) with `_low` and `_high` of a 95 % bootstrap over sequences, sequences and draws:
@@ -147,7 +133,7 @@ def bound_report(run: Any, settings: GenPplConfig, *, draws: int) -> str:
     is written before it.
     """
     x_ND = run.validation[: settings.num_samples]
-    _moved(run, settings.device)
+    _move(run, settings.device)
     rows: list[Row] = []
     for name, model in run.models.items():
         if model.denoiser.latent is None:
@@ -170,12 +156,12 @@ def bound_report(run: Any, settings: GenPplConfig, *, draws: int) -> str:
 # The whole evaluation
 
 
-def full_report(run: Any, settings: ReportConfig) -> str:
+def full_report(run: TextRun, settings: ReportConfig) -> str:
     """Measure the models of `run` as `settings` say, write report.{json,csv,png,html}, and return the table.
 
     Raises `ValueError` for a GPU that is not there, and as the parts do.
     """
-    student, device = _moved(run, settings.device), device_of(settings.device)
+    student, device = run.student, _move(run, settings.device)
     evaluated = set(settings.parts) - {"likelihood", "cost"}
     names = settings.evaluators or (run.evaluator,)
     evaluators = [load_evaluator(name, device=device) for name in names] if evaluated else []
@@ -215,7 +201,7 @@ def full_report(run: Any, settings: ReportConfig) -> str:
 
 
 def _samples(
-    run: Any, settings: ReportConfig, evaluators: list[Evaluator], encoder: Evaluator | None
+    run: TextRun, settings: ReportConfig, evaluators: list[Evaluator], encoder: Evaluator | None
 ) -> dict[str, Any]:
     """Fluency, diversity and distance to the validation set, those that are asked for."""
     assert encoder is not None
@@ -226,7 +212,7 @@ def _samples(
         _cells(run, real, settings),
         real,
         reference,
-        tokenizer=list(run.models.values())[-1].tokenizer,
+        tokenizer=run.student.tokenizer,
         evaluators=evaluators,
         encoder=encoder,
         settings=settings,
@@ -234,9 +220,9 @@ def _samples(
     return {"rows": found.rows, "comparisons": found.comparisons, "alarms": found.alarms}
 
 
-def _cells(run: Any, real: Tensor, settings: ReportConfig) -> Iterator[TextSamples]:
+def _cells(run: TextRun, real: Tensor, settings: ReportConfig) -> Iterator[TextSamples]:
     how: dict[str, Any] = {"sampler": settings.sampler, "grid": settings.grid, "noise": settings.noise}
-    noise, (name, student) = _NOISE[settings.noise], list(run.models.items())[-1]
+    noise, student, name = _NOISE[settings.noise], run.student, list(run.models)[-1]
     yield from sampled(
         {name: _free(model, settings.batch_size, **how) for name, model in run.models.items()},
         settings.num_samples,
@@ -266,100 +252,10 @@ def _tail(student: TextModel, settings: ReportConfig) -> dict[str, float]:
     return tail_probe(student, steps=_PROBE_STEPS, seed=settings.seeds[0], settings={"sampler": settings.sampler})
 
 
-def _row(values: Mapping[str, Resampled], settings: ReportConfig, **facts: Any) -> Row:
-    return {**facts, **columns(values, resamples=settings.bootstrap, seed=settings.seeds[0])}
-
-
-def _likelihood(run: Any, settings: ReportConfig, *_: Any) -> dict[str, Any]:
-    """Perplexity bounds of validation and zero-shot text, each of the one-token-a-step limit and of each step count, and last words."""
-    limit, seed = settings.likelihood_sequences, settings.seeds[0]
-    student = list(run.models.values())[-1]
-    sets = {"held-out": run.validation[:limit]}
-    if settings.zero_shot is not None:
-        sets |= zero_shot_sets(Path(settings.zero_shot), student, limit=limit)
-    texts = read_texts(Path(settings.lambada))[:limit] if settings.lambada else _texts(student, run.validation[:limit])
-    rows, words = [], []
-    quantities: dict[str, dict[tuple[str, str], Resampled]] = {name: {} for name in run.models}
-    common: dict[str, Any] = {"lambdas": settings.lambdas, "seed": seed, "batch_size": settings.batch_size}
-    for name, model in run.models.items():
-        for where, x_ND in sets.items():
-            bounds = {"bound_ppl": marginal_bound(model, x_ND, draws=settings.likelihood_draws, **common)}
-            for steps in settings.steps if where == "held-out" else ():
-                bounds[f"bound_ppl_{steps}_steps"] = step_bound(
-                    model, x_ND, steps=steps, draws=settings.likelihood_draws, **common
-                )
-            of_set = {key: Resampled(exp_mean, (nats_N.numpy() / x_ND.shape[1],)) for key, nats_N in bounds.items()}
-            quantities[name] |= {(key, where): value for key, value in of_set.items()}
-            rows.append(_row(of_set, settings, model=name, set=where, sequences=len(x_ND)))
-        hits = Resampled(mean, (last_words(model, texts, **common).numpy(),))
-        quantities[name]["accuracy", "last words"] = hits
-        words.append(_row({"accuracy": hits}, settings, model=name, set="last words", sequences=len(texts)))
-    comparisons = [
-        difference(
-            f"{key}, {where}",
-            {"of": a, "minus": b, "steps": 0},
-            value,
-            quantities[b][key, where],
-            resamples=settings.bootstrap,
-            seed=seed,
-        )
-        for b, a in combinations(run.models, 2)
-        for (key, where), value in quantities[a].items()
-    ]
-    return {"likelihood": rows, "last_words": words, "comparisons": comparisons}
-
-
-def _texts(student: TextModel, x_ND: Int64[Tensor, "N D"]) -> list[str]:
-    """Validation sequences as texts that end with a whole word: what follows the last space is left out."""
-    decoded = [str(student.tokenizer.decode(ids, skip_special_tokens=True)) for ids in x_ND.tolist()]
-    texts = [" ".join(text.split()[:-1]) for text in decoded]
-    return [text for text in texts if len(text.split()) >= 2]
-
-
-def _mixture(run: Any, settings: ReportConfig, evaluators: list[Evaluator], *_: Any) -> dict[str, Any]:
-    """Of each model with λ: correlations captured at several times, and samples with λ resampled, frozen, averaged."""
-    found: dict[str, Any] = {"correlation": [], "latent_modes": [], "comparisons": []}
-    x_ND, shared = run.validation[: settings.likelihood_sequences], ("num_samples", "batch_size", "bootstrap")
-    shared = (*shared, "evaluator_batch_size", "eos", "retokenize", "overflow")
-    config = GenPplConfig(
-        steps=(settings.mixture_steps,), seed=settings.seeds[0], **{key: getattr(settings, key) for key in shared}
-    )
-    for name, model in run.models.items():
-        if model.denoiser.latent is None:
-            continue
-        for t in _CORRELATION_TIMES:
-            own_N, text_N = total_correlation(model, x_ND, t=t, lambdas=settings.lambdas, seed=settings.seeds[0])
-            values = {"captured": Resampled(mean, (own_N.numpy(),)), "gain_on_text": Resampled(mean, (text_N.numpy(),))}
-            found["correlation"].append(_row(values, settings, model=name, t=t, sequences=len(x_ND)))
-        modes = latent_modes(model, lambdas=settings.lambdas, batch_size=settings.batch_size)
-        measured = measure(
-            {f"{name}, {mode}": sampler for mode, sampler in modes.items()},
-            run.validation,
-            tokenizer=model.tokenizer,
-            evaluator=evaluators[0],
-            settings=config,
-        )
-        found["latent_modes"] += [row for row in measured.rows if row["model"] != gen_ppl.DATA]
-        found["comparisons"] += measured.comparisons
-    return found
-
-
-def _cost(run: Any, settings: ReportConfig, *_: Any) -> dict[str, Any]:
-    rows = sampling_costs(
-        run.models,
-        steps=settings.steps,
-        batches=settings.cost_batches,
-        repeats=settings.cost_repeats,
-        seed=settings.seeds[0],
-        settings={"sampler": settings.sampler, "grid": settings.grid, "noise": settings.noise},
-    )
-    return {"cost": rows}
-
-
 # What measures the parts of the report: the parts it stands for, and a function of run, settings, evaluators and encoder to tables.
 PARTS = {
     "samples": ({metric.part for metric in suite.METRICS}, _samples),
-    "likelihood": ({"likelihood"}, _likelihood),
-    "mixture": ({"mixture"}, _mixture),
-    "cost": ({"cost"}, _cost),
+    "likelihood": ({"likelihood"}, likelihood_part),
+    "mixture": ({"mixture"}, mixture_part),
+    "cost": ({"cost"}, cost_part),
 }

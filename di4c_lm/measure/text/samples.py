@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias, final, runtime_checkable
 
 import numpy as np
@@ -48,6 +49,23 @@ class TextModel(Protocol):
     def sample(self, num_samples: int, steps: int, *, seed: int, batch_size: int, **how: Any) -> tuple[Tensor, float]:
         """Tokens (N, D) and the mean NFE; `how` names sampler, grid, noise, x_init, hold_latents."""
         ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextRun:
+    """A finished run, or a chain of rounds, with what it is measured by: its validation set and an evaluator's folder or hub name."""
+
+    settings: Mapping[str, Any]  # plain values, for the manifest
+    folder: Path
+    models: Mapping[str, Any]  # name to `TextModel`, the last one the student
+    paths: Mapping[str, Path]  # where each was loaded from
+    validation: Int[Tensor, "N D"]
+    evaluator: str
+
+    @property
+    def student(self) -> Any:
+        """What was trained, in a chain the last."""
+        return list(self.models.values())[-1]
 
 
 @section

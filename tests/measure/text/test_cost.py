@@ -1,12 +1,22 @@
 """Cost of sampling: counted calls, ordered times."""
 
-from di4c_lm.measure.text.cost import sampling_costs
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from di4c_lm.measure.text.cost import cost_part
+from di4c_lm.measure.text.samples import TextRun
+from di4c_lm.measure.text.suite import ReportConfig
 from tests.measure.models import text_model
 
 
 def test_rows_hold_calls_times_and_memory() -> None:
     models = {"one": text_model(), "two": text_model(codes=3)}
-    rows = sampling_costs(models, steps=(1, 2), batches=(1, 3), repeats=3, seed=0, settings={})
+    settings = ReportConfig(steps=(1, 2), cost_batches=(1, 3))
+    place: dict[str, Any] = {"settings": {}, "folder": Path(), "paths": {}, "evaluator": ""}
+    run = TextRun(models=models, validation=torch.zeros(0, 3, dtype=torch.long), **place)
+    rows = cost_part(run, settings)["cost"]
     assert [(row["model"], row["steps"], row["batch"]) for row in rows][:4] == [
         ("one", 1, 1),
         ("one", 1, 3),

@@ -2,7 +2,9 @@
 
 import itertools
 import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +12,8 @@ import torch
 from di4c_lm.domains.text.model import TextModel
 from di4c_lm.losses.reading import mixture_marginals
 from di4c_lm.measure.text.likelihood import last_words, marginal_bound, read_texts, step_bound, zero_shot_sets
+from di4c_lm.processes.masked import MaskedProcess
+from di4c_lm.processes.schedules import LogLinear
 from tests.measure.models import CODES, component_log_p, every_text, log_mixture, text_model
 
 TEXTS = every_text()
@@ -22,6 +26,41 @@ def test_at_one_step_the_bound_is_the_likelihood(codes: int) -> None:
     expected = log_mixture(component_log_p(model), TEXTS)
     assert torch.allclose(-found, expected, atol=1e-4)
     assert float((-found).exp().sum()) == pytest.approx(1, abs=1e-4)
+
+
+@dataclass
+class Rescheduled:
+    """A model under another schedule."""
+
+    model: TextModel
+    schedule: Any
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    @property
+    def process(self) -> MaskedProcess:
+        return MaskedProcess(self.model.process.mask_id, self.schedule)
+
+
+@pytest.mark.parametrize("codes", [0, CODES])
+def test_the_step_bound_starts_from_mask_alone_whatever_the_schedule_ends_with(codes: int) -> None:
+    """A schedule that masks half of the positions at t = 1 is no reason to show the other half: the sampler does not see it."""
+    model = text_model(codes=codes)
+    found = step_bound(Rescheduled(model, LogLinear(eps=0.5)), TEXTS, steps=1, draws=1, lambdas=8, seed=0)
+    assert torch.allclose(-found, log_mixture(component_log_p(model), TEXTS), atol=1e-4)
+
+
+def test_the_step_bound_follows_the_schedule_between_its_ends() -> None:
+    """Of two steps the first reveals what the schedule says: nothing where it masks everything until the last step."""
+
+    class Late:
+        def mask_prob(self, t: torch.Tensor) -> torch.Tensor:
+            return (t > 0).double()
+
+    model = text_model(codes=CODES)
+    found = step_bound(Rescheduled(model, Late()), TEXTS, steps=2, draws=2, lambdas=8, seed=0)
+    assert torch.allclose(-found, log_mixture(component_log_p(model), TEXTS), atol=1e-4)
 
 
 @pytest.mark.parametrize("codes, steps", [(0, 2), (CODES, 3)])
