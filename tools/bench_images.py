@@ -20,10 +20,11 @@ from benchmark.plain_images import unet_loss
 from benchmark.words import split_words
 from torch import Tensor, nn
 
+from di4c_lm.data.batch import batch_rng
 from di4c_lm.mixtures.settings import LatentConfig
 from di4c_lm.networks.unet import UNet, UnetConfig
-from di4c_lm.objectives import di4c as objectives
-from di4c_lm.objectives.settings import Di4CConfig, HopConfig, TimesConfig
+from di4c_lm.objectives.di4c import Di4C
+from di4c_lm.objectives.teacher_step import TeacherStep
 from di4c_lm.processes.gaussian import GaussianChain
 
 PHASES = ("teacher sampling", "student on x_u", "student on x_t", "distillation", "loss", "backward")
@@ -127,19 +128,18 @@ def _loss(
     times_B = [torch.full((settings.B,), time, dtype=torch.float64) for time in (settings.t, settings.t - HOP)]
     t_B, u_B = (time_B.to(batch.x.device) for time_B in times_B)
     if way == "plain":
-        x_t = chain.corrupt(batch.x, t_B, objectives.batch_rng(0, batch))
+        x_t = chain.corrupt(batch.x, t_B, batch_rng(0, batch))
         return unet_loss(student, teacher, chain, batch.x, x_t, (settings.t, settings.t - HOP), settings.L, watch)
-    config = Di4CConfig(
+    chosen = Di4C(
         num_lambdas=settings.L,
         chunk_rows=settings.chunk_rows,
         distil_inputs="own",
         delta=0.01,
         alpha_scale=1.0,
-        times=TimesConfig(law="above_hop"),
-        hop=HopConfig(law="log_uniform", low=0.001, high=0.01),
+        teacher_step=TeacherStep(distribution="log_uniform", low=0.001, high=0.01),
     )
-    objective = objectives.Di4CObjective(student, teacher, chain, config, seed=0)
-    setattr(objective, "_times", lambda *_: (t_B, u_B))  # noqa: B010 (the time held)
+    objective: Any = chosen.build(student, chain, seed=0, teacher=teacher)
+    objective.sampling.times = lambda *_: (t_B, u_B)
     run = student.forward
 
     def forward(x_t: Tensor, t: Tensor, lam: Tensor | None = None, cond: Tensor | None = None) -> Any:
@@ -147,12 +147,12 @@ def _loss(
             return run(x_t, t, lam, cond)
 
     setattr(student, "forward", forward)  # noqa: B010
-    for name, phase in (
-        ("_teacher_side", "teacher sampling"),
-        ("_upper_side", "student on x_u"),
-        ("_own_distil", "distillation"),
+    for owner, name, phase in (
+        (objective.sampling, "teacher_step", "teacher sampling"),
+        (objective.sampling, "consistency_target", "student on x_u"),
+        (objective, "own_distillation", "distillation"),
     ):
-        setattr(objective, name, watch.wrap(phase, getattr(objective, name)))
+        setattr(owner, name, watch.wrap(phase, getattr(owner, name)))
     loss = objective(batch)[0]
     setattr(student, "forward", run)  # noqa: B010
     return loss

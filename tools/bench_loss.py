@@ -21,10 +21,10 @@ from benchmark.plain import backbone_loss
 from benchmark.words import split_words
 from torch import nn
 
+from di4c_lm.data.batch import batch_rng
 from di4c_lm.mixtures.settings import LatentConfig
 from di4c_lm.networks.dit import DIT, DitConfig
-from di4c_lm.objectives import di4c as objectives
-from di4c_lm.objectives.settings import Di4CConfig
+from di4c_lm.objectives.di4c import Di4C
 from di4c_lm.processes.masked import MaskedProcess
 
 PHASES = ("teacher sampling", "student on x_u", "student on x_t", "loss", "backward")
@@ -135,14 +135,15 @@ def measure(way: str, settings: Settings) -> dict[str, Any]:
 
 def lean_step(settings: Settings, student: DIT, teacher: DIT, batch: Tokens, watch: Stopwatch) -> Any:
     """The objective that trains, with the time held at t and a watch on its parts."""
-    config = Di4CConfig(num_lambdas=settings.L, chunk_rows=settings.chunk_rows)
+    chosen = Di4C(num_lambdas=settings.L, chunk_rows=settings.chunk_rows)
     student.matmul_dtype = torch.bfloat16 if settings.matmul == "bf16" else None
     teacher.matmul_dtype = student.matmul_dtype
-    objective = objectives.Di4CObjective(student, teacher, MaskedProcess(settings.S - 1), config, seed=0)
+    objective = chosen.build(student, MaskedProcess(settings.S - 1), seed=0, teacher=teacher)
     t_B = torch.full((settings.B,), settings.t, dtype=torch.float64, device=batch.x.device)
-    objectives.sample_times = lambda *_, **__: t_B
-    objective._teacher_side = watch.wrap("teacher sampling", objective._teacher_side)
-    objective._upper_side = watch.wrap("student on x_u", objective._upper_side)
+    sampling: Any = objective.sampling
+    sampling.times = lambda *_: (t_B, chosen.teacher_step.end(t_B))
+    sampling.teacher_step = watch.wrap("teacher sampling", sampling.teacher_step)
+    sampling.consistency_target = watch.wrap("student on x_u", sampling.consistency_target)
     run = student.forward
 
     def forward(*args: Any) -> Any:
@@ -157,7 +158,7 @@ def plain_step(settings: Settings, student: DIT, teacher: DIT, batch: Tokens, wa
     """The published way, on the x_t that the objective would draw."""
     process = MaskedProcess(settings.S - 1)
     t_B = torch.full((settings.B,), settings.t, dtype=torch.float64, device=batch.x.device)
-    x_t = process.corrupt(batch.x, t_B, objectives.batch_rng(0, batch))
+    x_t = process.corrupt(batch.x, t_B, batch_rng(0, batch))
     u = settings.t - min(1 / 1024, settings.t / 2)
     return lambda: backbone_loss(student, teacher, process, batch.x, x_t, settings.t, u, settings.L, watch)
 

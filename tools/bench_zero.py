@@ -68,8 +68,7 @@ def measure(way: str, settings: Settings) -> list[dict[str, float]]:
     from di4c_lm.data.batches import Batch
     from di4c_lm.mixtures.settings import LatentConfig
     from di4c_lm.networks.dit import DIT, DitConfig
-    from di4c_lm.objectives.di4c import Di4CObjective
-    from di4c_lm.objectives.settings import Di4CConfig
+    from di4c_lm.objectives.di4c import Di4C
     from di4c_lm.processes.masked import MaskedProcess
     from di4c_lm.training.distributed import barrier, gather_objects, init_distributed
     from di4c_lm.training.ema import Ema
@@ -107,9 +106,8 @@ def measure(way: str, settings: Settings) -> list[dict[str, float]]:
     teacher = DIT(shape, num_states=settings.S).to(world.device)
     student = student_from_teacher(teacher, LatentConfig(), torch.Generator().manual_seed(0))
     teacher.to(torch.bfloat16 if settings.dtype == "bfloat16" else torch.float32)
-    objective = Di4CObjective(
-        student, teacher, MaskedProcess(settings.S - 1), Di4CConfig(num_lambdas=settings.L), seed=0
-    )
+    process = MaskedProcess(settings.S - 1)
+    objective = Di4C(num_lambdas=settings.L).build(student, process, seed=0, teacher=teacher)
     trained = sum(p.numel() for p in student.parameters())
     engine = Engine(objective, train=train, optim=OptimConfig(), zero=zero, world=world)
     ema = Ema(engine.partition, 0.999)

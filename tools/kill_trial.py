@@ -30,8 +30,7 @@ from di4c_lm.checkpoints.student import student_from_teacher
 from di4c_lm.data.batches import BatchStream, PackedSource
 from di4c_lm.mixtures.settings import LatentConfig
 from di4c_lm.networks.dit import DIT, DitConfig
-from di4c_lm.objectives.di4c import Di4CObjective
-from di4c_lm.objectives.settings import Di4CConfig
+from di4c_lm.objectives.di4c import Di4C
 from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.training.distributed import init_distributed
 from di4c_lm.training.loop import train
@@ -78,7 +77,7 @@ def work(run_dir: Path, settings: Settings) -> None:
     for parameter in teacher.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     student = student_from_teacher(teacher, LatentConfig(path="adaln"), torch.Generator().manual_seed(0))
-    objective = Di4CObjective(student, teacher, MaskedProcess(STATES - 1), Di4CConfig(num_lambdas=2), seed=0)
+    objective = Di4C(num_lambdas=2).build(student, MaskedProcess(STATES - 1), seed=0, teacher=teacher)
     tokens = np.random.default_rng(0).integers(STATES - 1, size=(50, LENGTH))
     micro = GLOBAL_BATCH // world.size
     trained = train(

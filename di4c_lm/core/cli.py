@@ -16,13 +16,12 @@ from pydantic import TypeAdapter, ValidationError
 from di4c_lm.core import settings
 from di4c_lm.core.settings import SettingError, to_dict
 from di4c_lm.domains.text.settings import Config
-from di4c_lm.objectives.settings import Di4CConfig, MdlmConfig, SdttConfig
+from di4c_lm.objectives.registry import OBJECTIVES
 
 T = TypeVar("T")
 LAUNCHER_FLAGS = ("--local_rank", "--local-rank")
 # A word such as teacher=<folder> that names no file of the group chooses this one, and the word becomes its path.
 PATH_CHOICE = {"teacher": "pretrained", "data": "files"}
-OBJECTIVES = {section.kind: section for section in (MdlmConfig, SdttConfig, Di4CConfig)}
 
 
 def run_script(run: Callable[[], int]) -> NoReturn:
@@ -86,7 +85,7 @@ def load_rounds(config: Config, words: Sequence[str], config_dir: Path, config_n
         round_words = [*own, *(f"{key}={_hydra_value(key, value)}" for key, value in {**place, **said}.items())]
         try:
             plain: dict[str, Any] = {**to_dict(load(round_words, config_dir, config_name)), "rounds": []}
-            if plain["objective"]["kind"] == SdttConfig.kind:
+            if plain["objective"]["kind"] == "sdtt":
                 num_sdtt = plain["objective"]["round"] if "objective.round" in said else num_sdtt + 1
                 plain["objective"]["round"] = num_sdtt
             found.append(from_dict(plain))
@@ -97,34 +96,40 @@ def load_rounds(config: Config, words: Sequence[str], config_dir: Path, config_n
 
 def load(words: Sequence[str], config_dir: Path, config_name: str) -> Config:
     """As `parse`, but raises `ValueError`."""
+    overrides = [override for word in words for override in _override(word, config_dir)]
+    return from_dict(compose_plain(to_dict(Config()), words, overrides, config_dir, config_name))
+
+
+def compose_plain(
+    known: dict[str, Any], words: Sequence[str], overrides: Sequence[str], config_dir: Path, config_name: str
+) -> dict[str, Any]:
+    """The nested plain values of `config_dir/config_name.yaml` under `overrides`, on top of `known`. Raises `ValueError`."""
     from hydra import compose, initialize_config_dir
     from hydra.core.config_store import ConfigStore
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    known = to_dict(Config())
-    choosing = {**known, "objective": {"kind": Di4CConfig.kind}}
-    overrides = [override for word in words for override in _override(word, config_dir)]
+    choosing = {**known, "objective": {"kind": known["objective"]["kind"]}}
     # First which kind of objective it is, then all keys of that kind alone: `every_key` is the first of the files' defaults.
     not_objective = [word for word in overrides if not word.lstrip("+~").startswith("objective.")]
     kinds_said = [word.partition("=")[2] for word in overrides if word.startswith("objective.kind=")]
     try:
         with initialize_config_dir(str(config_dir.resolve()), version_base="1.3"):
             ConfigStore.instance().store(name="every_key", node=choosing)
-            kind = compose(config_name, not_objective).objective.kind
+            kind = compose(config_name, [*not_objective]).objective.kind
             for said in (kind, *kinds_said):
                 if said not in OBJECTIVES or said != kind:
                     allowed = f"{', '.join(OBJECTIVES)}, chosen by objective=<kind>"
                     raise ValueError(f"objective.kind={said!r} is impossible: allowed are {allowed}")
-            known["objective"] = to_dict(OBJECTIVES[kind]())
+            known["objective"] = {"kind": kind, **to_dict(OBJECTIVES[kind]())}
             ConfigStore.instance().store(name="every_key", node=known)
-            composed = compose(config_name, overrides)
+            composed = compose(config_name, [*overrides])
         plain = OmegaConf.to_container(composed, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(explain(error, words, config_dir, known)) from error
     assert isinstance(plain, dict)
-    return from_dict({str(key): value for key, value in plain.items()})
+    return {str(key): value for key, value in plain.items()}
 
 
 def from_dict(plain: dict[str, Any]) -> Config:
@@ -257,16 +262,7 @@ def _leaves(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _describe(section: type, error: Any) -> str:
     path = [str(part) for part in error["loc"]]
-    if path[:1] == ["objective"] and len(path) > 1 and path[1] in OBJECTIVES:
-        section, path = OBJECTIVES[path[1]], path[2:]
-        return _describe_at(section, path, "objective.", error)
-    return _describe_at(section, path, "", error)
-
-
-def _describe_at(section: type, path: list[str], prefix: str, error: Any) -> str:
-    key = (prefix + ".".join("lambda" if part == "latent" and not i else part for i, part in enumerate(path))).rstrip(
-        "."
-    )
+    key = ".".join("lambda" if part == "latent" and not i else part for i, part in enumerate(path))
     value, message = error["input"], error["msg"]
     if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"unknown key {key!r} (value {value!r}); allowed are {', '.join(_names(_owner(section, path[:-1])))}"

@@ -35,22 +35,8 @@ def parse(section: type[T], argv: Sequence[str], config_dir: Path, config_name: 
 
 def load(section: type[T], words: Sequence[str], config_dir: Path, config_name: str) -> T:
     """As `parse`, but raises `ValueError`."""
-    from hydra import compose, initialize_config_dir
-    from hydra.core.config_store import ConfigStore
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    known = to_dict(section())
     overrides = [_override(word) for word in words]
-    try:
-        with initialize_config_dir(str(config_dir.resolve()), version_base="1.3"):
-            ConfigStore.instance().store(name="every_key", node=known)
-            plain = OmegaConf.to_container(compose(config_name, overrides), resolve=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ValueError(cli.explain(error, words, config_dir, known)) from error
-    assert isinstance(plain, dict)
-    return from_dict(section, {str(key): value for key, value in plain.items()})
+    return from_dict(section, cli.compose_plain(to_dict(section()), words, overrides, config_dir, config_name))
 
 
 def from_dict(section: type[T], plain: dict[str, Any]) -> T:
@@ -90,4 +76,4 @@ def write_settings(path: Path, config: Any) -> None:
 def _override(word: str) -> str:
     if "=" not in word:
         raise ValueError(f"{word!r} is not of the form key=value; see --help")
-    return word
+    return f"+{word}" if word.startswith("objective=") else word  # no group of the files' defaults

@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from di4c_lm.losses.positions import Positions
-from di4c_lm.mixtures.class_output_head import ClassOutputHead
 from di4c_lm.processes.categorical import kl_divergence, sample_categorical
 from di4c_lm.processes.denoiser import OutputHead, row_chunks, rows_at_once, widest
 
@@ -78,7 +77,7 @@ def read_rows(
 
 
 def read_mixture(
-    features: Float[Tensor, "M N H"],
+    features: Float[Tensor, "M L H"],
     positions: Int64[Tensor, " M"],
     output_head: OutputHead,
     targets: Int64[Tensor, "M T"],
@@ -90,17 +89,12 @@ def read_mixture(
 ) -> PositionReading:
     """The lean pass: read a mixture at M positions, `chunk_rows` rows of logits at a time (0: as many as the device has room for).
 
-    N = L rows of features a position; where the output head is of token classes one row stands for all L.
-
     `distributions` are normalised probabilities q_r that the mixture is compared with; they receive no gradient. `component_divergence`
     asks for that of each component from the first of them. `log_weight` are the log w_j, normalised over j, of the components at each
     position; without it all are 1/L. Memory: O(M·L·H + M·S + chunk_rows·S).
     """
+    _check_shapes(features, positions, output_head, targets, distributions)
     assert not component_divergence or distributions
-    if isinstance(output_head, ClassOutputHead):
-        return _read_classes(
-            features[:, 0], positions, output_head, targets, distributions, log_weight, component_divergence
-        )
     plan = _Plan(
         output_head, positions, targets, tuple(distributions), component_divergence, features.shape[1], chunk_rows
     )
@@ -108,29 +102,8 @@ def read_mixture(
     return PositionReading(*_ReadMixture.apply(plan, features, log_weight, *output_head.parameters))
 
 
-def _read_classes(
-    features_MH: Float[Tensor, "M H"],
-    positions: Int64[Tensor, " M"],
-    output_head: ClassOutputHead,
-    targets: Int64[Tensor, "M T"],
-    distributions: Sequence[Float[Tensor, "M S"]],
-    log_weight: Float[Tensor, "M L"] | None,
-    component_divergence: bool,  # noqa: FBT001 (as its caller names it)
-) -> PositionReading:
-    """As `read_mixture`, of token classes: what is said of a state under all of them takes one output_head."""
-    target_MLT = output_head.log_target(features_MH, positions, targets)
-    none_M = target_MLT.new_zeros(len(target_MLT))
-    if not distributions:
-        return PositionReading(target_MLT, none_M[:, None][:, :0], none_M)
-    assert log_weight is not None
-    found = output_head.divergences(
-        features_MH, positions, log_weight, distributions, of_components=component_divergence
-    )
-    return PositionReading(target_MLT, *found)
-
-
 def mixture_marginals(
-    features: Float[Tensor, "M N H"],
+    features: Float[Tensor, "M L H"],
     positions: Int64[Tensor, " M"],
     output_head: OutputHead,
     *,
@@ -138,10 +111,6 @@ def mixture_marginals(
     chunk_rows: int = 0,
 ) -> Float[Tensor, "M S"]:
     """The marginals p̄^d = Σ_j w_j exp ℓ_j^d of a mixture (L = 1: of a product), w_j = 1/L unless given, without gradient."""
-    if isinstance(output_head, ClassOutputHead):
-        assert log_weight is not None
-        with torch.no_grad():
-            return output_head.mean_law(features[:, 0], positions, log_weight)
     num_positions, num_lambdas, _ = features.shape
     p_MS = torch.empty(num_positions, output_head.num_states, dtype=widest(features.dtype), device=features.device)
     weight_M1L = (_equal_weights(features) if log_weight is None else log_weight).to(p_MS.dtype).exp()[:, None]
@@ -177,6 +146,47 @@ def sample_rows(
             share_UC[row_C, torch.arange(len(row_C), device=row_C.device)] = weight
             marginal[touched_U] += (share_UC @ p_CS).to(marginal.dtype)
     return x_N
+
+
+def check_values(
+    features: Float[Tensor, "M L H"],
+    output_head: OutputHead,
+    targets: Int64[Tensor, "M T"],
+    distributions: Sequence[Float[Tensor, "M S"]] = (),
+) -> None:
+    """Raise `ValueError`, naming what cannot be: for callers outside the training loop, since it waits for the device."""
+    if not bool(features.isfinite().all()):
+        raise ValueError(f"features must be finite, got NaN or infinity in shape {tuple(features.shape)}")
+    for number, q_MS in enumerate(distributions):
+        sums_M = q_MS.sum(1)
+        if not bool(((sums_M - 1).abs() < 1e-3).all() and (q_MS >= 0).all()):
+            raise ValueError(
+                f"distributions[{number}] must be probabilities that sum to 1 over S, got shape {tuple(q_MS.shape)} with sums from "
+                f"{sums_M.min():.4g} to {sums_M.max():.4g}"
+            )
+    if targets.numel() and not 0 <= int(targets.min()) <= int(targets.max()) < output_head.num_states:
+        raise ValueError(
+            f"targets must be states in [0, {output_head.num_states}), got {int(targets.min())} to {int(targets.max())} in shape "
+            f"{tuple(targets.shape)}"
+        )
+
+
+def _check_shapes(
+    features: Tensor, positions: Tensor, output_head: OutputHead, targets: Tensor, distributions: Sequence[Tensor]
+) -> None:
+    num_positions = len(positions)
+    expected: dict[str, tuple[Tensor, tuple[int | str, ...]]] = {
+        "features": (features, (num_positions, "L", "H")),
+        "targets": (targets, (num_positions, "T")),
+    }
+    for number, q_MS in enumerate(distributions):
+        expected[f"distributions[{number}]"] = q_MS, (num_positions, output_head.num_states)
+    for name, (tensor, shape) in expected.items():
+        if tensor.dim() != len(shape) or any(
+            size != want and (isinstance(want, int) or (size == 0 and want != "T"))
+            for size, want in zip(tensor.shape, shape, strict=True)
+        ):
+            raise ValueError(f"{name} must have shape {shape} with L and H at least 1, got {tuple(tensor.shape)}")
 
 
 def _equal_weights(features: Float[Tensor, "M L H"]) -> Float[Tensor, "M L"]:

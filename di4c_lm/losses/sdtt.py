@@ -7,7 +7,7 @@ For the student's law p and the teacher's law q at one position, over the states
     tv           = 1/2 Σ_v |p(v) - q(v)|                 Eq. 10
     mse          = 1/|Ω| Σ_v (log p(v) - log q(v))²      Eq. 11: of log-probabilities
 
-As in `losses.mixture`, each pass goes once over the positions in chunks and reads them out again in the backward pass, so that of the
+As in `losses.reading`, each pass goes once over the positions in chunks and reads them out again in the backward pass, so that of the
 student nothing of shape (positions, S) is ever held.
 """
 

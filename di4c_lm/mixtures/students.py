@@ -1,8 +1,8 @@
-"""What all domains make of the settings of λ: the λ path of a student, how it begins, and the objective that trains with it."""
+"""What all domains make of the settings of λ: the λ path of a student, and how it begins."""
 
 import dataclasses
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Int64
@@ -11,20 +11,11 @@ from torch import Tensor, nn
 from di4c_lm.mixtures.class_counts import token_classes
 from di4c_lm.mixtures.class_head import ClassHead
 from di4c_lm.mixtures.settings import LatentConfig
-from di4c_lm.objectives.settings import Di4CConfig
 
 
-def latent_of(latent: LatentConfig, objective: Di4CConfig) -> LatentConfig:
+def latent_of(latent: LatentConfig, objective: Any) -> LatentConfig:
     """The λ path of the student; a codebook without a size has a vector for each of the L draws."""
     return dataclasses.replace(latent, codebook_size=latent.codebook_size or objective.num_lambdas)
-
-
-def objective_of(latent: LatentConfig, objective: Di4CConfig) -> Di4CConfig:
-    """The objective; where λ is a string of codes it enumerates the codes in place of drawing strings."""
-    if not latent.is_string:
-        return objective
-    samples = objective.consistency_samples or objective.num_lambdas
-    return dataclasses.replace(objective, num_lambdas=0, consistency_samples=samples)
 
 
 def begin(

@@ -1,55 +1,81 @@
-"""Cross-entropy of x_0 given x_t: a denoiser of any process from data alone."""
+"""Cross-entropy of x_0 given x_t: a denoiser of any process from data alone, such as the teachers of images."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from di4c_lm.core.settings import at_least, section, setting, unit
 from di4c_lm.data.batch import Batch, StratifiedBatch, batch_rng, classes_of
 from di4c_lm.losses.mdlm import mdlm_bound
 from di4c_lm.losses.positions import Positions
-from di4c_lm.objectives.external import output_head_parameters
-from di4c_lm.processes.denoiser import Prediction
+from di4c_lm.objectives.objective import Objective
 from di4c_lm.processes.process import Process
 from di4c_lm.processes.rng import uniform
 from di4c_lm.processes.times import above
 
 
-class DenoisingObjective(nn.Module):
-    """-Σ_d log p(x_0^d | x_t) over the open positions, t uniform above the process's lowest time: least where p are the true marginals.
+@section
+class Denoising:
+    """The cross-entropy of the data at every time, from data alone."""
 
-    Of a `StratifiedBatch` the times are antithetic, of any other batch independent. A share `label_drop` of the classes is hidden.
+    times: Literal["antithetic", "iid"] = setting(
+        "antithetic", "antithetic: one t in each of G equal parts, G the global batch"
+    )
+    label_drop: float = setting(0.0, "share of the examples whose class is hidden, where a batch has classes")
+    chunk_rows: int = setting(0, "rows of logits read at once; 0: 2^23 logits on a CPU, 2^26 on a GPU")
+
+    needs_teacher: ClassVar[bool] = False
+    takes_mixture: ClassVar[bool] = False
+    num_distributions: ClassVar[int] = 0
+    label: ClassVar[str] = "denoising"
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "chunk_rows")
+        unit(self, "label_drop")
+
+    @property
+    def antithetic(self) -> bool:
+        """Whether batches are to be stratified."""
+        return self.times == "antithetic"
+
+    def build(
+        self, student: nn.Module, process: Process, *, seed: int, teacher: nn.Module | None = None
+    ) -> "DenoisingObjective":
+        """The module that the engine wraps."""
+        return DenoisingObjective(self, student, process, seed=seed)
+
+
+class DenoisingObjective(Objective):
+    """-Σ_d log p(x_0^d | x_t) over the positions not known, t uniform above the process's lowest time: least at the true marginals.
+
+    Of a `StratifiedBatch` the times are antithetic, one in each of G equal parts of (0, 1], G the size of the global batch; of any other
+    batch they are independent.
     """
 
-    def __init__(
-        self, student: nn.Module, process: Process, *, seed: int, label_drop: float = 0.0, chunk_rows: int = 0
-    ) -> None:
-        super().__init__()
-        self.student = student
-        self.process = process
-        self.seed = seed
-        self.label_drop = label_drop
-        self.chunk_rows = chunk_rows
+    settings: Any
 
     def forward(self, batch: Batch) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """Mean over the batch of the cross-entropy in nats a position, closed positions counting as 0."""
+        """Mean over the batch of the cross-entropy in nats a position, known positions counting as 0."""
+        loss = self.cross_entropy(batch, torch.ones_like).mean() / batch.x.shape[1]
+        return loss, {"cross_entropy": loss.detach()}
+
+    def cross_entropy(self, batch: Batch, weight: Callable[[Tensor], Tensor]) -> Float[Tensor, " B"]:
+        """-Σ_d log p(x_0^d | x_t) times weight(t) of each example, in nats a sequence."""
         rng = batch_rng(self.seed, batch)
-        cond_B = classes_of(batch, self.label_drop, rng)
+        cond_B = classes_of(batch, self.settings.label_drop, rng)
         u_B = uniform(rng, (len(batch.x),), batch.x.device)
         t_B = above(1 - (batch.spread(u_B) if isinstance(batch, StratifiedBatch) else u_B), self.process.min_time)
         x_t = self.process.corrupt(batch.x, t_B, rng)
         positions = Positions.where(self.process.unknown(x_t))
-        prediction: Prediction = self.student(x_t, t_B.float(), None, cond_B)
-        entropy_B = mdlm_bound(
+        prediction = self.student(x_t, t_B.float(), None, cond_B)
+        return mdlm_bound(
             prediction.features[positions.example, 0, positions.position],
             prediction.output_head,
             positions,
             positions.gather(batch.x),
-            torch.ones_like(t_B),
-            chunk_rows=self.chunk_rows,
+            weight(t_B),
+            chunk_rows=self.settings.chunk_rows,
         )
-        loss = entropy_B.mean() / batch.x.shape[1]
-        return loss, {"cross_entropy": loss.detach()}
-
-    def external_parameters(self) -> list[tuple[nn.Module, nn.Parameter]]:
-        """Parameters that are used outside the module that owns them: the output head's, inside the loss."""
-        return output_head_parameters(self, self.student)

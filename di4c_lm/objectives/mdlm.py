@@ -1,51 +1,67 @@
 """MDLM's objective (Sahoo et al. 2024): a masked-diffusion model from data alone."""
 
+from typing import ClassVar, Literal
+
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from di4c_lm.data.batch import Batch, StratifiedBatch, batch_rng
-from di4c_lm.losses.mdlm import log_linear_weight, mdlm_bound
-from di4c_lm.losses.positions import Positions
-from di4c_lm.objectives.external import output_head_parameters
-from di4c_lm.processes.denoiser import Prediction
-from di4c_lm.processes.masked import MaskedProcess
-from di4c_lm.processes.rng import uniform
+from di4c_lm.core.settings import at_least, check, section, setting, unit
+from di4c_lm.data.batch import Batch
+from di4c_lm.losses.mdlm import log_linear_weight
+from di4c_lm.objectives.denoising import DenoisingObjective
+from di4c_lm.processes.process import Process
+from di4c_lm.processes.schedules import LogLinear
 
 
-class MdlmObjective(nn.Module):
-    """Training a masked-diffusion model from data by its continuous-time bound, one t an example.
+@section
+class Mdlm:
+    """MDLM's continuous-time bound, from data alone: trains a model anew, or goes on from the teacher's weights."""
 
-    Of a `StratifiedBatch` the times are antithetic: one in each of G equal parts of (0, 1], G the size of the global batch, as in Sahoo
-    et al. 2024; of any other batch they are independent.
-    """
+    init: Literal["scratch", "teacher"] = setting("scratch", "random weights, or the teacher's")
+    times: Literal["antithetic", "iid"] = setting(
+        "antithetic", "antithetic: one t in each of G equal parts, G the global batch"
+    )
+    bound_draws: int = setting(8, "times a validation sequence, in the closing report's perplexity bound")
+    label_drop: float = setting(0.0, "share of the examples whose class is hidden, where a batch has classes")
+    chunk_rows: int = setting(0, "rows of logits read at once; 0: 2^23 logits on a CPU, 2^26 on a GPU")
 
-    def __init__(self, student: nn.Module, process: MaskedProcess, *, seed: int, chunk_rows: int = 0) -> None:
-        super().__init__()
-        self.student = student
-        self.process = process
-        self.seed = seed
-        self.chunk_rows = chunk_rows
+    takes_mixture: ClassVar[bool] = False
+    num_distributions: ClassVar[int] = 0
+    label: ClassVar[str] = "mdlm"
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "bound_draws")
+        at_least(self, 0, "chunk_rows")
+        unit(self, "label_drop")
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the student begins with a teacher's weights."""
+        return self.init == "teacher"
+
+    @property
+    def antithetic(self) -> bool:
+        """Whether batches are to be stratified."""
+        return self.times == "antithetic"
+
+    def build(
+        self, student: nn.Module, process: Process, *, seed: int, teacher: nn.Module | None = None
+    ) -> "MdlmObjective":
+        """The module that the engine wraps; a teacher gives its weights alone. Raises `ValueError` for another schedule than log-linear."""
+        schedule = getattr(process, "schedule", None)
+        check(
+            isinstance(schedule, LogLinear),
+            "objective",
+            "mdlm",
+            "denoising where noise is not masking at a log-linear rate",
+        )
+        return MdlmObjective(self, student, process, seed=seed)
+
+
+class MdlmObjective(DenoisingObjective):
+    """Training a masked-diffusion model from data by its continuous-time bound, one t an example, times as in `DenoisingObjective`."""
 
     def forward(self, batch: Batch) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Mean over the batch of the bound in nats a sequence, and the same a token."""
-        rng = batch_rng(self.seed, batch)
-        u_B = uniform(rng, (len(batch.x),), batch.x.device)
-        t_B = 1 - (batch.spread(u_B) if isinstance(batch, StratifiedBatch) else u_B)
-        x_t = self.process.corrupt(batch.x, t_B, rng)
-        positions = Positions.where(x_t == self.process.mask_id)
-        prediction: Prediction = self.student(x_t, t_B.float())
-        features_MH = prediction.features[positions.example, 0, positions.position]
-        bound_B = mdlm_bound(
-            features_MH,
-            prediction.output_head,
-            positions,
-            positions.gather(batch.x),
-            log_linear_weight(t_B),
-            chunk_rows=self.chunk_rows,
-        )
-        loss = bound_B.mean()
+        loss = self.cross_entropy(batch, log_linear_weight).mean()
         return loss, {"bound_per_token": loss.detach() / batch.x.shape[1]}
-
-    def external_parameters(self) -> list[tuple[nn.Module, nn.Parameter]]:
-        """Parameters that are used outside the module that owns them: the output head's, inside the loss."""
-        return output_head_parameters(self, self.student)

@@ -1,103 +1,139 @@
-"""The teacher's side of Di4C: its law at x_t, and where it goes from there down to u."""
+"""The teacher's step from t down to u: its size, and where it leads."""
 
-from dataclasses import dataclass
+from typing import Literal, cast
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from di4c_lm.core.settings import at_least, check, section, setting, unit
 from di4c_lm.losses.positions import Positions
-from di4c_lm.losses.reading import mixture_marginals, sample_rows
+from di4c_lm.losses.reading import sample_rows
+from di4c_lm.networks.prediction import Rows
+from di4c_lm.objectives.objective import sample_latents
 from di4c_lm.processes.categorical import sample_categorical
-from di4c_lm.processes.denoiser import Denoiser, Prediction, predictor, row_chunks, widest
+from di4c_lm.processes.denoiser import Denoiser, predictor, row_chunks, widest
 from di4c_lm.processes.process import Process
 from di4c_lm.processes.rng import Rng, split, uniform
+from di4c_lm.processes.times import Times, above
 
-_DRAW_ROWS = 256
-
-
-def latents(network: Denoiser, x: Int64[Tensor, "B *D"], count: int, rng: Rng) -> Tensor | None:
-    """`count` draws of λ for each row of `x`, or None for a network without λ."""
-    return network.sample_latents(len(x), count, lambda shape: uniform(rng, shape, x.device))
+_SAMPLED_ROWS = 256  # rows of probabilities held at once
 
 
-def at_sites(positions: Positions, rng: Rng, num_samples: int, num_positions: int) -> Float[Tensor, "M I"]:
-    """One uniform a site and sample, which does not depend on what the positions are."""
+@section
+class TeacherStep:
+    """The step t - u of the teacher, in `steps` equal steps of its own.
+
+    `fixed`: min(size, t/2), the rule of Di4C's text and ImageNet runs. `fraction`: size · t. `log_uniform`: on [low, high], sampled before
+    t, which lies above it: the rule of the CIFAR-10 run.
+    """
+
+    distribution: Literal["fixed", "fraction", "log_uniform"] = setting("fixed", "of the step's size")
+    size: float = setting(1 / 1024, "distribution=fixed: t - u; distribution=fraction: its share of t")
+    low: float = setting(0.001, "distribution=log_uniform: the smallest step")
+    high: float = setting(0.01, "distribution=log_uniform: the largest step")
+    steps: int = setting(1, "equal steps of the teacher from t to u")
+
+    def __post_init__(self) -> None:
+        unit(self, "size", "low")
+        check(self.size > 0, "size", self.size, "a value in (0, 1]")
+        check(0 < self.low <= self.high, "low", self.low, f"a value in (0, high={self.high}]")
+        check(self.high <= 0.5, "high", self.high, "a value of at most 0.5")
+        at_least(self, 1, "steps")
+
+    def sample_times(
+        self, times: Times, num_examples: int, rng: Rng, *, delta: float, floor: float, device: torch.device
+    ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+        """(t, u), floor < u < t, one pair an example; t by `times`."""
+        if self.distribution == "log_uniform":
+            v_B = uniform(rng, (num_examples,), device)
+            size_B = self.low * (self.high / self.low) ** v_B
+            t_B = above(times.sample(num_examples, rng, delta=delta, device=device), floor + size_B)
+            return t_B, t_B - size_B
+        t_B = above(times.sample(num_examples, rng, delta=delta, device=device), floor)
+        return t_B, self.end(t_B, floor)
+
+    def end(self, t: Float[Tensor, " B"], floor: float = 0.0) -> Float[Tensor, " B"]:
+        """u of a step that is not sampled; with t the time above `floor`, `fixed` goes no further than half the way down to it."""
+        assert self.distribution != "log_uniform"
+        room_B = t - floor
+        if self.distribution == "fixed":
+            return t - torch.clamp(room_B / 2, max=self.size)
+        return floor + room_B * (1 - self.size)
+
+    def between(self, t: Float[Tensor, " B"], u: Float[Tensor, " B"]) -> list[Float[Tensor, " B"]]:
+        """t, the times between, and u."""
+        return [t + (u - t) * k / self.steps for k in range(self.steps + 1)]
+
+
+@torch.no_grad()
+def step_down(
+    teacher: Denoiser,
+    process: Process,
+    x_t: Int64[Tensor, "B D"],
+    positions: Positions,
+    times: list[Float[Tensor, " B"]],
+    num_samples: int,
+    rng: Rng,
+    cond: Int64[Tensor, " B"] | None = None,
+    *,
+    chunk_rows: int = 0,
+) -> tuple[Float[Tensor, "M S"], Int64[Tensor, "B I D"]]:
+    """The teacher's marginals at the positions of x_t, and I samples x_u from each x_t, a step from each of `times` to the next."""
+    teacher_MS, x_BID = _first_step(
+        teacher, process, x_t, positions, times, num_samples, rng, cond, chunk_rows=chunk_rows
+    )
+    predict = predictor(teacher, None if cond is None else cond.repeat_interleave(num_samples))
+    for t_B, s_B in zip(times[1:-1], times[2:], strict=True):
+        t_N, s_N = (time_B.repeat_interleave(num_samples) for time_B in (t_B, s_B))
+        x_BID = process.reverse(x_BID.flatten(0, 1), predict, t_N, s_N, split(rng, num_samples)).view_as(x_BID)
+    return teacher_MS, x_BID
+
+
+def _first_step(
+    teacher: Denoiser,
+    process: Process,
+    x_t: Int64[Tensor, "B D"],
+    positions: Positions,
+    times: list[Float[Tensor, " B"]],
+    num_samples: int,
+    rng: Rng,
+    cond: Int64[Tensor, " B"] | None,
+    *,
+    chunk_rows: int,
+) -> tuple[Float[Tensor, "M S"], Int64[Tensor, "B I D"]]:
+    """As `process.reverse`, but the teacher is run once a sequence: its distribution at each position is sampled from I times."""
+    lam = sample_latents(teacher, len(x_t), num_samples, rng, x_t.device)
+    prediction = cast(Rows, teacher(x_t, times[0].float(), lam, cond))
+    u_MI = uniform_at(positions, rng, num_samples, x_t.shape[1])
+    if lam is None:
+        teacher_MS = prediction.marginals(positions, chunk_rows=chunk_rows)
+        x_0_MI = torch.empty_like(u_MI, dtype=torch.int64)
+        for rows in row_chunks(len(u_MI), _SAMPLED_ROWS):
+            x_0_MI[rows] = sample_categorical(teacher_MS[rows], u_MI[rows])
+    else:
+        features_MIH, head = positions.features(prediction.features), prediction.output_head
+        teacher_MS = torch.zeros(len(u_MI), head.num_states, dtype=widest(features_MIH.dtype), device=x_t.device)
+        into_N = torch.arange(len(u_MI), device=x_t.device).repeat_interleave(num_samples)
+        x_0_MI = sample_rows(
+            features_MIH.flatten(0, 1),
+            positions.position[into_N],
+            head,
+            u_MI.flatten(),
+            teacher_MS,
+            into_N,
+            1 / num_samples,
+            chunk_rows=chunk_rows,
+        ).view_as(u_MI)
+    x_BID = x_t[:, None].repeat(1, num_samples, 1)
+    t_MI, s_MI = (time_B[positions.example, None].expand_as(x_0_MI) for time_B in times[:2])
+    u_bridge_MI = uniform_at(positions, rng, num_samples, x_t.shape[1])
+    x_t_MI = positions.gather(x_t)[:, None].expand_as(x_0_MI)
+    x_BID[positions.example, :, positions.position] = process.bridge(x_t_MI, x_0_MI, t_MI, s_MI, u_bridge_MI)
+    return teacher_MS, x_BID
+
+
+def uniform_at(positions: Positions, rng: Rng, num_samples: int, num_positions: int) -> Float[Tensor, "M I"]:
+    """One uniform a position and sample, which does not depend on which positions are asked for."""
     u_BID = uniform(rng, (positions.num_examples, num_samples, num_positions), positions.example.device)
     return u_BID[positions.example, :, positions.position]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TeacherHop:
-    """`num_samples` draws x_u ~ teacher from each x_t."""
-
-    teacher: Denoiser
-    process: Process
-    num_samples: int  # I
-    chunk_rows: int = 0
-
-    def __call__(
-        self,
-        x_t: Int64[Tensor, "B D"],
-        positions: Positions,
-        times: list[Float[Tensor, " B"]],
-        rng: Rng,
-        cond: Int64[Tensor, " B"] | None = None,
-    ) -> tuple[Float[Tensor, "M S"], Int64[Tensor, "B I D"]]:
-        """The teacher's law at the positions of x_t, and x_u after a step from each of `times` (t first, u last) to the next."""
-        num_samples = self.num_samples
-        law_MS, x_BID = self._first_step(x_t, positions, times[0], times[1], rng, cond)
-        predict = predictor(self.teacher, None if cond is None else cond.repeat_interleave(num_samples))
-        for t_from_B, t_to_B in zip(times[1:-1], times[2:], strict=True):
-            x_ND = x_BID.flatten(0, 1)
-            t_N, s_N = (t.repeat_interleave(num_samples) for t in (t_from_B, t_to_B))
-            x_BID = self.process.reverse(x_ND, predict, t_N, s_N, split(rng, num_samples)).view_as(x_BID)
-        return law_MS, x_BID
-
-    def _first_step(
-        self, x_t: Int64[Tensor, "B D"], positions: Positions, t_B: Tensor, s_B: Tensor, rng: Rng, cond: Tensor | None
-    ) -> tuple[Float[Tensor, "M S"], Int64[Tensor, "B I D"]]:
-        """The teacher is run once a sequence; its law at each site is drawn from I times."""
-        num_samples = self.num_samples
-        lam = latents(self.teacher, x_t, num_samples, rng)
-        prediction = self.teacher(x_t, t_B.float(), lam, cond)
-        features_MIH = prediction.features[positions.example, :, positions.position]
-        u_MI = at_sites(positions, rng, num_samples, x_t.shape[1])
-        if lam is None:
-            law_MS = mixture_marginals(
-                features_MIH, positions.position, prediction.output_head, chunk_rows=self.chunk_rows
-            )
-            drawn_MI = torch.empty_like(u_MI, dtype=torch.int64)
-            for rows in row_chunks(len(u_MI), _DRAW_ROWS):
-                drawn_MI[rows] = sample_categorical(law_MS[rows], u_MI[rows])
-        else:
-            law_MS = features_MIH.new_zeros(
-                len(u_MI), prediction.output_head.num_states, dtype=widest(features_MIH.dtype)
-            )
-            drawn_MI = self._draw_all(features_MIH, positions, prediction, u_MI, law_MS)
-        x_BID = x_t[:, None].repeat(1, num_samples, 1)
-        x_BID[positions.example, :, positions.position] = self.process.bridge(
-            positions.gather(x_t)[:, None].expand_as(drawn_MI),
-            drawn_MI,
-            t_B[positions.example, None].expand_as(drawn_MI),
-            s_B[positions.example, None].expand_as(drawn_MI),
-            at_sites(positions, rng, num_samples, x_t.shape[1]),
-        )
-        return law_MS, x_BID
-
-    def _draw_all(
-        self, features_MIH: Tensor, positions: Positions, prediction: Prediction, u_MI: Tensor, law_MS: Tensor
-    ) -> Int64[Tensor, "M I"]:
-        """A state from each component at each site; the mean of the components' laws is added to `law_MS`."""
-        num_sites, num_samples = u_MI.shape
-        site_N = torch.arange(num_sites, device=u_MI.device).repeat_interleave(num_samples)
-        return sample_rows(
-            features_MIH.flatten(0, 1),
-            positions.position[site_N],
-            prediction.output_head,
-            u_MI.flatten(),
-            law_MS,
-            site_N,
-            1 / num_samples,
-            chunk_rows=self.chunk_rows,
-        ).view(num_sites, num_samples)

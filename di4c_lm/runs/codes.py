@@ -24,11 +24,10 @@ from di4c_lm.domains.codes.report import PARTS, SETTINGS, STUDENT, image_run, lo
 from di4c_lm.domains.codes.settings import ImagenetConfig
 from di4c_lm.mixtures.class_counts import first_sequences
 from di4c_lm.mixtures.latent import is_latent
-from di4c_lm.mixtures.students import begin, latent_of, objective_of
+from di4c_lm.mixtures.students import begin, latent_of
 from di4c_lm.networks.maskgit import MaskGit
 from di4c_lm.networks.vqgan import VqGan
-from di4c_lm.objectives.denoising import DenoisingObjective
-from di4c_lm.objectives.di4c import Di4CObjective
+from di4c_lm.objectives.denoising import Denoising
 from di4c_lm.objectives.vqgan import VqganObjective, start_codebook
 from di4c_lm.training.distributed import World, barrier, init_distributed, set_threads
 from di4c_lm.training.loop import Trained, train
@@ -173,7 +172,7 @@ def train_teacher(config: ImagenetConfig, material: Material, world: World, fold
         network = MaskGit(config.model, num_codes=codes.num_codes, num_classes=len(codes.classes), length=codes.length)
     model = CodeModel(denoiser=network, vqgan=material.vqgan, schedule=config.schedule)
     drop = config.teacher.label_drop
-    objective = DenoisingObjective(network, model.process, seed=pretrain.seed, label_drop=drop)
+    objective = Denoising(label_drop=drop).build(network, model.process, seed=pretrain.seed)
     trained = _pretrain(config, objective, CodeSource(codes, pretrain.seed), pretrain, world, folder, "teacher")
     if world.is_main:
         model.save_pretrained(folder, trained.ema)
@@ -186,14 +185,12 @@ def train_student(
 ) -> CodeModel:
     """Distil, export to `run_dir`/student, and give the student back (on rank 0 with its averaged weights)."""
     logger.info("5/6 distil: %d updates", config.train.steps)
-    latent, chosen = latent_of(config.latent, config.objective), objective_of(config.latent, config.objective)
+    latent = latent_of(config.latent, config.objective)
     shape = type(teacher.config)(**{**vars(teacher.config), "dropout": config.model.dropout})
     fresh, source = torch.Generator().manual_seed(config.train.seed), CodeSource(material.codes, config.train.seed)
     student = student_of(teacher, latent, fresh, model=shape)
     begin(student, teacher, lambda: first_sequences(source, student.length), fresh, is_latent)
     student.activation_checkpointing = config.train.activation_checkpointing
-    if chosen.matmul_dtype != "same":
-        student.matmul_dtype = _DTYPES[chosen.matmul_dtype]
     model = CodeModel(denoiser=student, vqgan=material.vqgan, schedule=config.schedule)
     frozen = teacher.to(world.device, _DTYPES[config.train.dtype])
     stream = BatchStream(
@@ -204,7 +201,7 @@ def train_student(
         world_size=world.size,
     )
     trained = train(
-        Di4CObjective(student, frozen, model.process, chosen, seed=config.train.seed),
+        config.objective.build(student, model.process, seed=config.train.seed, teacher=frozen),
         stream,
         train=config.train,
         optim=config.optim,
@@ -213,7 +210,7 @@ def train_student(
         wandb=config.wandb,
         device=config.run.device,
         is_latent=is_latent,
-        label="distil",
+        label=config.objective.label,
         settings=to_dict(config),
     )
     if trained.progress.signal:

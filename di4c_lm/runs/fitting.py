@@ -15,10 +15,7 @@ from di4c_lm.mixtures.class_counts import first_sequences
 from di4c_lm.mixtures.latent import is_latent
 from di4c_lm.mixtures.settings import LatentConfig
 from di4c_lm.networks.dit import DIT, DitConfig
-from di4c_lm.objectives.di4c import Di4CObjective
-from di4c_lm.objectives.mdlm import MdlmObjective
-from di4c_lm.objectives.sdtt import SdttObjective
-from di4c_lm.objectives.settings import Di4CConfig, MdlmConfig, SdttConfig
+from di4c_lm.objectives.mdlm import Mdlm
 from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.training.distributed import World
 from di4c_lm.training.loop import Trained, train
@@ -37,7 +34,7 @@ def fit_teacher(config: Config, network: DIT, source: Source | Stream, world: Wo
         )
     micro_batch_size = pretrain.batch_size // world.size
     return train(
-        MdlmObjective(network, MaskedProcess(network.mask_id), seed=pretrain.seed),
+        Mdlm().build(network, MaskedProcess(network.mask_id), seed=pretrain.seed),
         BatchStream(source, micro_batch_size=micro_batch_size, rank=world.rank, world_size=world.size),
         train=TrainConfig(steps=pretrain.steps, micro_batch_size=micro_batch_size, save_every=500, seed=pretrain.seed),
         optim=OptimConfig(lr=pretrain.lr, warmup_steps=min(100, pretrain.steps), schedule="cosine", ema_decay=0.999),
@@ -61,7 +58,7 @@ def student_of(config: Config, teacher: DIT, source: Source | Stream) -> DIT:
 
 def latent_of(config: Config) -> LatentConfig | None:
     """The λ path of the student, none but for Di4C; a codebook without a size has a vector for each of the L draws."""
-    if not isinstance(config.objective, Di4CConfig):
+    if not config.objective.takes_mixture:
         return None
     return students.latent_of(config.latent, config.objective)
 
@@ -91,10 +88,9 @@ def fit(
         rank=world.rank,
         world_size=world.size,
     )
-    antithetic = isinstance(config.objective, MdlmConfig) and config.objective.times == "antithetic"
     return train(
         make_objective(config, student, teacher, world),
-        StratifiedBatches(stream) if antithetic else stream,
+        StratifiedBatches(stream) if config.objective.antithetic else stream,
         train=config.train,
         optim=config.optim,
         zero=config.zero,
@@ -102,7 +98,7 @@ def fit(
         wandb=config.wandb,
         device=config.run.device,
         is_latent=is_latent,
-        label="distil" if teacher is not None else config.objective.kind,
+        label=config.objective.label,
         settings=to_dict(config),
         optimizer_from=optimizer_from,
         gather_raw=gather_raw,
@@ -111,17 +107,8 @@ def fit(
 
 def make_objective(config: Config, student: DIT, teacher: DIT | None, world: World) -> torch.nn.Module:
     """The objective that `config.objective` describes, its teacher on the device in the dtype of training."""
-    chosen, seed = config.objective, config.train.seed
-    if isinstance(chosen, MdlmConfig):
-        return MdlmObjective(student, MaskedProcess(student.mask_id), seed=seed, chunk_rows=chosen.chunk_rows)
-    assert teacher is not None
-    with exact_buffers(teacher):
-        frozen = teacher.to(world.device, _DTYPES[config.train.dtype])
-    process = MaskedProcess(student.mask_id)
-    if isinstance(chosen, SdttConfig):
-        return SdttObjective(student, frozen, process, chosen, seed=seed)
-    if student.latent is not None:
-        chosen = students.objective_of(student.latent, chosen)
-    if chosen.matmul_dtype != "same":
-        student.matmul_dtype = _DTYPES[chosen.matmul_dtype]
-    return Di4CObjective(student, frozen, process, chosen, seed=seed)
+    frozen = teacher
+    if teacher is not None:
+        with exact_buffers(teacher):
+            frozen = teacher.to(world.device, _DTYPES[config.train.dtype])
+    return config.objective.build(student, MaskedProcess(student.mask_id), seed=config.train.seed, teacher=frozen)

@@ -11,7 +11,7 @@ import torch
 
 from di4c_lm.checkpoints.unet import student_from_teacher
 from di4c_lm.core import cli, image_cli
-from di4c_lm.core.settings import to_dict
+from di4c_lm.core.settings import kind_of, to_dict
 from di4c_lm.data.batches import BatchStream
 from di4c_lm.data.images.images import ImageSet, ImageSource
 from di4c_lm.data.strata import StratifiedBatches
@@ -27,10 +27,10 @@ from di4c_lm.domains.pixels.model import (
 from di4c_lm.domains.pixels.settings import CifarConfig
 from di4c_lm.measure.images.report import ImageReportConfig
 from di4c_lm.mixtures.class_counts import first_sequences
-from di4c_lm.mixtures.students import begin, latent_of, objective_of
+from di4c_lm.mixtures.students import begin, latent_of
 from di4c_lm.networks.unet import UNet, is_latent, to_and_fro
-from di4c_lm.objectives.denoising import DenoisingObjective
-from di4c_lm.objectives.di4c import Di4CObjective
+from di4c_lm.objectives.denoising import Denoising
+from di4c_lm.objectives.registry import OBJECTIVES
 from di4c_lm.training.distributed import World, barrier, init_distributed, set_threads
 from di4c_lm.training.loop import Trained, train
 from di4c_lm.training.settings import OptimConfig, TrainConfig, ZeroConfig
@@ -60,7 +60,7 @@ def run_cifar10(config: CifarConfig) -> int:
         return status
     if world.is_main:
         teacher.save_pretrained(run_dir / TEACHER)
-    logger.info("3/5 %s: %d updates", config.objective.kind, config.train.steps)
+    logger.info("3/5 %s: %d updates", kind_of(OBJECTIVES, config.objective), config.train.steps)
     trained, student = distil(config, teacher, images.train, world, run_dir)
     if trained.progress.signal:
         return 128 + trained.progress.signal
@@ -125,7 +125,7 @@ def train_teacher(config: CifarConfig, model: CifarModel, images: ImageSet, worl
     source = ImageSource(images, pretrain.seed, flip=config.data.flip)
     work = folder.with_name(f"{folder.name}.training")
     trained = train(
-        DenoisingObjective(model.denoiser.train(), model.chain, seed=pretrain.seed),
+        Denoising().build(model.denoiser.train(), model.chain, seed=pretrain.seed),
         StratifiedBatches(BatchStream(source, micro_batch_size=micro, rank=world.rank, world_size=world.size)),
         train=TrainConfig(steps=pretrain.steps, micro_batch_size=micro, save_every=500, seed=pretrain.seed),
         optim=OptimConfig(lr=pretrain.lr, warmup_steps=min(100, pretrain.steps), schedule="cosine", ema_decay=0.999),
@@ -146,8 +146,8 @@ def train_teacher(config: CifarConfig, model: CifarModel, images: ImageSet, worl
 def distil(
     config: CifarConfig, teacher: CifarModel, images: ImageSet, world: World, run_dir: Path
 ) -> tuple[Trained, UNet]:
-    """Train a student, which begins as its teacher, by Di4C under DeepSpeed."""
-    fresh, chosen = torch.Generator().manual_seed(config.train.seed), objective_of(config.latent, config.objective)
+    """Train a student, which begins as its teacher, by `config.objective` under DeepSpeed."""
+    fresh = torch.Generator().manual_seed(config.train.seed)
     shape = dataclasses.replace(teacher.denoiser.config, dropout=config.model.dropout)
     latent = latent_of(config.latent, config.objective)
     student = student_from_teacher(teacher.denoiser, latent, fresh, model=shape)
@@ -157,7 +157,7 @@ def distil(
     student.activation_checkpointing = config.train.activation_checkpointing
     frozen = teacher.denoiser.to(world.device, _DTYPES[config.train.dtype])
     trained = train(
-        Di4CObjective(student, frozen, teacher.chain, chosen, seed=config.train.seed),
+        config.objective.build(student, teacher.chain, seed=config.train.seed, teacher=frozen),
         BatchStream(
             source,
             micro_batch_size=config.train.micro_batch_size,
@@ -172,7 +172,7 @@ def distil(
         wandb=config.wandb,
         device=config.run.device,
         is_latent=is_latent,
-        label="distil",
+        label=config.objective.label,
         settings=to_dict(config),
     )
     return trained, student

@@ -6,11 +6,13 @@ from collections import Counter
 from collections.abc import Sequence
 
 from di4c_lm.core import cli
+from di4c_lm.core.settings import kind_of
 from di4c_lm.data.text.corpus import load_corpus
 from di4c_lm.domains.text.model import PARTS, SETTINGS, STUDENT, STUDENT_RAW, load_run, write_parts
 from di4c_lm.domains.text.report import trained_evaluator
 from di4c_lm.domains.text.settings import Config, TeacherConfig
 from di4c_lm.measure.text.report import gen_ppl_report
+from di4c_lm.objectives.registry import OBJECTIVES
 from di4c_lm.runs.text import needs_teacher, report_settings, run_text, write_settings
 from di4c_lm.training.distributed import World, barrier, init_distributed
 
@@ -58,7 +60,7 @@ def run_chain(config: Config, rounds: Sequence[Config]) -> int:
 
 def names(rounds: Sequence[Config]) -> list[str]:
     """What the models of the rounds are called: by their objective, with a number where it comes more than once."""
-    kinds = [one.objective.kind for one in rounds]
+    kinds = [kind_of(OBJECTIVES, one.objective) for one in rounds]
     return [
         kind if Counter(kinds)[kind] == 1 else f"{kind}-{kinds[: index + 1].count(kind)}"
         for index, kind in enumerate(kinds)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from di4c_lm.core import cli
-from di4c_lm.core.settings import to_dict
+from di4c_lm.core.settings import kind_of, to_dict
 from di4c_lm.data.text.corpus import Corpus, load_corpus, verify_corpus
 from di4c_lm.domains.text.model import (
     SETTINGS,
@@ -26,7 +26,8 @@ from di4c_lm.domains.text.settings import Config
 from di4c_lm.measure.text.gen_ppl import GenPplConfig
 from di4c_lm.measure.text.report import bound_report, gen_ppl_report
 from di4c_lm.networks.dit import DIT
-from di4c_lm.objectives.settings import Di4CConfig, MdlmConfig
+from di4c_lm.objectives.mdlm import Mdlm
+from di4c_lm.objectives.registry import OBJECTIVES
 from di4c_lm.runs.fitting import fit, fit_teacher, student_of
 from di4c_lm.training.distributed import World, barrier, init_distributed, set_threads
 
@@ -59,7 +60,7 @@ def run_text(config: Config, *, export_raw: bool = False, optimizer_from: Path |
         teacher, teacher_path, status = find_teacher(config, corpus, world, run_dir, cache_dir)
         if status:
             return status
-    logger.info("3/5 %s: %d updates", config.objective.kind, config.train.steps)
+    logger.info("3/5 %s: %d updates", kind_of(OBJECTIVES, config.objective), config.train.steps)
     student = new_student(config, corpus, teacher)
     frozen = None if teacher is None else teacher.denoiser
     trained = fit(
@@ -93,7 +94,7 @@ def run_text(config: Config, *, export_raw: bool = False, optimizer_from: Path |
 
 def needs_teacher(config: Config) -> bool:
     """Whether the run begins from a teacher's weights: all but a model trained anew."""
-    return not (isinstance(config.objective, MdlmConfig) and config.objective.init == "scratch")
+    return config.objective.needs_teacher
 
 
 def new_student(config: Config, corpus: Corpus, teacher: TextModel | None) -> DIT:
@@ -105,10 +106,10 @@ def new_student(config: Config, corpus: Corpus, teacher: TextModel | None) -> DI
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.train.seed)
             return DIT(config.model, num_states=len(corpus.tokenizer)).train()
-    if not isinstance(config.objective, Di4CConfig) and teacher.denoiser.latent is not None:
+    if not config.objective.takes_mixture and teacher.denoiser.latent is not None:
         raise ValueError(
-            f"objective={config.objective.kind} is impossible with a teacher that is a mixture (λ): allowed is an MDLM or an SDTT "
-            "student, or objective=di4c"
+            "objective must be likelihood or di4c where the teacher is a mixture (λ), got "
+            f"{kind_of(OBJECTIVES, config.objective)!r}"
         )
     return student_of(config, teacher.denoiser, corpus.train)
 
@@ -195,5 +196,5 @@ def report(run_dir: Path, config: Config) -> None:
     """The closing report: the table goes to the terminal, and for an MDLM the bound on held-out text too."""
     run, settings = load_run(run_dir), report_settings(config)
     logger.info("%s", gen_ppl_report(run, settings))
-    if isinstance(config.objective, MdlmConfig):
+    if isinstance(config.objective, Mdlm):
         logger.info("%s", bound_report(run, settings, draws=config.objective.bound_draws))

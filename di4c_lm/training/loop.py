@@ -99,15 +99,6 @@ class _Signals:
         self.received = self.received or number
 
 
-@runtime_checkable
-class Paced(Protocol):
-    """An objective that changes in the course of a run."""
-
-    def begin_update(self, number: int) -> None:
-        """Told the number of the update that comes, from 0, on all ranks alike."""
-        ...
-
-
 def train(
     objective: nn.Module,
     batches: Batches,
@@ -163,8 +154,6 @@ def train(
         )
         with metric_logger:
             while progress.step < train.steps and not progress.signal:
-                if isinstance(objective, Paced):
-                    objective.begin_update(progress.step)
                 lr = learning_rate(progress.step, optim, train.steps)
                 step = update(engine, batches, lr, lambda: signals.received, _beat_in(watchdog, progress.step + 1))
                 if step.applied:

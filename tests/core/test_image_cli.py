@@ -23,12 +23,8 @@ def test_the_default_and_the_papers_run() -> None:
     assert (paper.optim.lr, paper.optim.ema_decay, paper.optim.weight_decay) == (2e-4, 0.9999, 0.0)
     assert (paper.model.width, paper.model.multipliers, paper.model.res_blocks) == (128, (1, 2, 2, 2), 2)
     objective = paper.objective
-    assert (objective.times.law, objective.hop.law, objective.hop.low, objective.hop.high) == (
-        "above_hop",
-        "log_uniform",
-        0.001,
-        0.01,
-    )
+    step = objective.teacher_step
+    assert (step.distribution, step.low, step.high) == ("log_uniform", 0.001, 0.01)
     assert (objective.distil_inputs, objective.delta, objective.alpha, objective.alpha_scale) == (
         "own",
         0.01,
@@ -58,12 +54,12 @@ def test_a_runs_folder_follows_what_makes_it() -> None:
     "word, message",
     [
         ("train.stepz=3", "unknown key 'train.stepz'.*did you mean train.steps"),
-        ("objective.alpha=cubic", "objective.alpha='cubic' is impossible"),
-        ("objective.delta=2", r"objective\.delta must be in \[0, 1\], got 2.0"),
+        ("objective.times.distribution=x", "objective.times.distribution must be one of uniform, paper, got 'x'"),
+        ("objective.label_drop=2", r"objective\.label_drop must be in \[0, 1\], got 2.0"),
         ("lambda.path=adaln", "lambda.path must be classes, head, or token"),
         (
             "lambda.codebook_size=0",
-            "lambda.codebook_size must be a number of classes of at least 1",
+            "lambda.codebook_size must be at least 1 when lambda.path=classes",
         ),
         ("lambda.law=gaussian", "lambda.law must be codebook when path=classes"),
         (

@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from di4c_lm.checkpoints.student import student_from_teacher
-from di4c_lm.losses.di4c import Terms, UpperSide, di4c_terms
 from di4c_lm.losses.positions import Positions
-from di4c_lm.losses.reading import mixture_marginals
 from di4c_lm.mixtures.class_chain import ClassChain, Ties
 from di4c_lm.mixtures.class_head import ClassHead
 from di4c_lm.mixtures.settings import LatentConfig
 from di4c_lm.networks.dit import DIT
 from di4c_lm.networks.maskgit import MaskGit
+from di4c_lm.networks.prediction import Rows
 from di4c_lm.networks.unet import UNet
-from di4c_lm.processes.denoiser import Prediction
+from tests.losses import oracle
+from tests.losses.problem import FIELDS, fields_of
 from tests.networks import test_maskgit, test_unet
 from tests.networks.nets import LENGTH, STATES, half, net
 
@@ -74,7 +74,7 @@ def level_world(**settings: object) -> World:
     return World(network, x_0, x_t, torch.ones(3, 4, dtype=torch.bool))
 
 
-def every_class(network: DIT | MaskGit | UNet, x_t: Tensor) -> Prediction:
+def every_class(network: DIT | MaskGit | UNet, x_t: Tensor) -> Rows:
     lam = network.sample_latents(len(x_t), 0, lambda shape: torch.zeros(shape, dtype=torch.float64))
     return network(x_t, half(len(x_t)), lam)
 
@@ -94,52 +94,30 @@ def strings(b: int, is_open: Tensor = OPEN) -> list[tuple[int, ...]]:
 
 
 def by_enumeration(
-    prediction: Prediction, world: World, upper: UpperSide, positions: Positions, teacher: Tensor
-) -> Terms:
-    """All terms straight from the definitions."""
-    chain, (_, x_0, _, is_open) = prediction.chain, world
+    prediction: Rows, is_open: Tensor, positions: Positions, targets: Tensor, distributions: list[Tensor]
+) -> dict[str, Tensor]:
+    """Every field of `Reading` straight from the definitions."""
+    chain, log_p = prediction.chain, prediction.log_probs()
     assert isinstance(chain, ClassChain)
-    log_p = prediction.log_probs()
-    fields: dict[str, list[Tensor]] = {name: [] for name in Terms.__dataclass_fields__}
+    fields: dict[str, list[Tensor]] = {name: [] for name in FIELDS}
     for b in range(len(is_open)):
-        place = is_open[b].nonzero()[:, 0]
+        place, here = is_open[b].nonzero()[:, 0], positions.example == b
         rank = chain.place[b][chain.is_open[b]].argsort()  # of each position in the chain
-        here = positions.example == b
         log_prior_Z = torch.stack([prior(chain, b, z) for z in strings(b, is_open)]).log()
-        of_string = torch.stack(
-            [log_p[b, torch.tensor(z)[rank], place] for z in strings(b, is_open)]
-        )  # (strings, N, S)
-        mean_NS = (log_prior_Z[:, None, None] + of_string).logsumexp(0)
-
-        def joint(x: Tensor, of_string: Tensor = of_string, log_prior_Z: Tensor = log_prior_Z) -> Tensor:
-            index = x[None, :, None].expand(len(of_string), -1, 1)
-            return -(log_prior_Z + of_string.gather(2, index)[..., 0].sum(1)).logsumexp(0)
-
-        def product(x: Tensor, mean_NS: Tensor = mean_NS) -> Tensor:
-            return mean_NS.gather(1, x[:, None]).sum()
-
-        def divergence(q: Tensor, log_q: Tensor) -> Tensor:
-            return torch.where(q > 0, q * (q.clamp_min(1e-300).log() - log_q), 0.0).sum()
-
-        samples = upper.samples[here].unbind(1)
-        fields["data_joint"].append(joint(x_0[b, place]))
-        fields["data_product"].append(product(x_0[b, place]))
-        fields["data_marginal"].append(divergence(teacher[here], mean_NS))
-        fields["consistency_joint"].append(torch.stack([joint(x) for x in samples]).mean())
-        fields["consistency_product"].append(torch.stack([product(x) for x in samples]).mean())
-        fields["consistency_marginal"].append(divergence(upper.marginal[here], mean_NS))
-        each = torch.stack([divergence(teacher[here], log_z) for log_z in of_string])
-        fields["distil"].append((log_prior_Z.exp() * each).sum())
-    return Terms(**{name: torch.stack(values) for name, values in fields.items()})
-
-
-def values(terms: Terms) -> dict[str, Tensor]:
-    return {name: getattr(terms, name) for name in Terms.__dataclass_fields__}
+        log_p_ZNS = torch.stack([log_p[b, torch.tensor(z)[rank], place] for z in strings(b, is_open)])
+        log_mean_NS = (log_prior_Z[:, None, None] + log_p_ZNS).logsumexp(0)
+        log_x_ZT = log_p_ZNS.gather(2, targets[here].expand(len(log_p_ZNS), -1, -1)).sum(1)
+        q = [q_MS[here] for q_MS in distributions]
+        fields["joint"].append((log_prior_Z[:, None] + log_x_ZT).logsumexp(0))
+        fields["product"].append(log_mean_NS.gather(1, targets[here]).sum(0))
+        fields["divergence"].append(torch.stack([oracle.divergence(q_NS, log_mean_NS).sum() for q_NS in q]))
+        fields["component_divergence"].append((log_prior_Z.exp() * oracle.divergence(q[0], log_p_ZNS).sum(1)).sum())
+    return {name: torch.stack(values) for name, values in fields.items()}
 
 
 @pytest.mark.parametrize("make", [text_world, code_world, level_world])
 @pytest.mark.parametrize("sweeps", [1, 4])
-def test_terms_and_gradients_equal_sums_over_all_strings(make: Callable[..., World], sweeps: int) -> None:
+def test_a_reading_and_its_gradients_are_sums_over_all_strings(make: Callable[..., World], sweeps: int) -> None:
     found, gradients = [], []
     for way in ("enumerated", "lean"):
         world = make(sweeps=sweeps)
@@ -147,32 +125,22 @@ def test_terms_and_gradients_equal_sums_over_all_strings(make: Callable[..., Wor
         positions, num_states = Positions.where(is_open), head(network).table.shape[0]
         possible = num_states - (0 if make is level_world else 1)  # MASK is never x_0
         rng = torch.Generator().manual_seed(5)
-        law = torch.rand(2, len(positions.position), num_states, generator=rng, dtype=torch.float64)
-        law[..., possible:] = 0
-        teacher, marginal = law / law.sum(2, keepdim=True)
-        upper = UpperSide(samples=torch.randint(possible, (len(teacher), 2), generator=rng), marginal=marginal)
+        weight = torch.rand(2, len(positions.position), num_states, generator=rng, dtype=torch.float64)
+        weight[..., possible:] = 0
+        distributions = list(weight / weight.sum(2, keepdim=True))
+        samples = torch.randint(possible, (len(positions.position), 2), generator=rng)
+        targets = torch.cat([positions.gather(x_0)[:, None], samples], 1)
         prediction = every_class(network, x_t)
         if way == "enumerated":
-            terms = by_enumeration(prediction, world, upper, positions, teacher)
+            fields = by_enumeration(prediction, is_open, positions, targets, distributions)
         else:
-            features = prediction.features[positions.example, :, positions.position]
-            of_data = positions.gather(x_0)
-            terms = di4c_terms(
-                features,
-                prediction.output_head,
-                positions,
-                of_data,
-                teacher,
-                upper,
-                chain=prediction.chain,
-                distil=True,
-            )
-        weights = torch.arange(1.0, len(values(terms)) + 1)
-        torch.stack([w * v.sum() for w, v in zip(weights, values(terms).values(), strict=True)]).sum().backward()
-        found.append(values(terms))
+            fields = fields_of(prediction.read(positions, targets, distributions, components=True))
+        torch.stack(
+            [w * value.sum() for w, value in zip((1.0, 2.0, 3.0, 4.0), fields.values(), strict=True)]
+        ).sum().backward()
+        found.append(fields)
         gradients.append({name: p.grad for name, p in network.named_parameters()})
-    for name, expected in found[0].items():
-        torch.testing.assert_close(found[1][name], expected, msg=lambda text, name=name: f"{name}: {text}")
+    torch.testing.assert_close(found[1], found[0])
     for name, expected in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], expected, msg=lambda text, name=name: f"{name}: {text}")
     assert gradients[0]["latent_head.table"].abs().max() > 0 and gradients[0]["latent_head.left.weight"].abs().max() > 0
@@ -209,13 +177,7 @@ def test_the_product_of_positions_is_kept() -> None:
     """With the chain fitted, λ averaged out of each position leaves what the network says without λ."""
     network, (_, x_t) = net(latent(sweeps=400)), sequences()
     prediction, positions = every_class(network, x_t), Positions.where(OPEN)
-    assert prediction.chain is not None
-    found = mixture_marginals(
-        prediction.features[positions.example, :, positions.position],
-        positions.position,
-        prediction.output_head,
-        log_weight=prediction.chain.log_marginal[positions.example, positions.position],
-    )
+    found = prediction.marginals(positions)
     torch.testing.assert_close(found, network(x_t, half(3)).log_probs()[:, 0][OPEN].exp().detach(), rtol=0, atol=1e-6)
 
 

@@ -7,7 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from di4c_lm.mixtures.base import Chained
 from di4c_lm.mixtures.code_chain import CodeChain
+from di4c_lm.networks.output_head import LinearHead
+from tests.losses import oracle
+from tests.losses.problem import FIELDS, Problem, draw, fields_of
 
 
 def chain(num_batch: int = 2, num_windows: int = 3, num_codes: int = 3, *, seed: int = 0, window: int = 2) -> CodeChain:
@@ -96,3 +100,72 @@ def test_impossible_observations_stay_finite() -> None:
     log_marginal = found.log_marginal[0, 2, 2]
     assert float(value.detach()) == pytest.approx(float(log_marginal), abs=1e-9)
     assert math.isfinite(float(value.detach()))
+
+
+def read_by_enumeration(problem: Problem, log_p_MLS: Tensor, found: CodeChain) -> dict[str, Tensor]:
+    """Every field of `Reading` as sums over all strings of codes, straight from the definitions."""
+    code_KW, log_prior_BK = strings(found)
+    fields: dict[str, list[Tensor]] = {name: [] for name in FIELDS}
+    for b in range(problem.positions.num_examples):
+        here = (problem.positions.example == b).nonzero()[:, 0]
+        window_N = problem.positions.position[here] // found.window
+        log_p_KNS = torch.stack([log_p_MLS[here, z_W[window_N]] for z_W in code_KW])
+        log_prior_K, targets_NT = log_prior_BK[b], problem.targets[here]
+        log_mean_NS = (log_prior_K[:, None, None] + log_p_KNS).logsumexp(0)
+        log_x_KT = log_p_KNS.gather(2, targets_NT.expand(len(code_KW), -1, -1)).sum(1)
+        q = [q_MS[here] for q_MS in problem.distributions]
+        fields["joint"].append((log_prior_K[:, None] + log_x_KT).logsumexp(0))
+        fields["product"].append(log_mean_NS.gather(1, targets_NT).sum(0))
+        fields["divergence"].append(torch.stack([oracle.divergence(q_NS, log_mean_NS).sum() for q_NS in q]))
+        fields["component_divergence"].append((log_prior_K.exp() * oracle.divergence(q[0], log_p_KNS).sum(1)).sum())
+    return {name: torch.stack(values) for name, values in fields.items()}
+
+
+def read_lean(problem: Problem, leaves: list[Tensor], chunk_rows: int) -> dict[str, Tensor]:
+    """The same by the chained prediction, of features that stand at every position of two sequences of 5."""
+    features, weight, bias, score = leaves
+    whole = features.new_zeros(2, 5, *features.shape[1:])
+    whole = whole.index_put((problem.positions.example, problem.positions.position), features)
+    head = LinearHead(weight, bias, impossible=problem.impossible)
+    prediction = Chained(whole.transpose(1, 2), head, CodeChain(score.log_softmax(3), 2))
+    q = [q_MS.to(features.dtype) for q_MS in problem.distributions]
+    return fields_of(prediction.read(problem.positions, problem.targets, q, components=True, chunk_rows=chunk_rows))
+
+
+def chained_problem(seed: int, scale: float = 1.0) -> tuple[Problem, list[Tensor]]:
+    """Two sequences of 5 positions in windows of 2, 3 codes: a problem and the leaves of both ways to read it."""
+    problem = draw(seed, 2, 3, 5, 7, masked_share=0.7, with_impossible=True)
+    score = torch.randn(2, 3, 3, 3, generator=torch.Generator().manual_seed(seed + 50), dtype=torch.float64)
+    score[:, 0] = score[:, 0, :1]
+    problem.weight = problem.weight * scale
+    return problem, [problem.features, problem.weight, problem.bias, score]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("chunk_rows", [0, 4])
+@pytest.mark.parametrize("scale", [1.0, 60.0])
+def test_a_chained_reading_and_its_gradients_are_sums_over_all_strings(
+    seed: int, chunk_rows: int, scale: float
+) -> None:
+    """At scale 60 whole states underflow in every component, which takes the way through the log domain."""
+    problem, inputs = chained_problem(seed, scale)
+    values, grads = [], []
+    for way in ("lean", "enumerated"):
+        leaves = [leaf.detach().clone().requires_grad_() for leaf in inputs]
+        if way == "lean":
+            fields = read_lean(problem, leaves, chunk_rows)
+        else:
+            logits_MLS = (leaves[0] @ leaves[1].T + leaves[2]).index_fill(2, torch.tensor([6]), -1e6)
+            fields = read_by_enumeration(problem, logits_MLS.log_softmax(2), CodeChain(leaves[3].log_softmax(3), 2))
+        values.append({name: value.detach() for name, value in fields.items()})
+        total = torch.stack([(problem.weights[name] * fields[name]).sum() for name in FIELDS])
+        grads.append(torch.autograd.grad(total.sum(), leaves))
+    torch.testing.assert_close(*values)
+    for mine, theirs in zip(*grads, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-7, atol=1e-9 * float(theirs.abs().max()))
+
+
+def test_a_chained_reading_in_float32_is_near() -> None:
+    problem, inputs = chained_problem(0)
+    exact, narrow = read_lean(problem, inputs, 0), read_lean(problem, [value.float() for value in inputs], 0)
+    torch.testing.assert_close(narrow, exact, rtol=1e-4, atol=1e-4, check_dtype=False)

@@ -1,178 +1,312 @@
-"""The Di4C and MDLM objectives on small networks: laws that hold for every setting."""
+"""Di4C's objective on small networks, on text and on levels of pixels: laws that hold for every setting."""
 
 import dataclasses
+import json
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from di4c_lm.data.batches import Batch
+from di4c_lm.checkpoints.unet import student_from_teacher
+from di4c_lm.losses.di4c import Alpha, alpha
 from di4c_lm.losses.positions import Positions
-from di4c_lm.mixtures.settings import LatentConfig
-from di4c_lm.networks.dit import DIT, DitConfig
-from di4c_lm.objectives.di4c import Di4CObjective
-from di4c_lm.objectives.mdlm import MdlmObjective
-from di4c_lm.objectives.settings import Di4CConfig, HopConfig, TimesConfig
-from di4c_lm.processes.masked import MaskedProcess
+from di4c_lm.losses.reading import Reading
+from di4c_lm.objectives.di4c import Di4C, Di4CObjective, weighted_terms
+from di4c_lm.objectives.teacher_step import TeacherStep
 from di4c_lm.processes.rng import KeyedRng
+from di4c_lm.processes.times import Times
+from tests.objectives.helpers import (
+    CODES,
+    GAUSSIAN,
+    MASK,
+    MASKED,
+    TOKEN,
+    check_batch_is_mean_of_examples,
+    gradients,
+    pixel_batch,
+    pixel_network,
+    text_batch,
+    text_network,
+)
 
-S, D = 7, 6
-MODEL = DitConfig(hidden_size=16, num_blocks=2, num_heads=2, cond_dim=8)
-CODES = LatentConfig(law="codebook", path="adaln", codebook_size=4, init_scale=1.0)
-TOKEN = LatentConfig()
-
-
-def network(latent: LatentConfig | None, seed: int) -> DIT:
-    """A small network whose every parameter matters."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        net = DIT(MODEL, num_states=S, latent=latent)
-        for parameter in net.parameters():
-            torch.nn.init.normal_(parameter, std=0.4)
-    return net.double()
-
-
-def batch(*sample_ids: int) -> Batch:
-    ids = torch.tensor(sample_ids)
-    x = torch.stack([(torch.arange(D) * (i + 3)) % (S - 1) for i in sample_ids])
-    return Batch(x=x, sample_id=ids, epoch=torch.zeros_like(ids))
-
-
-def objective(latent: LatentConfig = CODES, teacher: LatentConfig | None = None, **settings: Any) -> Di4CObjective:
-    config = Di4CConfig(**{"num_lambdas": 4, "delta": 0.3, "alpha_scale": 1.0, **settings})
-    return Di4CObjective(network(latent, 1), network(teacher, 2), MaskedProcess(S - 1), config, seed=3)
+FRACTION = TeacherStep(distribution="fraction", size=0.5)
+CIFAR10: dict[str, Any] = {
+    "distil_inputs": "own",
+    "delta": 0.01,
+    "alpha_scale": 1.0,
+    "teacher_step": TeacherStep(distribution="log_uniform", low=0.001, high=0.01),
+}
 
 
-def gradients(of: Di4CObjective | MdlmObjective, given: Batch) -> dict[str, Tensor]:
-    of.zero_grad()
-    of(given)[0].backward()
-    return {name: p.grad.clone() for name, p in of.named_parameters() if p.grad is not None}
+def on_text(latent: Any = CODES, teacher: Any = None, **settings: Any) -> Di4CObjective:
+    chosen = Di4C(**{"num_lambdas": 4, "delta": 0.3, "alpha_scale": 1.0, **settings})
+    return chosen.build(text_network(latent, 1), MASKED, seed=3, teacher=text_network(teacher, 2))
 
 
-SETTINGS = [
+def on_pixels(**settings: Any) -> Di4CObjective:
+    chosen = Di4C(**{"num_lambdas": 3, **CIFAR10, **settings})
+    return chosen.build(pixel_network(TOKEN, 1), GAUSSIAN, seed=3, teacher=pixel_network(None, 2))
+
+
+TEXT_SETTINGS = [
     {},
     {"alpha": "linear", "positions": "all"},
-    {"alpha": "constant", "control_variate_data": False},
-    {"control_variate_consistency": False},
-    {"delta_weight": True, "hop": HopConfig(law="fraction", size=0.5, teacher_steps=3)},
-    {"hop": HopConfig(law="log_uniform", low=0.01, high=0.4)},
-    {"hop": HopConfig(law="uniform", low=0.01, high=0.4)},
-    {"times": TimesConfig(law="paper", mass_at_one=0.2, grid_share=0.3)},
+    {"alpha": "constant", "control_variate": False},
+    {"teacher_step": TeacherStep(distribution="fraction", size=0.5, steps=3)},
+    {"teacher_step": TeacherStep(distribution="log_uniform", low=0.01, high=0.4)},
+    {"times": Times(distribution="paper", grid_share=0.3)},
     {"consistency_weight": 0.0},
     {"chunk_rows": 5},
     {"consistency_samples": 2},
     {"distil_inputs": "own"},
-    {"times": TimesConfig(law="above_hop"), "hop": HopConfig(law="log_uniform", low=0.01, high=0.4)},
 ]
 
 
-@pytest.mark.parametrize("settings", SETTINGS, ids=[",".join(s) or "default" for s in SETTINGS])
-def test_a_batch_is_the_mean_of_its_examples(settings: dict[str, Any]) -> None:
-    """So neither the number of ranks nor the micro-batch can change what is learned."""
-    of = objective(**settings)
+@pytest.mark.parametrize("settings", TEXT_SETTINGS, ids=[",".join(s) or "default" for s in TEXT_SETTINGS])
+def test_a_batch_of_text_is_the_mean_of_its_examples(settings: dict[str, Any]) -> None:
     ids = (0, 1, 2, 3, 4, 5)
-    whole = gradients(of, batch(*ids))
-    parts = [gradients(of, batch(i)) for i in ids]
-    loss, metrics = of(batch(*ids))
-    losses = torch.stack([of(batch(i))[0] for i in ids])
-    torch.testing.assert_close(loss, losses.mean())
-    for name, value in metrics.items():
-        torch.testing.assert_close(value, torch.stack([of(batch(i))[1][name] for i in ids]).mean())
-    assert any(bool(g.abs().max() > 0) for g in whole.values())
-    for name, gradient in whole.items():
-        torch.testing.assert_close(gradient, sum(part[name] for part in parts) / len(ids), rtol=1e-6, atol=1e-9)
+    check_batch_is_mean_of_examples(on_text(**settings), text_batch(*ids), [text_batch(i) for i in ids])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"distil_inputs": "shared", "delta": 0.4, "label_drop": 0.5},
+        {"teacher_step": TeacherStep(distribution="fraction", size=0.5, steps=2)},
+    ],
+    ids=["CIFAR-10's", "shared", "two steps"],
+)
+def test_a_batch_of_images_is_the_mean_of_its_examples(settings: dict[str, Any]) -> None:
+    ids = (0, 1, 2, 3)
+    check_batch_is_mean_of_examples(on_pixels(**settings), pixel_batch(*ids), [pixel_batch(i) for i in ids])
 
 
 @pytest.mark.parametrize("latent", [CODES, TOKEN], ids=["codes", "token"])
-def test_the_same_examples_give_the_same_loss_and_another_epoch_another(latent: LatentConfig) -> None:
-    of = objective(latent)
-    first, again = of(batch(0, 1))[0], of(batch(0, 1))[0]
-    later = of(dataclasses.replace(batch(0, 1), epoch=torch.ones(2, dtype=torch.long)))[0]
+def test_the_same_examples_give_the_same_loss_and_another_epoch_another(latent: Any) -> None:
+    of = on_text(latent)
+    first, again = of(text_batch(0, 1))[0], of(text_batch(0, 1))[0]
+    later = of(dataclasses.replace(text_batch(0, 1), epoch=torch.ones(2, dtype=torch.long)))[0]
     assert first == again
     assert first != later
 
 
 def test_the_teacher_is_no_part_of_the_module_and_gets_no_gradient() -> None:
-    of = objective()
-    before = {name: value.clone() for name, value in of.teacher.state_dict().items()}  # pyright: ignore
+    of = on_text()
+    before = {name: value.clone() for name, value in of.teacher.state_dict().items()}
     assert all(name.startswith("student.") for name, _ in of.named_parameters())
-    gradients(of, batch(0, 1, 2))
-    assert all(p.grad is None for p in of.teacher.parameters())  # pyright: ignore
-    assert all(torch.equal(before[name], value) for name, value in of.teacher.state_dict().items())  # pyright: ignore
+    gradients(of, text_batch(0, 1, 2))
+    assert all(p.grad is None for p in of.teacher.parameters())
+    assert all(torch.equal(before[name], value) for name, value in of.teacher.state_dict().items())
+
+
+def test_alpha_weighs_the_correlation_of_each_example_by_its_time() -> None:
+    """The loss is a line in α's scale, whose slope is α(t) corr(x_0)."""
+    for kind in ("sigmoid", "linear", "constant"):
+        none, one, two = (on_text(alpha=kind, alpha_scale=scale) for scale in (0.0, 1.0, 2.0))
+        slopes = []
+        for number in range(6):
+            batch = text_batch(number)
+            t_B = one.sampling(batch.x, KeyedRng(3, torch.tensor([[number, 0]]))).t
+            loss, metrics = one(batch)
+            slopes.append(alpha(kind, 1.0, t_B)[0] * metrics["data_corr"])
+            torch.testing.assert_close((loss - none(batch)[0]).detach(), slopes[-1])
+            torch.testing.assert_close((two(batch)[0] - none(batch)[0]).detach(), 2 * slopes[-1])
+        assert sum(abs(float(slope)) > 1e-6 for slope in slopes) >= 3
+
+
+def test_the_marginal_weight_weighs_the_divergence_from_the_teacher() -> None:
+    batch = text_batch(*range(4))
+    none, three = (on_text(marginal_weight=weight)(batch) for weight in (0.0, 3.0))
+    assert float(three[1]["data_marginal"]) > 0
+    torch.testing.assert_close((three[0] - none[0]).detach(), 3 * three[1]["data_marginal"])
+
+
+def test_consistency_is_not_asked_for_below_delta_and_distillation_not_above() -> None:
+    batch = text_batch(*range(6))
+    below, above = (on_text(delta=delta)(batch)[1] for delta in (1.0, 0.0))
+    assert float(below["consistency"]) == 0 and float(below["distil"]) > 0
+    assert float(above["distil"]) == 0 and float(above["consistency"]) != 0
+    between = on_text(delta=0.5)
+    for number in range(6):
+        t_B = between.sampling(text_batch(number).x, KeyedRng(3, torch.tensor([[number, 0]]))).t
+        metrics = between(text_batch(number))[1]
+        assert (float(metrics["consistency"]) == 0) == bool(t_B < 0.5)
+        assert (float(metrics["distil"]) == 0) == bool(t_B >= 0.5)
+
+
+@pytest.mark.parametrize("name, metric", [("consistency_weight", "consistency"), ("distil_weight", "distil")])
+def test_weights_of_consistency_and_distillation(name: str, metric: str) -> None:
+    batch = text_batch(*range(6))
+    (loss, metrics), (more, weighted), (without, _) = (on_text(**{name: w})(batch) for w in (1.0, 2.5, 1e-12))
+    torch.testing.assert_close(weighted[metric], 2.5 * metrics[metric])
+    torch.testing.assert_close(((more - without) / (loss - without)).detach(), torch.tensor(2.5).double())
+
+
+def test_the_control_variate_is_that_of_the_data_and_of_consistency() -> None:
+    rng = torch.Generator().manual_seed(0)
+    joint, product, divergence = (torch.randn(3, n, generator=rng, dtype=torch.float64) for n in (5, 5, 2))
+    reading = Reading(joint=joint, product=product, divergence=divergence, component_divergence=joint[:, 0])
+    t_B, always = torch.rand(3, generator=rng, dtype=torch.float64), torch.ones(3, dtype=torch.bool)
+    alpha_B = alpha("sigmoid", 0.1, t_B)
+    for on in (True, False):
+        terms = weighted_terms(Di4C(control_variate=on), reading, t_B, consistency_at=always, distil_at=always)
+        part = product if on else torch.zeros_like(product)
+        data_B = alpha_B * (part - joint)[:, 0] + divergence[:, 0]
+        consistency_B = (part - joint)[:, 1:].mean(1) + (divergence[:, 1] if on else 0)
+        torch.testing.assert_close(terms["data"], data_B)
+        torch.testing.assert_close(terms["consistency"], consistency_B)
+
+
+def watch_latents(of: Di4CObjective) -> list[Tensor]:
+    """The λ of each of the student's calls from now on."""
+    seen: list[Tensor] = []
+    run = of.student.forward
+
+    def forward(x_t: Tensor, t: Tensor, lam: Any, cond: Any = None) -> Any:
+        seen.append(getattr(lam, "value", lam))
+        return run(x_t, t, lam, cond)
+
+    setattr(of.student, "forward", forward)  # noqa: B010
+    return seen
+
+
+def test_the_consistency_target_has_a_fresh_lambda() -> None:
+    of = on_text(TOKEN, delta=0.0)
+    seen = watch_latents(of)
+    of(text_batch(*range(5)))
+    target, data = (lam.flatten() for lam in seen)
+    assert len(target) == len(data) == 20
+    assert not torch.isin(target, data).any()
+    assert len(target.unique()) == 20, "and one a sample"
 
 
 def test_l_one_has_no_correlation_term() -> None:
-    of = objective(TOKEN, num_lambdas=1)
-    _, metrics = of(batch(*range(8)))
+    _, metrics = on_text(TOKEN, num_lambdas=1)(text_batch(*range(8)))
     torch.testing.assert_close(metrics["data_corr"], torch.zeros_like(metrics["data_corr"]))
 
 
-def test_a_student_that_is_its_teacher_has_no_marginal_or_distillation_loss() -> None:
+def test_a_student_of_text_that_is_its_teacher_has_no_marginal_or_distillation_loss() -> None:
     """With the λ path silent the student is the product that the teacher is: every divergence from the teacher is 0."""
-    teacher = network(None, 2)
-    student = network(CODES, 1)
+    teacher, student = text_network(None, 2), text_network(CODES, 1)
     student.load_state_dict({**student.state_dict(), **teacher.state_dict()})
     for weight in student.latent_modulation.parameters():
         torch.nn.init.zeros_(weight)
-    of = Di4CObjective(student, teacher, MaskedProcess(S - 1), Di4CConfig(num_lambdas=4, delta=0.5), seed=0)
-    _, metrics = of(batch(*range(8)))
+    _, metrics = Di4C(num_lambdas=4, delta=0.5).build(student, MASKED, seed=0, teacher=teacher)(text_batch(*range(8)))
+    for name in ("distil", "data_marginal", "data_corr"):
+        assert abs(float(metrics[name])) < 1e-9, name
+
+
+def test_a_student_of_images_that_begins_as_its_teacher_has_no_divergence_from_it() -> None:
+    teacher = pixel_network(None, 2)
+    student = student_from_teacher(teacher, TOKEN, torch.Generator().manual_seed(0))
+    of = Di4C(num_lambdas=3, **CIFAR10).build(student, GAUSSIAN, seed=0, teacher=teacher)
+    _, metrics = of(pixel_batch(*range(6)))
     for name in ("distil", "data_marginal", "data_corr"):
         assert abs(float(metrics[name])) < 1e-9, name
 
 
 def test_a_mixture_teacher_is_distilled() -> None:
-    of = objective(CODES, teacher=CODES, hop=HopConfig(law="fraction", size=0.5, teacher_steps=2))
-    loss, metrics = of(batch(*range(6)))
+    of = on_text(CODES, teacher=CODES, teacher_step=TeacherStep(distribution="fraction", size=0.5, steps=2))
+    loss, metrics = of(text_batch(*range(6)))
     assert bool(loss.isfinite())
     assert float(metrics["data_marginal"]) > 0
 
 
-def test_the_upper_side_is_a_law_and_carries_visible_tokens() -> None:
-    of = objective(hop=HopConfig(law="fraction", size=0.5))
-    x = batch(*range(5)).x
+def test_the_consistency_target_is_a_distribution_and_carries_visible_tokens() -> None:
+    of, x_0, rng = on_text(teacher_step=FRACTION), text_batch(*range(5)).x, KeyedRng(0, torch.arange(5))
     t_B = torch.full((5,), 0.9, dtype=torch.float64)
-    rng = KeyedRng(0, torch.arange(5))
-    x_t = of.process.corrupt(x, t_B, rng)
-    positions = Positions.where(x_t == S - 1)
-    teacher_MS, x_u, u_B = of._teacher_side(x_t, positions, t_B, rng)
+    x_t = MASKED.corrupt(x_0, t_B, rng)
+    positions = Positions.where(x_t == MASK)
+    teacher_MS, x_u = of.sampling.teacher_step(x_t, positions, t_B, t_B / 2, rng)
     wanted_B = torch.tensor([True, True, False, True, True])
-    upper = of._upper_side(x_u, u_B, positions, teacher_MS, positions.gather(x), wanted_B, rng)
-    assert upper is not None
-    torch.testing.assert_close(upper.marginal.sum(1), torch.ones_like(upper.marginal[:, 0]))
-    assert int(upper.samples.max()) < S - 1
-    visible_ML = x_u[positions.example, :, positions.position]
-    shown = (visible_ML != S - 1) & wanted_B[positions.example, None]
+    target = of.sampling.consistency_target(x_0, x_u, t_B / 2, positions, teacher_MS, wanted_B, rng)
+    torch.testing.assert_close(target.marginal.sum(1), torch.ones_like(target.marginal[:, 0]))
+    assert int(target.samples.max()) < MASK
+    visible_MI = x_u[positions.example, :, positions.position]
+    shown = (visible_MI != MASK) & wanted_B[positions.example, None]
     assert bool(shown.any())
-    assert bool((upper.samples == visible_ML)[shown].all())
-    kept = x_t[:, None].expand_as(x_u) != S - 1
-    assert bool((x_u == x_t[:, None])[kept].all()), "what is visible at t stays"
+    assert bool((target.samples == visible_MI)[shown].all())
+    left_out = ~wanted_B[positions.example]
+    assert torch.equal(target.marginal[left_out], teacher_MS[left_out])
+    assert bool((target.samples == positions.gather(x_0)[:, None])[left_out].all())
 
 
-def test_teacher_hops_reveal_at_the_rate_of_the_process() -> None:
-    of = objective(hop=HopConfig(law="fraction", size=0.25, teacher_steps=3))
-    x_t = torch.full((800, D), S - 1)
-    t_B = torch.full((800,), 0.8, dtype=torch.float64)
-    positions = Positions.where(x_t == S - 1)
-    _, x_u, u_B = of._teacher_side(x_t, positions, t_B, KeyedRng(1, torch.arange(800)))
-    hidden = float((x_u == S - 1).double().mean())
-    assert abs(hidden - float(u_B[0] / t_B[0])) < 0.01
+def test_the_distillation_term_can_have_inputs_of_its_own_at_every_time() -> None:
+    """As in CIFAR-10's run it is always on, near the lowest time; as for text it is on below δ alone."""
+    late = {"times": Times(grid_share=1.0, grid_steps=(1,)), "teacher_step": TeacherStep()}
+    always, never = on_pixels(**late), on_pixels(distil_inputs="shared", **late)
+    seen: list[Tensor] = []
+    teacher = always.teacher.forward
+
+    def watch(x_t: Tensor, t: Tensor, *rest: Any) -> Any:
+        seen.append(t)
+        return teacher(x_t, t, *rest)
+
+    always.teacher.forward = watch
+    assert float(always(pixel_batch(*range(40)))[1]["distil"]) > 0
+    assert float(never(pixel_batch(*range(40)))[1]["distil"]) == 0
+    own = seen[-1]
+    assert len(own) == 40 * 3
+    assert float(own.min()) == pytest.approx(GAUSSIAN.min_time) and float(own.max()) <= GAUSSIAN.min_time + 0.01
+    assert 0.3 < float((own == own.min()).double().mean()) < 0.7
 
 
-def test_the_mdlm_bound_of_a_uniform_network_is_log_s() -> None:
-    """E over t and masks of (1/t) Σ_masked log(S - 1) is D (1 - eps) log(S - 1): the weight undoes the rate of masking."""
-    net = DIT(MODEL, num_states=S)  # its output head is zero: every state is equally likely
-    of = MdlmObjective(net, MaskedProcess(S - 1), seed=0)
-    values = torch.stack([of(batch(*range(k, k + 50)))[1]["bound_per_token"] for k in range(0, 10_000, 50)])
-    assert abs(float(values.mean()) / torch.log(torch.tensor(S - 1.0)) - 1) < 0.03
+def test_bfloat16_products_are_the_students_alone() -> None:
+    of = on_text(matmul_dtype="bfloat16")
+    assert of.student.matmul_dtype is torch.bfloat16 and of.teacher.matmul_dtype is None
 
 
-@pytest.mark.parametrize("settings", [{}, {"distil_inputs": "own"}], ids=["shared", "own"])
-def test_in_the_lead_only_the_likelihood_of_the_data_is_learned_from(settings: dict[str, Any]) -> None:
-    alone = {"marginal_weight": 0.0, "consistency_weight": 0.0, "distil_weight": 0.0, "control_variate_data": False}
-    of, given = objective(lead_steps=2, **settings), batch(0, 1, 2)
-    for update, expected in ((1, objective(**settings, **alone)), (2, objective(**settings)), (0, None), (9, None)):
-        of.begin_update(update)
-        if expected is not None:
-            torch.testing.assert_close(gradients(of, given), gradients(expected, given))
-    assert of.config.lead_steps == 2 and of.config.marginal_weight == 1
+@pytest.mark.parametrize(
+    "said, message",
+    [
+        ({"num_lambdas": 0}, "num_lambdas must be at least 1, got 0"),
+        ({"delta": 2.0}, r"delta must be in \[0, 1\], got 2.0"),
+        ({"distil_weight": -1.0}, "distil_weight must be at least 0, got -1.0"),
+    ],
+)
+def test_settings_that_cannot_be_are_named(said: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Di4C(**said)
+
+
+KINDS: dict[str, Alpha] = {"sigmoid": "sigmoid", "linear": "linear", "const": "constant"}
+
+
+@pytest.mark.parametrize("case", ["lm_loss", "maskgit_loss"])
+def test_the_terms_are_weighed_as_published(shared: Path, case: str) -> None:
+    """From the reference's components of each run to its total; what the published switch takes out is set to nonsense."""
+    file = np.load(shared / "golden" / f"{case}.npz")
+    meta = json.loads(str(file["meta"]))
+    delta = meta["distil_delta"] if case == "lm_loss" else meta["r_delta"]
+    for run, said in meta["cases"].items():
+        cv = said["use_cv"]
+        t_B = torch.tensor([said["t"]] if case == "lm_loss" else [1 - r for r in said["r"]], dtype=torch.float64)
+        low_B = t_B < delta if case == "lm_loss" else torch.from_numpy(file[f"{run}_r_weight"]) > 0
+        part = {
+            name: torch.from_numpy(file[f"{run}_{name}"]).double().expand_as(t_B)
+            for name in ("data_loss_cor", "data_loss_indep", "consis_loss_cor", "consis_loss_indep", "distil_loss")
+        }
+        gate, nonsense = (1 / delta if case == "maskgit_loss" else 1.0), torch.full_like(t_B, 7.0)
+        corr_BT = torch.stack([part["data_loss_cor"], part["consis_loss_cor"]], 1)
+        reading = Reading(
+            joint=nonsense[:, None] * cv - corr_BT,
+            product=nonsense[:, None].expand(-1, 2),
+            divergence=torch.stack(
+                [part[f"{name}_loss_indep"] + nonsense * (not cv) for name in ("data", "consis")], 1
+            ),
+            component_divergence=torch.where(low_B, part["distil_loss"] / gate, nonsense),
+        )
+        chosen = Di4C(
+            alpha=KINDS[said["alpha_t"]],
+            alpha_scale=meta["alpha_const"],
+            marginal_weight=float(cv),
+            distil_weight=gate,
+            control_variate=cv,
+        )
+        terms = weighted_terms(chosen, reading, t_B, consistency_at=~low_B, distil_at=low_B)
+        loss = torch.stack(list(terms.values())).sum(0).mean()
+        assert float(loss) == pytest.approx(float(file[f"{run}_loss"]), rel=1e-5), run

@@ -8,10 +8,9 @@ from typing import final
 import torch
 from torch import Tensor
 
-from di4c_lm.losses.di4c import Terms, UpperSide, di4c_terms
+from di4c_lm.losses.di4c import Alpha, correlation, distillation_term
 from di4c_lm.losses.positions import Positions
-from di4c_lm.losses.reading import mixture_marginals
-from di4c_lm.losses.weights import Alpha
+from di4c_lm.losses.reading import Reading, check_values, mixture_marginals, read_rows
 from di4c_lm.processes.denoiser import OutputHead
 from tests.parity.golden import Computed, Tolerance
 
@@ -43,52 +42,58 @@ class GivenLogits(OutputHead):
         return grad_NS
 
 
-def law_at(logits_BLDS: Tensor, positions: Positions) -> Tensor:
-    """The mixture's marginal at the positions, (M, S)."""
+def marginals_at(logits_BLDS: Tensor, positions: Positions) -> Tensor:
+    """The mixture's marginals at the positions, (M, S)."""
     output_head = GivenLogits(logits_BLDS.shape[-1])
-    return mixture_marginals(logits_BLDS[positions.example, :, positions.position], positions.position, output_head)
+    return mixture_marginals(positions.features(logits_BLDS), positions.position, output_head)
 
 
-def terms_of(
-    logits_BLDS: Tensor, positions: Positions, x_0: Tensor, teacher_MS: Tensor, upper: UpperSide | None, *, distil: bool
-) -> Terms:
-    """Di4C's terms of given logits."""
-    features_MLS = logits_BLDS[positions.example, :, positions.position]
-    output_head = GivenLogits(logits_BLDS.shape[-1])
-    return di4c_terms(
-        features_MLS, output_head, positions, positions.gather(x_0), teacher_MS, upper, distil=distil, validate=True
-    )
+def read_given(
+    logits_BLDS: Tensor,
+    positions: Positions,
+    targets_BTD: Tensor,
+    distributions: Sequence[Tensor],
+    *,
+    components: bool,
+) -> Reading:
+    """The reading of given logits, T targets an example."""
+    features_MLS, output_head = positions.features(logits_BLDS), GivenLogits(logits_BLDS.shape[-1])
+    targets_MT = targets_BTD[positions.example, :, positions.position]
+    check_values(features_MLS, output_head, targets_MT, distributions)
+    return read_rows(features_MLS, positions, output_head, targets_MT, distributions, components=components)
 
 
 @dataclass(frozen=True)
 class Parts:
     """The reference's components of one run, (B,) each; `gate` is what its distillation and consistency losses are multiplied with."""
 
-    terms: Terms
+    reading: Reading
     alpha: Tensor
     use_cv: bool
     distil_gate: Tensor
     consistency_gate: Tensor
+    consistency_taken: Tensor | float = 1.0  # 0 where the reference leaves the parts of the consistency loss at 0
 
     @property
     def data_corr(self) -> Tensor:
         """Cor(x_0), by the published switch: without the control variate its first half."""
-        return self.terms.data_corr if self.use_cv else self.terms.data_joint
+        return self._corr(self.reading.joint[:, 0], self.reading.product[:, 0])
 
     @property
     def data_marginal(self) -> Tensor:
         """KL(teacher || marginal); the published switch takes it out together with the control variates."""
-        return self.terms.data_marginal * self.use_cv
+        return self.reading.divergence[:, 0] * self.use_cv
 
     @property
     def consistency_corr(self) -> Tensor:
         """The mean of Cor over the samples."""
-        return self.terms.consistency_corr if self.use_cv else self.terms.consistency_joint
+        joint_B, product_B = self.reading.joint[:, 1:].mean(1), self.reading.product[:, 1:].mean(1)
+        return self._corr(joint_B, product_B) * self.consistency_taken
 
     @property
     def consistency_marginal(self) -> Tensor:
         """KL(u-side marginal || marginal)."""
-        return self.terms.consistency_marginal * self.use_cv
+        return self.reading.divergence[:, -1] * self.use_cv * self.consistency_taken
 
     @property
     def data(self) -> Tensor:
@@ -103,7 +108,7 @@ class Parts:
     @property
     def distil(self) -> Tensor:
         """The distillation loss behind its gate."""
-        return self.distil_gate * self.terms.distil
+        return self.distil_gate * distillation_term(self.reading)
 
     @property
     def total(self) -> Tensor:
@@ -125,6 +130,9 @@ class Parts:
         }
         for name, value in named.items():
             yield Computed(f"{run}_{name}", value, tolerance)
+
+    def _corr(self, joint_B: Tensor, product_B: Tensor) -> Tensor:
+        return correlation(joint_B, product_B) if self.use_cv else -joint_B
 
 
 def leaf(logits: Tensor) -> Tensor:

@@ -1,19 +1,15 @@
 """`lm_loss`: the text run's loss on given logits."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from di4c_lm.losses.di4c import UpperSide
+from di4c_lm.losses.di4c import alpha
 from di4c_lm.losses.positions import Positions
-from di4c_lm.losses.weights import alpha
-from di4c_lm.objectives.settings import HopConfig
+from di4c_lm.objectives.teacher_step import TeacherStep
 from di4c_lm.processes.masked import MaskedProcess
-from di4c_lm.processes.rng import KeyedRng
-from di4c_lm.processes.times import hop_down
-from tests.parity.given import ALPHA_KINDS, GRADIENT, Parts, everywhere, law_at, leaf, loss_tolerance, terms_of
+from tests.parity.given import ALPHA_KINDS, GRADIENT, Parts, everywhere, leaf, loss_tolerance, marginals_at, read_given
 from tests.parity.golden import Computed, Golden, Tolerance, sub_cases
 
 INPUTS = (
@@ -62,28 +58,22 @@ def _loss(golden: Golden, process: MaskedProcess, run: str, settings: dict) -> I
     teacher_name = "teacher_mix" if settings["is_teacher_di4c"] else "teacher"
     if settings["subs"]:
         teacher_BLDS = _constrained(golden, process, teacher_name, "xt")
-        upper_BLDS = _constrained(golden, process, "student_teacher", "xs")
+        target_BLDS = _constrained(golden, process, "student_teacher", "xs")
         positions = Positions.where(x_t == process.mask_id)
     else:
         teacher_BLDS = _per_row(golden, f"logits_{teacher_name}_raw")
-        upper_BLDS = _per_row(golden, "logits_student_teacher_raw")
+        target_BLDS = _per_row(golden, "logits_student_teacher_raw")
         positions = everywhere(x_t)
 
     def parts(logits_BLDS: Tensor, positions: Positions) -> Parts:
-        upper = UpperSide(
-            samples=samples_BLD[positions.example, :, positions.position], marginal=law_at(upper_BLDS, positions)
+        targets_BTD = torch.cat([x_0[:, None], samples_BLD], 1)
+        marginals = [marginals_at(logits, positions) for logits in (teacher_BLDS, target_BLDS)]
+        reading = read_given(logits_BLDS, positions, targets_BTD, marginals, components=True)
+        weight_B, reached_B = (
+            alpha(ALPHA_KINDS[settings["alpha_t"]], golden.meta["alpha_const"], t_B),
+            (~low_B).double(),
         )
-        terms = terms_of(logits_BLDS, positions, x_0, law_at(teacher_BLDS, positions), upper, distil=True)
-        reached = (~low_B).double()
-        # The reference leaves the parts of a consistency loss that it does not take at 0.
-        terms = replace(
-            terms,
-            consistency_joint=terms.consistency_joint * reached,
-            consistency_product=terms.consistency_product * reached,
-            consistency_marginal=terms.consistency_marginal * reached,
-        )
-        weight_B = alpha(ALPHA_KINDS[settings["alpha_t"]], golden.meta["alpha_const"], t_B)
-        return Parts(terms, weight_B, settings["use_cv"], low_B.double(), reached)
+        return Parts(reading, weight_B, settings["use_cv"], low_B.double(), reached_B, consistency_taken=reached_B)
 
     # From raw logits only the masked positions enter; given the constrained ones all do, and the visible ones add nothing.
     impossible = torch.zeros_like(raw_BLDS[0, 0, 0])
@@ -102,7 +92,7 @@ def _times(golden: Golden, process: MaskedProcess, run: str, settings: dict) -> 
     """The published times: t on a grid of T points, shifted up by one where it is turned into noise."""
     num_times, num_rows = golden.meta["T"], len(golden.tensor("logits_student_raw"))
     t_B = torch.full((len(golden.tensor("xt")),), settings["t"], dtype=torch.float64)
-    u_B = hop_down(HopConfig(law="fixed", size=1 / num_times), t_B, KeyedRng(0, torch.zeros(len(t_B)).long()))
+    u_B = TeacherStep(size=1 / num_times).end(t_B)
 
     def shifted(times_B: Tensor) -> Tensor:
         return ((times_B * num_times).floor() + 1) / num_times

@@ -4,9 +4,8 @@ from collections.abc import Iterator
 
 import torch
 
-from di4c_lm.losses.di4c import UpperSide
-from di4c_lm.losses.weights import alpha
-from tests.parity.given import ALPHA_KINDS, GRADIENT, Parts, everywhere, law_at, leaf, loss_tolerance, terms_of
+from di4c_lm.losses.di4c import alpha
+from tests.parity.given import ALPHA_KINDS, GRADIENT, Parts, everywhere, leaf, loss_tolerance, marginals_at, read_given
 from tests.parity.golden import Computed, Golden, Tolerance, sub_cases
 
 INPUTS = ("logits_student", "logits_teacher", "logits_student_teacher", "code", "x0_sampled")
@@ -17,18 +16,16 @@ def compute(golden: Golden) -> Iterator[Computed]:
     x_0 = golden.tensor("code").flatten(1)
     positions = everywhere(x_0)
     teacher_BLDS = golden.tensor("logits_teacher")[:, None]
-    upper_BLDS = golden.tensor("logits_student_teacher").unflatten(0, (len(x_0), -1))
-    samples_BLD = golden.tensor("x0_sampled")
-    upper = UpperSide(
-        samples=samples_BLD[positions.example, :, positions.position], marginal=law_at(upper_BLDS, positions)
-    )
+    target_BLDS = golden.tensor("logits_student_teacher").unflatten(0, (len(x_0), -1))
+    targets_BTD = torch.cat([x_0[:, None], golden.tensor("x0_sampled")], 1)
+    marginals = [marginals_at(logits, positions) for logits in (teacher_BLDS, target_BLDS)]
     for run, settings in sub_cases(golden):
         r_B = torch.tensor(settings["r"], dtype=torch.float64)
         low_B = (r_B >= 1 - golden.meta["r_delta"]).double()
         logits_BLDS = leaf(golden.tensor("logits_student").unflatten(0, (len(x_0), -1)))
-        terms = terms_of(logits_BLDS, positions, x_0, law_at(teacher_BLDS, positions), upper, distil=True)
+        reading = read_given(logits_BLDS, positions, targets_BTD, marginals, components=True)
         weight_B = alpha(ALPHA_KINDS[settings["alpha_t"]], golden.meta["alpha_const"], 1 - r_B)
-        parts = Parts(terms, weight_B, settings["use_cv"], low_B / golden.meta["r_delta"], 1 - low_B)
+        parts = Parts(reading, weight_B, settings["use_cv"], low_B / golden.meta["r_delta"], 1 - low_B)
         yield from parts.computed(run, loss_tolerance(x_0.shape[1], logits_BLDS.shape[-1]))
         yield Computed(f"{run}_r", r_B, Tolerance(rtol=1e-6))
         yield Computed(f"{run}_r_weight", low_B, Tolerance())

@@ -7,9 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from di4c_lm.losses.di4c import UpperSide
-from di4c_lm.losses.weights import alpha
-from tests.parity.given import GRADIENT, Parts, everywhere, law_at, leaf, loss_tolerance, terms_of
+from di4c_lm.losses.di4c import alpha
+from tests.parity.given import GRADIENT, Parts, everywhere, leaf, loss_tolerance, marginals_at, read_given
 from tests.parity.golden import Computed, Golden, Tolerance, sub_cases
 from tests.parity.tauldr_transition import chain_of
 
@@ -31,18 +30,20 @@ def compute(golden: Golden) -> Iterator[Computed]:
     """The components, totals and gradients."""
     x_0 = golden.tensor("minibatch").flatten(1)
     positions = everywhere(x_0)
-    teacher_MS = law_at(golden.tensor("logits_teacher_t")[:, None], positions)
-    upper_MS = law_at(golden.tensor("logits_student_u").unflatten(0, (len(x_0), -1)), positions)
+    target_BLDS = golden.tensor("logits_student_u").unflatten(0, (len(x_0), -1))
+    marginals = [
+        marginals_at(logits, positions) for logits in (golden.tensor("logits_teacher_t")[:, None], target_BLDS)
+    ]
     for run, settings in sub_cases(golden):
-        samples_BLD = golden.tensor(f"{run}_x_0")
-        upper = UpperSide(samples=samples_BLD[positions.example, :, positions.position], marginal=upper_MS)
+        targets_BTD = torch.cat([x_0[:, None], golden.tensor(f"{run}_x_0")], 1)
         logits_BLDS = leaf(golden.tensor("logits_student_t").unflatten(0, (len(x_0), -1)))
         low_NDS = leaf(golden.tensor("logits_student_mint"))
-        terms = terms_of(logits_BLDS, positions, x_0, teacher_MS, upper, distil=False)
-        terms = replace(terms, distil=_distil(golden.tensor("logits_teacher_mint"), low_NDS).view(len(x_0), -1).mean(1))
+        reading = read_given(logits_BLDS, positions, targets_BTD, marginals, components=False)
+        distil_B = _distil(golden.tensor("logits_teacher_mint"), low_NDS).view(len(x_0), -1).mean(1)
+        reading = replace(reading, component_divergence=distil_B)
         weight_B = _alpha(settings["time_schedule"], golden.tensor(f"{run}_ts").double())
         always_B = torch.ones_like(weight_B)
-        parts = Parts(terms, weight_B, settings["use_cv"], always_B, always_B)
+        parts = Parts(reading, weight_B, settings["use_cv"], always_B, always_B)
         yield from parts.computed(run, loss_tolerance(x_0.shape[1], logits_BLDS.shape[-1]))
         grad_BLDS, grad_low_NDS = torch.autograd.grad(parts.total, [logits_BLDS, low_NDS])
         yield Computed(f"{run}_grad_logits_student_t", grad_BLDS.flatten(0, 1), GRADIENT)
@@ -69,10 +70,10 @@ def _posteriors(golden: Golden) -> Iterator[Computed]:
 
 def _distil(teacher_NDS: Tensor, student_NDS: Tensor) -> Tensor:
     """KL(teacher || component) of each row, each with an x_δ of its own: B·L examples of one component."""
-    unused_ND = torch.zeros_like(student_NDS[..., 0], dtype=torch.int64)
-    positions = everywhere(unused_ND)
-    teacher_MS = law_at(teacher_NDS[:, None], positions)
-    return terms_of(student_NDS[:, None], positions, unused_ND, teacher_MS, None, distil=True).distil
+    positions = everywhere(student_NDS[..., 0])
+    none_N0D = student_NDS.new_zeros(len(student_NDS), 0, student_NDS.shape[1], dtype=torch.int64)
+    marginals = [marginals_at(teacher_NDS[:, None], positions)]
+    return read_given(student_NDS[:, None], positions, none_N0D, marginals, components=False).divergence[:, 0]
 
 
 def _alpha(schedule: str | None, t_B: Tensor) -> Tensor:

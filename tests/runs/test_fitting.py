@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from di4c_lm.core import cli
 from di4c_lm.data.batches import PackedSource
@@ -12,8 +11,7 @@ from di4c_lm.domains.text.settings import Config
 from di4c_lm.mixtures.class_head import ClassHead
 from di4c_lm.mixtures.latent import is_latent
 from di4c_lm.networks.dit import DIT
-from di4c_lm.runs.fitting import make_objective, student_of
-from di4c_lm.training.distributed import World
+from di4c_lm.runs.fitting import student_of
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SMALL = ("model.hidden_size=16", "model.num_blocks=2", "model.num_heads=2", "data.length=6", "lambda.codebook_size=4")
@@ -56,25 +54,3 @@ def test_a_second_round_begins_with_the_classes_of_the_first() -> None:
     head.table.data += torch.randn(head.table.shape, generator=torch.Generator().manual_seed(1))
     second = student_of(config(), first, source())
     assert isinstance(second.latent_head, ClassHead) and torch.equal(second.latent_head.table, head.table)
-
-
-class Silent(DIT):
-    """A teacher that must not be asked."""
-
-    def forward(self, x_t: Tensor, t: Tensor, lam: Tensor | None = None, cond: Tensor | None = None):
-        raise AssertionError("the teacher was asked")
-
-
-def test_the_teacher_is_asked_only_where_a_term_looks_at_it() -> None:
-    world = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
-    silent = Silent(config().model, num_states=9)
-    batch = source().read(0, 4)
-    for words, asked in (((), False), (("objective.marginal_weight=1",), True), (("objective.distil_weight=1",), True)):
-        chosen = config(*words)
-        objective = make_objective(chosen, student_of(chosen, teacher(), source()), silent, world)
-        try:
-            loss, metrics = objective(batch)
-        except AssertionError:
-            assert asked
-        else:
-            assert not asked and loss.isfinite() and metrics["data_corr"] != 0 and metrics["data_marginal"] == 0

@@ -26,6 +26,7 @@ TINY = (
 
 CODES = (
     "lambda={law: codebook, path: head, window: 16, codebook_size: 0, relations: 1, trunk: train}",
+    "objective=di4c",
     "objective.num_lambdas=2",
     "objective.marginal_weight=0.5",
     "objective.distil_weight=1",

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from di4c_lm.domains.text.likelihood import held_out_bound
 
 from di4c_lm.core import cli
-from di4c_lm.domains.text.likelihood import held_out_bound
 from di4c_lm.domains.text.model import TextModel, load_run
 from di4c_lm.domains.text.settings import Config
-from di4c_lm.objectives.settings import Di4CConfig, MdlmConfig, SdttConfig
+from di4c_lm.objectives.likelihood import Likelihood
+from di4c_lm.objectives.mdlm import Mdlm
+from di4c_lm.objectives.sdtt import Sdtt
 from di4c_lm.runs.rounds import is_finished, linked, names
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,8 +45,8 @@ ROUNDS = (
     "{objective:mdlm,objective.bound_draws:2},"
     "{objective:sdtt,objective.dt:0.125,teacher.weights:raw,train.reset_optimizer:false,eval.skip:true},"
     "{objective:sdtt,objective.divergence:mse,eval.skip:true},"
-    "{objective:di4c,objective.num_lambdas:4,eval.skip:true},"
-    "{objective:di4c,eval.skip:true}]"
+    "{objective:likelihood,objective.num_lambdas:4,eval.skip:true},"
+    "{objective:likelihood,eval.skip:true}]"
 )
 
 
@@ -151,24 +153,22 @@ def test_models_are_compared_by_one_command(finished: Path, tmp_path: Path) -> N
 def test_sdtt_refuses_a_mixture_for_teacher(finished: Path, text: Path, tmp_path: Path) -> None:
     done = launch(text, tmp_path, "objective=sdtt", f"teacher={finished / 'round_5' / 'student'}", "eval.skip=true")
     assert done.returncode == 2
-    assert "objective=sdtt is impossible with a teacher that is a mixture" in done.stderr
+    assert "objective must be likelihood or di4c where the teacher is a mixture" in done.stderr
 
 
 def test_the_chains_that_are_shipped_say_what_their_names_say() -> None:
     _, sdtt = chain("experiment=chain_sdtt", "run.dir=x")
-    assert names(sdtt) == ["mdlm", "sdtt-1", "sdtt-2", "sdtt-3", "di4c"]
-    assert [one.objective.step for one in sdtt if isinstance(one.objective, SdttConfig)] == [1 / 32, 1 / 16, 1 / 8]
+    assert names(sdtt) == ["mdlm", "sdtt-1", "sdtt-2", "sdtt-3", "likelihood"]
+    assert [one.objective.step for one in sdtt if isinstance(one.objective, Sdtt)] == [1 / 32, 1 / 16, 1 / 8]
     config, di4c = chain("experiment=chain_di4c", "run.dir=x", "train.seed=5")
-    assert names(di4c) == ["mdlm", "di4c-1", "di4c-2"]
+    assert names(di4c) == ["mdlm", "likelihood-1", "likelihood-2"]
     assert [one.train.seed for one in di4c] == [5, 6, 7]
     assert linked(config, di4c, 2).teacher.path == "x/round_2/student"
-    assert isinstance(di4c[0].objective, MdlmConfig)
-    assert isinstance(di4c[1].objective, Di4CConfig)
+    assert isinstance(di4c[0].objective, Mdlm)
+    assert isinstance(di4c[1].objective, Likelihood)
     assert all(one.rounds == () for one in di4c)
     _, paper = chain("experiment=paper_sdtt", "run.dir=x")
-    assert [one.objective.step for one in paper if isinstance(one.objective, SdttConfig)] == [
-        2**k / 1024 for k in range(7)
-    ]
+    assert [one.objective.step for one in paper if isinstance(one.objective, Sdtt)] == [2**k / 1024 for k in range(7)]
     assert [one.teacher.weights for one in paper] == ["ema"] + 6 * ["raw"]
     assert (paper[0].teacher.path, paper[0].data.dataset) == ("kuleshov-group/mdlm-owt", "Skylion007/openwebtext")
 
@@ -192,11 +192,11 @@ def test_words_of_the_command_line_reach_all_rounds_and_give_way_to_theirs() -> 
         ),
         (
             "[{objective:sdtt,objective.dt:0.5},{objective:sdtt}]",
-            "rounds[1]: dt * growth^(round - 1)=1.0 is impossible",
+            "rounds[1]: objective.dt * growth^(round - 1) must be at most",
         ),
         (
             "[{objective:di5c}]",
-            "rounds[0]: objective='di5c' is impossible: allowed are di4c, di4c_codes, di4c_paper, mdlm, sdtt",
+            "rounds[0]: objective='di5c' is impossible: allowed are di4c, di4c_codes, di4c_paper, likelihood, mdlm, sdtt",
         ),
     ],
 )

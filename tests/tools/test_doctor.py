@@ -46,7 +46,7 @@ def test_parameters_are_those_of_the_networks() -> None:
 
 
 def test_a_frozen_trunk_is_held_and_not_optimised() -> None:
-    chosen = config("objective=di4c", "lambda.codebook_size=8")
+    chosen = config("objective=likelihood", "lambda.codebook_size=8")
     counts = plan.count(chosen, chosen.model, 301)
     assert counts.trained == counts.latent < counts.student
     one, shared = (plan.state_memory(chosen, counts, 4, way) for way in ("0", "3"))

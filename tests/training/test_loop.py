@@ -93,13 +93,3 @@ def test_another_number_of_ranks_and_another_stage_go_on_with_the_run(name, hist
     for file in ("raw.safetensors", "ema.safetensors"):
         ours, theirs = load_file(run_dir / file), load_file(unbroken / file)
         assert all((ours[key] - theirs[key]).abs().max() < 1e-5 * theirs[key].abs().max() for key in theirs)
-
-
-def test_the_lead_of_the_likelihood_ends_where_it_should_however_often_the_run_is_cut(run_toy, read_trace, tmp_path):
-    spec = {"real": True, "lead": 2, "save_every": 1}
-    run_dirs = {name: {"run_dir": str(tmp_path / name)} for name in ("unbroken", "cut")}
-    cut = [{**spec, **run_dirs["cut"], "steps": steps} for steps in (1, 3, 4)]
-    run_toy([{**spec, **run_dirs["unbroken"], "steps": 4}, *cut]).check()
-    rows = read_trace(tmp_path / "unbroken")
-    assert [row["data_marginal"] > 0 for row in rows] == [False, False, True, True]
-    assert read_trace(tmp_path / "cut") == rows

@@ -5,7 +5,6 @@ again in its backward pass, parameters unused in half of the steps, a frozen par
 `"real": true` takes the real one.
 """
 
-import dataclasses
 import json
 import os
 import signal
@@ -139,8 +138,9 @@ def real_objective(spec: dict[str, Any]) -> Any:
     from di4c_lm.mixtures.settings import LatentConfig
     from di4c_lm.mixtures.students import freeze_trunk
     from di4c_lm.networks.dit import DIT, DitConfig
-    from di4c_lm.objectives.di4c import Di4CObjective
-    from di4c_lm.objectives.settings import Di4CConfig, HopConfig
+    from di4c_lm.objectives.di4c import Di4C
+    from di4c_lm.objectives.likelihood import Likelihood
+    from di4c_lm.objectives.teacher_step import TeacherStep
     from di4c_lm.processes.masked import MaskedProcess
 
     torch.manual_seed(0)
@@ -157,13 +157,9 @@ def real_objective(spec: dict[str, Any]) -> Any:
         student.vocab_embed.requires_grad_(False)
     student.activation_checkpointing = spec.get("checkpointing", False)
     frozen = teacher.to(torch.bfloat16 if spec.get("dtype") == "bfloat16" else torch.float32)
-    chosen = Di4CConfig(
-        num_lambdas=3, delta=0.3, hop=HopConfig(law="fraction", size=0.5), lead_steps=spec.get("lead", 0)
-    )
-    if spec.get("path") == "classes":
-        terms = {"control_variate_data": False, "consistency_weight": 0.0, "distil_weight": 0.0}
-        chosen = dataclasses.replace(chosen, num_lambdas=0, alpha="constant", alpha_scale=1.0, **terms)
-    return Di4CObjective(student, frozen, MaskedProcess(S), chosen, seed=0)
+    chosen = Di4C(num_lambdas=3, delta=0.3, teacher_step=TeacherStep(distribution="fraction", size=0.5))
+    chosen = Likelihood() if spec.get("path") == "classes" else chosen
+    return chosen.build(student, MaskedProcess(S), seed=0, teacher=frozen)
 
 
 class CheckedEma(Ema):

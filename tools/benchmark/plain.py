@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmark.measure import Stopwatch
-from di4c_lm.losses.weights import alpha
+from di4c_lm.losses.di4c import alpha
 from di4c_lm.networks.dit import DIT
 from di4c_lm.processes.masked import MaskedProcess
 

@@ -9,7 +9,6 @@ from di4c_lm.domains.text.settings import Config
 from di4c_lm.mixtures.latent import inject_block, is_latent
 from di4c_lm.mixtures.students import freeze_trunk
 from di4c_lm.networks.dit import DIT, DitConfig
-from di4c_lm.objectives.settings import Di4CConfig, MdlmConfig
 from di4c_lm.processes.denoiser import LOGITS_ON_CPU, LOGITS_ON_GPU
 from di4c_lm.runs.fitting import latent_of
 from di4c_lm.runs.text import needs_teacher
@@ -77,8 +76,8 @@ def state_memory(config: Config, counts: Counts, ranks: int, way: str) -> dict[s
 def activation_memory(config: Config, model: DitConfig, num_states: int, *, on_gpu: bool) -> dict[str, float]:
     """What a micro batch takes: O(B L D H) of the network's activations, O(B D S) of laws, and one chunk of logits of L rows."""
     B, D, S, H = config.train.micro_batch_size, config.data.length, num_states, model.hidden_size
-    L = config.objective.num_lambdas if isinstance(config.objective, Di4CConfig) else 1
     latent = latent_of(config)
+    L = 1 if latent is None else latent.codebook_size if latent.is_string else config.objective.num_lambdas
     at = model.num_blocks if latent is None else inject_block(latent, model.num_blocks)
     block = _BLOCK_WIDTHS * H
     rows_of_blocks = [1.0] * at + [float(L)] * (model.num_blocks - at)
@@ -93,11 +92,10 @@ def activation_memory(config: Config, model: DitConfig, num_states: int, *, on_g
         per_position += 16 * latent.codebook_size
         L = 1
     width = 4 if config.train.dtype == "float32" else 2
-    laws = 0 if isinstance(config.objective, MdlmConfig) else 2 if isinstance(config.objective, Di4CConfig) else 1
     chunk = config.objective.chunk_rows or max(1, (LOGITS_ON_GPU if on_gpu else LOGITS_ON_CPU) // S)
     return {
         "network": width * B * D * (per_position + 2 * L * H),
-        "laws": 4.0 * laws * B * D * S,
+        "laws": 4.0 * config.objective.num_distributions * B * D * S,
         "logits": 4.0 * _CHUNK_COPIES * min(chunk, B * D * L) * S,
     }
 

@@ -12,7 +12,6 @@ from di4c_lm.data.text.corpus import load_corpus
 from di4c_lm.domains.text.model import load_teacher, random_teacher
 from di4c_lm.domains.text.settings import Config
 from di4c_lm.mixtures.latent import is_latent
-from di4c_lm.objectives.settings import MdlmConfig
 from di4c_lm.runs.fitting import make_objective
 from di4c_lm.runs.text import needs_teacher, new_student
 from di4c_lm.training.distributed import World, set_threads, sum_over_ranks
@@ -43,8 +42,7 @@ def try_out(config: Config, world: World, steps: int) -> dict[str, Any]:
         rank=world.rank,
         world_size=world.size,
     )
-    antithetic = isinstance(config.objective, MdlmConfig) and config.objective.times == "antithetic"
-    batches = StratifiedBatches(stream) if antithetic else stream
+    batches = StratifiedBatches(stream) if config.objective.antithetic else stream
     engine = Engine(
         make_objective(config, student, None if teacher is None else teacher.denoiser, world),
         train=config.train,

@@ -5,12 +5,13 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
-from di4c_lm.core.settings import STRICT, Ints, check
+from di4c_lm.core.settings import STRICT, Ints, check, choice
 from di4c_lm.domains.checks import check_lambda
 from di4c_lm.mixtures.settings import LatentConfig
 from di4c_lm.networks.maskgit import MaskGitConfig
 from di4c_lm.networks.vqgan import VqganConfig
-from di4c_lm.objectives.settings import Di4CConfig
+from di4c_lm.objectives.likelihood import Likelihood
+from di4c_lm.objectives.registry import OBJECTIVES, ObjectiveSettings
 from di4c_lm.training.settings import OptimConfig, PretrainConfig, RunConfig, TrainConfig, WandbConfig, ZeroConfig
 
 
@@ -97,7 +98,7 @@ class ImagenetConfig:
     model: MaskGitConfig = field(default_factory=MaskGitConfig)
     schedule: Literal["root", "linear", "square", "cosine", "arccos"] = "arccos"
     latent: LatentConfig = field(default_factory=LatentConfig)  # `lambda` in YAML and on the command line
-    objective: Di4CConfig = field(default_factory=Di4CConfig)
+    objective: ObjectiveSettings = choice(OBJECTIVES, Likelihood(), "what is minimised")
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     zero: ZeroConfig = field(default_factory=ZeroConfig)

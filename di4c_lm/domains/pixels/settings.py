@@ -5,12 +5,13 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
-from di4c_lm.core.settings import STRICT, Ints, check
+from di4c_lm.core.settings import STRICT, Ints, check, choice
 from di4c_lm.domains.checks import check_lambda
 from di4c_lm.domains.text.settings import TeacherConfig
 from di4c_lm.mixtures.settings import LatentConfig
 from di4c_lm.networks.unet import UnetConfig
-from di4c_lm.objectives.settings import Di4CConfig
+from di4c_lm.objectives.likelihood import Likelihood
+from di4c_lm.objectives.registry import OBJECTIVES, ObjectiveSettings
 from di4c_lm.training.settings import OptimConfig, RunConfig, TrainConfig, WandbConfig, ZeroConfig
 
 
@@ -93,7 +94,7 @@ class CifarConfig:
     model: UnetConfig = field(default_factory=UnetConfig)
     chain: ChainConfig = field(default_factory=ChainConfig)
     latent: LatentConfig = field(default_factory=LatentConfig)  # `lambda` in YAML and on the command line
-    objective: Di4CConfig = field(default_factory=Di4CConfig)
+    objective: ObjectiveSettings = choice(OBJECTIVES, Likelihood(), "what is minimised")
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     zero: ZeroConfig = field(default_factory=ZeroConfig)

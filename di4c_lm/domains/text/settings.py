@@ -10,11 +10,13 @@ from typing import Annotated, Any, Literal
 from pydantic import Strict
 from pydantic.dataclasses import dataclass
 
-from di4c_lm.core.settings import STRICT, Ints, at_least, check
+from di4c_lm.core.settings import STRICT, Ints, at_least, check, choice
+from di4c_lm.domains.checks import check_lambdas
 from di4c_lm.measure.text.evaluator import EvaluatorConfig
 from di4c_lm.mixtures.settings import LatentConfig
 from di4c_lm.networks.dit import DitConfig
-from di4c_lm.objectives.settings import Di4CConfig, ObjectiveConfig, check_draws
+from di4c_lm.objectives.likelihood import Likelihood
+from di4c_lm.objectives.registry import OBJECTIVES, ObjectiveSettings
 from di4c_lm.training.settings import OptimConfig, PretrainConfig, RunConfig, TrainConfig, WandbConfig, ZeroConfig
 
 Rounds = Annotated[tuple[dict[str, Any], ...], Strict(strict=False)]
@@ -114,7 +116,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     model: DitConfig = field(default_factory=DitConfig)
     latent: LatentConfig = field(default_factory=LatentConfig)  # `lambda` in YAML and on the command line
-    objective: ObjectiveConfig = field(default_factory=Di4CConfig)
+    objective: ObjectiveSettings = choice(OBJECTIVES, Likelihood(), "what is minimised")
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     zero: ZeroConfig = field(default_factory=ZeroConfig)
@@ -130,5 +132,5 @@ class Config:
         check(
             not own_shape or -blocks <= at < blocks, "lambda.inject_at", at, f"a block below model.num_blocks={blocks}"
         )
-        if isinstance(self.objective, Di4CConfig):
-            check_draws(self.latent, self.objective)
+        if self.objective.takes_mixture:
+            check_lambdas(self.latent, self.objective)

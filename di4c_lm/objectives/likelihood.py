@@ -1,0 +1,71 @@
+"""Fitting a mixture to data by its likelihood, -log E_λ Π_d p^d(x_0^d | x_t; λ) over the masked positions.
+
+This is ours and not Di4C: no teacher is asked. What holds the marginals is the mixture itself, such as a class chain over a frozen teacher,
+whose marginals stay the teacher's whatever is learned. Relatives: copulas over a masked-diffusion model's marginals (discrete copula
+diffusion, Liu et al. 2024), probabilistic circuits over them (CoDD, arXiv 2603.00045), and the class-based n-gram models of Brown et al.
+1992, from whose class pairs the chain begins.
+"""
+
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from di4c_lm.core.settings import at_least, section, setting, unit
+from di4c_lm.data.batch import Batch, batch_rng, classes_of
+from di4c_lm.losses.positions import Positions
+from di4c_lm.objectives.objective import Objective, training_latents
+from di4c_lm.processes.process import Process
+from di4c_lm.processes.times import Times, above
+
+
+@section
+class Likelihood:
+    """The likelihood of data under a mixture that begins as its teacher: ours, for mixtures that keep the teacher's marginals."""
+
+    num_lambdas: int = setting(16, "L, samples of a λ that is not enumerated")
+    times: Times = setting(Times(grid_share=0.8), "distribution of t")
+    label_drop: float = setting(0.0, "share of the examples whose class is hidden, where a batch has classes")
+    chunk_rows: int = setting(
+        0, "rows of logits, positions times L, read at once; 0: 2^23 logits on a CPU, 2^26 on a GPU"
+    )
+
+    needs_teacher: ClassVar[bool] = True
+    takes_mixture: ClassVar[bool] = True
+    antithetic: ClassVar[bool] = False
+    num_distributions: ClassVar[int] = 0
+    label: ClassVar[str] = "fit"
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "num_lambdas")
+        at_least(self, 0, "chunk_rows")
+        unit(self, "label_drop")
+
+    def build(
+        self, student: nn.Module, process: Process, *, seed: int, teacher: nn.Module | None = None
+    ) -> "LikelihoodObjective":
+        """The module that the engine wraps; the teacher's weights are in the student."""
+        return LikelihoodObjective(self, student, process, seed=seed)
+
+
+class LikelihoodObjective(Objective):
+    """The negative log-likelihood of x_0 at the masked positions of x_t, all of them jointly."""
+
+    settings: Likelihood
+
+    def forward(self, batch: Batch) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """Mean over the batch in nats a sequence, and the mean of corr(x_0); the other terms of Di4C, by the same names, are 0."""
+        rng, x_0, settings = batch_rng(self.seed, batch), batch.x, self.settings
+        cond_B = classes_of(batch, settings.label_drop, rng)
+        t_B = above(settings.times.sample(len(x_0), rng, device=x_0.device), self.process.min_time)
+        x_t = self.process.corrupt(x_0, t_B, rng)
+        positions = Positions.where(self.process.unknown(x_t))
+        lam = training_latents(self.student, len(x_0), settings.num_lambdas, rng, x_0.device)
+        reading = self.student(x_t, t_B.float(), lam, cond_B).read(
+            positions, positions.gather(x_0)[:, None], chunk_rows=settings.chunk_rows
+        )
+        loss = -reading.joint.mean()
+        corr = (reading.product - reading.joint).detach().mean()
+        none = torch.zeros_like(corr)
+        return loss, {"distil": none, "consistency": none, "data_corr": corr, "data_marginal": none}

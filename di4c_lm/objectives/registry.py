@@ -1,0 +1,63 @@
+"""The objectives by name.
+
+An objective is one file here: its settings, a section that also says what a run must know of it, and the module that it builds.
+
+    needs_teacher      whether a run begins from a teacher
+    takes_mixture      whether the student is a mixture, and the teacher may be one
+    antithetic         whether batches are to be stratified, one t in each of G equal parts
+    num_distributions  distributions over the states, one a position each, that a step holds beside the student's
+    label              what a progress bar shows
+    build(student, process, seed=, teacher=None)   the module that the engine wraps
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
+
+from di4c_lm.core.settings import SettingError, build
+from di4c_lm.objectives.denoising import Denoising
+from di4c_lm.objectives.di4c import Di4C
+from di4c_lm.objectives.likelihood import Likelihood
+from di4c_lm.objectives.mdlm import Mdlm
+from di4c_lm.objectives.sdtt import Sdtt
+
+OBJECTIVES: dict[str, Any] = {
+    "likelihood": Likelihood,
+    "di4c": Di4C,
+    "sdtt": Sdtt,
+    "mdlm": Mdlm,
+    "denoising": Denoising,
+}
+
+# Former keys: the key that took their place, or why there is none.
+OLD_KEYS: dict[str, str] = {
+    "objective.hop": "objective.teacher_step",
+    "objective.hop.law": "objective.teacher_step.distribution",
+    "objective.hop.size": "objective.teacher_step.size",
+    "objective.hop.low": "objective.teacher_step.low",
+    "objective.hop.high": "objective.teacher_step.high",
+    "objective.hop.teacher_steps": "objective.teacher_step.steps",
+    "objective.times.law": "objective.times.distribution",
+    "objective.times.mass_at_one": "gone: t = 1 comes with objective.times.grid_share",
+    "objective.control_variate_data": "objective.control_variate",
+    "objective.control_variate_consistency": "objective.control_variate",
+    "objective.data_weight": "objective.alpha_scale",
+    "objective.delta_weight": "gone: objective.distil_weight=<1 / objective.delta> is the same",
+    "objective.lead_steps": "gone: it had no effect that could be measured; objective=likelihood learns from the likelihood alone",
+}
+
+
+def _read(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    kind, said = value.get("kind"), {name: one for name, one in value.items() if name != "kind"}
+    if kind not in OBJECTIVES:
+        raise SettingError("kind", kind, f"one of {', '.join(OBJECTIVES)}, chosen by objective=<kind>")
+    try:
+        return build(OBJECTIVES[kind], said, key="objective")
+    except SettingError as error:
+        raise ValueError(str(error)) from error
+
+
+ObjectiveSettings = Annotated[Any, BeforeValidator(_read)]

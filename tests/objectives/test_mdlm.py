@@ -1,0 +1,94 @@
+"""MDLM's objective: its bound, and its antithetic times."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from di4c_lm.data.batches import Batch, BatchStream, PackedSource
+from di4c_lm.data.strata import StratifiedBatches
+from di4c_lm.networks.dit import DIT
+from di4c_lm.objectives.mdlm import Mdlm, MdlmObjective
+from di4c_lm.processes.masked import MaskedProcess
+from di4c_lm.processes.schedules import Arccos
+from tests.objectives.helpers import (
+    GAUSSIAN,
+    LENGTH,
+    MASK,
+    MASKED,
+    STATES,
+    TEXT,
+    check_batch_is_mean_of_examples,
+    text_batch,
+    text_network,
+)
+
+
+def stream() -> StratifiedBatches:
+    """Global batches of 12 sequences."""
+    source = PackedSource(torch.arange(48 * LENGTH).view(48, LENGTH).remainder(MASK).numpy(), seed=0)
+    return StratifiedBatches(BatchStream(source, micro_batch_size=12, rank=0, world_size=1))
+
+
+def objective(seed: int = 1) -> MdlmObjective:
+    return Mdlm().build(text_network(None, seed), MASKED, seed=0)
+
+
+def test_a_batch_is_the_mean_of_its_examples() -> None:
+    check_batch_is_mean_of_examples(objective(), text_batch(*range(5)), [text_batch(i) for i in range(5)])
+
+
+def test_the_bound_of_a_uniform_network_is_log_s() -> None:
+    """E over t and masks of (1/t) Σ_masked log(S - 1) is D (1 - eps) log(S - 1): the weight undoes the rate of masking."""
+    of = Mdlm().build(
+        DIT(TEXT, num_states=STATES), MASKED, seed=0
+    )  # its output head is zero: every state is equally likely
+    values = torch.stack([of(text_batch(*range(k, k + 50)))[1]["bound_per_token"] for k in range(0, 10_000, 50)])
+    assert abs(float(values.mean()) / torch.log(torch.tensor(STATES - 1.0)) - 1) < 0.03
+
+
+def test_the_times_of_a_stratified_batch_are_antithetic() -> None:
+    """One in each of the global batch's equal parts of (0, 1]; of a plain batch they are independent."""
+    of, batches, seen = objective(), stream(), []
+    run = of.student.forward
+
+    def forward(x_t: Tensor, t: Tensor, *rest: object) -> object:
+        seen.append(t)
+        return run(x_t, t, *rest)
+
+    setattr(of.student, "forward", forward)  # noqa: B010
+    for _ in range(4):
+        batch = next(batches)
+        of(batch)
+        assert sorted(((1 - seen[-1].double()) * 12).floor().int().tolist()) == list(range(12))
+        of(Batch(x=batch.x, sample_id=batch.sample_id, epoch=batch.epoch))
+    plain = torch.stack(seen[1::2])
+    assert any(len(((1 - t_B) * 12).floor().unique()) < 12 for t_B in plain)
+    assert float(torch.stack(seen).min()) > 0 and float(torch.stack(seen).max()) <= 1
+
+
+def test_antithetic_times_estimate_the_same_bound() -> None:
+    of, slotted, plain = objective(), stream(), stream()
+
+    def losses(*, stratified: bool) -> Tensor:
+        found = []
+        for _ in range(40):
+            one = next(slotted if stratified else plain)
+            batch = one if stratified else Batch(x=one.x, sample_id=one.sample_id, epoch=one.epoch)
+            found.append(of(batch)[0].detach())
+        return torch.stack(found)
+
+    antithetic, independent = losses(stratified=True), losses(stratified=False)
+    spread = (antithetic.var() / 40 + independent.var() / 40).sqrt()
+    assert (antithetic.mean() - independent.mean()).abs() < 4 * spread
+
+
+@pytest.mark.parametrize("process", [GAUSSIAN, MaskedProcess(MASK, Arccos())], ids=["Gaussian", "arccos"])
+def test_another_schedule_is_refused(process) -> None:
+    with pytest.raises(ValueError, match="objective must be denoising where noise is not masking at a log-linear rate"):
+        Mdlm().build(text_network(), process, seed=0)
+
+
+def test_what_a_run_must_know() -> None:
+    assert not Mdlm().needs_teacher and Mdlm(init="teacher").needs_teacher
+    assert Mdlm().antithetic and not Mdlm(times="iid").antithetic
+    assert Mdlm(init="teacher").label == "mdlm"
