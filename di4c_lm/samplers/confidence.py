@@ -40,10 +40,7 @@ class Confidence:
         for index in trajectory.steps(len(times) - 1):
             masked_BD = process.unknown(x)
             left_B = masked_BD.sum(1)
-            proposed = trajectory.propose(x, trajectory.every(times[index]), masked_BD)
-            at_M = proposed.row_M, proposed.position_M
-            token_BD, log_p_BD = x.clone(), torch.zeros(x.shape, dtype=torch.float64, device=x.device)
-            token_BD[at_M], log_p_BD[at_M] = proposed.state_M, proposed.log_p_M
+            token_BD, log_p_BD = trajectory.propose(x, trajectory.every(times[index]), masked_BD)
             stay_B = remaining(process.schedule, num_B, times[0], times[index + 1])
             keep_B = left_B - torch.minimum(stay_B, (left_B - 1).clamp_min(0))
             if self.counts == "published" and not trajectory.ends:

@@ -110,28 +110,26 @@ class Calls:
         self._cached: tuple[Tensor, Tensor] | None = None  # sequences (B, D) and their features (B, 1, D, H)
         self._timeless = getattr(getattr(denoiser, "config", None), "time_conditioning", True) is False
 
-    def latents(self, num_batch: int, rng: Rng, device: torch.device) -> Any:
-        """λ of the next call, one a sequence, or None for a network without; one tensor of `rng` unless λ is held."""
-        if self._lam is None or not self._hold_latents:
-            self._lam = self._denoiser.sample_latents(num_batch, 1, lambda shape: uniform(rng, shape, device))
-        return self._lam
-
     def __call__(
         self,
         x_BD: Int64[Tensor, "B D"],
         t_B: Float64[Tensor, " B"],
-        lam: Any,
         run_B: Bool[Tensor, " B"],
+        rng: Rng,
         *,
         guidance: float = 0.0,
-    ) -> Call:
-        """Predictions for the sequences where `run_B`."""
-        place_B = run_B.cumsum(0) - 1
-        cond = None if self._cond is None else self._cond[run_B]
+    ) -> Call | None:
+        """Predictions for the sequences where `run_B`, None for none; λ is sampled for all, one tensor of `rng` unless it is held."""
+        if self._lam is None or not self._hold_latents:
+            self._lam = self._denoiser.sample_latents(len(x_BD), 1, lambda shape: uniform(rng, shape, x_BD.device))
+        num_run, lam = int(run_B.sum()), None if self._lam is None else self._lam[run_B]
+        if num_run == 0:
+            return None
+        place_B, cond = run_B.cumsum(0) - 1, None if self._cond is None else self._cond[run_B]
         if lam is None and cond is None and self._timeless:
             return Call(place_B, self._reused(x_BD, t_B, run_B))
-        self.made += int(run_B.sum()) * (2 if guidance else 1)
-        asked = x_BD[run_B], t_B[run_B].float(), None if lam is None else lam[run_B]
+        self.made += num_run * (2 if guidance else 1)
+        asked = x_BD[run_B], t_B[run_B].float(), lam
         if not guidance:
             return Call(place_B, self._denoiser(*asked, cond))
         together = getattr(self._denoiser, "guided", None)  # a mixture's, under one λ
@@ -154,16 +152,6 @@ class Calls:
                 self._cached = seen_BD, kept
             seen_BD[stale_R], kept[stale_R] = x_RD, features
         return Prediction(kept[run_B], self._denoiser.output_head())
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """States sampled at M positions, and the logarithms of their probabilities."""
-
-    row_M: Int64[Tensor, " M"]
-    position_M: Int64[Tensor, " M"]
-    state_M: Int64[Tensor, " M"]
-    log_p_M: Float64[Tensor, " M"]
 
 
 @dataclass(kw_only=True)
@@ -235,10 +223,7 @@ class Trajectory:
         _rng: Rng | None = None,
     ) -> Int64[Tensor, "B D"]:
         """`x_t` with samples of x_0 ~ p(x_0 | x_t; λ) where needed, position by position (a `Predict` of the process)."""
-        proposed = self.propose(x_t, t_B, needed_BD, scored=False)
-        x_0 = x_t.clone()
-        x_0[proposed.row_M, proposed.position_M] = proposed.state_M
-        return x_0
+        return self.propose(x_t, t_B, needed_BD, scored=False)[0]
 
     def propose(
         self,
@@ -247,45 +232,39 @@ class Trajectory:
         needed_BD: Bool[Tensor, "B D"],
         *,
         scored: bool = True,
-    ) -> Proposal:
-        """The samples of `predict`, with the logarithms of their probabilities where `scored` (else zeros).
+    ) -> tuple[Int64[Tensor, "B D"], Float64[Tensor, "B D"]]:
+        """What `predict` gives, and where `scored` the logarithms of the samples' probabilities; 0 elsewhere.
 
         Sequences that need nothing are not run, and the output head runs at the positions needed alone. Raises `ValueError` for noise that
         the sampler does not have.
         """
         if self.legacy:
             raise ValueError(f"noise must be exact but for ancestral and analytic steps, got {self.decoding.noise!r}")
-        call = self.call(x_t, t_B, needed_BD.any(1))
-        u_BD = self.uniform()
-        row_M, position_M = needed_BD.nonzero(as_tuple=True)
-        states, scores = [row_M[:0]], [u_BD.new_empty(0)]
-        for at_C, p_CS in self._read(call, row_M, position_M) if call else ():
-            states.append(p_CS.argmax(1) if self.greedy else sample_categorical(p_CS, u_BD[at_C]))
-            scores.append(log_share(p_CS, states[-1]) if scored else u_BD.new_zeros(len(p_CS)))
-        return Proposal(row_M, position_M, torch.cat(states), torch.cat(scores))
+        call, u_BD = self.call(x_t, t_B, needed_BD.any(1)), self.uniform()
+        x_0, log_p_BD = x_t.clone(), torch.zeros_like(u_BD)
+        for at_C, p_CS in self._read(call, needed_BD) if call else ():
+            x_0[at_C] = state_C = p_CS.argmax(1) if self.greedy else sample_categorical(p_CS, u_BD[at_C])
+            if scored:
+                log_p_BD[at_C] = log_share(p_CS, state_C)
+        return x_0, log_p_BD
 
     def distribution(self, x_t: Int64[Tensor, "B D"], t: Float64[Tensor, ""]) -> Float[Tensor, "B D S"]:
         """p(x_0 | x_t; λ) at every position, by one call a sequence."""
         everywhere_BD = torch.ones_like(x_t, dtype=torch.bool)
         call = self.call(x_t, self.every(t), everywhere_BD.any(1))
         assert call is not None
-        p_NS = torch.cat([p_CS for _, p_CS in self._read(call, *everywhere_BD.nonzero(as_tuple=True))])
-        return p_NS.view(*x_t.shape, -1)
+        return torch.cat([p_CS for _, p_CS in self._read(call, everywhere_BD)]).view(*x_t.shape, -1)
 
     def call(self, x_t: Int64[Tensor, "B D"], t_B: Float64[Tensor, " B"], run_B: Bool[Tensor, " B"]) -> Call | None:
-        """The network's prediction for the sequences where `run_B`, under a λ a sequence, by whoever takes this step; None for none."""
-        calls, decoding = self._turn or self.calls, self.decoding
-        lam = calls.latents(len(x_t), self.rng, x_t.device)
-        if not bool(run_B.any()):
-            return None
-        ramp = self.progress if decoding.guidance_ramp == "linear" else 1.0
-        return calls(x_t, t_B, lam, run_B, guidance=decoding.guidance * ramp)
+        """The network's prediction for the sequences where `run_B`, by whoever takes this step; None for none."""
+        ramp = self.progress if self.decoding.guidance_ramp == "linear" else 1.0
+        return (self._turn or self.calls)(x_t, t_B, run_B, self.rng, guidance=self.decoding.guidance * ramp)
 
-    def _read(self, call: Call, row_M: Tensor, position_M: Tensor) -> Iterator[tuple[tuple[Tensor, Tensor], Tensor]]:
+    def _read(self, call: Call, where_BD: Bool[Tensor, "B D"]) -> Iterator[tuple[tuple[Tensor, Tensor], Tensor]]:
         """Probabilities at positions, so many at once: a masked process has many states, whose sum no one needs, a chain on levels few."""
         masked = isinstance(self.process, MaskedProcess)
         size, weigh = (_ROWS, self.decoding.weights) if masked else (_LEVEL_ROWS, self.decoding.probabilities)
-        for at_C in zip(row_M.split(size), position_M.split(size), strict=True):
+        for at_C in zip(*(index_M.split(size) for index_M in where_BD.nonzero(as_tuple=True)), strict=True):
             yield at_C, weigh(call.logits(*at_C))
 
 

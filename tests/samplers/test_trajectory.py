@@ -311,24 +311,27 @@ def test_a_held_lambda_is_sampled_once_and_a_fresh_one_every_call(held: bool) ->
 # --- calls
 
 
+def features_of(calls: Calls, x: Tensor, t: Tensor = NOON) -> Tensor:
+    call = calls(x, t, EVERYONE, torch.Generator())
+    assert call is not None
+    return call.conditional.features
+
+
 def test_what_has_not_changed_is_not_run_again() -> None:
     net = Joint(CORRELATED, timeless=True)
     calls = Calls(net)
     x = torch.tensor([[3, 3, 3], [0, 3, 3], [1, 3, 3], [2, 3, 3]])
-    first = calls(x, NOON, None, EVERYONE).conditional.features
-    again = calls(x, NOON / 2, None, EVERYONE).conditional.features
-    assert torch.equal(first, again)
+    assert torch.equal(features_of(calls, x), features_of(calls, x, NOON / 2))
     assert calls.made == sum(net.calls) == 4
     x[2, 1] = 0
-    changed = calls(x, NOON, None, EVERYONE).conditional.features
-    assert torch.equal(changed, Joint(CORRELATED)(x, NOON.float()).features)
+    assert torch.equal(features_of(calls, x), Joint(CORRELATED)(x, NOON.float()).features)
     assert calls.made == sum(net.calls) == 5
 
 
 def test_equal_sequences_share_a_run_and_are_counted_all() -> None:
     net = Joint(CORRELATED, timeless=True)
     calls = Calls(net)
-    features = calls(masks(4, net), NOON, None, EVERYONE).conditional.features
+    features = features_of(calls, masks(4, net))
     assert net.calls == [1]
     assert calls.made == 4
     assert torch.equal(features, Joint(CORRELATED)(masks(4, net), NOON.float()).features)
@@ -338,10 +341,17 @@ def test_equal_sequences_share_a_run_and_are_counted_all() -> None:
 def test_a_network_with_lambda_or_time_is_always_run(lambdas: int, timeless: bool) -> None:  # noqa: FBT001
     net = Joint(CORRELATED, lambdas=lambdas, timeless=timeless)
     calls = Calls(net)
-    lam = torch.zeros(4, 1, 1, dtype=torch.int64) if lambdas else None
     for _ in range(2):
-        calls(masks(4, net), NOON, lam, EVERYONE)
+        features_of(calls, masks(4, net))
     assert calls.made == sum(net.calls) == 8
+
+
+def test_where_nothing_is_run_a_lambda_is_sampled_all_the_same() -> None:
+    """So that a sequence's noise does not depend on what others need."""
+    net, rng, again = Joint(CORRELATED, lambdas=5), *(KeyedRng(0, torch.arange(4)) for _ in range(2))
+    assert Calls(net)(masks(4, net), NOON, ~EVERYONE, rng) is None and not net.calls
+    again.uniform((4, 1, 1))
+    assert torch.equal(rng.uniform((4, 2)), again.uniform((4, 2)))
 
 
 def test_the_cache_leaves_the_samples_as_they_are() -> None:
