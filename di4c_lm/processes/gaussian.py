@@ -14,7 +14,7 @@ from torch import Tensor
 
 from di4c_lm.core.settings import at_least, check, positive, section, setting
 from di4c_lm.processes.categorical import sample_categorical
-from di4c_lm.processes.process import Predict, Process, States, Times, Uniforms
+from di4c_lm.processes.process import Predict, Process, StateTensor, TimeTensor, UniformTensor
 from di4c_lm.processes.rng import Rng, uniform
 
 _LEAST = 1e-20  # of a transition: what rounding leaves of a smaller one means nothing, and 0 would make some bridges impossible
@@ -88,11 +88,11 @@ class GaussianChain(Process):
             x_t[rows] = sample_categorical(q_NS, u_BD[rows].flatten()).view(len(rows), -1)
         return x_t
 
-    def unknown(self, x_t: States) -> Bool[Tensor, "..."]:
+    def unknown(self, x_t: StateTensor) -> Bool[Tensor, "..."]:
         """Everywhere: no level is certain."""
         return torch.ones_like(x_t, dtype=torch.bool)
 
-    def bridge(self, x_t: States, x_0: States, t: Times, s: Times, u: Uniforms) -> States:
+    def bridge(self, x_t: StateTensor, x_0: StateTensor, t: TimeTensor, s: TimeTensor, u: UniformTensor) -> StateTensor:
         """x_s ~ q(x_s | x_0, x_t), which is q(x_s | x_0) q(x_t | x_s) normalised; at s = 0 x_0 itself."""
         if not bool((s > 0).any()):
             return x_0

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from di4c_lm.processes.process import Predict, Process, States, Times, Uniforms
+from di4c_lm.processes.process import Predict, Process, StateTensor, TimeTensor, UniformTensor
 from di4c_lm.processes.rng import Rng, uniform
 from di4c_lm.processes.schedules import LogLinear, Schedule
 
@@ -30,7 +30,7 @@ class MaskedProcess(Process):
         """0: networks are asked for x_0 at any time above it."""
         return 0.0
 
-    def unknown(self, x_t: States) -> Bool[Tensor, "..."]:
+    def unknown(self, x_t: StateTensor) -> Bool[Tensor, "..."]:
         """The masked positions."""
         return x_t == self.mask_id
 
@@ -38,12 +38,12 @@ class MaskedProcess(Process):
         """MASK everywhere; `rng` is not used."""
         return torch.full((num_batch, num_positions), self.mask_id, device=device)
 
-    def revealed(self, x_t: States, t: Times, s: Times, u: Uniforms) -> Bool[Tensor, "..."]:
+    def revealed(self, x_t: StateTensor, t: TimeTensor, s: TimeTensor, u: UniformTensor) -> Bool[Tensor, "..."]:
         """Which masked positions become visible between t and s < t: those whose uniform is at least m(s) / m(t); at s = 0 all."""
         stay = self.schedule.mask_prob(s.double()) / self.schedule.mask_prob(t.double())
         return self.unknown(x_t) & ((u >= stay) | (s == 0))
 
-    def bridge(self, x_t: States, x_0: States, t: Times, s: Times, u: Uniforms) -> States:
+    def bridge(self, x_t: StateTensor, x_0: StateTensor, t: TimeTensor, s: TimeTensor, u: UniformTensor) -> StateTensor:
         """x_s ~ q(x_s | x_0, x_t): what becomes visible is x_0, the rest stays as it is."""
         return torch.where(self.revealed(x_t, t, s, u), x_0, x_t)
 

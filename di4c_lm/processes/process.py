@@ -9,9 +9,9 @@ from torch import Tensor
 
 from di4c_lm.processes.rng import Rng
 
-States = Int64[Tensor, "..."]
-Times = Float[Tensor, "..."]
-Uniforms = Float64[Tensor, "..."]
+StateTensor = Int64[Tensor, "..."]
+TimeTensor = Float[Tensor, "..."]
+UniformTensor = Float64[Tensor, "..."]
 # (x_t, t, needed, rng) to x_t with a sample of x_0 ~ p(x_0 | x_t) where `needed`; of what stands elsewhere no use is made.
 Predict = Callable[[Int64[Tensor, "B D"], Float[Tensor, " B"], Bool[Tensor, "B D"], Rng], Int64[Tensor, "B D"]]
 
@@ -33,11 +33,11 @@ class Process(Protocol):
         """x_t ~ q(x_t | x_0)."""
         ...
 
-    def unknown(self, x_t: States) -> Bool[Tensor, "..."]:
+    def unknown(self, x_t: StateTensor) -> Bool[Tensor, "..."]:
         """Where x_0 is not certain given x_t."""
         ...
 
-    def bridge(self, x_t: States, x_0: States, t: Times, s: Times, u: Uniforms) -> States:
+    def bridge(self, x_t: StateTensor, x_0: StateTensor, t: TimeTensor, s: TimeTensor, u: UniformTensor) -> StateTensor:
         """x_s ~ q(x_s | x_0, x_t) for s < t, one uniform a position; all of one shape."""
         ...
 
