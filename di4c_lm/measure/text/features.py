@@ -15,13 +15,12 @@ import torch
 from jaxtyping import Float, Int
 from numpy import ndarray
 from torch import Tensor
-from tqdm import tqdm
 
 from di4c_lm.measure.flow import Metric
 from di4c_lm.measure.statistics.two_sample import Distance, euclidean, half_squared, standardise
 from di4c_lm.measure.text.diversity import repetition, sample_entropy
 from di4c_lm.measure.text.evaluator import Evaluator
-from di4c_lm.measure.text.perplexity import Document, context_limit
+from di4c_lm.measure.text.perplexity import Document, context_limit, padded
 from di4c_lm.measure.text.samples import TextSamples
 
 
@@ -57,16 +56,8 @@ def encode(
     model: Any = encoder.model
     weight_VH = model.get_output_embeddings().weight.float()
     left_HK, right_HK = _projections(weight_VH.shape[1], rank, weight_VH.device)
-    order = sorted(range(len(documents)), key=lambda i: -len(documents[i].ids))
     rows: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
-    starts = range(0, len(order), batch_size)
-    for start in tqdm(starts, desc=progress, disable=progress is None, leave=False):
-        batch = order[start : start + batch_size]
-        ids_NT = torch.zeros(len(batch), len(documents[batch[0]].ids), dtype=torch.long, device=weight_VH.device)
-        present_NT = torch.zeros_like(ids_NT)
-        for row, i in enumerate(batch):
-            ids_NT[row, : len(documents[i].ids)] = torch.tensor(documents[i].ids)
-            present_NT[row, : len(documents[i].ids)] = 1
+    for batch, ids_NT, present_NT in padded(documents, batch_size, weight_VH.device, progress):
         out = model(input_ids=ids_NT, attention_mask=present_NT, use_cache=False, output_hidden_states=True)
         for row, i in enumerate(batch):
             length = len(documents[i].ids)

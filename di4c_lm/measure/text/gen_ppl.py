@@ -5,10 +5,10 @@ and nothing of our models.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain, combinations
-from typing import Any, TypeAlias, final
+from itertools import combinations
+from typing import Any, final
 
 import torch
 from jaxtyping import Int
@@ -22,12 +22,8 @@ from di4c_lm.measure.render.table import LEAD, NFE, Column, table, with_differen
 from di4c_lm.measure.settings import Measurement
 from di4c_lm.measure.statistics.bootstrap import Resampled
 from di4c_lm.measure.text.diversity import corpus_entropy, distinct_n, entropy
-from di4c_lm.measure.text.evaluator import Evaluator
 from di4c_lm.measure.text.fluency import perplexities
 from di4c_lm.measure.text.samples import Reader, Reading, Sampler, TextSamples, sampled
-
-PromptedSampler: TypeAlias = Callable[[Tensor, int, int], tuple[Tensor, float]]
-"""(prompts Int[N P], steps, seed) -> (tokens Int[N D] that begin with the prompts, nfe a sample)."""
 
 DATA = "data"
 PERPLEXITY = Panel("gen_ppl", "generative perplexity", "lower is more fluent", log=True)
@@ -98,108 +94,59 @@ class Measured:
     comparisons: list[Row]
 
 
-def measure(
-    samplers: Mapping[str, Sampler],
-    data_ND: Int[Tensor, "N D"],
-    *,
-    tokenizer: Any,
-    evaluator: Evaluator,
-    settings: GenPplConfig,
-    progress: bool = True,
-) -> Measured:
-    """The unconditional form: every sampler at every step count, all from the seed `settings.seed`, and the validation set.
+def measure(samplers: Mapping[str, Sampler], data_ND: Int[Tensor, "N D"], reader: Reader) -> Measured:
+    """Every sampler at every step count, all from the seed `settings.seed`, and the validation set; `reader.settings` say how.
 
-    A row holds model, steps, nfe, gen_ppl (token-weighted), entropy (nats, within a sample, over all its tokens),
-    each with `_low` and `_high` of a 95 % bootstrap over samples, num_samples; besides gen_ppl_doc
-    (document-weighted), corpus_entropy, distinct_2, judge_tokens, seconds. The row "data" has steps 0 and nfe 0.0:
-    `settings.num_samples` validation sequences chosen without replacement, all of them where there are fewer.
+    A row holds model, steps, nfe, gen_ppl (token-weighted), entropy (nats, within a sample, over all its tokens), each with `_low` and
+    `_high` of a 95 % bootstrap over samples, num_samples; besides gen_ppl_doc (document-weighted), corpus_entropy, distinct_2,
+    judge_tokens, seconds. The row "data" has steps 0 and nfe 0.0: as many validation sequences, chosen without replacement.
 
-    Raises `ValueError`: fewer than 2 validation sequences, a sampler that returns another number or length of samples
-    or unfinished ones, text longer than the evaluator reads.
+    In the conditional form (Di4C, section 5.3) samplers continue prompts cut from the validation set. The NLL is of the continuation given
+    its prompt, entropy and diversity are of the continuations alone, intervals resample prompts with all their continuations, and the row
+    "data" continues each prompt as the validation set does.
+
+    Raises `ValueError`: fewer than 2 validation sequences, a sampler that returns another number or length of samples, unfinished ones or
+    other prompts, text longer than the evaluator reads.
     """
-    _check_names(samplers)
-    chosen = _choose(data_ND, settings.num_samples, settings.seed)
-    data = TextSamples(name=DATA, kind="data", tokens=chosen)
-    samples = sampled(samplers, settings.num_samples, length=data_ND.shape[1], **_how(settings), progress=progress)
-    reader = Reader(tokenizer=tokenizer, evaluators=(evaluator,), settings=settings, progress=progress)
-    return _measured(chain([data], samples), reader, settings)
-
-
-def measure_conditional(
-    samplers: Mapping[str, PromptedSampler],
-    data_ND: Int[Tensor, "N D"],
-    *,
-    tokenizer: Any,
-    evaluator: Evaluator,
-    settings: GenPplConfig,
-    progress: bool = True,
-) -> Measured:
-    """The conditional form: continuations of prompts cut from the validation set (Di4C, section 5.3).
-
-    The NLL is of the continuation given its prompt. Rows as in `measure`; entropy and diversity are of the
-    continuations alone, intervals resample prompts with all their continuations, and the row "data" continues each
-    prompt as the validation set does. `settings.num_samples` plays no part.
-    """
-    _check_names(samplers)
-    settings = settings.fitted(data_ND.shape[1])
-    prompt, repeats = settings.prompt_length, settings.continuations
-    end = prompt + settings.continuation_length
-    chosen = _choose(data_ND, settings.prompts, settings.seed)
+    if DATA in samplers:
+        raise ValueError(f"a sampler must not be called {DATA!r}: that is the row of the validation set")
+    settings: Any = reader.settings
+    length, repeats, prompt, end = data_ND.shape[1], 1, 0, data_ND.shape[1]
+    if settings.conditional:
+        settings = settings.fitted(length)
+        prompt, repeats = settings.prompt_length, settings.continuations
+        end = prompt + settings.continuation_length
+    chosen = _choose(data_ND, settings.prompts if settings.conditional else settings.num_samples, settings.seed)
     prompts_NP = chosen[:, :prompt].repeat_interleave(repeats, 0)
+    given = prompts_NP if settings.conditional else settings.num_samples
 
-    def continued() -> Iterator[TextSamples]:
-        how: dict[str, Any] = {**_how(settings), "context": prompt, "repeats": repeats}
-        for one in sampled(samplers, prompts_NP, length=data_ND.shape[1], **how, progress=progress):
-            if not torch.equal(one.tokens[:, :prompt].cpu(), prompts_NP.cpu()):
+    def samples() -> Iterator[TextSamples]:
+        yield TextSamples(name=DATA, kind="data", tokens=chosen[:, :end], context=prompt)
+        how: dict[str, Any] = {"length": length, "steps": settings.steps, "seeds": (settings.seed,)}
+        for one in sampled(samplers, given, **how, progress=reader.progress, context=prompt, repeats=repeats):
+            if settings.conditional and not torch.equal(one.tokens[:, :prompt].cpu(), prompts_NP.cpu()):
                 raise ValueError(f"sampler {one.name!r} at {one.steps} steps changed its prompts")
             yield dataclasses.replace(one, tokens=one.tokens[:, :end])
 
-    reader = Reader(tokenizer=tokenizer, evaluators=(evaluator,), settings=settings, progress=progress)
-    data = TextSamples(name=DATA, kind="data", tokens=chosen[:, :end], context=prompt)
-    return _measured(chain([data], continued()), reader, settings)
-
-
-def _how(settings: GenPplConfig) -> dict[str, Any]:
-    return {"steps": settings.steps, "seeds": (settings.seed,)}
-
-
-def _measured(samples: Iterable[TextSamples], reader: Reader, settings: GenPplConfig) -> Measured:
     resampling = {"resamples": settings.bootstrap, "seed": settings.seed}
     rows: list[Row] = []
     quantities: dict[tuple[str, int], dict[str, Resampled]] = {}
-    for one in samples:
+    for one in samples():
         nll_N, tokens_N = reader.nll(reader.evaluators[0], reader.documents(reader.evaluators[0], one), one.name)
         found = quantities[one.name, one.steps] = perplexities(one, nll_N, tokens_N) | entropy(one, reader)
         row: Row = {"model": one.name, "steps": one.steps, "nfe": float(one.nfe), **columns(found, **resampling)}
-        rows.append(
-            row
-            | {
-                "num_samples": len(one.tokens),
-                "corpus_entropy": corpus_entropy(one.own),
-                "distinct_2": distinct_n(one.own, 2) if one.own.shape[1] >= 2 else 1.0,
-                "judge_tokens": int(tokens_N.sum()),
-                "seconds": round(one.seconds, 3),
-            }
-        )
-    names = [name for name in dict.fromkeys(name for name, _ in quantities) if name != DATA]
+        row |= {"num_samples": len(one.tokens), "corpus_entropy": corpus_entropy(one.own)}
+        row |= {"distinct_2": distinct_n(one.own, 2) if one.own.shape[1] >= 2 else 1.0}
+        rows.append(row | {"judge_tokens": int(tokens_N.sum()), "seconds": round(one.seconds, 3)})
     comparisons = [
         difference(
-            metric,
-            {"of": a, "minus": b, "steps": steps},
-            quantities[a, steps][metric],
-            quantities[b, steps][metric],
-            **resampling,
+            metric, {"of": a, "minus": b, "steps": n}, quantities[a, n][metric], quantities[b, n][metric], **resampling
         )
-        for (b, a) in combinations(names, 2)
-        for steps in settings.steps
+        for (b, a) in combinations(samplers, 2)
+        for n in settings.steps
         for metric in ("gen_ppl", "entropy")
     ]
     return Measured(rows=rows, comparisons=comparisons)
-
-
-def _check_names(samplers: Mapping[str, Any]) -> None:
-    if DATA in samplers:
-        raise ValueError(f"a sampler must not be called {DATA!r}: that is the row of the validation set")
 
 
 def _choose(data_ND: Int[Tensor, "N D"], num_samples: int, seed: int) -> Int[Tensor, "M D"]:

@@ -12,7 +12,7 @@ from di4c_lm.measure.flow import Row, columns
 from di4c_lm.measure.statistics.bootstrap import Resampled, mean
 from di4c_lm.measure.text.evaluator import Evaluator
 from di4c_lm.measure.text.gen_ppl import DATA, GenPplConfig, measure
-from di4c_lm.measure.text.samples import Sampler, TextModel, TextRun
+from di4c_lm.measure.text.samples import Reader, Sampler, TextModel, TextRun, sampler_of
 from di4c_lm.processes.categorical import sample_categorical
 from di4c_lm.processes.denoiser import OutputHead, Prediction, row_chunks, rows_at_once
 from di4c_lm.processes.rng import KeyedRng, uniform
@@ -126,12 +126,6 @@ class Averaged:
 def latent_modes(model: TextModel, *, lambdas: int, batch_size: int) -> dict[str, Sampler]:
     """Samplers on uniform steps with λ sampled anew in each call, held over the trajectory, and averaged out of each call (`Averaged`)."""
 
-    def plain(num_samples: int, steps: int, seed: int) -> tuple[Tensor, float]:
-        return model.sample(num_samples, steps, seed=seed, batch_size=batch_size)
-
-    def frozen(num_samples: int, steps: int, seed: int) -> tuple[Tensor, float]:
-        return model.sample(num_samples, steps, seed=seed, batch_size=batch_size, hold_latents=True)
-
     def averaged(num_samples: int, steps: int, seed: int) -> tuple[Tensor, float]:
         denoiser: Any = Averaged(model, lambdas=lambdas, seed=seed)
         device = next(model.denoiser.parameters()).device
@@ -144,7 +138,8 @@ def latent_modes(model: TextModel, *, lambdas: int, batch_size: int) -> dict[str
             calls += found.nfe * len(number_B)
         return torch.cat(rows), calls / num_samples * calls_of_all(model, lambdas)
 
-    return {"λ resampled": plain, "λ frozen": frozen, "λ averaged": averaged}
+    resampled, frozen = (sampler_of(model, batch_size, hold_latents=hold) for hold in (False, True))
+    return {"λ resampled": resampled, "λ frozen": frozen, "λ averaged": averaged}
 
 
 def mixture_part(run: TextRun, settings: Any, evaluators: Sequence[Evaluator], *_: Any) -> dict[str, list[Row]]:
@@ -164,13 +159,8 @@ def mixture_part(run: TextRun, settings: Any, evaluators: Sequence[Evaluator], *
             row = {"model": name, "t": t, "sequences": len(x_ND)}
             found["correlation"].append(row | columns(values, resamples=settings.bootstrap, seed=settings.seeds[0]))
         modes = latent_modes(model, lambdas=settings.lambdas, batch_size=settings.batch_size)
-        measured = measure(
-            {f"{name}, {mode}": sampler for mode, sampler in modes.items()},
-            run.validation,
-            tokenizer=model.tokenizer,
-            evaluator=evaluators[0],
-            settings=config,
-        )
+        reader = Reader(tokenizer=model.tokenizer, evaluators=evaluators[:1], settings=config)
+        measured = measure({f"{name}, {mode}": sampler for mode, sampler in modes.items()}, run.validation, reader)
         found["latent_modes"] += [row for row in measured.rows if row["model"] != DATA]
         found["comparisons"] += measured.comparisons
     return found

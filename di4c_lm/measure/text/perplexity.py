@@ -154,24 +154,29 @@ def score(
     assert not evaluator.training, "the evaluator is in train mode"
     masks = [scored_targets(document, eos, eos_id) for document in documents]
     _check(evaluator, documents, masks)
-    device = next(evaluator.parameters()).device
     nll_N = np.zeros(len(documents))
-    order = sorted(
-        range(len(documents)), key=lambda i: -len(documents[i].ids)
-    )  # equal lengths together: little padding
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    for batch in tqdm(batches, desc=progress, disable=progress is None, leave=False):
-        length = len(documents[batch[0]].ids)
-        ids_NT = torch.zeros(len(batch), length, dtype=torch.long)
-        present_NT, scored_NT = ids_NT.clone(), torch.zeros_like(ids_NT, dtype=torch.bool)
+    for batch, ids_NT, present_NT in padded(documents, batch_size, next(evaluator.parameters()).device, progress):
+        nll_NT = _next_token_nll(evaluator, ids_NT, present_NT).cpu()
+        scored_NT = torch.zeros(ids_NT.shape, dtype=torch.bool)
         for row, i in enumerate(batch):
-            end = len(documents[i].ids)
-            ids_NT[row, :end] = torch.tensor(documents[i].ids)
-            present_NT[row, :end] = 1
-            scored_NT[row, :end] = torch.from_numpy(masks[i])
-        nll_NT = _next_token_nll(evaluator, ids_NT.to(device), present_NT.to(device)).cpu()
+            scored_NT[row, : len(masks[i])] = torch.from_numpy(masks[i])
         nll_N[batch] = torch.where(scored_NT[:, 1:], nll_NT, 0.0).sum(1).numpy()
     return DocumentScores(nll=nll_N, tokens=np.array([mask.sum() for mask in masks], dtype=np.int64))
+
+
+def padded(
+    documents: Sequence[Document], batch_size: int, device: torch.device, progress: str | None
+) -> Iterator[tuple[list[int], Int[Tensor, "n T"], Int[Tensor, "n T"]]]:
+    """Documents in batches, padded on the right: their numbers, their ids, and 1 where a token is. Equal lengths stand together."""
+    order = sorted(range(len(documents)), key=lambda i: -len(documents[i].ids))
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    for batch in tqdm(batches, desc=progress, disable=progress is None, leave=False):
+        ids_NT = torch.zeros(len(batch), len(documents[batch[0]].ids), dtype=torch.long)
+        present_NT = ids_NT.clone()
+        for row, i in enumerate(batch):
+            ids_NT[row, : len(documents[i].ids)] = torch.tensor(documents[i].ids)
+            present_NT[row, : len(documents[i].ids)] = 1
+        yield batch, ids_NT.to(device), present_NT.to(device)
 
 
 @torch.inference_mode()

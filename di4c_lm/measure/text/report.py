@@ -3,10 +3,9 @@
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from di4c_lm.core.files import write_json
@@ -21,11 +20,11 @@ from di4c_lm.measure.text import gen_ppl, suite
 from di4c_lm.measure.text.canaries import periodic, shuffled, tail_probe, tiled
 from di4c_lm.measure.text.cost import cost_part
 from di4c_lm.measure.text.evaluator import Evaluator, evaluator_facts, load_evaluator
-from di4c_lm.measure.text.gen_ppl import GenPplConfig, gen_ppl_table, measure, measure_conditional
+from di4c_lm.measure.text.gen_ppl import GenPplConfig, gen_ppl_table, measure
 from di4c_lm.measure.text.likelihood import likelihood_part, marginal_bound
 from di4c_lm.measure.text.mixture import mixture_part
-from di4c_lm.measure.text.samples import TextModel, TextRun, TextSamples, sampled
-from di4c_lm.measure.text.suite import ReportConfig, measure_suite, split_held_out, suite_table
+from di4c_lm.measure.text.samples import Reader, TextModel, TextRun, TextSamples, sampled, sampler_of
+from di4c_lm.measure.text.suite import Bench, ReportConfig, measure_suite, split_held_out, suite_table
 
 logger = logging.getLogger(__name__)
 _NOISE = {"exact": "float64", "legacy_fp32": "float32"}
@@ -44,14 +43,9 @@ def gen_ppl_report(run: TextRun, settings: GenPplConfig) -> str:
     student, device = run.student, _move(run, settings.device)
     evaluator = load_evaluator(settings.evaluator or run.evaluator, device=device)
     settings = settings.fitted(student.length) if settings.conditional else settings
-    common: dict[str, Any] = {"tokenizer": student.tokenizer, "evaluator": evaluator, "settings": settings}
-    if settings.conditional:
-        prompted = {name: _prompted(model, settings.batch_size) for name, model in run.models.items()}
-        found = measure_conditional(prompted, run.validation, **common)
-    else:
-        found = measure(
-            {name: _free(model, settings.batch_size) for name, model in run.models.items()}, run.validation, **common
-        )
+    samplers = {name: sampler_of(model, settings.batch_size) for name, model in run.models.items()}
+    reader = Reader(tokenizer=student.tokenizer, evaluators=(evaluator,), settings=settings)
+    found = measure(samplers, run.validation, reader)
     lengths = ("prompts", "continuations", "prompt_length", "continuation_length")
     facts = _manifest(
         run,
@@ -83,22 +77,6 @@ def _move(run: TextRun, wanted: str) -> str:
     for model in run.models.values():
         model.denoiser.to(device)
     return device
-
-
-def _free(model: TextModel, batch_size: int, **how: Any) -> Callable[[int, int, int], tuple[Tensor, float]]:
-    def sampler(num_samples: int, steps: int, seed: int) -> tuple[Tensor, float]:
-        return model.sample(num_samples, steps, seed=seed, batch_size=batch_size, **how)
-
-    return sampler
-
-
-def _prompted(model: TextModel, batch_size: int) -> gen_ppl.PromptedSampler:
-    def sampler(prompts_NP: Tensor, steps: int, seed: int) -> tuple[Tensor, float]:
-        x_ND = torch.full((len(prompts_NP), model.length), model.process.mask_id)
-        x_ND[:, : prompts_NP.shape[1]] = prompts_NP
-        return model.sample(len(x_ND), steps, seed=seed, batch_size=batch_size, x_init=x_ND)
-
-    return sampler
 
 
 def _manifest(
@@ -208,15 +186,10 @@ def _samples(
     reference, real = split_held_out(
         run.validation, references=settings.references, num_real=settings.num_samples, seed=settings.seeds[0]
     )
-    found = measure_suite(
-        _cells(run, real, settings),
-        real,
-        reference,
-        tokenizer=run.student.tokenizer,
-        evaluators=evaluators,
-        encoder=encoder,
-        settings=settings,
+    bench = Bench(
+        tokenizer=run.student.tokenizer, evaluators=evaluators, settings=settings, encoder=encoder, reference=reference
     )
+    found = measure_suite(_cells(run, real, settings), real, bench)
     return {"rows": found.rows, "comparisons": found.comparisons, "alarms": found.alarms}
 
 
@@ -224,7 +197,7 @@ def _cells(run: TextRun, real: Tensor, settings: ReportConfig) -> Iterator[TextS
     how: dict[str, Any] = {"sampler": settings.sampler, "grid": settings.grid, "noise": settings.noise}
     noise, student, name = _NOISE[settings.noise], run.student, list(run.models)[-1]
     yield from sampled(
-        {name: _free(model, settings.batch_size, **how) for name, model in run.models.items()},
+        {name: sampler_of(model, settings.batch_size, **how) for name, model in run.models.items()},
         settings.num_samples,
         length=student.length,
         steps=settings.steps,
@@ -239,7 +212,7 @@ def _cells(run: TextRun, real: Tensor, settings: ReportConfig) -> Iterator[TextS
     yield TextSamples(name="canary: periodic", kind="canary", tokens=periodic(real, num, seed=seed))
     yield TextSamples(name="canary: one text tiled", kind="canary", tokens=tiled(real, num))
     yield TextSamples(name="canary: shuffled text", kind="canary", tokens=shuffled(real, num, seed=seed))
-    legacy, few = _free(student, settings.batch_size, noise="legacy_fp32"), min(num, _FLOAT32_SAMPLES)
+    legacy, few = sampler_of(student, settings.batch_size, noise="legacy_fp32"), min(num, _FLOAT32_SAMPLES)
     tokens, nfe = legacy(few, max(settings.steps), seed)
     canary: dict[str, Any] = {"name": f"canary: {name}, float32 noise", "kind": "canary", "noise": "float32"}
     yield TextSamples(**canary, tokens=tokens, steps=max(settings.steps), nfe=nfe)

@@ -18,8 +18,8 @@ from di4c_lm.measure.flow import Samples
 from di4c_lm.measure.text.evaluator import Evaluator
 from di4c_lm.measure.text.perplexity import Document, EosRule, context_limit, documents, score
 
-Sampler: TypeAlias = Callable[[int, int, int], tuple[Tensor, float]]
-"""(num_samples, steps, seed) -> (tokens Int[N D], nfe a sample)."""
+Sampler: TypeAlias = Callable[[Any, int, int], tuple[Tensor, float]]
+"""(number of samples N or prompts Int[N P], steps, seed) -> (tokens Int[N D], which begin with the prompts, nfe a sample)."""
 
 
 @runtime_checkable
@@ -141,8 +141,21 @@ class Reader:
         return scores.nll, scores.tokens.astype(np.float64)
 
 
+def sampler_of(model: TextModel, batch_size: int, **how: Any) -> Sampler:
+    """A model as a sampler; `how` goes to its `sample`."""
+
+    def sampler(given: int | Int[Tensor, "N P"], steps: int, seed: int) -> tuple[Tensor, float]:
+        if isinstance(given, int):
+            return model.sample(given, steps, seed=seed, batch_size=batch_size, **how)
+        x_ND = torch.full((len(given), model.length), model.process.mask_id)
+        x_ND[:, : given.shape[1]] = given
+        return model.sample(len(x_ND), steps, seed=seed, batch_size=batch_size, x_init=x_ND, **how)
+
+    return sampler
+
+
 def sampled(
-    samplers: Mapping[str, Callable[[Any, int, int], tuple[Tensor, float]]],
+    samplers: Mapping[str, Sampler],
     given: int | Int[Tensor, "N P"],
     *,
     length: int,

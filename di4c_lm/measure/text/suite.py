@@ -3,7 +3,7 @@
 It knows samples as tokens and nothing of our models. Axes: N samples (S seeds, one after the other), M reference documents, D tokens.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, combinations
@@ -151,32 +151,15 @@ def split_held_out(
     return data_ND[order[:wanted]], data_ND[order[wanted : wanted + num_real]]
 
 
-def measure_suite(
-    samples: Iterable[TextSamples],
-    real_KD: Int[Tensor, "K D"],
-    reference_MD: Int[Tensor, "M D"],
-    *,
-    tokenizer: Any,
-    evaluators: Sequence[Evaluator],
-    encoder: Evaluator,
-    settings: ReportConfig,
-    progress: bool = True,
-) -> Suite:
-    """All samples, and the real text, against the reference, by those of METRICS whose part `settings` names.
+def measure_suite(samples: Iterable[TextSamples], real_KD: Int[Tensor, "K D"], bench: Bench) -> Suite:
+    """All samples, and the real text, against the bench's reference, by those of METRICS whose part its settings name.
 
     Raises `ValueError`: no or empty samples, samples of another length than the reference, no evaluator, unfinished samples, text longer
     than an evaluator reads, too few documents.
     """
-    if not evaluators:
+    if not bench.evaluators:
         raise ValueError("evaluators must hold at least one, got ()")
-    bench = Bench(
-        tokenizer=tokenizer,
-        evaluators=tuple(evaluators),
-        encoder=encoder,
-        settings=settings,
-        reference=reference_MD,
-        progress=progress,
-    )
+    settings, reference_MD = bench.settings, bench.reference
     metrics = [metric for metric in METRICS if metric.part in settings.parts]
     resampling = {"resamples": settings.bootstrap, "seed": settings.seeds[0]}
     found: list[tuple[TextSamples, Row]] = []

@@ -12,8 +12,9 @@ from torch import Tensor
 from di4c_lm.core.cli import parse_words
 from di4c_lm.core.settings import fields
 from di4c_lm.measure.text.evaluator import Evaluator
-from di4c_lm.measure.text.gen_ppl import GenPplConfig, measure, measure_conditional
+from di4c_lm.measure.text.gen_ppl import GenPplConfig, Measured, measure
 from di4c_lm.measure.text.perplexity import Document, score
+from di4c_lm.measure.text.samples import Reader
 from tests.measure.tiny import gpt2, letters, words
 
 TOKENIZER = words(*"abcdefg")  # ids 2 to 8 are letters, 9 is MASK
@@ -34,15 +35,20 @@ def constant(num_samples: int, steps: int, seed: int) -> tuple[Tensor, float]:
 HELD_OUT = uniform(20, 1, 9)[0]
 
 
+def measured(
+    samplers: dict[str, Any],
+    data: Tensor = HELD_OUT,
+    *,
+    evaluator: Evaluator = EVALUATOR,
+    settings: GenPplConfig = SETTINGS,
+) -> Measured:
+    return measure(
+        samplers, data, Reader(tokenizer=TOKENIZER, evaluators=(evaluator,), settings=settings, progress=False)
+    )
+
+
 def test_rows_are_those_of_the_interface() -> None:
-    rows = measure(
-        {"teacher": uniform, "student": constant},
-        HELD_OUT,
-        tokenizer=TOKENIZER,
-        evaluator=EVALUATOR,
-        settings=SETTINGS,
-        progress=False,
-    ).rows
+    rows = measured({"teacher": uniform, "student": constant}, HELD_OUT).rows
     assert [(r["model"], r["steps"], r["nfe"]) for r in rows] == [
         ("data", 0, 0.0),
         ("teacher", 1, 1.0),
@@ -58,9 +64,7 @@ def test_rows_are_those_of_the_interface() -> None:
 
 
 def test_a_row_is_the_perplexity_of_what_was_sampled() -> None:
-    found = measure(
-        {"m": uniform}, HELD_OUT, tokenizer=TOKENIZER, evaluator=EVALUATOR, settings=SETTINGS, progress=False
-    ).rows[2]
+    found = measured({"m": uniform}, HELD_OUT).rows[2]
     texts = [Document(ids=tuple(ids)) for ids in uniform(12, 4, SETTINGS.seed)[0].tolist()]
     scores = score(EVALUATOR.model, texts, batch_size=1)
     assert found["gen_ppl"] == pytest.approx(math.exp(scores.nll.sum() / scores.tokens.sum()))
@@ -68,14 +72,7 @@ def test_a_row_is_the_perplexity_of_what_was_sampled() -> None:
 
 
 def test_real_against_real_does_not_differ_and_constant_does() -> None:
-    found = measure(
-        {"a": uniform, "b": uniform, "c": constant},
-        HELD_OUT,
-        tokenizer=TOKENIZER,
-        evaluator=EVALUATOR,
-        settings=SETTINGS,
-        progress=False,
-    ).comparisons
+    found = measured({"a": uniform, "b": uniform, "c": constant}, HELD_OUT).comparisons
     p = {(c["of"], c["minus"], c["steps"], c["metric"]): c["p_value"] for c in found}
     assert len(p) == 3 * 2 * 2
     assert p["b", "a", 4, "gen_ppl"] == 1.0  # the same seed gave the same samples
@@ -83,29 +80,24 @@ def test_real_against_real_does_not_differ_and_constant_does() -> None:
 
 
 def test_fewer_held_out_sequences_are_all_used() -> None:
-    found = measure(
-        {"m": uniform}, HELD_OUT[:7], tokenizer=TOKENIZER, evaluator=EVALUATOR, settings=SETTINGS, progress=False
-    )
+    found = measured({"m": uniform}, HELD_OUT[:7])
     assert [r["num_samples"] for r in found.rows] == [7, 12, 12]
 
 
 def test_a_evaluator_with_another_tokenizer_reads_the_text() -> None:
     tokenizer = letters()
     evaluator = Evaluator(model=gpt2(vocabulary=len(tokenizer), scale=0.0), tokenizer=tokenizer, name="letters")
-    found = measure(
-        {"m": uniform}, HELD_OUT, tokenizer=TOKENIZER, evaluator=evaluator, settings=SETTINGS, progress=False
-    )
+    found = measured({"m": uniform}, HELD_OUT, evaluator=evaluator)
     assert all(r["gen_ppl"] == pytest.approx(len(tokenizer)) for r in found.rows)  # it is uniform
     assert found.rows[0]["judge_tokens"] == 12 * (2 * LENGTH - 2)  # letters, a space between each two, less the first
 
 
 def test_scoring_rules_reach_the_evaluator() -> None:
     evaluator = Evaluator(model=gpt2(vocabulary=len(TOKENIZER), context=4), tokenizer=TOKENIZER, name="short")
-    common = {"tokenizer": TOKENIZER, "evaluator": evaluator, "settings": SETTINGS, "progress": False}
     with pytest.raises(ValueError, match="6 tokens under the evaluator, which reads at most 4"):
-        measure({"m": uniform}, HELD_OUT, **common)
-    common["settings"] = dataclasses.replace(SETTINGS, overflow="truncate", evaluator_batch_size=2)
-    cut = measure({"m": uniform}, HELD_OUT, **common)
+        measured({"m": uniform}, evaluator=evaluator)
+    truncating = dataclasses.replace(SETTINGS, overflow="truncate", evaluator_batch_size=2)
+    cut = measured({"m": uniform}, evaluator=evaluator, settings=truncating)
     assert cut.rows[0]["judge_tokens"] == 12 * 3
 
 
@@ -118,18 +110,19 @@ def test_scoring_rules_reach_the_evaluator() -> None:
 )
 def test_faulty_samplers_are_named(sampler, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        measure({"m": sampler}, HELD_OUT, tokenizer=TOKENIZER, evaluator=EVALUATOR, settings=SETTINGS, progress=False)
+        measured({"m": sampler}, HELD_OUT)
 
 
 def test_impossible_requests_are_named() -> None:
-    common = {"tokenizer": TOKENIZER, "evaluator": EVALUATOR, "settings": SETTINGS, "progress": False}
     with pytest.raises(ValueError, match="1 validation sequences are too few"):
-        measure({"m": uniform}, HELD_OUT[:1], **common)
+        measured({"m": uniform}, HELD_OUT[:1])
     with pytest.raises(ValueError, match="'data'"):
-        measure({"data": uniform}, HELD_OUT, **common)
+        measured({"data": uniform}, HELD_OUT)
 
 
-PROMPTED = dataclasses.replace(SETTINGS, prompts=4, continuations=3, prompt_length=2, continuation_length=3)
+PROMPTED = dataclasses.replace(
+    SETTINGS, conditional=True, prompts=4, continuations=3, prompt_length=2, continuation_length=3
+)
 
 
 def continues(prompts: Tensor, steps: int, seed: int) -> tuple[Tensor, float]:
@@ -145,14 +138,7 @@ def test_conditional_scores_continuations_given_prompts() -> None:
         seen.append(tokens)
         return tokens, nfe
 
-    rows = measure_conditional(
-        {"m": sampler},
-        HELD_OUT,
-        tokenizer=TOKENIZER,
-        evaluator=EVALUATOR,
-        settings=PROMPTED,
-        progress=False,
-    ).rows
+    rows = measured({"m": sampler}, HELD_OUT, settings=PROMPTED).rows
     assert [r["num_samples"] for r in rows] == [4, 12, 12]
     texts = [Document(ids=tuple(ids), context=2) for ids in seen[0][:, :5].tolist()]
     scores = score(EVALUATOR.model, texts, batch_size=4)
@@ -172,14 +158,8 @@ def test_conditional_intervals_resample_prompts() -> None:
         return torch.cat([prompts, own.repeat_interleave(len(prompts) // 16, 0)], 1), 1.0
 
     def width(continuations: int) -> float:
-        row = measure_conditional(
-            {"m": repeated},
-            HELD_OUT,
-            tokenizer=TOKENIZER,
-            evaluator=EVALUATOR,
-            settings=GenPplConfig(steps=(1,), bootstrap=200, prompts=16, continuations=continuations, prompt_length=2),
-            progress=False,
-        ).rows[1]
+        settings = dataclasses.replace(PROMPTED, steps=(1,), bootstrap=200, prompts=16, continuations=continuations)
+        row = measured({"m": repeated}, settings=dataclasses.replace(settings, continuation_length=0)).rows[1]
         return row["gen_ppl_high"] - row["gen_ppl_low"]
 
     assert width(8) == pytest.approx(width(1))
@@ -190,14 +170,7 @@ def test_a_sampler_that_changes_its_prompts_is_named() -> None:
         return continues(prompts.roll(1, 0), steps, seed)
 
     with pytest.raises(ValueError, match="'m' at 1 steps changed its prompts"):
-        measure_conditional(
-            {"m": forgets},
-            HELD_OUT,
-            tokenizer=TOKENIZER,
-            evaluator=EVALUATOR,
-            settings=PROMPTED,
-            progress=False,
-        )
+        measured({"m": forgets}, HELD_OUT, settings=PROMPTED)
 
 
 def test_prompts_scale_to_the_context() -> None:

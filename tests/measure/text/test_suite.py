@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from di4c_lm.measure.text.canaries import periodic, shuffled, tiled
+from di4c_lm.measure.text.evaluator import Evaluator
 from di4c_lm.measure.text.samples import TextSamples
-from di4c_lm.measure.text.suite import REAL, ReportConfig, Suite, measure_suite, split_held_out
+from di4c_lm.measure.text.suite import REAL, Bench, ReportConfig, Suite, measure_suite, split_held_out
 from tests.measure import markov
 
 SETTINGS = ReportConfig(
@@ -22,19 +23,14 @@ SETTINGS = ReportConfig(
 NUM = 64
 
 
+def bench(reference: torch.Tensor, *evaluators: Evaluator, settings: ReportConfig = SETTINGS) -> Bench:
+    shared: dict[str, Any] = {"tokenizer": markov.tokenizer(), "settings": settings, "progress": False}
+    return Bench(**shared, evaluators=evaluators, encoder=markov.evaluator(), reference=reference)
+
+
 def measure(*cells: TextSamples, settings: ReportConfig = SETTINGS) -> Suite:
     reference, real = split_held_out(markov.text(2 * NUM, seed=1), references=0, num_real=NUM, seed=0)
-    evaluator = markov.evaluator()
-    return measure_suite(
-        cells,
-        real,
-        reference,
-        tokenizer=markov.tokenizer(),
-        evaluators=[evaluator],
-        encoder=evaluator,
-        settings=settings,
-        progress=False,
-    )
+    return measure_suite(cells, real, bench(reference, markov.evaluator(), settings=settings))
 
 
 def model(name: str, flat: float, *, num: int = NUM, seed: int = 2) -> TextSamples:
@@ -117,16 +113,7 @@ def test_each_evaluator_has_its_columns() -> None:
     evaluator = markov.evaluator()
     other = dataclasses.replace(evaluator, name="some/where/other")
     settings = dataclasses.replace(SETTINGS, parts=("fluency",))
-    found = measure_suite(
-        [],
-        real,
-        reference,
-        tokenizer=markov.tokenizer(),
-        evaluators=[evaluator, other],
-        encoder=evaluator,
-        settings=settings,
-        progress=False,
-    ).rows[0]
+    found = measure_suite([], real, bench(reference, evaluator, other, settings=settings)).rows[0]
     assert found["gen_ppl@other"] == found["gen_ppl"] and found["gen_ppl_low@other"] == found["gen_ppl_low"]
 
 
@@ -150,27 +137,9 @@ def test_a_evaluator_with_a_shorter_context_is_named() -> None:
     config.get_text_config = lambda: type("C", (), {"vocab_size": 43, "max_position_embeddings": 16})
     text = markov.text(NUM, seed=1)
     with pytest.raises(ValueError, match="32 tokens under the evaluator, which reads at most 16"):
-        measure_suite(
-            [],
-            text,
-            text,
-            tokenizer=markov.tokenizer(),
-            evaluators=[evaluator],
-            encoder=evaluator,
-            settings=SETTINGS,
-            progress=False,
-        )
+        measure_suite([], text, bench(text, evaluator))
     with pytest.raises(ValueError, match="evaluators must hold at least one"):
-        measure_suite(
-            [],
-            text,
-            text,
-            tokenizer=markov.tokenizer(),
-            evaluators=[],
-            encoder=evaluator,
-            settings=SETTINGS,
-            progress=False,
-        )
+        measure_suite([], text, bench(text))
 
 
 @pytest.mark.parametrize("references, num", [(0, 15), (60, 64), (4, 64)])
