@@ -20,7 +20,7 @@ from benchmark.plain_images import unet_loss
 from benchmark.words import split_words
 from torch import Tensor, nn
 
-from di4c_lm.data.batch import batch_rng
+from di4c_lm.data.batches import batch_rng
 from di4c_lm.mixtures.settings import LatentConfig
 from di4c_lm.networks.unet import UNet, UnetConfig
 from di4c_lm.objectives.di4c import Di4C

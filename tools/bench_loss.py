@@ -21,7 +21,7 @@ from benchmark.plain import backbone_loss
 from benchmark.words import split_words
 from torch import nn
 
-from di4c_lm.data.batch import batch_rng
+from di4c_lm.data.batches import batch_rng
 from di4c_lm.mixtures.settings import LatentConfig
 from di4c_lm.networks.dit import DIT, DitConfig
 from di4c_lm.objectives.di4c import Di4C

@@ -1,50 +1,127 @@
 """The sequences of a run, in an order that depends on the seed alone and not on how many ranks share the work.
 
 Sequences stand on one infinite line: epoch 0 in its order, then epoch 1 in its own, and so on. A *position* is a
-place on that line. (A stream has a line for each rank: see `streaming`.)
+place on that line. (A stream has a line for each rank: see `data/text/streaming.py`.)
 """
 
 import dataclasses
+import functools
+import hashlib
+import math
 from typing import Any, Protocol, final, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Int, Integer
+from jaxtyping import Float64, Int, Int64, Integer, UInt
 from torch import Tensor
 
-from di4c_lm.data.order import permutation
+from di4c_lm.processes.denoiser import NO_CLASS
+from di4c_lm.processes.rng import KeyedRng, Rng, uniform
+
+_ROWS_AT_ONCE = 1 << 14
+_ROUNDS = 6
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+# Batches and their noise
 
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
     """Clean sequences, and who they are: noise is keyed by (seed, sample_id, epoch)."""
 
-    x: Int[Tensor, "B D"]
-    sample_id: Int[Tensor, " B"]
-    epoch: Int[Tensor, " B"]
+    x: Int64[Tensor, "B D"]
+    sample_id: Int64[Tensor, " B"]
+    epoch: Int64[Tensor, " B"]
+    labels: Int64[Tensor, " B"] | None = None  # classes, from 0 on; `NO_CLASS` for a sequence without one
+    _: dataclasses.KW_ONLY
+    stratum: Int64[Tensor, " B"] | None = None  # which of `num_strata` equal parts of [0, 1) belongs to each
+    num_strata: int = 1
 
-    def to(self, device: torch.device | str) -> "Batch":
-        """The same on a device."""
-        moved = {f.name: getattr(self, f.name).to(device, non_blocking=True) for f in dataclasses.fields(self)}
-        return dataclasses.replace(self, **moved)
+    def spread(self, u: Float64[Tensor, " B"]) -> Float64[Tensor, " B"]:
+        """Uniforms `u`, each in the part of its sequence: over a global batch they cover [0, 1) evenly, and each is still uniform over
+        the batches. Without strata `u` itself."""
+        return u if self.stratum is None else (self.stratum + u) / self.num_strata
+
+
+def make_batch(
+    x_BD: Integer[np.ndarray, "B D"], sample_id: Int[np.ndarray, " B"], epoch: Int[np.ndarray, " B"]
+) -> Batch:
+    """A batch of arrays, as 64-bit tensors."""
+    return Batch(*(torch.from_numpy(part.astype(np.int64)) for part in (x_BD, sample_id, epoch)))
+
+
+def batch_rng(seed: int, batch: Batch) -> KeyedRng:
+    """Noise keyed by (seed, sample id, epoch), so that neither rank nor batch can change it."""
+    return KeyedRng(seed, torch.stack([batch.sample_id, batch.epoch], 1))
+
+
+def classes_of(batch: Batch, drop: float, rng: Rng) -> Int64[Tensor, " B"] | None:
+    """The classes that a network is given, each hidden with probability `drop`; None where the batch has none."""
+    if batch.labels is None or drop == 0:
+        return batch.labels
+    return torch.where(uniform(rng, (len(batch.x),), batch.x.device) < drop, NO_CLASS, batch.labels)
+
+
+# The order of an epoch, a function of (seed, epoch) alone: no state to save, the same with any version of NumPy
+
+
+def mix(x: UInt[np.ndarray, " N"]) -> UInt[np.ndarray, " N"]:
+    """A bijection of the 64-bit integers: the finaliser of SplitMix64 (Steele, Lea and Flood 2014)."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _key(seed: int, epoch: int) -> UInt[np.ndarray, " 1"]:
+    return mix(mix(np.array([seed], dtype=np.uint64) + _GOLDEN) ^ np.array([epoch], dtype=np.uint64) + _GOLDEN)
+
+
+def permutation(size: int, seed: int, epoch: int) -> Int[np.ndarray, " N"]:
+    """The numbers 0..size-1 in the order of epoch `epoch` (int64)."""
+    return np.argsort(mix(_key(seed, epoch) + np.arange(1, size + 1, dtype=np.uint64) * _GOLDEN), kind="stable")
+
+
+def scattered(index_B: Int[np.ndarray, " B"], size: int, seed: int, epoch: int) -> Int[np.ndarray, " B"]:
+    """What stands at the places `index_B` of another order of 0..size-1 than `permutation`'s, at no cost for the other places.
+
+    A Feistel network (Luby and Rackoff 1988) permutes the numbers of 2k bits, 4^k >= size; one that leaves 0..size-1 goes through again
+    until it is back (cycle walking: Black and Rogaway 2002), at most some times, as 4^k < 4 size.
+    """
+    half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
+    mask = np.uint64((1 << int(half)) - 1)
+    keys = mix(_key(seed, epoch) + np.arange(1, _ROUNDS + 1, dtype=np.uint64) * _GOLDEN)
+    found_B = index_B.astype(np.uint64)
+    outside_B = np.ones(len(found_B), dtype=bool)
+    while outside_B.any():
+        left, right = found_B[outside_B] >> half, found_B[outside_B] & mask
+        for key in keys:
+            left, right = right, left ^ (mix(right + key) & mask)
+        found_B[outside_B] = left << half | right
+        outside_B = found_B >= np.uint64(size)
+    return found_B.astype(np.int64)
+
+
+def random_index(size: int, seed: int, epoch: int, number: int) -> int:
+    """The `number`-th random index of an epoch, uniform on 0..size-1 (to 2^-64)."""
+    value = mix(_key(seed, epoch) ^ mix(np.array([number], dtype=np.uint64) + _GOLDEN))
+    return int(value[0]) * size >> 64
+
+
+# Where sequences come from
 
 
 @runtime_checkable
 class Source(Protocol):
     """Anything that can say which sequences lie at the positions start, ..., start + count - 1."""
 
-    def read(self, start: int, count: int) -> Batch:
-        """The sequences at these positions, in order."""
-        ...
-
-
-@runtime_checkable
-class Identified(Protocol):
-    """A source that can be told from others: `identity` changes where a position would mean another sequence."""
-
     @property
     def identity(self) -> str:
-        """The same for the same sequences in the same places."""
+        """The same for the same sequences in the same places, whatever the seed."""
+        ...
+
+    def read(self, start: int, count: int) -> Batch:
+        """The sequences at these positions, in order."""
         ...
 
 
@@ -65,7 +142,7 @@ class Share(Protocol):
         ...
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from a state."""
+        """Resume from a state."""
         ...
 
 
@@ -76,13 +153,6 @@ class Stream(Protocol):
     def of_rank(self, rank: int, world_size: int) -> Share:
         """The share of one of `world_size` ranks."""
         ...
-
-
-def make_batch(
-    x_BD: Integer[np.ndarray, "B D"], sample_id: Int[np.ndarray, " B"], epoch: Int[np.ndarray, " B"]
-) -> Batch:
-    """A batch of arrays, as 64-bit tensors."""
-    return Batch(*(torch.from_numpy(part.astype(np.int64)) for part in (x_BD, sample_id, epoch)))
 
 
 @final
@@ -104,8 +174,16 @@ class PackedSource:
 
     @property
     def identity(self) -> str:
-        """The number of sequences."""
-        return f"{len(self)} sequences"
+        """The number of sequences and a hash of them."""
+        return self._identity
+
+    @functools.cached_property
+    def _identity(self) -> str:
+        digest = hashlib.sha256(str(self.tokens_ND.shape).encode())
+        for start in range(0, len(self), _ROWS_AT_ONCE):
+            rows_nD = self.tokens_ND[start : start + _ROWS_AT_ONCE]
+            digest.update(np.ascontiguousarray(rows_nD, dtype="<u4").data)  # the same for any type that holds them
+        return f"{len(self)} sequences ({digest.hexdigest()[:12]})"
 
     def _order(self, epoch: int) -> Int[np.ndarray, " N"]:
         if epoch not in self._orders:
@@ -123,6 +201,9 @@ class PackedSource:
         return make_batch(np.asarray(self.tokens_ND[sample_id_B]), sample_id_B, epoch_B)
 
 
+# What a rank trains on
+
+
 @final
 class BatchStream:
     """One rank's share of a run's batches: each `next` is one micro-batch.
@@ -130,7 +211,7 @@ class BatchStream:
     A global batch is the next G = micro_batch_size * gradient_accumulation * world_size positions. Its micro-step j
     gives rank r the positions j * (micro_batch_size * world_size) + r * micro_batch_size + (0, ..., micro_batch_size
     - 1) of it, so that the sequences of a global batch, and of each optimiser step, are the same for any number of
-    ranks with the same G.
+    ranks with the same G. With `stratified` each of its G sequences has one of G strata, and neighbours have distant ones.
 
     The state is the number of sequences that the whole run has used up in *finished* global batches: between two
     micro-steps of one accumulation window it still names the window's start, and a run resumed from it makes that
@@ -146,18 +227,19 @@ class BatchStream:
         gradient_accumulation: int = 1,
         rank: int = 0,
         world_size: int = 1,
+        stratified: bool = False,
     ) -> None:
         assert 0 <= rank < world_size and micro_batch_size >= 1 and gradient_accumulation >= 1
-        self.source = source
+        self._source = None if isinstance(source, Stream) else source
         self.micro_batch_size = micro_batch_size
         self.gradient_accumulation = gradient_accumulation
         self.rank = rank
         self.world_size = world_size
         self._consumed = 0
         self._micro_step = 0
-        self._identity = source.identity if isinstance(source, Identified) else ""
         self._share = source.of_rank(rank, world_size) if isinstance(source, Stream) else None
         self._mark = self._share.mark() if self._share else None
+        self._stride = _stride(self.global_batch_size) if stratified else None
 
     @property
     def global_batch_size(self) -> int:
@@ -169,7 +251,15 @@ class BatchStream:
 
     def __next__(self) -> Batch:
         """The next micro-batch of this rank. The line of positions has no end."""
-        batch = self._read()
+        first = (self._micro_step * self.world_size + self.rank) * self.micro_batch_size
+        if self._share is not None:
+            batch = self._share.take(self.micro_batch_size)
+        else:
+            assert self._source is not None
+            batch = self._source.read(self._consumed + first, self.micro_batch_size)
+        if self._stride is not None:
+            stratum_B = torch.arange(first, first + len(batch.x)) * self._stride % self.global_batch_size
+            batch = dataclasses.replace(batch, stratum=stratum_B, num_strata=self.global_batch_size)
         self._micro_step += 1
         if self._micro_step == self.gradient_accumulation:
             self._consumed += self.global_batch_size
@@ -177,37 +267,37 @@ class BatchStream:
             self._mark = self._share.mark() if self._share else None
         return batch
 
-    def _read(self) -> Batch:
-        if self._share is not None:
-            return self._share.take(self.micro_batch_size)
-        assert isinstance(self.source, Source)
-        offset = (self._micro_step * self.world_size + self.rank) * self.micro_batch_size
-        return self.source.read(self._consumed + offset, self.micro_batch_size)
-
     def state_dict(self) -> dict[str, Any]:
         """{"samples": sequences used up by all ranks in finished global batches} and the source's identity, or the stream's place."""
         if self._share is not None:
             return {"samples": self._consumed, "stream": self._share.state_of(self._mark)}
-        return {"samples": self._consumed, "corpus": self._identity}
+        assert self._source is not None
+        return {"samples": self._consumed, "corpus": self._source.identity}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on at the start of the global batch after the last finished one.
+        """Resume at the start of the global batch after the last finished one.
 
         Raises `ValueError` for the state of another corpus, or of a stream where this is none, or the other way round.
         """
         place = "stream" if self._share is not None else "corpus"
         if set(state) != {"samples", place} or not isinstance(state["samples"], int) or state["samples"] < 0:
             raise ValueError(
-                f"a data state must hold 'samples', a number of at least 0, and {place!r}, found the keys {sorted(state)}, "
+                f"a data state must hold 'samples', a number of at least 0, and {place!r}, got the keys {sorted(state)}, "
                 f"samples={state.get('samples')}: resume with the data.kind and data.streaming that the run began with"
             )
         if self._share is not None:
             self._share.load(state["stream"])
             self._mark = self._share.mark()
-        elif state["corpus"] != self._identity:
+        elif state["corpus"] != (here := self.state_dict()["corpus"]):
             raise ValueError(
-                f"the run was saved with a corpus of {state['corpus']} and cannot go on with one of {self._identity}: "
+                f"the run was saved with a corpus of {state['corpus']} and cannot resume with one of {here}: "
                 "its sequences would be lost or seen twice. Resume with the same corpus"
             )
         self._consumed = state["samples"]
         self._micro_step = 0
+
+
+def _stride(size: int) -> int:
+    """A step that visits all of 0..size-1 and puts neighbours far apart: near the golden section, prime to `size`."""
+    near_golden = round(size * (math.sqrt(5) - 1) / 2)
+    return next(step for step in range(max(1, near_golden), size + 2) if math.gcd(step, size) == 1)

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from di4c_lm.core.settings import at_least, section, setting, unit
-from di4c_lm.data.batch import Batch, StratifiedBatch, batch_rng, classes_of
+from di4c_lm.data.batches import Batch, batch_rng, classes_of
 from di4c_lm.losses.mdlm import mdlm_bound
 from di4c_lm.losses.positions import Positions
 from di4c_lm.objectives.objective import Objective
@@ -51,7 +51,7 @@ class Denoising:
 class DenoisingObjective(Objective):
     """-Σ_d log p(x_0^d | x_t) over the positions not known, t uniform above the process's lowest time: least at the true marginals.
 
-    Of a `StratifiedBatch` the times are antithetic, one in each of G equal parts of (0, 1], G the size of the global batch; of any other
+    Of a batch with strata the times are antithetic, one in each of G equal parts of (0, 1], G the size of the global batch; of any other
     batch they are independent.
     """
 
@@ -67,7 +67,7 @@ class DenoisingObjective(Objective):
         rng = batch_rng(self.seed, batch)
         cond_B = classes_of(batch, self.settings.label_drop, rng)
         u_B = uniform(rng, (len(batch.x),), batch.x.device)
-        t_B = above(1 - (batch.spread(u_B) if isinstance(batch, StratifiedBatch) else u_B), self.process.min_time)
+        t_B = above(1 - batch.spread(u_B), self.process.min_time)
         x_t = self.process.corrupt(batch.x, t_B, rng)
         positions = Positions.where(self.process.unknown(x_t))
         prediction = self.student(x_t, t_B.float(), None, cond_B)

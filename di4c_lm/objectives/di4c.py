@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from di4c_lm.core.settings import at_least, section, setting, unit
-from di4c_lm.data.batch import Batch, batch_rng, classes_of
+from di4c_lm.data.batches import Batch, batch_rng, classes_of
 from di4c_lm.losses.di4c import Alpha, alpha, consistency_term, correlation, data_term, distillation_term
 from di4c_lm.losses.positions import Positions
 from di4c_lm.losses.reading import Reading, sample_rows

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from di4c_lm.core.settings import at_least, section, setting, unit
-from di4c_lm.data.batch import Batch, batch_rng, classes_of
+from di4c_lm.data.batches import Batch, batch_rng, classes_of
 from di4c_lm.losses.positions import Positions
 from di4c_lm.objectives.objective import Objective, training_latents
 from di4c_lm.processes.process import Process

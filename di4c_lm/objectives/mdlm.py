@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from di4c_lm.core.settings import at_least, check, section, setting, unit
-from di4c_lm.data.batch import Batch
+from di4c_lm.data.batches import Batch
 from di4c_lm.losses.mdlm import log_linear_weight
 from di4c_lm.objectives.denoising import DenoisingObjective
 from di4c_lm.processes.process import Process

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from di4c_lm.core.settings import at_least, check, positive, section, setting, unit
-from di4c_lm.data.batch import Batch, batch_rng, classes_of
+from di4c_lm.data.batches import Batch, batch_rng, classes_of
 from di4c_lm.losses.positions import Positions
 from di4c_lm.losses.sdtt import DivergenceName, sdtt_divergence
 from di4c_lm.objectives.objective import Objective

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from di4c_lm.data.batch import Batch
+from di4c_lm.data.batches import Batch
 from di4c_lm.networks.vqgan import VqGan
 
 

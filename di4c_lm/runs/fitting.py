@@ -8,7 +8,6 @@ import torch
 from di4c_lm.checkpoints.student import student_from_teacher
 from di4c_lm.core.settings import to_dict
 from di4c_lm.data.batches import BatchStream, Source, Stream
-from di4c_lm.data.strata import StratifiedBatches
 from di4c_lm.domains.text.settings import Config
 from di4c_lm.mixtures import students
 from di4c_lm.mixtures.class_counts import first_sequences
@@ -87,10 +86,11 @@ def fit(
         gradient_accumulation=config.train.gradient_accumulation,
         rank=world.rank,
         world_size=world.size,
+        stratified=config.objective.antithetic,
     )
     return train(
         make_objective(config, student, teacher, world),
-        StratifiedBatches(stream) if config.objective.antithetic else stream,
+        stream,
         train=config.train,
         optim=config.optim,
         zero=config.zero,

@@ -14,7 +14,6 @@ from di4c_lm.core import cli, image_cli
 from di4c_lm.core.settings import kind_of, to_dict
 from di4c_lm.data.batches import BatchStream
 from di4c_lm.data.images.images import ImageSet, ImageSource
-from di4c_lm.data.strata import StratifiedBatches
 from di4c_lm.domains.pixels.model import (
     SETTINGS,
     STUDENT,
@@ -126,7 +125,7 @@ def train_teacher(config: CifarConfig, model: CifarModel, images: ImageSet, worl
     work = folder.with_name(f"{folder.name}.training")
     trained = train(
         Denoising().build(model.denoiser.train(), model.chain, seed=pretrain.seed),
-        StratifiedBatches(BatchStream(source, micro_batch_size=micro, rank=world.rank, world_size=world.size)),
+        BatchStream(source, micro_batch_size=micro, rank=world.rank, world_size=world.size, stratified=True),
         train=TrainConfig(steps=pretrain.steps, micro_batch_size=micro, save_every=500, seed=pretrain.seed),
         optim=OptimConfig(lr=pretrain.lr, warmup_steps=min(100, pretrain.steps), schedule="cosine", ema_decay=0.999),
         zero=ZeroConfig(),

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from di4c_lm.data.batches import Batch
-from di4c_lm.data.images.images import LabelledBatch
 from di4c_lm.mixtures.settings import LatentConfig
 from di4c_lm.networks.dit import DIT, DitConfig
 from di4c_lm.networks.unet import UNet, UnetConfig
@@ -50,10 +49,10 @@ def text_batch(*sample_ids: int) -> Batch:
     return Batch(x=x, sample_id=ids, epoch=torch.zeros_like(ids))
 
 
-def pixel_batch(*sample_ids: int) -> LabelledBatch:
+def pixel_batch(*sample_ids: int) -> Batch:
     ids = torch.tensor(sample_ids)
     x = torch.stack([(torch.arange(PIXELS) * (i + 2)) % LEVELS for i in sample_ids])
-    return LabelledBatch(x, ids, torch.zeros_like(ids), ids % 3)
+    return Batch(x, ids, torch.zeros_like(ids), ids % 3)
 
 
 def gradients(of: Objective, batch: Any) -> dict[str, Tensor]:

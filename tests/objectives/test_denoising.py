@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from di4c_lm.data.batches import BatchStream
-from di4c_lm.data.strata import StratifiedBatches
 from di4c_lm.networks.unet import UNet
 from di4c_lm.objectives.denoising import Denoising
 from tests.objectives.helpers import (
@@ -49,6 +48,8 @@ class Source:
 
     num_sequences = 24
 
+    identity = "made up"
+
     def read(self, start: int, count: int):
         return pixel_batch(*(i % 24 for i in range(start, start + count)))
 
@@ -62,7 +63,7 @@ def test_the_times_of_a_stratified_batch_are_antithetic_above_the_lowest_time() 
         return run(x_t, t, *rest)
 
     setattr(of.student, "forward", forward)  # noqa: B010
-    batches = StratifiedBatches(BatchStream(Source(), micro_batch_size=12, rank=0, world_size=1))
+    batches = BatchStream(Source(), micro_batch_size=12, rank=0, world_size=1, stratified=True)
     for _ in range(3):
         of(next(batches))
         share_B = (1 - seen[-1]) / (1 - GAUSSIAN.min_time)

@@ -5,7 +5,6 @@ import torch
 from torch import Tensor
 
 from di4c_lm.data.batches import Batch, BatchStream, PackedSource
-from di4c_lm.data.strata import StratifiedBatches
 from di4c_lm.networks.dit import DIT
 from di4c_lm.objectives.mdlm import Mdlm, MdlmObjective
 from di4c_lm.processes.masked import MaskedProcess
@@ -23,10 +22,10 @@ from tests.objectives.helpers import (
 )
 
 
-def stream() -> StratifiedBatches:
+def stream() -> BatchStream:
     """Global batches of 12 sequences."""
     source = PackedSource(torch.arange(48 * LENGTH).view(48, LENGTH).remainder(MASK).numpy(), seed=0)
-    return StratifiedBatches(BatchStream(source, micro_batch_size=12, rank=0, world_size=1))
+    return BatchStream(source, micro_batch_size=12, rank=0, world_size=1, stratified=True)
 
 
 def objective(seed: int = 1) -> MdlmObjective:

@@ -17,18 +17,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from di4c_lm.data.batches import Batch
 from di4c_lm.training.ema import Ema
 from di4c_lm.training.partition import Partition
 from di4c_lm.training.settings import OptimConfig, TrainConfig, ZeroConfig
 
 S, H, D = 13, 12, 5
-
-
-@dataclass
-class Batch:
-    x: Tensor
-    sample_id: Tensor
-    epoch: Tensor
 
 
 class Batches:

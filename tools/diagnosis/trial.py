@@ -7,7 +7,6 @@ import torch
 
 from di4c_lm.core import cli
 from di4c_lm.data.batches import BatchStream
-from di4c_lm.data.strata import StratifiedBatches
 from di4c_lm.data.text.corpus import load_corpus
 from di4c_lm.domains.text.model import load_teacher, random_teacher
 from di4c_lm.domains.text.settings import Config
@@ -41,8 +40,8 @@ def try_out(config: Config, world: World, steps: int) -> dict[str, Any]:
         gradient_accumulation=config.train.gradient_accumulation,
         rank=world.rank,
         world_size=world.size,
+        stratified=config.objective.antithetic,
     )
-    batches = StratifiedBatches(stream) if config.objective.antithetic else stream
     engine = Engine(
         make_objective(config, student, None if teacher is None else teacher.denoiser, world),
         train=config.train,
@@ -57,7 +56,7 @@ def try_out(config: Config, world: World, steps: int) -> dict[str, Any]:
         if number == 1:
             _wait(world)
             started = time.perf_counter()
-        taken = update(engine, batches, config.optim.lr, lambda: 0, lambda what: None).tokens
+        taken = update(engine, stream, config.optim.lr, lambda: 0, lambda what: None).tokens
         tokens += taken if number else 0
     _wait(world)
     seconds = (time.perf_counter() - started) / steps

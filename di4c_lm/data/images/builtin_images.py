@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from di4c_lm.data.batches import permutation
 from di4c_lm.data.images.images import ImageSet, Split
-from di4c_lm.data.order import permutation
 
 _INK = 17  # the digits' grey levels, 0 to 16
 _BLOCK = 64  # pixels: patches lie within blocks, and a block is of one part of the split

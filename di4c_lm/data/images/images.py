@@ -14,8 +14,7 @@ import torch
 from jaxtyping import Bool, Int, Int64, Integer, UInt8
 from torch import Tensor
 
-from di4c_lm.data.batches import Batch, PackedSource
-from di4c_lm.data.order import mix, permutation
+from di4c_lm.data.batches import Batch, PackedSource, mix, permutation
 
 Shape = tuple[int, int, int]
 """(H, W, C)."""
@@ -133,14 +132,6 @@ def to_bytes(images: UInt8[np.ndarray, "N H W C"], levels: int) -> UInt8[np.ndar
 
 
 @final
-@dataclasses.dataclass(frozen=True)
-class LabelledBatch(Batch):
-    """A batch with the class of each image."""
-
-    labels: Int64[Tensor, " B"]
-
-
-@final
 class ImageSource:
     """Images in the order of `PackedSource`, for a `BatchStream`. `sample_id` is the image's number in `images`.
 
@@ -149,6 +140,7 @@ class ImageSource:
 
     def __init__(self, images: ImageSet, seed: int, *, flip: bool = False) -> None:
         self._packed = PackedSource(images.states(), seed)
+        self._images = images
         self._labels_N = torch.from_numpy(images.labels)
         self._shape = images.shape
         self._flip = flip
@@ -156,11 +148,16 @@ class ImageSource:
     def __len__(self) -> int:
         return len(self._packed)
 
-    def read(self, start: int, count: int) -> LabelledBatch:
+    @property
+    def identity(self) -> str:
+        """The number of images and a hash of them; a run resumes only where these are the same."""
+        return f"{len(self)} images ({self._images.fingerprint[:12]}{', flipped' if self._flip else ''})"
+
+    def read(self, start: int, count: int) -> Batch:
         """`count` images from position `start` on."""
         batch = self._packed.read(start, count)
         x_BD = self._flipped(batch) if self._flip else batch.x
-        return LabelledBatch(x_BD, batch.sample_id, batch.epoch, self._labels_N[batch.sample_id])
+        return dataclasses.replace(batch, x=x_BD, labels=self._labels_N[batch.sample_id])
 
     def _flipped(self, batch: Batch) -> Int64[Tensor, "B D"]:
         height, width, channels = self._shape

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from jaxtyping import Int, Int64, UInt16
 
-from di4c_lm.data.images.images import LabelledBatch, check_labels
-from di4c_lm.data.order import scattered
+from di4c_lm.data.batches import Batch, scattered
+from di4c_lm.data.images.images import check_labels
 from di4c_lm.data.records.shards import file_checksum, replace_file
 
 INDEX, FORMAT = "index.json", 1
@@ -180,7 +180,7 @@ class CodeSource:
         """Of the codes: a run goes on only where these are the same."""
         return f"{len(self)} images as codes ({self._codes.fingerprint[:12]})"
 
-    def read(self, start: int, count: int) -> LabelledBatch:
+    def read(self, start: int, count: int) -> Batch:
         """`count` images from position `start` on."""
         epoch_B, index_B = np.divmod(np.arange(start, start + count), len(self))
         row_B = np.empty_like(index_B)
@@ -189,4 +189,4 @@ class CodeSource:
             row_B[here_B] = scattered(index_B[here_B], len(self), self._seed, int(epoch))
         cells_BC = self._codes[row_B].astype(np.int64)
         x_BD, labels_B = np.ascontiguousarray(cells_BC[:, :-1]), np.ascontiguousarray(cells_BC[:, -1])
-        return LabelledBatch(*map(torch.from_numpy, (x_BD, row_B, epoch_B, labels_B)))
+        return Batch(*map(torch.from_numpy, (x_BD, row_B, epoch_B, labels_B)))

@@ -23,8 +23,7 @@ from typing import Any, final
 import numpy as np
 from jaxtyping import Int, Integer
 
-from di4c_lm.data.batches import Batch, make_batch
-from di4c_lm.data.order import scattered
+from di4c_lm.data.batches import Batch, make_batch, scattered
 
 INDEX, TOKENIZER = "index.json", "tokenizer"
 VALIDATION, VALIDATION_TEXTS = "validation.bin", "validation.jsonl"

@@ -2,14 +2,15 @@
 
 import dataclasses
 import logging
+import queue
 import re
+import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from jaxtyping import Integer
 
-from di4c_lm.data.prefetch import prefetched
 from di4c_lm.data.text.documents import Place, Walk
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+_CHECK_S = 0.1
 PIECE_CHARACTERS = 1 << 17
 BATCH_CHARACTERS = 1 << 20
 _WORD_END = re.compile(r"\S(?=\s)")
@@ -202,3 +205,43 @@ def pack(
             yield block_ND
     if len(rows.rest_N):
         logger.info("the last %d tokens, less than a sequence, were dropped", len(rows.rest_N))
+
+
+def prefetched(items: Iterable[T], depth: int = 2) -> Iterator[T]:
+    """`items` in their order, up to `depth` + 1 of them made ahead; an error in making one is raised in its place.
+
+    Of use where making an item releases the interpreter's lock, as `tokenizers`, compression and reading do. Closing the
+    iterator ends the thread after the item it is at.
+    """
+    ready: queue.Queue[tuple[str, Any]] = queue.Queue(depth)
+    closed = threading.Event()
+
+    def put(kind: str, value: Any) -> bool:
+        while not closed.is_set():
+            try:
+                ready.put((kind, value), timeout=_CHECK_S)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def work() -> None:
+        try:
+            for item in items:
+                if not put("item", item):
+                    return
+            put("end", None)
+        except BaseException as error:
+            put("error", error)
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        while True:
+            kind, value = ready.get()
+            if kind == "end":
+                return
+            if kind == "error":
+                raise value
+            yield value
+    finally:
+        closed.set()

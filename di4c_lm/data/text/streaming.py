@@ -8,10 +8,8 @@ from typing import Any, final
 import numpy as np
 from jaxtyping import Integer
 
-from di4c_lm.data.batches import Batch, make_batch
-from di4c_lm.data.order import drawn
-from di4c_lm.data.prefetch import prefetched
-from di4c_lm.data.text.packing import Cursor, Rows, Run
+from di4c_lm.data.batches import Batch, make_batch, random_index
+from di4c_lm.data.text.packing import Cursor, Rows, Run, prefetched
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,7 +96,7 @@ class RankStream:
         )
 
     def _draw(self, number: int) -> int:
-        return drawn(len(self._buffer), self._source.seed, self._epoch, number * self._world_size + self._rank)
+        return random_index(len(self._buffer), self._source.seed, self._epoch, number * self._world_size + self._rank)
 
     def _enter(self) -> tuple[int, Integer[np.ndarray, " D"]] | None:
         """Move the next pending sequence into the buffer, and out of it one that gives way, once the buffer is full."""

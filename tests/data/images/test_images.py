@@ -1,5 +1,7 @@
 """Laws of image sets and of the batches made of them."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,6 @@ from hypothesis import strategies as st
 
 from di4c_lm.data.batches import BatchStream
 from di4c_lm.data.images.images import ImageSet, ImageSource, images_of, is_mirrored, to_bytes
-from di4c_lm.data.strata import StratifiedBatches
 
 
 def image_set(count: int = 12, shape: tuple[int, int, int] = (4, 3, 3), levels: int = 256, seed: int = 0) -> ImageSet:
@@ -102,17 +103,26 @@ def test_batches_carry_the_images_with_their_labels() -> None:
     images = image_set(10)
     batch = ImageSource(images, seed=4).read(5, 12)
     assert torch.equal(batch.x, torch.from_numpy(images.states().astype(np.int64))[batch.sample_id])
-    assert torch.equal(batch.labels, torch.from_numpy(images.labels)[batch.sample_id])
+    assert batch.labels is not None and torch.equal(batch.labels, torch.from_numpy(images.labels)[batch.sample_id])
     assert batch.epoch.tolist() == [0] * 5 + [1] * 7
     assert batch.x.dtype == batch.labels.dtype == torch.int64
 
 
 def test_streams_and_strata_keep_the_labels() -> None:
     images = image_set(10)
-    stream = StratifiedBatches(BatchStream(ImageSource(images, seed=4), micro_batch_size=5))
-    batch = next(stream)
+    batch = next(BatchStream(ImageSource(images, seed=4), micro_batch_size=5, stratified=True))
     assert batch.labels is not None and torch.equal(batch.labels, torch.from_numpy(images.labels)[batch.sample_id])
-    assert sorted(batch.stratum.tolist()) == list(range(5))
+    assert batch.stratum is not None and sorted(batch.stratum.tolist()) == list(range(5))
+
+
+def test_a_run_resumes_only_with_the_same_images() -> None:
+    images, other = image_set(10), image_set(10)
+    changed = other.images.copy()
+    changed[3, 0, 0, 0] ^= 1
+    identity = ImageSource(images, seed=4).identity
+    assert identity == ImageSource(other, seed=5).identity
+    assert identity != ImageSource(dataclasses.replace(other, images=changed), seed=4).identity
+    assert identity != ImageSource(images, seed=4, flip=True).identity
 
 
 def test_flips_mirror_whole_images_as_keyed() -> None:

@@ -104,9 +104,10 @@ def test_a_source_gives_each_row_once_an_epoch_and_any_position(tmp_path: Path) 
     assert sorted(two.sample_id[:7].tolist()) == sorted(two.sample_id[7:].tolist()) == list(range(7))
     assert two.sample_id[:7].tolist() != two.sample_id[7:].tolist() and two.epoch.tolist() == [0] * 7 + [1] * 7
     assert np.array_equal(two.x.numpy(), codes.codes()[two.sample_id.numpy()])
+    assert two.labels is not None
     assert np.array_equal(two.labels.numpy(), codes.labels()[two.sample_id.numpy()])
     later = source.read(5, 4)
-    assert later.x.equal(two.x[5:9]) and later.labels.equal(two.labels[5:9])
+    assert later.x.equal(two.x[5:9]) and later.labels is not None and later.labels.equal(two.labels[5:9])
     batch = next(BatchStream(source, micro_batch_size=3))
     assert batch.x.equal(two.x[:3])
 
