@@ -32,7 +32,9 @@ class Di4C:
     marginal_weight: float = setting(1.0, "weight of KL(teacher || student's marginal)")
     consistency_weight: float = setting(1.0, "weight of the consistency term")
     distil_weight: float = setting(1.0, "weight of the distillation term")
-    control_variate: bool = setting(True, "false: of the data's and the consistency term the log-likelihoods alone")
+    control_variate: Literal["both", "data", "consistency", "none"] = setting(
+        "both", "terms with a control variate; without it a term is the log-likelihoods alone"
+    )
     delta: float = setting(0.02, "below it the distillation term stands in place of consistency")
     distil_inputs: Literal["shared", "own"] = setting(
         "shared",
@@ -278,12 +280,12 @@ def weighted_terms(
             reading,
             alpha(settings.alpha, settings.alpha_scale, t),
             marginal_weight=settings.marginal_weight,
-            control_variate=settings.control_variate,
+            control_variate=settings.control_variate in ("both", "data"),
         ),
         "consistency": none_B,
         "distil": settings.distil_weight * torch.where(distil_at, distillation_term(reading), none_B),
     }
     if settings.consistency_weight > 0:
-        consistency_B = consistency_term(reading, control_variate=settings.control_variate)
+        consistency_B = consistency_term(reading, control_variate=settings.control_variate in ("both", "consistency"))
         terms["consistency"] = settings.consistency_weight * torch.where(consistency_at, consistency_B, none_B)
     return terms

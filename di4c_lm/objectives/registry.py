@@ -30,21 +30,18 @@ OBJECTIVES: dict[str, Any] = {
     "denoising": Denoising,
 }
 
-# Former keys: the key that took their place, or why there is none.
+# Former keys and what each is now, the more specific ones first: the key that took its place, or that it is gone, and why.
 OLD_KEYS: dict[str, str] = {
-    "objective.hop": "objective.teacher_step",
     "objective.hop.law": "objective.teacher_step.distribution",
-    "objective.hop.size": "objective.teacher_step.size",
-    "objective.hop.low": "objective.teacher_step.low",
-    "objective.hop.high": "objective.teacher_step.high",
     "objective.hop.teacher_steps": "objective.teacher_step.steps",
+    "objective.hop": "objective.teacher_step",
     "objective.times.law": "objective.times.distribution",
-    "objective.times.mass_at_one": "gone: t = 1 comes with objective.times.grid_share",
+    "objective.times.mass_at_one": "gone (t = 1 is of objective.times.grid_steps=[1])",
     "objective.control_variate_data": "objective.control_variate",
     "objective.control_variate_consistency": "objective.control_variate",
     "objective.data_weight": "objective.alpha_scale",
-    "objective.delta_weight": "gone: objective.distil_weight=<1 / objective.delta> is the same",
-    "objective.lead_steps": "gone: it had no effect that could be measured; objective=likelihood learns from the likelihood alone",
+    "objective.delta_weight": "gone (objective.distil_weight=<1 / objective.delta> does the same)",
+    "objective.lead_steps": "gone (it had no measurable effect; objective=likelihood learns from the likelihood alone)",
 }
 
 

@@ -54,7 +54,7 @@ def on_pixels(**settings: Any) -> Di4CObjective:
 TEXT_SETTINGS = [
     {},
     {"alpha": "linear", "positions": "all"},
-    {"alpha": "constant", "control_variate": False},
+    {"alpha": "constant", "control_variate": "none"},
     {"teacher_step": TeacherStep(distribution="fraction", size=0.5, steps=3)},
     {"teacher_step": TeacherStep(distribution="log_uniform", low=0.01, high=0.4)},
     {"times": Times(distribution="paper", grid_share=0.3)},
@@ -152,11 +152,11 @@ def test_the_control_variate_is_that_of_the_data_and_of_consistency() -> None:
     reading = Reading(joint=joint, product=product, divergence=divergence, component_divergence=joint[:, 0])
     t_B, always = torch.rand(3, generator=rng, dtype=torch.float64), torch.ones(3, dtype=torch.bool)
     alpha_B = alpha("sigmoid", 0.1, t_B)
-    for on in (True, False):
-        terms = weighted_terms(Di4C(control_variate=on), reading, t_B, consistency_at=always, distil_at=always)
-        part = product if on else torch.zeros_like(product)
-        data_B = alpha_B * (part - joint)[:, 0] + divergence[:, 0]
-        consistency_B = (part - joint)[:, 1:].mean(1) + (divergence[:, 1] if on else 0)
+    for which in ("both", "data", "consistency", "none"):
+        terms = weighted_terms(Di4C(control_variate=which), reading, t_B, consistency_at=always, distil_at=always)
+        of_data, of_consistency = which in ("both", "data"), which in ("both", "consistency")
+        data_B = alpha_B * (of_data * product - joint)[:, 0] + divergence[:, 0]
+        consistency_B = (of_consistency * product - joint)[:, 1:].mean(1) + of_consistency * divergence[:, 1]
         torch.testing.assert_close(terms["data"], data_B)
         torch.testing.assert_close(terms["consistency"], consistency_B)
 
@@ -305,7 +305,7 @@ def test_the_terms_are_weighed_as_published(shared: Path, case: str) -> None:
             alpha_scale=meta["alpha_const"],
             marginal_weight=float(cv),
             distil_weight=gate,
-            control_variate=cv,
+            control_variate="both" if cv else "none",
         )
         terms = weighted_terms(chosen, reading, t_B, consistency_at=~low_B, distil_at=low_B)
         loss = torch.stack(list(terms.values())).sum(0).mean()
