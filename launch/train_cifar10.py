@@ -16,9 +16,10 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 def main(argv: list[str]) -> NoReturn:
     """Read the settings, run, and end the program."""
     config = image_cli.parse(CifarConfig, argv, CONFIGS, "train_cifar10", "launch/train_cifar10.py")
-    from di4c_lm.runs.pixels import run_cifar10
+    from di4c_lm.domains.pixels.domain import DOMAIN
+    from di4c_lm.runs.recipe import run
 
-    cli.run_script(lambda: run_cifar10(config))
+    cli.run_script(lambda: run(DOMAIN, config))
 
 
 if __name__ == "__main__":

@@ -16,9 +16,10 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 def main(argv: list[str]) -> NoReturn:
     """Read the settings, run, and end the program."""
     config = image_cli.parse(ImagenetConfig, argv, CONFIGS, "train_imagenet", "launch/train_imagenet.py")
-    from di4c_lm.runs.codes import run_imagenet
+    from di4c_lm.domains.codes.domain import DOMAIN
+    from di4c_lm.runs.recipe import run
 
-    cli.run_script(lambda: run_imagenet(config))
+    cli.run_script(lambda: run(DOMAIN, config))
 
 
 if __name__ == "__main__":

@@ -15,10 +15,10 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 def main(argv: list[str]) -> NoReturn:
     """Read the settings, run, and end the program."""
     config, rounds = cli.parse(argv, CONFIGS, "train_lm", "launch/train_lm.py")
-    from di4c_lm.runs.rounds import run_chain
-    from di4c_lm.runs.text import run_text
+    from di4c_lm.domains.text.domain import DOMAIN
+    from di4c_lm.runs.recipe import run
 
-    cli.run_script(lambda: run_chain(config, rounds) if rounds else run_text(config))
+    cli.run_script(lambda: run(DOMAIN, config, rounds))
 
 
 if __name__ == "__main__":

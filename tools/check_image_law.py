@@ -12,10 +12,11 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from di4c_lm.core import cli, image_cli
 from di4c_lm.data.images.synthetic_images import Bars
-from di4c_lm.domains.pixels.model import CifarModel, sampler_of
+from di4c_lm.domains.pixels.model import sampler_of
 from di4c_lm.domains.pixels.settings import CifarConfig
 from di4c_lm.measure.statistics.exact import ExactCheck, check_samples, product_of_marginals, total_variation
 
@@ -57,28 +58,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _trained(config: CifarConfig, law: Bars, count: int) -> dict[str, CifarModel]:
-    from di4c_lm.runs.pixels import distil, find_teacher
+def _trained(config: CifarConfig, law: Bars, count: int) -> dict[str, Any]:
+    from di4c_lm.core.cache import Cache
+    from di4c_lm.data.images.images import Split
+    from di4c_lm.domains.domain import Interrupted, cache_dir
+    from di4c_lm.domains.pixels.domain import DOMAIN, PixelData
+    from di4c_lm.runs import recipe
     from di4c_lm.training.distributed import init_distributed, set_threads
 
     world = init_distributed(config.run.device)
     set_threads(config.run.threads)
     images = law.images(count, config.train.seed)
-    teacher, status = find_teacher(config, images, world, image_cli.cache_dir(config.run))
-    if status:
-        raise SystemExit(status)
-    with tempfile.TemporaryDirectory() as folder:
-        trained, student = distil(config, teacher, images, world, Path(folder))
-    if trained.progress.signal:
-        raise SystemExit(128 + trained.progress.signal)
-    student.load_state_dict(trained.ema)
-    models = {"teacher": teacher, "student": CifarModel(denoiser=student.eval(), chain=teacher.chain)}
+    data = PixelData(images=Split(images, images), flip=config.data.flip)
+    try:
+        teacher = recipe.find_teacher(DOMAIN, config, data, world, Cache(cache_dir(config.run), world))
+        student = recipe.new_student(DOMAIN, config, data, teacher)
+        with tempfile.TemporaryDirectory() as folder:
+            source = data.source(config.train.seed)
+            trained = recipe.fit(config, student, teacher, source, world, Path(folder))
+    except Interrupted as interrupted:
+        raise SystemExit(128 + interrupted.number) from interrupted
+    student.denoiser.load_state_dict(trained.ema)
+    models = {"teacher": teacher, "student": student}
     for model in models.values():
-        model.denoiser.to(world.device)
+        model.denoiser.to(world.device).eval()
     return models
 
 
-def _checked(model: CifarModel, law: Bars, config: CifarConfig, steps: int, seed: int, count: int) -> ExactCheck:
+def _checked(model: Any, law: Bars, config: CifarConfig, steps: int, seed: int, count: int) -> ExactCheck:
     drawn_ND, _ = model.sample(
         count, steps, seed=seed, batch_size=config.eval.batch_size, **sampler_of(config.sampler, steps=steps)
     )

@@ -22,6 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from diagnosis.machine import describe_machine
 
 from di4c_lm.core import cli
+from di4c_lm.domains.domain import cache_dir
+from di4c_lm.domains.text.domain import DOMAIN
 from di4c_lm.domains.text.settings import Config
 from di4c_lm.networks.dit import DitConfig
 
@@ -58,7 +60,7 @@ def shape_of(config: Config) -> tuple[DitConfig, int]:
         return network.config, network.num_states
     if config.data.tokenizer == "train":
         return config.model, config.data.vocab_size + 1
-    return config.model, len(load_tokenizer(config.data, [], cli.cache_dir(config)))
+    return config.model, len(load_tokenizer(config.data, [], cache_dir(config.run)))
 
 
 def plan(config: Config, ranks: int, *, on_gpu: bool) -> dict[str, Any]:
@@ -138,9 +140,10 @@ def print_report(report: dict[str, Any]) -> None:
 
 def examine(config: Config, ranks: int, trial_steps: int) -> dict[str, Any]:
     """Machine, plan, trial, and the reasons against the run. All ranks call it."""
+    from di4c_lm.runs.folder import run_dir
     from di4c_lm.training.distributed import init_distributed
 
-    machine = describe_machine(cli.run_dir(config), cli.cache_dir(config))
+    machine = describe_machine(run_dir(DOMAIN, config), cache_dir(config.run))
     report: dict[str, Any] = {"machine": machine, "reasons": []}
     try:
         world = init_distributed(config.run.device)

@@ -22,7 +22,8 @@ from di4c_lm.data.text.corpus import open_documents
 from di4c_lm.data.text.documents import Split, train_side
 from di4c_lm.data.text.packing import Cursor
 from di4c_lm.data.text.tokenizers import load_tokenizer
-from di4c_lm.domains.text.settings import Config, DataConfig
+from di4c_lm.domains.domain import cache_dir
+from di4c_lm.domains.text.settings import DataConfig
 from di4c_lm.training.settings import RunConfig
 
 PROGRAM = "tools/prepare_shards.py"
@@ -103,9 +104,7 @@ def run(settings: PrepareConfig) -> tuple[Index, str]:
     config = settings.data()
     documents = open_documents(config)
     split = Split.by_share(config.validation_share)
-    tokenizer = load_tokenizer(
-        config, train_side(documents, split), cli.cache_dir(Config(run=RunConfig(cache_dir=settings.cache_dir)))
-    )
+    tokenizer = load_tokenizer(config, train_side(documents, split), cache_dir(RunConfig(cache_dir=settings.cache_dir)))
     layout = Layout(
         length=settings.length,
         wrap=settings.wrap,

@@ -182,7 +182,8 @@ def _prompt_of(path: str, number: int, line: str) -> str:
 
 def _models(settings: SampleConfig) -> "tuple[TextModel, TextModel | None]":
     """What writes, and the teacher of a hybrid."""
-    from di4c_lm.domains.text.model import PARTS, load_run
+    from di4c_lm.domains.domain import PARTS
+    from di4c_lm.domains.text.model import load_run
     from di4c_lm.measure.runs import find_run
 
     source = settings.model or str(find_run(None, settings.outputs))
@@ -201,7 +202,8 @@ def _models(settings: SampleConfig) -> "tuple[TextModel, TextModel | None]":
 
 def _load(settings: SampleConfig, source: str) -> "TextModel":
     """A run's student, a folder of ours, or any checkpoint with `settings.tokenizer`."""
-    from di4c_lm.domains.text.model import PARTS, STUDENT, TextModel, load_run
+    from di4c_lm.domains.domain import PARTS, STUDENT
+    from di4c_lm.domains.text.model import TextModel, load_run
 
     folder = Path(source)
     if (folder / STUDENT).is_dir():

@@ -1,33 +1,40 @@
-"""The report of a finished run on images: its folder says in `parts.json` under "domain" which of `LOADERS` reads it.
+"""The report of a finished run on images, of either kind."""
 
-One of CIFAR-10 has teacher/ and student/ and no such file.
-"""
+from collections.abc import Sequence
+from typing import Any
 
-import importlib
-import json
-from pathlib import Path
-
+from di4c_lm.core.settings import build, fields, to_dict
+from di4c_lm.data.images.images import Split
+from di4c_lm.domains.domain import FinishedRun, cache_dir
 from di4c_lm.measure.images.report import ImageReportConfig, ImageRun, run_report
+from di4c_lm.measure.images.samplers import ImageSampler
 from di4c_lm.measure.runs import find_run
-from di4c_lm.measure.settings import device_of
-
-# Domain to the module whose `load_run(run_dir, settings, device) -> ImageRun` reads a finished run of it.
-LOADERS = {"cifar10": "di4c_lm.domains.pixels.report", "imagenet": "di4c_lm.domains.codes.report"}
-
-
-def load_image_run(run_dir: Path, settings: ImageReportConfig) -> ImageRun:
-    """A finished run of images from its folder. Raises `ValueError` for a folder of another kind, and as the domain's loader does."""
-    file = run_dir / "parts.json"
-    unnamed = "cifar10" if (run_dir / "teacher").is_dir() else None
-    domain = json.loads(file.read_text()).get("domain") if file.is_file() else unnamed
-    if domain not in LOADERS:
-        raise ValueError(
-            f"run={str(run_dir)!r}: expected a run of one of {', '.join(LOADERS)} by {file.name}, found "
-            f"{f'domain {domain!r}' if domain else 'none named'}; runs of text are measured by eval/report.py"
-        )
-    return importlib.import_module(LOADERS[domain]).load_run(run_dir, settings, device_of(settings.device))
 
 
 def images(settings: ImageReportConfig) -> str:
-    """Measure the samplers of the run that `settings` name, write its report and return the table."""
-    return run_report(load_image_run(find_run(settings.run, settings.outputs), settings), settings)
+    """Measure the models of the run that `settings` name, write its report and return the table. Raises `ValueError` for a run of text."""
+    run = FinishedRun.read(find_run(settings.run, settings.outputs))
+    if run.domain.name == "text":
+        raise ValueError(f"run must be one of images, got {run.folder}: runs of text are measured by eval/report.py")
+    return run.domain.report(run, settings)
+
+
+def closing_settings(config: Any) -> ImageReportConfig:
+    """The closing report's settings, as `eval/images.py` takes them. Raises `ValueError` for impossible ones."""
+    known = fields(ImageReportConfig)
+    chosen = {name: value for name, value in to_dict(config.eval).items() if name in known}
+    return build(ImageReportConfig, {**chosen, "device": config.run.device}, key="eval")
+
+
+def report(run: FinishedRun, samplers: Sequence[ImageSampler], images: Split, settings: ImageReportConfig) -> str:
+    """Measure `samplers`, write the run's report and return the table. Raises `ValueError` as `run_report` does."""
+    measured = ImageRun(
+        folder=run.folder,
+        samplers=samplers,
+        images=images,
+        config=to_dict(run.settings),
+        checkpoints=run.models,
+        dtypes=dict.fromkeys(run.models, "float32"),
+        cache_dir=cache_dir(run.settings.run),
+    )
+    return run_report(measured, settings)

@@ -12,10 +12,10 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 EXIT_STATUS = 75  # EX_TEMPFAIL: started again, the run goes on from its checkpoint
 _VERDICT = "verdict"
 _SHORTEST = 1.0  # seconds between two heartbeats, at most
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,21 @@ class World:
     def gather(self, item: Any) -> list[Any]:
         """Each rank's `item`, in order of rank, on every rank."""
         return gather_objects(item)
+
+    def on_main(self, action: Callable[[], T]) -> T:
+        """What `action()` returns on rank 0, on every rank. An error of it is raised on all ranks, as `ValueError` on the others."""
+        result, error = None, None
+        if self.is_main:
+            try:
+                result = action()
+            except Exception as raised:
+                error = raised
+        result, message = self.gather((result, None if error is None else str(error)))[0]
+        if error is not None:
+            raise error
+        if message is not None:
+            raise ValueError(message)
+        return cast(T, result)
 
 
 def rank() -> int:

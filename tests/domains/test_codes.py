@@ -5,17 +5,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from di4c_lm.checkpoints.maskgit import MaskGitWeights, write_pth
 from di4c_lm.checkpoints.vqgan import save_vqgan
-from di4c_lm.domains.codes.model import CodeDrawer, CodeModel, encode_images, fingerprint, to_images, to_planes
+from di4c_lm.core import image_cli
+from di4c_lm.data.records.code_writer import save_codes
+from di4c_lm.domains.codes.domain import DOMAIN
+from di4c_lm.domains.codes.model import CodeModel, encode_images, fingerprint, to_images, to_planes
+from di4c_lm.domains.codes.report import CodeDrawer, samplers
+from di4c_lm.domains.codes.settings import CodesConfig, ImagenetConfig, VqganSource
+from di4c_lm.domains.domain import FinishedRun
 from di4c_lm.measure.images.samplers import ImageSampler
 from di4c_lm.mixtures.settings import LatentConfig
 from di4c_lm.networks.maskgit import MaskGit, MaskGitConfig
 from di4c_lm.networks.vqgan import VqGan, VqganConfig
+from di4c_lm.runs import recipe
 from di4c_lm.samplers.registry import SAMPLERS
+from di4c_lm.training.distributed import World
 
-CODES, CLASSES = 5, 3
+CONFIGS = Path(__file__).parents[2] / "configs"
+CODES, NUM_CLASSES = 5, 3
 
 
 def coder(*, n_embed: int = CODES, seed: int = 0, resolution: int = 4) -> VqGan:
@@ -32,7 +42,7 @@ def denoiser(latent: LatentConfig | None = None) -> MaskGit:
     config = MaskGitConfig(hidden_size=8, num_blocks=1, num_heads=2, mlp_size=8)
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        return MaskGit(config, num_codes=CODES, num_classes=CLASSES, length=4, latent=latent).eval()
+        return MaskGit(config, num_codes=CODES, num_classes=NUM_CLASSES, length=4, latent=latent).eval()
 
 
 def test_bytes_there_and_back() -> None:
@@ -116,3 +126,73 @@ def test_what_cannot_be_drawn_is_refused() -> None:
         CodeModel(denoiser=denoiser(), vqgan=coder(), schedule="flat")
     with pytest.raises(ValueError, match="codes: expected 0 to 4, got 5 to 5"):
         model.decode(torch.full((1, 4), CODES))
+
+
+TINY = (
+    "vqgan.model.ch=8",
+    "vqgan.pretrain.steps=2",
+    "model.hidden_size=16",
+    "model.num_blocks=2",
+    "model.mlp_size=16",
+    "teacher.pretrain.steps=2",
+    "train.log_every=1",
+    "train.micro_batch_size=2",
+    "train.steps=2",
+    "eval.skip=true",
+    "run.device=cpu",
+    "run.threads=1",
+)
+CLASSES = ("lambda.path=classes", "lambda.codebook_size=5", "lambda.trunk=frozen", "objective.num_lambdas=0")
+
+
+def test_a_run_makes_codes_a_teacher_and_a_student_of_them(tmp_path: Path) -> None:
+    words = [
+        *TINY,
+        f"run.dir={tmp_path / 'run'}",
+        f"run.cache_dir={tmp_path / 'cache'}",
+        "objective.consistency_samples=1",
+    ]
+    config = image_cli.load(ImagenetConfig, [*words, *CLASSES], CONFIGS, "train_imagenet")
+    assert recipe.run(DOMAIN, config) == 0
+    kinds = {path.name for path in (tmp_path / "cache").iterdir()}
+    assert {"codes", "teachers"} <= kinds
+    finished = FinishedRun.read(tmp_path / "run")
+    before, after = (load_file(path / "model.safetensors") for path in finished.models.values())
+    assert all(torch.equal(after[name], value) for name, value in before.items()), "the backbone is the teacher's"
+    assert float(after["latent_head.table"].softmax(1).amax(1).max()) > 0.9, "a code has a class"
+    for drawer in samplers(finished, 8, "cpu"):
+        assert drawer.sample(3, 2, 0, None)[0].shape == (3, 8, 8, 1)
+
+
+@pytest.mark.parametrize("name", ["imagenet_digits", "imagenet_paper"])
+def test_the_recipes_are_read(name: str) -> None:
+    config = image_cli.load(ImagenetConfig, [f"experiment={name}"], CONFIGS, "train_imagenet")
+    paper = name == "imagenet_paper"
+    assert config.objective.num_lambdas == (32 if paper else 16)
+    if paper:
+        assert (config.optim.lr, config.optim.betas, config.train.steps) == (1e-5, (0.9, 0.96), 30_000)
+        assert (config.latent.path, config.latent.inject_at, config.objective.label_drop) == ("token", 0, 0.1)
+
+
+def test_codes_of_another_vqgan_and_a_teacher_of_other_classes_are_refused(tmp_path: Path) -> None:
+    save_codes(
+        tmp_path / "codes", np.zeros((3, 4), dtype=np.int64), np.zeros(3, dtype=np.int64), num_codes=CODES,
+        classes=("a",), vqgan=fingerprint(coder()), made_by={},
+    )  # fmt: skip
+    save_vqgan(tmp_path / "vqgan", coder())
+    save_vqgan(tmp_path / "other", coder(seed=5))
+
+    def config(**vqgan: str) -> ImagenetConfig:
+        return ImagenetConfig(data=CodesConfig(path=str(tmp_path / "codes")), vqgan=VqganSource(**vqgan))
+
+    world = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
+    with pytest.raises(ValueError, match="vqgan.path must be the VQGAN that made the codes"):
+        DOMAIN.data(config(), world, tmp_path)
+    with pytest.raises(ValueError, match="codes of the VQGAN .*, vqgan.path is"):
+        DOMAIN.data(config(path=str(tmp_path / "other")), world, tmp_path)
+    chosen = config(path=str(tmp_path / "vqgan"))
+    data = DOMAIN.data(chosen, world, tmp_path)
+    assert data.images is None and data.source(0).read(0, 2).x.shape == (2, 4)
+    CodeModel(denoiser=denoiser(), vqgan=coder()).save_pretrained(tmp_path / "teacher")
+    with pytest.raises(ValueError, match="its network has 3 classes, .* 1"):
+        DOMAIN.read(tmp_path / "teacher", chosen, data)

@@ -1,6 +1,7 @@
 """Models of images: there and back, draws that no batch changes, and what is refused."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,31 +9,41 @@ import pytest
 import torch
 
 from di4c_lm.checkpoints import tauldr, unet
+from di4c_lm.core import image_cli
+from di4c_lm.domains.domain import FinishedRun
+from di4c_lm.domains.pixels.domain import DOMAIN
 from di4c_lm.domains.pixels.model import (
     CifarModel,
-    CifarSampler,
     chain_of,
     load_images,
-    load_run,
     load_teacher,
     sampler_of,
 )
-from di4c_lm.domains.pixels.settings import ChainConfig, ChainSamplerConfig, CifarConfig, ImageDataConfig
-from di4c_lm.domains.text.settings import TeacherConfig
+from di4c_lm.domains.pixels.report import CifarSampler, samplers
+from di4c_lm.domains.pixels.settings import (
+    ChainConfig,
+    ChainSamplerConfig,
+    CifarConfig,
+    ImageDataConfig,
+    ImageEvalConfig,
+)
 from di4c_lm.measure.images.samplers import ImageSampler
 from di4c_lm.networks.unet import UNet, UnetConfig
+from di4c_lm.runs import recipe
 from di4c_lm.samplers.ancestral import Ancestral
 from di4c_lm.samplers.corrector import PredictorCorrector
 from di4c_lm.samplers.tau_leaping import TauLeaping
+from di4c_lm.training.distributed import World
 
-TINY = UnetConfig(width=4, multipliers=(1,), res_blocks=1, attention_scale=-1, dropout=0.0)
+CONFIGS = Path(__file__).parents[2] / "configs"
+UNET = UnetConfig(width=4, multipliers=(1,), res_blocks=1, attention_scale=-1, dropout=0.0)
 CHAIN = ChainConfig(rate_sigma=1.0, time_base=0.5)
 
 
 def model(shape: tuple[int, int, int] = (4, 4, 1), levels: int = 5) -> CifarModel:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = UNet(TINY, shape=shape, num_states=levels)
+        network = UNet(UNET, shape=shape, num_states=levels)
     return CifarModel(denoiser=network.eval(), chain=chain_of(CHAIN, levels))
 
 
@@ -88,14 +99,14 @@ def test_a_teacher_is_read_from_a_folder_or_a_published_file(tmp_path: Path) -> 
     model().save_pretrained(tmp_path / "ours")
     tauldr.write(tmp_path / "published.pt", unet.read(tmp_path / "ours"))
     for name in ("ours", "published.pt"):
-        config = CifarConfig(chain=CHAIN, teacher=TeacherConfig(kind="pretrained", path=str(tmp_path / name)))
-        found = load_teacher(config, (4, 4, 1), 5)
+        config = CifarConfig(chain=CHAIN)
+        found = load_teacher(tmp_path / name, config, (4, 4, 1), 5)
         assert torch.equal(found.sample(2, 2, seed=0)[0], model().sample(2, 2, seed=0)[0])
     with pytest.raises(ValueError, match=r"ours: its images have .* \(4, 4, 1, 5\), the data's \(8, 8, 1, 17\)"):
-        load_teacher(CifarConfig(teacher=TeacherConfig(kind="pretrained", path=str(tmp_path / "ours"))), (8, 8, 1), 17)
+        load_teacher(tmp_path / "ours", CifarConfig(), (8, 8, 1), 17)
 
 
-def test_images_of_another_size_and_half_a_run_are_refused(tmp_path: Path) -> None:
+def test_images_of_another_size_are_refused(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
     np.savez(tmp_path / "a.npz", images=images, labels=np.zeros(6, dtype=np.int64))
@@ -104,5 +115,64 @@ def test_images_of_another_size_and_half_a_run_are_refused(tmp_path: Path) -> No
         load_images(ImageDataConfig(source=str(tmp_path / "a.npz"), size=16), 0)
     with pytest.raises(ValueError, match="digits: expected images of 32 x 32 pixels"):
         load_images(ImageDataConfig(size=32), 0)
-    with pytest.raises(ValueError, match="has no config.yaml, teacher, student"):
-        load_run(tmp_path)
+
+
+TINY = (
+    "model.width=4",
+    "model.multipliers=[1]",
+    "model.attention_scale=-1",
+    "teacher.pretrain.steps=2",
+    "teacher.pretrain.batch_size=4",
+    "train.steps=2",
+    "train.log_every=1",
+    "train.micro_batch_size=2",
+    "run.device=cpu",
+    "run.threads=1",
+)
+HEAD = (
+    "lambda={law: codebook, path: head, window: 16, codebook_size: 0, relations: 1, trunk: train}",
+    "objective.num_lambdas=2",
+    "objective.marginal_weight=0.5",
+    "objective.distil_weight=1",
+    "objective.consistency_weight=1",
+)
+
+
+def finished(folder: Path, *words: str) -> FinishedRun:
+    own = [*TINY, f"run.dir={folder / 'run'}", f"run.cache_dir={folder / 'cache'}", *words]
+    assert recipe.run(DOMAIN, image_cli.load(CifarConfig, own, CONFIGS, "train_cifar10")) == 0
+    return FinishedRun.read(folder / "run")
+
+
+def test_a_run_begins_with_the_classes_of_levels_and_keeps_its_teacher(tmp_path: Path) -> None:
+    run = finished(tmp_path, "eval.skip=true")
+    teacher, student = samplers(run, 8, "cpu")
+    first, last = (sampler.model.denoiser.state_dict() for sampler in (teacher, student))
+    assert all(torch.equal(value, last[name]) for name, value in first.items()), "the backbone is the teacher's"
+    assert float(last["latent_head.table"].softmax(1).amax(1).min()) > 0.9, "each level has its class"
+    for sampler in (teacher, student):
+        assert sampler.sample(3, 2, 0, None)[0].shape == (3, 8, 8, 1)
+    hybrid = dataclasses.replace(run, settings=dataclasses.replace(run.settings, sampler=ChainSamplerConfig(last=1)))
+    alone, helped = samplers(hybrid, 8, "cpu")
+    assert alone.teacher is None and helped.teacher is not None
+
+
+def test_a_run_of_latent_codes_trains_the_whole_network(tmp_path: Path) -> None:
+    run = finished(tmp_path, "teacher.kind=random", "eval.skip=true", *HEAD)
+    last = json.loads((run.folder / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["data_marginal"] > 0 and last["consistency"] != 0
+
+
+@pytest.mark.slow
+def test_the_report_measures_teacher_and_student(tmp_path: Path) -> None:
+    run = finished(tmp_path, "teacher.kind=random", "eval.steps=[1,2]", "eval.num_samples=48", "eval.bootstrap=50")
+    written = {path.name for path in (run.folder / "report").iterdir()}
+    assert written == {"images.json", "images.csv", "images.png", "samples.png"}
+    rows = json.loads((run.folder / "report" / "images.json").read_text())["rows"]
+    assert {"teacher", "student"} < {row["model"] for row in rows}
+
+
+def test_impossible_settings_of_the_report_are_refused_before_the_images_are_read(tmp_path: Path) -> None:
+    config = CifarConfig(data=ImageDataConfig(source="/nowhere"), eval=ImageEvalConfig(steps=(0,)))
+    with pytest.raises(ValueError, match="eval.steps must be"):
+        DOMAIN.data(config, World(rank=0, local_rank=0, size=1, device=torch.device("cpu")), tmp_path)

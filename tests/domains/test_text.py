@@ -1,17 +1,25 @@
 """Text models: saved and loaded whole, prompted, and free of any influence of the batch size."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
+from di4c_lm.core import cli
 from di4c_lm.data.text.tokenizers import load_tokenizer
+from di4c_lm.domains.domain import FinishedRun
+from di4c_lm.domains.text.domain import DOMAIN
 from di4c_lm.domains.text.model import TextModel, load_run
-from di4c_lm.domains.text.settings import DataConfig
+from di4c_lm.domains.text.report import compare
+from di4c_lm.domains.text.settings import Config, DataConfig
+from di4c_lm.measure.text.gen_ppl import CompareConfig, GenPplConfig
 from di4c_lm.mixtures.settings import LatentConfig
 from di4c_lm.networks.dit import DIT, DitConfig
+from di4c_lm.runs import recipe
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 MODEL = DitConfig(hidden_size=16, num_blocks=2, num_heads=2, cond_dim=8)
 TEXTS = ["the cat sat on the mat and the dog sat on the log", "one two three four five six seven eight nine ten"] * 20
 
@@ -72,6 +80,114 @@ def test_another_tokenizer_is_refused(model: TextModel, tmp_path: Path) -> None:
 
 def test_a_run_that_lacks_a_part_is_refused_by_its_name(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("{}")
-    (tmp_path / "parts.json").write_text(json.dumps({"teacher": "x", "judge": "y"}))
-    with pytest.raises(ValueError, match=r"no validation.safetensors, student"):
+    with pytest.raises(ValueError, match=r"no parts.json, student"):
         load_run(tmp_path)
+
+
+# Runs
+
+TINY = [
+    "model.hidden_size=16",
+    "model.num_blocks=2",
+    "model.num_heads=2",
+    "model.cond_dim=8",
+    "data.length=16",
+    "data.vocab_size=300",
+    "lambda.codebook_size=4",
+    "evaluator.hidden_size=16",
+    "evaluator.num_blocks=1",
+    "evaluator.num_heads=2",
+    "evaluator.pretrain.steps=4",
+    "train.micro_batch_size=2",
+    "train.log_every=1",
+    "train.steps=2",
+    "eval.steps=[1,2]",
+    "eval.num_samples=4",
+    "eval.bootstrap=20",
+    "run.device=cpu",
+    "run.threads=1",
+]
+ROUNDS = "rounds=[{objective: mdlm, objective.bound_draws: 2}, {objective: likelihood, eval.skip: true}]"
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "docs.jsonl"
+    rows = [{"text": f"document {i}: " + " ".join(str(i * k % 97) for k in range(1, 40))} for i in range(60)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def settings(text: Path, folder: Path, *words: str) -> tuple[Config, list[Config]]:
+    own = [f"data={text}", *TINY, f"run.dir={folder}", *words]
+    config = cli.load(own, CONFIGS, "train_lm")
+    return config, cli.load_rounds(config, own, CONFIGS, "train_lm")
+
+
+@pytest.fixture(scope="module")
+def finished(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a chain of two rounds: MDLM, then a mixture fitted to data."""
+    folder = tmp_path_factory.mktemp("runs") / "chain"
+    assert recipe.run(DOMAIN, *settings(text, folder, ROUNDS)) == 0
+    return folder
+
+
+def test_a_chain_is_measured_side_by_side(finished: Path) -> None:
+    report = json.loads((finished / "report" / "gen_ppl.json").read_text())
+    assert list(dict.fromkeys(row["model"] for row in report["rows"])) == ["data", "mdlm", "likelihood"]
+    assert set(report["manifest"]["checkpoints"]) == {"mdlm", "likelihood"}
+    assert load_run(finished).evaluator == str(finished / "evaluator")
+
+
+def test_the_bound_on_the_validation_set_is_reported(finished: Path) -> None:
+    (row,) = json.loads((finished / "round_1" / "report" / "bound.json").read_text())["rows"]
+    assert row["bound_ppl_low"] <= row["bound_ppl"] <= row["bound_ppl_high"]
+    assert 20 < row["bound_ppl"] < 2000, "an untrained model of 300 tokens is near 300"
+
+
+def test_models_are_compared_in_one_table(finished: Path, tmp_path: Path) -> None:
+    models = (f"a={finished / 'round_1'}", str(finished / "round_2" / "student"))
+    chosen = {"steps": (1,), "num_samples": 4, "bootstrap": 20, "report": str(tmp_path), "device": "cpu"}
+    compare(CompareConfig(run=str(finished), models=models, **chosen))
+    rows = json.loads((tmp_path / "gen_ppl.json").read_text())["rows"]
+    assert [row["model"] for row in rows] == ["data", "a", "student"]
+
+
+def test_a_report_of_a_run_without_one_trains_the_evaluator_then(finished: Path, tmp_path: Path) -> None:
+    assert not (finished / "round_2" / "evaluator").exists()
+    chosen = GenPplConfig(steps=(1,), num_samples=4, bootstrap=20, report=str(tmp_path), device="cpu")
+    assert "student" in DOMAIN.report(FinishedRun.read(finished / "round_2"), chosen)
+    assert (finished / "round_2" / "evaluator" / "config.json").exists()
+
+
+def test_a_teacher_of_another_tokenizer_or_a_truncated_one_is_refused(
+    finished: Path, text: Path, tmp_path: Path
+) -> None:
+    teacher = finished / "round_1" / "student"
+    with pytest.raises(ValueError, match="tokenizer"):
+        recipe.run(DOMAIN, settings(text, tmp_path / "run", f"teacher={teacher}", "data.vocab_size=290")[0])
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    shutil.copytree(teacher, tmp_path / "teacher")
+    weights = tmp_path / "teacher" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=str(weights)):
+        recipe.run(DOMAIN, settings(text, tmp_path / "run", f"teacher={tmp_path / 'teacher'}")[0])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["data=/absent/file.jsonl"], "/absent/file.jsonl"),
+        (["teacher=/absent/folder"], "/absent/folder"),
+        (["data=openwebtext", "data.streaming=true"], "evaluator.path must be"),
+    ],
+)
+def test_what_cannot_be_read_is_named(words: list[str], said: str, text: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=said):
+        recipe.run(DOMAIN, settings(text, tmp_path, *words)[0])
+
+
+def test_an_empty_corpus_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(ValueError, match=r"empty\.jsonl"):
+        recipe.run(DOMAIN, settings(tmp_path / "empty.jsonl", tmp_path / "run")[0])

@@ -11,10 +11,15 @@ import pytest
 from di4c_lm.core.settings import fields
 from di4c_lm.data.images.images import Split
 from di4c_lm.domains import image_report
+from di4c_lm.domains.domain import DOMAINS, FinishedRun, find_domain
 from di4c_lm.measure.images import report as images_module
-from di4c_lm.measure.images.report import ImageReportConfig, ImageRun
+from di4c_lm.measure.images.report import ImageReportConfig
+from di4c_lm.runs.folder import write_settings
+from di4c_lm.training.settings import RunConfig
+from tests.domains.toy import ToyDomain, ToySettings
 from tests.measure.pictures import Painter, projection, real_images
 
+FEATURE_NET = images_module.feature_net
 SCRIPT = Path(__file__).parents[2] / "eval" / "images.py"
 
 
@@ -27,29 +32,33 @@ def script() -> ModuleType:
     return module
 
 
+class Painting(ToyDomain):
+    """A domain that paints."""
+
+    name = "painting"
+
+    def report(self, run: FinishedRun, settings: ImageReportConfig | None = None, data: object = None) -> str:
+        assert settings is not None
+        samplers = [Painter(name, fault=fault) for name, fault in zip(run.models, (1.0, 0.3), strict=True)]
+        images = Split(real_images(90, seed=1), real_images(60, seed=2))
+        return image_report.report(run, samplers, images, settings)
+
+
 @pytest.fixture
 def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A finished run of a domain that paints."""
-    (tmp_path / "student").mkdir()
-    (tmp_path / "student" / "model.safetensors").write_bytes(b"weights")
-    (tmp_path / "parts.json").write_text(json.dumps({"domain": "painting"}))
-    domain = ModuleType("painting_runs")
-
-    def load_run(folder: Path, settings: ImageReportConfig, device: str) -> ImageRun:
-        return ImageRun(
-            folder=folder,
-            samplers=(Painter("teacher", fault=1.0), Painter("student", fault=0.3)),
-            images=Split(real_images(90, seed=1), real_images(60, seed=2)),
-            config={"seed": 7},
-            checkpoints={"student": folder / "student"},
-            dtypes={"student": "float32"},
-            cache_dir=folder,
-        )
-
-    vars(domain)["load_run"] = load_run
-    monkeypatch.setitem(sys.modules, "painting_runs", domain)
-    monkeypatch.setitem(image_report.LOADERS, "painting", "painting_runs")
+    domain = ModuleType("painting_domain")
+    vars(domain)["DOMAIN"] = Painting()
+    monkeypatch.setitem(sys.modules, "painting_domain", domain)
+    monkeypatch.setitem(DOMAINS, "painting", "painting_domain")
     monkeypatch.setattr(images_module, "feature_net", lambda *_, **__: projection())
+    for name in ("teacher", "student"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(b"weights")
+    settings = ToySettings(run=RunConfig(cache_dir=str(tmp_path)), sequences=7)
+    write_settings(tmp_path, settings)
+    models = {name: tmp_path / name for name in ("teacher", "student")}
+    FinishedRun(domain=find_domain("painting"), folder=tmp_path, settings=settings, models=models).write()
     return tmp_path
 
 
@@ -74,7 +83,7 @@ def test_a_run_is_measured(run_dir: Path, script: ModuleType, capsys: pytest.Cap
         "samples.png",
     ]
     manifest = json.loads((run_dir / "report" / "images.json").read_text())["manifest"]
-    assert manifest["config"]["run"] == {"seed": 7} and manifest["config"]["report"]["steps"] == [1, 2]
+    assert manifest["config"]["run"]["sequences"] == 7 and manifest["config"]["report"]["steps"] == [1, 2]
 
 
 def test_the_help_explains_every_key(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
@@ -106,7 +115,13 @@ def test_bad_arguments_end_with_status_2(
 
 
 @pytest.mark.parametrize(
-    "parts, told", [({"judge": None}, "none named"), ({"domain": "music"}, "domain 'music'"), (None, "none named")]
+    "parts, told",
+    [
+        ({"models": {}}, "domain must be one of"),
+        ({"domain": "music"}, "got 'music'"),
+        (None, "it has no parts.json"),
+        ({"domain": "text", "models": {"student": "gone"}}, "it has no gone"),
+    ],
 )
 def test_runs_of_another_kind_are_named(
     parts: dict | None, told: str, run_dir: Path, script: ModuleType, capsys: pytest.CaptureFixture[str]
@@ -122,21 +137,8 @@ def test_runs_of_another_kind_are_named(
 def test_a_missing_inception_ends_with_status_2(
     run_dir: Path, script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.undo()
+    monkeypatch.setattr(images_module, "feature_net", FEATURE_NET)
     monkeypatch.setenv("TORCH_HOME", str(run_dir))
-    images = Split(real_images(30, seed=1), real_images(30, seed=2))
-    run = ImageRun(folder=run_dir, samplers=(), images=images, config={}, checkpoints={}, dtypes={}, cache_dir=run_dir)
-    monkeypatch.setattr(image_report, "load_image_run", lambda *_: run)
     with pytest.raises(SystemExit) as end:
         script.main([f"run={run_dir}", "features=inception"])
     assert end.value.code == 2 and "none are downloaded" in capsys.readouterr().err
-
-
-def test_a_folder_with_a_teacher_and_no_parts_is_read_as_cifar(
-    run_dir: Path, script: ModuleType, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (run_dir / "parts.json").unlink()
-    (run_dir / "teacher").mkdir()
-    with pytest.raises(SystemExit) as end:
-        script.main([f"run={run_dir}", "device=cpu"])
-    assert end.value.code == 2 and "has no config.yaml" in capsys.readouterr().err

@@ -82,7 +82,7 @@ def test_the_estimate_of_activations_is_near_what_autograd_keeps(checkpointing: 
     """Within a factor of 1.5, for a network that dwarfs the rest."""
     words = ("objective=di4c_codes", f"lambda.path={path}", "lambda.inject_at=1", "objective.num_lambdas=3")
     chosen = config(f"train.activation_checkpointing={checkpointing}", *words)
-    latent = importlib.import_module("di4c_lm.runs.fitting").latent_of(chosen)
+    latent = importlib.import_module("di4c_lm.runs.recipe").latent_of(chosen)
     network = DIT(chosen.model, num_states=301, latent=latent)
     network.activation_checkpointing = checkpointing == "true"
     kept: dict[int, int] = {}

@@ -3,6 +3,9 @@
 import json
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +17,78 @@ from torch import Tensor
 from ablation.study import SECONDS, Study
 from di4c_lm.data.batches import PackedSource
 from di4c_lm.data.text.synthetic import Source, pair_frequencies
+from di4c_lm.domains.domain import Interrupted
+from di4c_lm.domains.text.domain import DOMAIN
 from di4c_lm.domains.text.settings import Config
+from di4c_lm.mixtures.class_counts import first_sequences
 from di4c_lm.networks.dit import DIT
 from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.processes.rng import KeyedRng
-from di4c_lm.runs.fitting import fit, fit_teacher, student_of
+from di4c_lm.runs import recipe
 from di4c_lm.samplers.grids import uniform_grid
 from di4c_lm.samplers.trajectory import sample
 from di4c_lm.training.distributed import World, init_distributed, set_threads
-from di4c_lm.training.loop import Trained
 
 _BATCH = 1024
 _TEACHER = "teacher.pt"
 
 
+@dataclass(frozen=True, kw_only=True)
+class LawModel:
+    """A network on the states of a law."""
+
+    denoiser: DIT
+
+    @property
+    def process(self) -> MaskedProcess:
+        """MASK is the last state."""
+        return MaskedProcess(self.denoiser.mask_id)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LawData:
+    """Sequences sampled from a law once, in one order."""
+
+    law: Source
+    sequences: PackedSource
+    fingerprint: str = ""
+
+    def source(self, seed: int) -> PackedSource:
+        """The sequences."""
+        return self.sequences
+
+    def first_sequences(self, seed: int) -> Int64[Tensor, "N D"]:
+        """The first of them."""
+        return first_sequences(self.sequences, self.law.length)
+
+    def save(self, folder: Path) -> None:
+        """Nothing: they are sampled again."""
+
+
+class LawDomain:
+    """A domain whose data is sampled from a law that is known exactly, as far as training asks (see `di4c_lm.domains.domain.Domain`)."""
+
+    pretraining = DOMAIN.pretraining
+
+    def network(self, settings: Config, data: LawData) -> DIT:
+        """On the law's states and MASK."""
+        return DIT(settings.model, num_states=data.law.num_states + 1)
+
+    def wrap(self, network: DIT, settings: Config, data: LawData) -> LawModel:
+        """The network alone."""
+        return LawModel(denoiser=network)
+
+
+_DOMAIN: Any = LawDomain()
+
+
 def run_teacher(study: Study, seed: int, folder: Path, threads: int) -> list[dict[str, Any]]:
     """Train the teacher of `seed` into `folder`; rows of it and of the law's own samples."""
-    config, world, law, source = _prepare(study, None, seed, threads)
-    network = _network(config, law)
-    trained = _whole(fit_teacher(config, network, source, world, folder / "training"))
+    config, world, data = _prepare(study, None, seed, threads)
+    model = recipe.fresh_model(_DOMAIN, config, data, config.teacher.pretrain.seed)
+    with _to_the_end():
+        trained = recipe.pretrain(_DOMAIN, config, model, data.sequences, world, folder / "training")
+    network, law = model.denoiser, data.law
     network.load_state_dict({**network.state_dict(), **trained.ema})
     torch.save(network.state_dict(), folder / _TEACHER)
     shutil.rmtree(folder / "training")
@@ -47,40 +103,37 @@ def run_student(
 
     Leaves the seconds that training took in `folder`/seconds.json.
     """
-    config, world, law, source = _prepare(study, setting, seed, threads)
-    network, seconds = _network(config, law), 0.0
-    network.load_state_dict(torch.load(teacher / _TEACHER, weights_only=True))
+    config, world, data = _prepare(study, setting, seed, threads)
+    model, seconds = recipe.fresh_model(_DOMAIN, config, data, config.teacher.pretrain.seed), 0.0
+    model.denoiser.load_state_dict(torch.load(teacher / _TEACHER, weights_only=True))
     for number, one in enumerate(study.rounds(setting, seed)):
-        student = student_of(one, network, source)
+        student = recipe.new_student(_DOMAIN, one, data, model)
         begun = time.perf_counter()
-        trained = _whole(fit(one, student, network, source, world, folder / f"round_{number}"))
+        with _to_the_end():
+            trained = recipe.fit(one, student, model, data.sequences, world, folder / f"round_{number}")
         seconds += time.perf_counter() - begun
-        student.load_state_dict({**student.state_dict(), **trained.ema})
+        student.denoiser.load_state_dict({**student.denoiser.state_dict(), **trained.ema})
         shutil.rmtree(folder / f"round_{number}" / "checkpoints")
-        network = student
+        model = student
     (folder / SECONDS).write_text(json.dumps(seconds))
-    return _rows("student", network, law, config)
+    return _rows("student", model.denoiser, data.law, config)
 
 
-def _whole(trained: Trained) -> Trained:
-    """The training, or the end of the program with 128 + the signal that cut it: a part of a training is no outcome."""
-    if trained.progress.signal:
-        raise SystemExit(128 + trained.progress.signal)
-    return trained
+@contextmanager
+def _to_the_end() -> Iterator[None]:
+    """End the program with 128 + the signal that interrupts a training: a part of one is no outcome."""
+    try:
+        yield
+    except Interrupted as interrupted:
+        raise SystemExit(128 + interrupted.number) from interrupted
 
 
-def _prepare(study: Study, setting: str | None, seed: int, threads: int) -> tuple[Config, World, Source, PackedSource]:
+def _prepare(study: Study, setting: str | None, seed: int, threads: int) -> tuple[Config, World, LawData]:
     config, law = study.config(setting, seed), study.law()
     world = init_distributed(config.run.device)
     set_threads(threads)
     tokens_ND = law.sample(study.sequences, torch.Generator().manual_seed(seed))
-    return config, world, law, PackedSource(tokens_ND.numpy().astype(np.uint16), seed)
-
-
-def _network(config: Config, law: Source) -> DIT:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.teacher.pretrain.seed)
-        return DIT(config.model, num_states=law.num_states + 1)
+    return config, world, LawData(law=law, sequences=PackedSource(tokens_ND.numpy().astype(np.uint16), seed))
 
 
 def _rows(model: str, network: DIT, law: Source, config: Config) -> list[dict[str, Any]]:

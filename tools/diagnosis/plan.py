@@ -10,8 +10,7 @@ from di4c_lm.mixtures.latent import inject_block, is_latent
 from di4c_lm.mixtures.students import freeze_trunk
 from di4c_lm.networks.dit import DIT, DitConfig
 from di4c_lm.processes.denoiser import LOGITS_ON_CPU, LOGITS_ON_GPU
-from di4c_lm.runs.fitting import latent_of
-from di4c_lm.runs.text import needs_teacher
+from di4c_lm.runs.recipe import latent_of, needs_teacher
 
 GIB = 2**30
 WAYS = ("0", "1", "2", "3", "1+offload", "2+offload", "3+offload")

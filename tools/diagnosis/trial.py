@@ -5,14 +5,10 @@ from typing import Any
 
 import torch
 
-from di4c_lm.core import cli
-from di4c_lm.data.batches import BatchStream
-from di4c_lm.data.text.corpus import load_corpus
-from di4c_lm.domains.text.model import load_teacher, random_teacher
+from di4c_lm.domains.domain import cache_dir
+from di4c_lm.domains.text.domain import DOMAIN
 from di4c_lm.domains.text.settings import Config
-from di4c_lm.mixtures.latent import is_latent
-from di4c_lm.runs.fitting import make_objective
-from di4c_lm.runs.text import needs_teacher, new_student
+from di4c_lm.runs.recipe import batches_of, is_latent_of, make_objective, new_student, random_teacher
 from di4c_lm.training.distributed import World, set_threads, sum_over_ranks
 from di4c_lm.training.engine import Engine
 from di4c_lm.training.loop import update
@@ -27,28 +23,21 @@ def try_out(config: Config, world: World, steps: int) -> dict[str, Any]:
     from benchmark.measure import PeakMemory
 
     set_threads(config.run.threads)
-    corpus = load_corpus(config.data, config.train.seed, cli.cache_dir(config))
+    data = DOMAIN.data(config, world, cache_dir(config.run))
     teacher = None
-    if needs_teacher(config):
-        pretrained = config.teacher.kind == "pretrained"
-        teacher = (load_teacher if pretrained else random_teacher)(config, corpus.tokenizer)
-    student = new_student(config, corpus, teacher)
-    student.activation_checkpointing = config.train.activation_checkpointing
-    stream = BatchStream(
-        corpus.train,
-        micro_batch_size=config.train.micro_batch_size,
-        gradient_accumulation=config.train.gradient_accumulation,
-        rank=world.rank,
-        world_size=world.size,
-        stratified=config.objective.antithetic,
-    )
+    if config.objective.needs_teacher:
+        pretrained = config.teacher.kind == "pretrained" and config.teacher.path
+        teacher = DOMAIN.read(pretrained, config, data) if pretrained else random_teacher(DOMAIN, config, data)
+    student = new_student(DOMAIN, config, data, teacher)
+    student.denoiser.activation_checkpointing = config.train.activation_checkpointing
+    batches = batches_of(config, data.source(config.train.seed), world)
     engine = Engine(
-        make_objective(config, student, None if teacher is None else teacher.denoiser, world),
+        make_objective(config, student, teacher, world),
         train=config.train,
         optim=config.optim,
         zero=config.zero,
         world=world,
-        is_latent=is_latent,
+        is_latent=is_latent_of(student.denoiser),
     )
     peak = PeakMemory(world.device)
     tokens, started = 0, 0.0

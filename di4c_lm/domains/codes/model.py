@@ -2,9 +2,9 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,17 +15,20 @@ from torch import Tensor
 from di4c_lm.checkpoints.files import CONFIG_FILE
 from di4c_lm.checkpoints.maskgit import MaskGitWeights, read, write_folder
 from di4c_lm.checkpoints.vqgan import load_vqgan, save_vqgan
-from di4c_lm.core.settings import to_dict
+from di4c_lm.data.images.image_files import Fit
+from di4c_lm.data.images.image_sources import load_split
+from di4c_lm.data.images.images import Split
+from di4c_lm.data.records.codes import is_code_folder
+from di4c_lm.domains.codes.settings import ImagenetConfig
 from di4c_lm.networks.maskgit import MaskGit, check_classes
 from di4c_lm.networks.vqgan import VqGan
 from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.processes.schedules import MASKGIT_SCHEDULES
-from di4c_lm.samplers.confidence import Confidence
 from di4c_lm.samplers.grids import make_grid
-from di4c_lm.samplers.trajectory import Decoding, Sampler, name_of, sample_keyed
+from di4c_lm.samplers.trajectory import Decoding, Sampler, sample_keyed
 
 VQGAN = "vqgan"  # the folder beside the transformer's
-SCHEDULE, TEACHER = "arccos", "teacher"
+SCHEDULE = "arccos"
 
 
 def to_planes(images: UInt8[ndarray, "N H W C"], levels: int = 256) -> Tensor:
@@ -170,44 +173,11 @@ class CodeModel:
         return np.concatenate([to_images(self.vqgan.decode(rows.to(device))) for rows in codes.split(batch_size)])
 
 
-@final
-@dataclass(frozen=True, kw_only=True, eq=False)
-class CodeDrawer:
-    """A model that draws images of asked classes, as reports on images call it."""
-
-    name: str
-    model: CodeModel
-    sampler: Sampler = field(default_factory=Confidence)
-    decoding: Decoding = field(default_factory=Decoding)
-    batch_size: int = 64
-
-    @property
-    def num_classes(self) -> int:
-        """C."""
-        return self.model.denoiser.num_classes
-
-    @property
-    def facts(self) -> Mapping[str, Any]:
-        """What shapes the images, JSON-ready."""
-        return {
-            "sampler": name_of(self.sampler),
-            "settings": to_dict(self.sampler) | to_dict(self.decoding),
-            "schedule": self.model.schedule,
-            "weights": fingerprint(self.model.denoiser),
-            "vqgan": fingerprint(self.model.vqgan),
-        }
-
-    def sample(
-        self, num: int, steps: int, seed: int, labels: Int64[ndarray, " N"] | None
-    ) -> tuple[UInt8[ndarray, "N H W C"], float]:
-        """`num` images in `steps` steps, the same for the same seed and labels, and the network calls that each took."""
-        codes_ND, nfe = self.model.sample(
-            None if labels is None else torch.from_numpy(labels),
-            steps,
-            seed=seed,
-            num_samples=num,
-            batch_size=self.batch_size,
-            sampler=self.sampler,
-            **to_dict(self.decoding),
-        )
-        return self.model.decode(codes_ND), nfe
+def load_images(config: ImagenetConfig) -> Split:
+    """The images that `config.data` names. Raises `ValueError` as the readers do, and for a folder of codes, which holds none."""
+    path, told = Path(config.data.path).expanduser(), config.data
+    if is_code_folder(path):
+        raise ValueError(f"data.path={told.path!r} holds codes: allowed here are the images that they were made of")
+    fit = Fit(size=(told.size, told.size) if told.size else None, channels=told.channels, crop=told.crop)
+    share = told.validation_share
+    return load_split(told.path, seed=config.train.seed, validation_share=share, fit=fit, skip_bad=told.skip_bad)

@@ -1,79 +1,86 @@
-"""What a finished run on images as codes is measured by: teacher and student drawing images of asked classes by confidence."""
+"""What a finished run on images as codes is measured by: its models, which sample images of asked classes by confidence."""
 
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, final
 
-from di4c_lm.core import image_cli
-from di4c_lm.core.files import read_json
+import torch
+from jaxtyping import Int64, UInt8
+from numpy import ndarray
+
 from di4c_lm.core.settings import to_dict
-from di4c_lm.data.images.image_files import Fit
-from di4c_lm.data.images.image_sources import load_split
 from di4c_lm.data.images.images import Split
-from di4c_lm.data.records.codes import is_code_folder
-from di4c_lm.domains.codes.model import CodeDrawer, CodeModel
-from di4c_lm.domains.codes.settings import ImagenetConfig, ImagenetEvalConfig
-from di4c_lm.measure.images.report import ImageReportConfig, ImageRun
+from di4c_lm.domains import image_report
+from di4c_lm.domains.codes.model import CodeModel, fingerprint, load_images
+from di4c_lm.domains.domain import FinishedRun
+from di4c_lm.measure.images.report import ImageReportConfig
+from di4c_lm.measure.settings import device_of
+from di4c_lm.samplers.confidence import Confidence
 from di4c_lm.samplers.registry import make_sampler
-from di4c_lm.samplers.trajectory import Decoding
-
-SETTINGS, PARTS, STUDENT = "config.yaml", "parts.json", "student"
+from di4c_lm.samplers.trajectory import Decoding, Sampler, name_of
 
 
-def load_images(config: ImagenetConfig) -> Split:
-    """The images that `config.data` names. Raises `ValueError` as the readers do, and for a folder of codes, which holds none."""
-    path, told = Path(config.data.path).expanduser(), config.data
-    if is_code_folder(path):
-        raise ValueError(f"data.path={told.path!r} holds codes: allowed here are the images that they were made of")
-    fit = Fit(size=(told.size, told.size) if told.size else None, channels=told.channels, crop=told.crop)
-    share = told.validation_share
-    return load_split(told.path, seed=config.train.seed, validation_share=share, fit=fit, skip_bad=told.skip_bad)
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CodeDrawer:
+    """A model that draws images of asked classes, as reports on images call it."""
+
+    name: str
+    model: CodeModel
+    sampler: Sampler = field(default_factory=Confidence)
+    decoding: Decoding = field(default_factory=Decoding)
+    batch_size: int = 64
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return self.model.denoiser.num_classes
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What shapes the images, JSON-ready."""
+        return {
+            "sampler": name_of(self.sampler),
+            "settings": to_dict(self.sampler) | to_dict(self.decoding),
+            "schedule": self.model.schedule,
+            "weights": fingerprint(self.model.denoiser),
+            "vqgan": fingerprint(self.model.vqgan),
+        }
+
+    def sample(
+        self, num: int, steps: int, seed: int, labels: Int64[ndarray, " N"] | None
+    ) -> tuple[UInt8[ndarray, "N H W C"], float]:
+        """`num` images in `steps` steps, the same for the same seed and labels, and the network calls that each took."""
+        codes_ND, nfe = self.model.sample(
+            None if labels is None else torch.from_numpy(labels),
+            steps,
+            seed=seed,
+            num_samples=num,
+            batch_size=self.batch_size,
+            sampler=self.sampler,
+            **to_dict(self.decoding),
+        )
+        return self.model.decode(codes_ND), nfe
 
 
-def load_run(run_dir: Path, settings: ImageReportConfig, device: str) -> ImageRun:
-    """A finished run from its folder, as `eval/images.py` measures it. Raises `ValueError` where the folder lacks a part."""
-    import yaml
-
-    lacking = [name for name in (SETTINGS, PARTS, STUDENT) if not (run_dir / name).exists()]
-    if lacking:
-        raise ValueError(f"{run_dir}: expected the folder of a finished run, but it has no {', '.join(lacking)}")
-    config = image_cli.from_dict(ImagenetConfig, yaml.safe_load((run_dir / SETTINGS).read_text()))
-    student = CodeModel.from_pretrained(run_dir / STUDENT, device=device)
-    given = {"num_heads": config.teacher.num_heads, "num_codes": config.teacher.num_codes}
-    path = Path(read_json(run_dir / PARTS)["teacher"])
-    teacher = CodeModel.from_pretrained(path, student.vqgan, schedule=config.schedule, device=device, **given)
-    return image_run(run_dir, config, teacher, student, load_images(config), path, settings.batch_size)
-
-
-def image_run(
-    run_dir: Path,
-    config: ImagenetConfig,
-    teacher: CodeModel,
-    student: CodeModel,
-    images: Split,
-    teacher_path: Path,
-    batch_size: int,
-) -> ImageRun:
-    """Both models with the sampler that `config.eval` describes, ready to be measured."""
-    told = config.eval
+def samplers(run: FinishedRun, batch_size: int, device: str) -> list[CodeDrawer]:
+    """The models of a run with the sampler that `eval` describes."""
+    told = run.settings.eval
     confidence = {"choice_temperature": told.choice_temperature, "counts": told.counts}
     how = {
         "sampler": make_sampler("confidence", confidence),
         "decoding": Decoding(temperature=told.temperature, guidance=told.guidance),
         "batch_size": batch_size,
     }
-    return ImageRun(
-        folder=run_dir,
-        samplers=[
-            CodeDrawer(name=name, model=model, **how) for name, model in (("teacher", teacher), ("student", student))
-        ],
-        images=images,
-        config=to_dict(config),
-        checkpoints={"teacher": teacher_path, "student": run_dir / STUDENT},
-        dtypes={"teacher": "float32", "student": "float32"},
-        cache_dir=image_cli.cache_dir(config.run),
-    )
+    models = {name: CodeModel.from_pretrained(path, device=device) for name, path in run.models.items()}
+    return [CodeDrawer(name=name, model=model, **how) for name, model in models.items()]
 
 
-def settings_of(told: ImagenetEvalConfig) -> ImageReportConfig:
-    """The closing report's settings, as `eval/images.py` takes them."""
-    shared = ("steps", "num_samples", "seeds", "batch_size", "features", "against", "bootstrap", "grid")
-    return ImageReportConfig(**{name: getattr(told, name) for name in shared})
+def report(run: FinishedRun, settings: ImageReportConfig | None = None, images: Split | None = None) -> str:
+    """Measure the models of a run as `settings` say, or as the run's own do, and return the table.
+
+    Raises `ValueError` where of the images only the codes are at hand.
+    """
+    chosen = settings or image_report.closing_settings(run.settings)
+    images = images or load_images(run.settings)
+    return image_report.report(run, samplers(run, chosen.batch_size, device_of(chosen.device)), images, chosen)

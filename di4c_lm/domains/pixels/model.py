@@ -4,17 +4,16 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import torch
-from jaxtyping import Int64, UInt8
-from numpy import ndarray
+from jaxtyping import Int64
 from torch import Tensor
 
 from di4c_lm.checkpoints import tauldr, unet
 from di4c_lm.data.images.image_files import Fit
 from di4c_lm.data.images.image_sources import load_split
-from di4c_lm.data.images.images import Shape, Split, images_of, to_bytes
+from di4c_lm.data.images.images import Shape, Split
 from di4c_lm.domains.pixels.settings import ChainConfig, ChainSamplerConfig, CifarConfig, ImageDataConfig
 from di4c_lm.networks.unet import UNet
 from di4c_lm.processes.gaussian import GaussianChain
@@ -22,7 +21,6 @@ from di4c_lm.samplers.grids import make_grid
 from di4c_lm.samplers.registry import make_sampler
 from di4c_lm.samplers.trajectory import Decoding, Sampler, sample_keyed
 
-SETTINGS, TEACHER, STUDENT = "config.yaml", "teacher", "student"  # in a run's folder
 _CHAIN = "chain"  # in a checkpoint's extra
 
 
@@ -32,6 +30,11 @@ class CifarModel:
 
     denoiser: UNet
     chain: GaussianChain
+
+    @property
+    def process(self) -> GaussianChain:
+        """The chain."""
+        return self.chain
 
     @property
     def shape(self) -> Shape:
@@ -46,14 +49,14 @@ class CifarModel:
         unet.write(folder, dataclasses.replace(weights, extra={_CHAIN: chain}))
 
     @classmethod
-    def from_pretrained(cls, folder: Path | str, *, device: torch.device | str = "cpu") -> "CifarModel":
+    def from_pretrained(cls, source: Path | str, *, device: torch.device | str = "cpu") -> "CifarModel":
         """What `save_pretrained` wrote, in eval mode. Raises `ValueError` as `checkpoints.unet.read` does."""
-        weights = unet.read(folder)
+        weights = unet.read(source)
         try:
             chain = GaussianChain(num_states=weights.num_states, **weights.extra[_CHAIN])
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{folder}: its chain is not one of ours: {error!r}") from error
-        return cls(denoiser=weights.build(folder).to(device), chain=chain)
+            raise ValueError(f"{source}: its chain is not one of ours: {error!r}") from error
+        return cls(denoiser=weights.build(source).to(device), chain=chain)
 
     def sample(
         self,
@@ -100,40 +103,6 @@ def sampler_of(config: ChainSamplerConfig, *, steps: int, hybrid: bool = False) 
     }
 
 
-@final
-@dataclass(frozen=True, kw_only=True)
-class CifarSampler:
-    """A model as the report on images asks for it (`measure.images.samplers.ImageSampler`)."""
-
-    name: str
-    model: CifarModel
-    settings: ChainSamplerConfig
-    batch_size: int
-    teacher: CifarModel | None = None
-
-    @property
-    def num_classes(self) -> int:
-        """0: it takes no labels."""
-        return 0
-
-    @property
-    def facts(self) -> Mapping[str, Any]:
-        """How it draws."""
-        chain = dataclasses.asdict(self.model.chain)
-        return {"sampler": self.settings.step, "settings": dataclasses.asdict(self.settings), "chain": chain}
-
-    def sample(
-        self, num: int, steps: int, seed: int, labels: Int64[ndarray, " N"] | None
-    ) -> tuple[UInt8[ndarray, "N H W C"], float]:
-        """`num` images in `steps` times, and the network calls that each took."""
-        how = sampler_of(self.settings, steps=steps, hybrid=self.teacher is not None)
-        states_ND, nfe = self.model.sample(
-            num, steps, seed=seed, batch_size=self.batch_size, teacher=self.teacher, **how
-        )
-        images = images_of(states_ND, self.model.shape)
-        return to_bytes(images, self.model.chain.num_states), nfe
-
-
 def load_images(config: ImageDataConfig, seed: int) -> Split:
     """Training and held-out images. Raises `ValueError` as `load_split` does, and for images of another size than `data.size`."""
     size = None if config.size is None else (config.size, config.size)
@@ -157,13 +126,12 @@ def chain_of(config: ChainConfig, num_states: int) -> GaussianChain:
     return GaussianChain(num_states=num_states, **dataclasses.asdict(config))
 
 
-def load_teacher(config: CifarConfig, shape: Shape, num_states: int) -> CifarModel:
-    """The checkpoint at `teacher.path`: a folder of ours, or a `.pt` of tauLDR or Di4C, whose chain is the configured one.
+def load_teacher(source: Path | str, config: CifarConfig, shape: Shape, num_states: int) -> CifarModel:
+    """The checkpoint at `source`: a folder of ours, or a `.pt` of tauLDR or Di4C, whose chain is the configured one.
 
     Raises `ValueError` as the readers do, and where its images are of another shape or number of levels than the data's.
     """
-    assert config.teacher.path is not None
-    path = Path(config.teacher.path).expanduser()
+    path = Path(source).expanduser()
     if path.is_dir():
         model = CifarModel.from_pretrained(path)
     else:
@@ -173,54 +141,3 @@ def load_teacher(config: CifarConfig, shape: Shape, num_states: int) -> CifarMod
     if found != wanted:
         raise ValueError(f"{path}: its images have (rows, columns, channels, levels) {found}, the data's {wanted}")
     return model
-
-
-@dataclass(frozen=True, kw_only=True)
-class CifarRun:
-    """A finished run: its settings, models and images."""
-
-    config: CifarConfig
-    folder: Path
-    teacher: CifarModel
-    student: CifarModel
-    images: Split
-
-    @property
-    def paths(self) -> dict[str, Path]:
-        """The folders of its models."""
-        return {TEACHER: self.folder / TEACHER, STUDENT: self.folder / STUDENT}
-
-    def samplers(self, batch_size: int, device: torch.device | str = "cpu") -> list[CifarSampler]:
-        """Teacher and student, by `sampler`; the student's last calls are the teacher's where that asks for a hybrid."""
-        settings, hybrid = self.config.sampler, self.config.sampler.last > 0
-        for model in (self.teacher, self.student):
-            model.denoiser.to(device)
-        return [
-            CifarSampler(name=TEACHER, model=self.teacher, settings=settings, batch_size=batch_size),
-            CifarSampler(
-                name=STUDENT,
-                model=self.student,
-                settings=settings,
-                batch_size=batch_size,
-                teacher=self.teacher if hybrid else None,
-            ),
-        ]
-
-
-def load_run(run_dir: Path) -> CifarRun:
-    """A finished run from its folder. Raises `ValueError` where the folder lacks a part, naming it."""
-    import yaml
-
-    from di4c_lm.core.image_cli import from_dict
-
-    absent = [name for name in (SETTINGS, TEACHER, STUDENT) if not (run_dir / name).exists()]
-    if absent:
-        raise ValueError(f"{run_dir}: expected the folder of a finished run, but it has no {', '.join(absent)}")
-    config = from_dict(CifarConfig, yaml.safe_load((run_dir / SETTINGS).read_text()))
-    return CifarRun(
-        config=config,
-        folder=run_dir,
-        teacher=CifarModel.from_pretrained(run_dir / TEACHER),
-        student=CifarModel.from_pretrained(run_dir / STUDENT),
-        images=load_images(config.data, config.train.seed),
-    )

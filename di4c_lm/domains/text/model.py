@@ -1,6 +1,5 @@
 """Text: a masked process on tokens, DiT networks, their checkpoints and tokenizers, and how they write."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,11 +9,12 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from di4c_lm.checkpoints.di4c import load_denoiser, save_denoiser
+from di4c_lm.checkpoints.files import read_safetensors
 from di4c_lm.checkpoints.student import TOKENIZER_KEY, check_tokenizer
+from di4c_lm.core.settings import to_dict
 from di4c_lm.data.text.tokenizers import fingerprint
-from di4c_lm.domains.text.settings import Config
+from di4c_lm.domains.domain import FinishedRun
 from di4c_lm.measure.text.samples import TextRun
-from di4c_lm.networks.dit import DIT
 from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.processes.rng import KeyedRng
 from di4c_lm.samplers.grids import grid_for
@@ -28,9 +28,7 @@ if TYPE_CHECKING:
 
     from di4c_lm.checkpoints.lightning import WhichWeights
 
-# In a run's folder. `student` holds the averaged weights, `student_raw` the others, where a next round wants them.
-SETTINGS, PARTS, VALIDATION = "config.yaml", "parts.json", "validation.safetensors"
-STUDENT, STUDENT_RAW = "student", "student_raw"
+VALIDATION, EVALUATOR = "validation.safetensors", "evaluator"  # in a run's folder
 _GRID_TRAJECTORIES = 16  # on which a grid is optimised
 _GRID_KEYS = 2**40  # the numbers of those, apart from those of samples
 
@@ -189,74 +187,17 @@ class Run(TextRun):
         return name
 
 
-def load_teacher(config: Config, tokenizer: "PreTrainedTokenizerFast") -> TextModel:
-    """The checkpoint named by `teacher.path`, in any of the field's formats, checked against the corpus' tokenizer."""
-    from di4c_lm.checkpoints.load import load_checkpoint
-
-    assert config.teacher.path is not None
-    loaded = load_checkpoint(
-        config.teacher.path,
-        revision=config.teacher.revision,
-        weights=config.teacher.weights,
-        length=config.data.length,
-    )
-    check_tokenizer(loaded, fingerprint=fingerprint(tokenizer), num_states=len(tokenizer), source=config.teacher.path)
-    return TextModel(denoiser=loaded.network, tokenizer=tokenizer, length=config.data.length)
-
-
-def random_teacher(config: Config, tokenizer: "PreTrainedTokenizerFast") -> TextModel:
-    """A network of the configured shape with random weights, for trials of cost."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.teacher.pretrain.seed)
-        denoiser = DIT(config.model, num_states=len(tokenizer))
-        for parameter in denoiser.parameters():
-            if not parameter.any():  # gates and output_head begin at zero, where neither the blocks nor λ would matter
-                torch.nn.init.normal_(parameter, std=0.02)
-    return TextModel(denoiser=denoiser.eval(), tokenizer=tokenizer, length=config.data.length)
-
-
-def write_parts(
-    run_dir: Path,
-    *,
-    teacher: Path | None,
-    evaluator: str,
-    validation: Int64[Tensor, "N D"],
-    rounds: "Mapping[str, Path] | None" = None,
-) -> None:
-    """Note in the run's folder what its measurement needs: the folder of its teacher, its evaluator, and the held-out sequences.
-
-    Of a chain, `rounds` are the folders of its models by name, below `run_dir`.
-    """
-    from safetensors.torch import save_file
-
-    run_dir.mkdir(parents=True, exist_ok=True)
-    save_file({"validation": validation.int()}, str(run_dir / VALIDATION))
-    parts: dict[str, Any] = {"teacher": None if teacher is None else str(teacher), "judge": evaluator}
-    if rounds is not None:
-        parts["rounds"] = {name: str(folder.relative_to(run_dir)) for name, folder in rounds.items()}
-    (run_dir / PARTS).write_text(json.dumps(parts, indent=1) + "\n")
-
-
-def load_run(run_dir: Path) -> Run:
+def load_run(run: Path | FinishedRun) -> Run:
     """A finished run, or chain of rounds, from its folder. Raises `ValueError` where the folder lacks a part, naming it."""
-    import yaml
-    from safetensors.torch import load_file
-
-    parts = json.loads((run_dir / PARTS).read_text()) if (run_dir / PARTS).exists() else {}
-    expected = (SETTINGS, PARTS, VALIDATION, *parts.get("rounds", {STUDENT: STUDENT}).values())
-    absent = [name for name in expected if not (run_dir / name).exists()]
-    if absent:
-        raise ValueError(f"{run_dir}: expected the folder of a finished run, but it has no {', '.join(absent)}")
-    paths = {name: run_dir / folder for name, folder in parts.get("rounds", {"student": STUDENT}).items()}
-    if parts["teacher"] is not None:
-        paths = {"teacher": Path(parts["teacher"]), **paths}
+    finished = run if isinstance(run, FinishedRun) else FinishedRun.read(run)
+    trained = finished.folder / EVALUATOR
     return Run(
-        settings=yaml.safe_load((run_dir / SETTINGS).read_text()),
-        folder=run_dir,
-        models={name: TextModel.from_pretrained(path) for name, path in paths.items()},
-        paths=paths,
-        validation=load_file(str(run_dir / VALIDATION))["validation"].long(),
-        evaluator=parts["judge"],
+        settings=to_dict(finished.settings),
+        folder=finished.folder,
+        models={name: TextModel.from_pretrained(path) for name, path in finished.models.items()},
+        paths=dict(finished.models),
+        validation=read_safetensors(finished.folder / VALIDATION)["validation"].long(),
+        evaluator=str(trained) if trained.is_dir() else finished.settings.evaluator.path,
     )
 
 

@@ -1,63 +1,91 @@
 """What a run of text is measured by: its models and others, its validation set, and its evaluator."""
 
 import dataclasses
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from di4c_lm.core import cli
 from di4c_lm.data.batches import PackedSource
 from di4c_lm.data.text.corpus import Corpus, load_corpus
 from di4c_lm.data.text.tokenizers import fingerprint
-from di4c_lm.domains.text.model import STUDENT, Run, TextModel, load_run
+from di4c_lm.domains.domain import STUDENT, FinishedRun, cache_dir
+from di4c_lm.domains.text.model import EVALUATOR, Run, TextModel, load_run
 from di4c_lm.domains.text.settings import Config
 from di4c_lm.measure.runs import find_run
-from di4c_lm.measure.settings import device_of
+from di4c_lm.measure.settings import Measurement, device_of
 from di4c_lm.measure.text.evaluator import train_evaluator
 from di4c_lm.measure.text.gen_ppl import CompareConfig, GenPplConfig
-from di4c_lm.measure.text.report import full_report, gen_ppl_report
+from di4c_lm.measure.text.report import bound_report, full_report, gen_ppl_report
 from di4c_lm.measure.text.suite import ReportConfig
+from di4c_lm.objectives.mdlm import Mdlm
 
 
 def gen_ppl(settings: GenPplConfig) -> str:
     """Generative perplexity of the models of the run that `settings` name: writes its report and returns the table."""
-    run = load_run(find_run(settings.run, settings.outputs))
-    return gen_ppl_report(with_evaluator(run, settings), settings)
+    return report(_found(settings), settings)
 
 
 def compare(settings: CompareConfig) -> str:
     """As `gen_ppl`, of the models that are named, or of those of a chain of rounds."""
-    run = load_run(Path(settings.run) if settings.run else find_run(None, settings.outputs))
-    run = compared(settings.models, run) if settings.models else run
-    return gen_ppl_report(with_evaluator(run, settings), settings)
+    finished = FinishedRun.read(Path(settings.run)) if settings.run else _found(settings)
+    return report(finished, settings, models=settings.models)
 
 
 def suite(settings: ReportConfig) -> str:
     """The whole evaluation of the models of the run that `settings` name: writes its report and returns the table."""
-    run = load_run(find_run(settings.run, settings.outputs))
-    return full_report(chosen(run, settings.models), settings)
+    return full_report(chosen(load_run(_found(settings)), settings.models), settings)
 
 
-def with_evaluator(run: Run, settings: GenPplConfig) -> Run:
-    """`run` with its evaluator, trained now if the run left that out and no other is asked for."""
-    if settings.evaluator is not None or run.evaluator != "train":
-        return run
-    config = cli.from_dict(run.settings)
-    corpus = load_corpus(config.data, config.train.seed, cli.cache_dir(config))
-    trained = trained_evaluator(config, corpus, cli.cache_dir(config), device_of(settings.device))
-    return dataclasses.replace(run, evaluator=trained)
+def report(
+    finished: FinishedRun,
+    settings: GenPplConfig | None = None,
+    corpus: Corpus | None = None,
+    models: Sequence[str] = (),
+) -> str:
+    """The report of a run as `settings` say, of other `models` if any are named; or as the run's own say, and of an MDLM its bound too.
+
+    An evaluator that is trained for it is left in the run's folder. `corpus` spares reading the run's again.
+    """
+    config, run = finished.settings, load_run(finished)
+    asked = settings or closing_settings(config)
+    run = compared(models, run) if models else run
+    if (asked.evaluator or run.evaluator) == "train":
+        trained = trained_evaluator(config, corpus, cache_dir(config.run), device_of(asked.device))
+        shutil.copytree(trained, finished.folder / EVALUATOR, dirs_exist_ok=True)
+        run = dataclasses.replace(run, evaluator=str(finished.folder / EVALUATOR))
+    table = gen_ppl_report(run, asked)
+    if settings is None and isinstance(config.objective, Mdlm):
+        table += f"\n{bound_report(run, asked, draws=config.objective.bound_draws)}"
+    return table
 
 
-def trained_evaluator(config: Config, corpus: Corpus, cache_dir: Path, device: str) -> str:
+def closing_settings(config: Config) -> GenPplConfig:
+    """The closing report's settings, as `eval/gen_ppl.py` takes them."""
+    shared = ("steps", "num_samples", "batch_size", "seed", "bootstrap")
+    asked = {name: getattr(config.eval, name) for name in shared}
+    return GenPplConfig(**asked, evaluator_batch_size=config.evaluator.batch_size, device=config.run.device)
+
+
+def _found(settings: Measurement) -> FinishedRun:
+    """The run that `settings` name. Raises `ValueError` for one of images."""
+    run = FinishedRun.read(find_run(settings.run, settings.outputs))
+    if run.domain.name != "text":
+        raise ValueError(f"run must be one of text, got {run.folder}: runs of images are measured by eval/images.py")
+    return run
+
+
+def trained_evaluator(config: Config, corpus: Corpus | None, cache: Path, device: str) -> str:
     """The folder of a small GPT-2 trained on the corpus, or taken from the cache. Raises `ValueError` for a streamed corpus.
 
     It reads the training text, or where `data.evaluator_share` sets text aside that alone.
     """
+    corpus = corpus or load_corpus(config.data, config.train.seed, cache)
     if not isinstance(corpus.train, PackedSource):
         raise ValueError("evaluator must be a folder or hub name where the corpus is streamed, got 'train'")
     tokens_ND = torch.from_numpy(corpus.train.tokens_ND.astype("int64")) if corpus.judge is None else corpus.judge
-    return train_evaluator(tokens_ND, corpus.tokenizer, config.evaluator, cache_dir=cache_dir, device=device).name
+    return train_evaluator(tokens_ND, corpus.tokenizer, config.evaluator, cache_dir=cache, device=device).name
 
 
 def chosen(run: Run, models: Sequence[str]) -> Run:

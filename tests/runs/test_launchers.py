@@ -1,4 +1,4 @@
-"""The main job as a user starts it, in miniature: real launcher, two ranks, a killed run, and its report."""
+"""What only a process of its own can show: the launcher with two ranks, a kill and what it leaves, exit statuses."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from di4c_lm.domains.text.model import TextModel, load_run
+from di4c_lm.domains.text.model import TextModel
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = [
@@ -140,16 +140,8 @@ def test_the_conditional_form_runs(finished: Path, tmp_path: Path) -> None:
     assert {row["model"] for row in rows} == {"teacher", "student", "data"}
 
 
-def test_a_run_without_a_report_can_have_one_later(finished: Path, text: Path, tmp_path: Path) -> None:
-    words = ["train.steps=1", "eval.skip=true", f"teacher={load_run(finished).teacher_path}"]
-    assert launch(text, tmp_path / "run", *words).returncode == 0
-    later = [f"run={tmp_path / 'run'}", "steps=[1]", "num_samples=4", "bootstrap=20"]
-    subprocess.run([sys.executable, "eval/gen_ppl.py", *later], cwd=ROOT, check=True, capture_output=True)
-    assert (tmp_path / "run" / "report" / "gen_ppl.json").exists()
-
-
 def test_one_rank_of_the_same_global_batch_has_the_same_losses(finished: Path, text: Path, tmp_path: Path) -> None:
-    teacher = load_run(finished).teacher_path
+    teacher = finished / "teacher"
     words = ["train.steps=4", "train.gradient_accumulation=2", "eval.skip=true", f"teacher={teacher}"]
     done = launch(text, tmp_path / "one", *words)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -159,7 +151,7 @@ def test_one_rank_of_the_same_global_batch_has_the_same_losses(finished: Path, t
 
 
 def test_a_killed_run_resumes_to_the_same_losses(finished: Path, text: Path, tmp_path: Path) -> None:
-    teacher = load_run(finished).teacher_path
+    teacher = finished / "teacher"
     words = ["train.steps=30", "train.save_every=3", "eval.skip=true", f"teacher={teacher}"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert launch(text, whole, *words).returncode == 0
@@ -184,42 +176,18 @@ def test_a_killed_run_resumes_to_the_same_losses(finished: Path, text: Path, tmp
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("script", "words", "said"),
     [
-        (["teacher=/absent/folder"], "/absent/folder"),
-        (["data=/absent/file.jsonl"], "/absent/file.jsonl"),
-        (["run.device=cuda"], "no usable GPU"),
-        (["data=openwebtext", "data.streaming=true"], "evaluator.path='train'"),
+        ("train_lm.py", ["run.device=cuda"], "no usable GPU"),
+        ("train_cifar10.py", ["data.source=/nowhere/at/all"], "/nowhere/at/all"),
+        ("train_imagenet.py", ["data.path=/nowhere"], "/nowhere: expected digits"),
+        ("train_imagenet.py", ["objective.num_lambdas=many"], "objective.num_lambdas"),
     ],
 )
-def test_bad_input_ends_with_status_2(words: list[str], said: str, text: Path, tmp_path: Path) -> None:
+def test_bad_input_ends_with_status_2_and_one_line(script: str, words: list[str], said: str, tmp_path: Path) -> None:
     if "cuda" in words[0] and torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    done = launch(text, tmp_path, *words)
+    command = [sys.executable, str(ROOT / "launch" / script), f"run.dir={tmp_path}", *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 2, done.stderr[-2000:]
-    assert said in done.stderr
-
-
-def test_a_teacher_of_another_tokenizer_is_refused_before_training(finished: Path, text: Path, tmp_path: Path) -> None:
-    teacher = load_run(finished).teacher_path
-    done = launch(text, tmp_path / "run", f"teacher={teacher}", "data.vocab_size=290")
-    assert done.returncode == 2
-    assert "tokenizer" in done.stderr
-    assert not (tmp_path / "run" / "metrics.jsonl").exists()
-
-
-def test_a_truncated_teacher_is_refused(finished: Path, text: Path, tmp_path: Path) -> None:
-    teacher = tmp_path / "teacher"
-    load_run(finished).teacher.save_pretrained(teacher)
-    weights = teacher / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
-    done = launch(text, tmp_path / "run", f"teacher={teacher}")
-    assert done.returncode == 2
-    assert str(weights) in done.stderr
-
-
-def test_an_empty_corpus_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "empty.jsonl").write_text("")
-    done = launch(tmp_path / "empty.jsonl", tmp_path / "run")
-    assert done.returncode == 2
-    assert "empty.jsonl" in done.stderr
+    assert "error: " in done.stderr and said in done.stderr and "Traceback" not in done.stderr

@@ -1,0 +1,197 @@
+"""What a run must know of its kind of data, and nothing else: everything that a run does is in `di4c_lm.runs.recipe`.
+
+A domain is a folder: `domain.py` fulfils the contract below, `settings.py` holds its settings, `model.py` what is saved, loaded and
+sampled, `report.py` what a finished run is measured by. `DOMAINS` names the three that come with the package.
+"""
+
+import importlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor, nn
+
+from di4c_lm.core.files import read_json, write_json
+from di4c_lm.core.settings import build
+from di4c_lm.data.batches import Source, Stream
+from di4c_lm.processes.process import Process
+from di4c_lm.training.distributed import World
+from di4c_lm.training.settings import RunConfig
+
+# In a run's folder. `student` holds the averaged weights, `student_raw` the others, where a next round wants them.
+SETTINGS, PARTS, TEACHER, STUDENT, STUDENT_RAW = "config.yaml", "parts.json", "teacher", "student", "student_raw"
+DOMAINS = {  # name: the module that holds it as `DOMAIN`
+    "text": "di4c_lm.domains.text.domain",
+    "cifar10": "di4c_lm.domains.pixels.domain",
+    "imagenet": "di4c_lm.domains.codes.domain",
+}
+
+ModelT = TypeVar("ModelT", bound="Model")
+
+
+@runtime_checkable
+class Model(Protocol):
+    """A denoiser with what belongs to it (tokenizer, chain, VQGAN): a dataclass, so that a student takes its teacher's place in it."""
+
+    @property
+    def denoiser(self) -> Any:
+        """The network."""
+        ...
+
+    @property
+    def process(self) -> Process:
+        """The process whose x_t the network reads."""
+        ...
+
+    def save_pretrained(self, folder: Path | str, state: Mapping[str, Tensor] | None = None) -> None:
+        """Write the model; `state` holds the weights where the network's own are not meant."""
+        ...
+
+    @classmethod
+    def from_pretrained(cls: type[ModelT], source: Path | str, *, device: torch.device | str = "cpu") -> ModelT:
+        """What `save_pretrained` wrote, in eval mode. Raises `ValueError` for what it did not write."""
+        ...
+
+
+@runtime_checkable
+class Data(Protocol):
+    """What a run learns from."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with anything that shapes what a network learns from it."""
+        ...
+
+    def source(self, seed: int) -> Source | Stream:
+        """The training sequences, in the order of `seed`."""
+        ...
+
+    def first_sequences(self, seed: int) -> Int64[Tensor, "N D"]:
+        """Those from the beginning of `source(seed)`, neighbours beside each other."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Leave in a run's folder what measuring its models takes and could not be read again."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretraining:
+    """How a teacher of the domain is made where none is given."""
+
+    objective: Any  # its settings
+    sections: tuple[str, ...]  # of the settings: those that shape it, beside `teacher`
+    ema_decay: float = 0.999
+    zero_gates: bool = (
+        False  # a fresh network's gates are 0, where neither its blocks nor λ matter: a random teacher's are not
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishedRun:
+    """A run's folder, its settings, and the folders of its models: teacher, if there was one, and student; or those of its rounds."""
+
+    domain: "Domain"
+    folder: Path
+    settings: Any
+    models: Mapping[str, Path]
+
+    @classmethod
+    def read(cls, folder: Path) -> "FinishedRun":
+        """A finished run, or chain of rounds, from its folder. Raises `ValueError` where the folder lacks a part, naming it."""
+        parts = read_json(folder / PARTS) if (folder / PARTS).is_file() else {}
+        models = parts.get("models", {STUDENT: STUDENT})
+        absent = [name for name in (SETTINGS, PARTS, *models.values()) if not (folder / name).exists()]
+        if absent:
+            raise ValueError(f"{folder}: expected the folder of a finished run, but it has no {', '.join(absent)}")
+        try:
+            domain = find_domain(str(parts.get("domain")))
+        except ValueError as error:
+            raise ValueError(f"{folder / PARTS}: {error}") from None
+        paths = {name: folder / path for name, path in models.items()}
+        return cls(domain=domain, folder=folder, settings=read_settings(domain, folder), models=paths)
+
+    def write(self) -> None:
+        """Note in the folder of what `read` should find there; the settings are there already."""
+        models = {name: os.path.relpath(path, self.folder) for name, path in self.models.items()}
+        write_json(self.folder / PARTS, {"domain": self.domain.name, "models": models})
+
+
+class Interrupted(Exception):
+    """A training saved its state and left on the signal `number`."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"interrupted by signal {number}")
+        self.number = number
+
+
+@runtime_checkable
+class Domain(Protocol):
+    """One kind of data with its networks. Each method raises `ValueError` for input that does not fit."""
+
+    @property
+    def name(self) -> str:
+        """As in `DOMAINS`."""
+        ...
+
+    @property
+    def settings(self) -> type[Any]:
+        """The dataclass of a run's settings."""
+        ...
+
+    @property
+    def model(self) -> type[Any]:
+        """The class of its models, each a `Model`."""
+        ...
+
+    @property
+    def pretraining(self) -> Pretraining:
+        """How a teacher is trained where none is given."""
+        ...
+
+    def data(self, settings: Any, world: World, cache_dir: Path) -> Data:
+        """Ready to be read. All ranks call it."""
+        ...
+
+    def network(self, settings: Any, data: Any) -> nn.Module:
+        """A fresh network; its weights are drawn from the global generator."""
+        ...
+
+    def read(self, path: Path | str, settings: Any, data: Any) -> Model:
+        """A teacher in any format of the domain, checked against the data."""
+        ...
+
+    def wrap(self, network: Any, settings: Any, data: Any) -> Model:
+        """The model of a network that was made here."""
+        ...
+
+    def report(self, run: FinishedRun, settings: Any = None, data: Any = None) -> str:
+        """Measure the models of a run, write the report into its folder, and return its table.
+
+        `settings` are those of the report, by default what the run's own say; `data` spares reading it again.
+        """
+        ...
+
+
+def read_settings(domain: Domain, folder: Path) -> Any:
+    """The settings of the run in `folder`. Raises `ValueError` for those that are not the domain's."""
+    import yaml
+
+    plain = yaml.safe_load((folder / SETTINGS).read_text(encoding="utf-8"))
+    return build(domain.settings, {"latent" if key == "lambda" else key: value for key, value in plain.items()})
+
+
+def cache_dir(run: RunConfig) -> Path:
+    """Where trained teachers and evaluators are kept: `run.cache_dir`, else $DI4C_CACHE, else ~/.cache/di4c_lm."""
+    return Path(run.cache_dir or os.environ.get("DI4C_CACHE") or Path.home() / ".cache" / "di4c_lm")
+
+
+def find_domain(name: str) -> Domain:
+    """The domain called `name`. Raises `ValueError` for one that there is not."""
+    if name not in DOMAINS:
+        raise ValueError(f"domain must be one of {', '.join(DOMAINS)}, got {name!r}")
+    return importlib.import_module(DOMAINS[name]).DOMAIN

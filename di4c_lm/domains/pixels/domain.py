@@ -1,0 +1,81 @@
+"""Images of ordered levels: tauLDR's chain, U-Nets."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxtyping import Int64
+from torch import Tensor
+
+from di4c_lm.data.images.images import ImageSource, Split
+from di4c_lm.domains.domain import FinishedRun, Pretraining
+from di4c_lm.domains.pixels.model import CifarModel, chain_of, load_images, load_teacher
+from di4c_lm.domains.pixels.settings import CifarConfig
+from di4c_lm.measure.images.report import ImageReportConfig
+from di4c_lm.mixtures.class_counts import first_sequences
+from di4c_lm.networks.unet import UNet, to_and_fro
+from di4c_lm.objectives.denoising import Denoising
+from di4c_lm.training.distributed import World
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelData:
+    """Images to train on and a validation set; with `flip` those to train on are mirrored in half of the epochs."""
+
+    images: Split
+    flip: bool
+
+    @property
+    def fingerprint(self) -> str:
+        """Of pixels, levels and mirroring."""
+        return f"{self.images.train.fingerprint} {self.flip}"
+
+    def source(self, seed: int) -> ImageSource:
+        """The training images."""
+        return ImageSource(self.images.train, seed, flip=self.flip)
+
+    def first_sequences(self, seed: int) -> Int64[Tensor, "N D"]:
+        """The training images pixel by pixel, row by row, each second row from right to left."""
+        order_D = to_and_fro(self.images.train.shape)
+        return first_sequences(self.source(seed), len(order_D))[:, order_D]
+
+    def save(self, folder: Path) -> None:
+        """Nothing: the images are read again."""
+
+
+class PixelDomain:
+    """See `Domain`."""
+
+    name = "cifar10"
+    settings = CifarConfig
+    model = CifarModel
+    pretraining = Pretraining(objective=Denoising(), sections=("model", "chain"))
+
+    def data(self, settings: CifarConfig, world: World, cache_dir: Path) -> PixelData:
+        """All images in memory; impossible settings of the report are refused before."""
+        from di4c_lm.domains.image_report import closing_settings
+
+        closing_settings(settings)
+        return PixelData(images=load_images(settings.data, settings.train.seed), flip=settings.data.flip)
+
+    def network(self, settings: CifarConfig, data: PixelData) -> UNet:
+        """A U-Net of the images' shape."""
+        images = data.images.train
+        return UNet(settings.model, shape=images.shape, num_states=images.levels)
+
+    def read(self, path: Path | str, settings: CifarConfig, data: PixelData) -> CifarModel:
+        """A folder of ours, or a `.pt` of tauLDR or Di4C, whose chain is the configured one."""
+        images = data.images.train
+        return load_teacher(path, settings, images.shape, images.levels)
+
+    def wrap(self, network: UNet, settings: CifarConfig, data: PixelData) -> CifarModel:
+        """With the configured chain."""
+        return CifarModel(denoiser=network, chain=chain_of(settings.chain, data.images.train.levels))
+
+    def report(self, run: FinishedRun, settings: ImageReportConfig | None = None, data: PixelData | None = None) -> str:
+        """FID and its kin of the run's models."""
+        from di4c_lm.domains.pixels.report import report
+
+        return report(run, settings, None if data is None else data.images)
+
+
+DOMAIN = PixelDomain()

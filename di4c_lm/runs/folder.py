@@ -1,0 +1,106 @@
+"""The folder of a run: its name, the settings that it was begun with, and its lock."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from di4c_lm.core.files import lock, write_text
+from di4c_lm.core.settings import to_dict
+from di4c_lm.domains.domain import PARTS, SETTINGS, STUDENT, Domain, read_settings
+from di4c_lm.training.distributed import World
+from di4c_lm.training.run_state import snapshots
+
+CHECKPOINTS, REPORT = "checkpoints", "report"
+# What does not make a run another one: where it lives, how it is watched, and how it is measured.
+_FREE = {"run", "wandb", "eval", "rounds", "train.save_every", "train.keep_checkpoints", "train.resume"}
+_FREE |= {"train.log_every", "train.max_bad_steps", "train.rank_timeout_s"}
+# What may change where a run resumes: its length, and how the same work is shared out.
+_RESUMABLE = {"zero", "train.steps", "train.micro_batch_size", "train.gradient_accumulation"}
+
+
+def run_dir(domain: Domain, settings: Any) -> Path:
+    """`run.dir`, else `outputs/<run.name>`, where an absent name is `<domain>-<hash of the settings>`."""
+    run = settings.run
+    return Path(run.dir or Path("outputs") / (run.name or f"{domain.name}-{run_hash(settings)}"))
+
+
+def run_hash(settings: Any) -> str:
+    """Eight hex digits that stand for the settings which make a run what it is."""
+    kept = _without(_leaves(to_dict(settings)), _FREE - {"rounds"})
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def is_finished(folder: Path, *, reported: bool) -> bool:
+    """Whether the folder holds a trained student and, where it is to be `reported`, its report."""
+    exported = (folder / STUDENT / "model.safetensors").is_file() and (folder / PARTS).is_file()
+    return exported and (not reported or any((folder / REPORT).glob("*.json")))
+
+
+def check_settings(domain: Domain, settings: Any, folder: Path, *, rounds: bool = False) -> None:
+    """Raise `ValueError`, naming the keys, where `folder` holds a run that was trained under other settings; nothing is written.
+
+    Of `rounds` those that are finished may not be made longer, since others have learned from them.
+    """
+    steps = max((int(path.name.partition("_")[2]) for path in snapshots(folder / CHECKPOINTS)), default=0)
+    if not (folder / SETTINGS).is_file() or (steps == 0 and not (folder / STUDENT).exists()):
+        return
+    there, here = (_leaves(to_dict(one)) for one in (read_settings(domain, folder), settings))
+    free = _FREE | _RESUMABLE
+    if rounds and is_finished(folder, reported=False):
+        free = free - {"train.steps"}
+    differing = [
+        f"{key}={json.dumps(there.get(key))} there, {json.dumps(here.get(key))} here"
+        for key in {**_without(there, free), **_without(here, free)}
+        if there.get(key) != here.get(key)
+    ]
+    if differing:
+        raise ValueError(
+            f"{folder} holds a run with other settings: {'; '.join(differing)}. Choose another run.dir or run.name"
+        )
+    if steps > settings.train.steps:
+        raise ValueError(
+            f"train.steps must be at least {steps}, where the run in {folder} stands, got {settings.train.steps}"
+        )
+
+
+@contextmanager
+def opened(domain: Domain, settings: Any, folder: Path, world: World) -> Iterator[None]:
+    """Hold `folder` for this run alone, with its settings in it. All ranks call it.
+
+    Raises `ValueError` where it holds a run of other settings, another process is at work in it, or it cannot be written.
+    """
+    with ExitStack() as held:
+
+        def take() -> None:
+            check_settings(domain, settings, folder)
+            try:
+                held.enter_context(lock(folder / ".lock", f"training {folder}", wait_s=0))
+                check_settings(domain, settings, folder)
+                write_settings(folder, settings)
+            except OSError as error:
+                raise ValueError(f"run.dir: {folder} cannot be written: {error.strerror or error}") from error
+
+        world.on_main(take)
+        yield
+
+
+def write_settings(folder: Path, settings: Any) -> None:
+    """The whole configuration as YAML."""
+    import yaml
+
+    plain = json.loads(json.dumps(to_dict(settings)))
+    write_text(folder / SETTINGS, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
+
+
+def _leaves(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for key, value in json.loads(json.dumps(plain)).items():
+        leaves |= _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return leaves
+
+
+def _without(leaves: Mapping[str, Any], keys: set[str]) -> dict[str, Any]:
+    return {key: value for key, value in leaves.items() if key not in keys and key.partition(".")[0] not in keys}

@@ -1,0 +1,356 @@
+"""What a run does, once for all domains: data, teacher, student, training, export, report; and several rounds of it.
+
+`run(domain, settings)` is the whole of it. A teacher that is trained is a small run of the same kind, kept in the cache. Whatever a
+signal interrupts resumes where it was when the same call is made again.
+"""
+
+import dataclasses
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from di4c_lm.checkpoints.inherit import inherit
+from di4c_lm.core.cache import WORK, Cache, key_of
+from di4c_lm.core.settings import kind_of, to_dict
+from di4c_lm.data.batches import BatchStream, Source, Stream
+from di4c_lm.domains.domain import (
+    STUDENT,
+    STUDENT_RAW,
+    TEACHER,
+    Data,
+    Domain,
+    FinishedRun,
+    Interrupted,
+    Model,
+    cache_dir,
+)
+from di4c_lm.mixtures import students
+from di4c_lm.mixtures.latent import is_latent
+from di4c_lm.networks.maskgit import MaskGit
+from di4c_lm.networks.unet import UNet
+from di4c_lm.networks.unet import is_latent as unet_latent
+from di4c_lm.objectives.registry import OBJECTIVES
+from di4c_lm.runs.folder import check_settings, is_finished, opened, run_dir
+from di4c_lm.training.distributed import World, barrier, init_distributed, set_threads
+from di4c_lm.training.loop import Trained, train
+from di4c_lm.training.precision import exact_buffers
+from di4c_lm.training.settings import OptimConfig, TrainConfig, ZeroConfig
+
+logger = logging.getLogger(__name__)
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def run(domain: Domain, settings: Any, rounds: Sequence[Any] = ()) -> int:
+    """Train and report as `settings` say, or a chain of `rounds`, each with settings of its own. All ranks call it.
+
+    Returns the exit status: 0, or 128 + the signal that interrupted it. Raises `ValueError` for bad input, `ConnectionError` for a hub that
+    does not answer, `NonFiniteError` and `CheckpointError` as `training.loop.train` does.
+    """
+    try:
+        if rounds:
+            run_rounds(domain, settings, rounds)
+        else:
+            run_once(domain, settings)
+    except Interrupted as interrupted:
+        return 128 + interrupted.number
+    return 0
+
+
+def run_once(domain: Domain, settings: Any, *, export_raw: bool = False, optimizer_from: Path | None = None) -> Data:
+    """One run, whole; what it has read. Raises as `run` does, and `Interrupted`.
+
+    Args:
+        export_raw: export the raw weights beside their average.
+        optimizer_from: the folder of the run whose optimiser's moments this one goes on with.
+    """
+    world, folder, cache = init_distributed(settings.run.device), run_dir(domain, settings), cache_dir(settings.run)
+    set_threads(settings.run.threads)
+    with opened(domain, settings, folder, world):
+        logger.info("run %s: %d rank(s) on %s", folder, world.size, world.device.type)
+        logger.info("1/5 data")
+        data = domain.data(settings, world, cache)
+        teacher = (
+            find_teacher(domain, settings, data, world, Cache(cache, world))
+            if settings.objective.needs_teacher
+            else None
+        )
+        if teacher is not None and world.is_main:  # before training casts it
+            teacher.save_pretrained(folder / TEACHER)
+        logger.info("3/5 %s: %d updates", kind_of(OBJECTIVES, settings.objective), settings.train.steps)
+        student = new_student(domain, settings, data, teacher)
+        more: dict[str, Any] = {"optimizer_from": optimizer_from, "gather_raw": export_raw}
+        trained = fit(settings, student, teacher, data.source(settings.train.seed), world, folder, **more)
+        models = {TEACHER: folder / TEACHER} if teacher is not None else {}
+        finished = FinishedRun(
+            domain=domain, folder=folder, settings=settings, models={**models, STUDENT: folder / STUDENT}
+        )
+        if world.is_main:
+            logger.info("4/5 export: %s", folder / STUDENT)
+            student.save_pretrained(folder / STUDENT, trained.ema)
+            if export_raw:
+                student.save_pretrained(folder / STUDENT_RAW, trained.raw)
+            data.save(folder)
+            finished.write()
+        close(finished, data, world)
+    return data
+
+
+def close(finished: FinishedRun, data: Data, world: World) -> None:
+    """The closing report, unless `eval.skip`; the other ranks wait for it."""
+    if world.is_main and not finished.settings.eval.skip:
+        logger.info("5/5 report on %s", ", ".join(finished.models))
+        logger.info("%s", finished.domain.report(finished, data=data))
+    barrier()
+
+
+# Teachers
+
+
+def find_teacher(domain: Domain, settings: Any, data: Data, world: World, cache: Cache) -> Model:
+    """The teacher that `settings.teacher` names, of random weights, or trained on the data and cached. All ranks call it."""
+    kind = teacher_kind(settings)
+    if kind == "pretrained":
+        logger.info("2/5 teacher: %s", settings.teacher.path)
+        return domain.read(settings.teacher.path, settings, data)
+    logger.info("2/5 teacher: %s", kind)
+    if kind == "random":
+        return random_teacher(domain, settings, data)
+    plain = to_dict(settings)
+    shaping = {name: plain[name] for name in domain.pretraining.sections}
+    told = {
+        name: value for name, value in plain["teacher"].items() if name not in ("kind", "path", "revision", "weights")
+    }
+    key = key_of(domain.name, shaping, told, data.fingerprint)
+
+    def make(folder: Path) -> None:
+        model = fresh_model(domain, settings, data, settings.teacher.pretrain.seed)
+        trained = pretrain(domain, settings, model, data.source(settings.teacher.pretrain.seed), world, folder / WORK)
+        if world.is_main:
+            model.save_pretrained(folder, trained.ema)
+
+    return domain.read(cache.entry("teachers", key, make, together=True), settings, data)
+
+
+def teacher_kind(settings: Any) -> str:
+    """`train`, `pretrained` or `random`."""
+    return getattr(settings.teacher, "kind", "train" if settings.teacher.path is None else "pretrained")
+
+
+def fresh_model(domain: Domain, settings: Any, data: Data, seed: int, *, fill_zeros: bool = False) -> Model:
+    """A model with weights drawn from `seed`; the global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = domain.network(settings, data)
+        for parameter in network.parameters() if fill_zeros else ():
+            if not parameter.any():
+                nn.init.normal_(parameter, std=0.02)
+    return domain.wrap(network.train(), settings, data)
+
+
+def random_teacher(domain: Domain, settings: Any, data: Data) -> Model:
+    """A model of the configured shape with random weights, for trials of cost."""
+    seed, fill_zeros = settings.teacher.pretrain.seed, domain.pretraining.zero_gates
+    model = fresh_model(domain, settings, data, seed, fill_zeros=fill_zeros)
+    model.denoiser.eval()
+    return model
+
+
+def pretrain(domain: Domain, settings: Any, model: Model, source: Source | Stream, world: World, work: Path) -> Trained:
+    """Train `model` from data alone as `teacher.pretrain` says; resumes what `work` holds.
+
+    Raises `ValueError` for a batch that the ranks cannot share, `Interrupted` on a signal.
+    """
+    chosen, how = settings.teacher.pretrain, domain.pretraining
+    if chosen.batch_size % world.size:
+        raise ValueError(
+            f"teacher.pretrain.batch_size must be a multiple of the {world.size} ranks, got {chosen.batch_size}"
+        )
+    micro = chosen.batch_size // world.size
+    objective = how.objective
+    if hasattr(settings.teacher, "label_drop"):
+        objective = dataclasses.replace(objective, label_drop=settings.teacher.label_drop)
+    trained = train(
+        objective.build(model.denoiser, model.process, seed=chosen.seed),
+        BatchStream(
+            source,
+            micro_batch_size=micro,
+            rank=world.rank,
+            world_size=world.size,
+            stratified=objective.antithetic,
+        ),
+        train=TrainConfig(steps=chosen.steps, micro_batch_size=micro, save_every=500, seed=chosen.seed),
+        optim=OptimConfig(
+            lr=chosen.lr, warmup_steps=min(100, chosen.steps), schedule="cosine", ema_decay=how.ema_decay
+        ),
+        zero=ZeroConfig(),
+        run_dir=work,
+        device=settings.run.device,
+        label="teacher",
+    )
+    return whole(trained)
+
+
+# Students
+
+
+def new_student(domain: Domain, settings: Any, data: Data, teacher: Model | None) -> Model:
+    """What is trained: the teacher's weights, with a λ path if the objective takes one; or a network with weights drawn from `train.seed`.
+
+    Raises `ValueError` for a teacher with λ under an objective that has no use for it.
+    """
+    if teacher is None:
+        return fresh_model(domain, settings, data, settings.train.seed)
+    network, seed = teacher.denoiser, settings.train.seed
+    if not settings.objective.takes_mixture and network.latent is not None:
+        kind = kind_of(OBJECTIVES, settings.objective)
+        raise ValueError(f"objective must be likelihood or di4c where the teacher is a mixture (λ), got {kind!r}")
+    rng = torch.Generator().manual_seed(seed)
+    kept = {name: getattr(settings.model, name) for name in ("dropout", "attention") if hasattr(network.config, name)}
+    student = inherited(network, latent_of(settings), rng, dataclasses.replace(network.config, **kept))
+    students.begin(student, network, lambda: data.first_sequences(seed), rng, is_latent_of(network))
+    return dataclasses.replace(teacher, denoiser=student)  # pyright: ignore[reportArgumentType]
+
+
+def latent_of(settings: Any) -> Any:
+    """The λ path of the student, where its objective takes one; a codebook without a size has a vector for each of the L draws."""
+    return students.latent_of(settings.latent, settings.objective) if settings.objective.takes_mixture else None
+
+
+def is_latent_of(network: nn.Module) -> Callable[[str], bool]:
+    """Which of the network's parameters belong to the λ path."""
+    return unet_latent if isinstance(network, UNet) else is_latent
+
+
+def inherited(teacher: Any, latent: Any, rng: torch.Generator, model: Any) -> Any:
+    """A network of shape `model` with the teacher's weights, and a λ path drawn from `rng`."""
+    sizes = (
+        ("num_states", "num_codes", "num_classes", "length")
+        if isinstance(teacher, MaskGit)
+        else ("num_states", "shape")
+    )
+    sizes = {name: getattr(teacher, name) for name in sizes if hasattr(teacher, name)}
+    if isinstance(teacher, MaskGit):
+        del sizes["num_states"]
+    return inherit(teacher, lambda: type(teacher)(model, **sizes, latent=latent), latent, rng, is_latent_of(teacher))
+
+
+def fit(
+    settings: Any,
+    student: Model,
+    teacher: Model | None,
+    source: Source | Stream,
+    world: World,
+    folder: Path,
+    *,
+    optimizer_from: Path | None = None,
+    gather_raw: bool = False,
+) -> Trained:
+    """Train `student` by the objective on the sequences of `source` under DeepSpeed. Raises `Interrupted` on a signal."""
+    student.denoiser.activation_checkpointing = settings.train.activation_checkpointing
+    trained = train(
+        make_objective(settings, student, teacher, world),
+        batches_of(settings, source, world),
+        train=settings.train,
+        optim=settings.optim,
+        zero=settings.zero,
+        run_dir=folder,
+        wandb=settings.wandb,
+        device=settings.run.device,
+        is_latent=is_latent_of(student.denoiser),
+        label=settings.objective.label,
+        settings=to_dict(settings),
+        optimizer_from=optimizer_from,
+        gather_raw=gather_raw,
+    )
+    return whole(trained)
+
+
+def batches_of(settings: Any, source: Source | Stream, world: World) -> BatchStream:
+    """This rank's micro batches of the run."""
+    return BatchStream(
+        source,
+        micro_batch_size=settings.train.micro_batch_size,
+        gradient_accumulation=settings.train.gradient_accumulation,
+        rank=world.rank,
+        world_size=world.size,
+        stratified=settings.objective.antithetic,
+    )
+
+
+def make_objective(settings: Any, student: Model, teacher: Model | None, world: World) -> nn.Module:
+    """What the engine wraps; the teacher is moved to the device in the dtype of training."""
+    frozen = None
+    if teacher is not None:
+        with exact_buffers(teacher.denoiser):
+            frozen = teacher.denoiser.to(world.device, _DTYPES[settings.train.dtype])
+    return settings.objective.build(student.denoiser, student.process, seed=settings.train.seed, teacher=frozen)
+
+
+def whole(trained: Trained) -> Trained:
+    """The training, if it came to its end. Raises `Interrupted` where a signal ended it."""
+    if trained.progress.signal:
+        raise Interrupted(trained.progress.signal)
+    return trained
+
+
+# Rounds
+
+
+def run_rounds(domain: Domain, settings: Any, rounds: Sequence[Any]) -> None:
+    """Train `rounds` one after the other, each in a folder of its own below the chain's, and report on all of them.
+
+    A round that is finished is passed over, one that was interrupted resumes. Its teacher is the student of the round before it, averaged
+    or raw as its `teacher.weights` says, unless it names another. Raises as `run_once` does, and `ValueError` for a round that lives
+    elsewhere than in the chain's folder, or was begun under other settings.
+    """
+    base, world = run_dir(domain, settings), init_distributed(settings.run.device)
+    chain = [linked(domain, settings, rounds, index) for index in range(len(rounds))]
+    folders = [run_dir(domain, one) for one in chain]
+    for number, (one, folder) in enumerate(zip(chain, folders, strict=True), 1):
+        if folder != base / f"round_{number}":
+            raise ValueError(f"rounds[{number - 1}]: run.dir must be {base / f'round_{number}'}, got {str(folder)!r}")
+        world.on_main(lambda one=one, folder=folder: check_settings(domain, one, folder, rounds=True))
+    data = None
+    with opened(domain, settings, base, world):
+        for index, (one, folder) in enumerate(zip(chain, folders, strict=True)):
+            place = f"round {index + 1} of {len(chain)}"
+            if world.on_main(lambda one=one, folder=folder: is_finished(folder, reported=not one.eval.skip)):
+                logger.info("%s: finished before", place)
+                continue
+            logger.info("%s", place)
+            wants_raw = index + 1 < len(chain) and chain[index + 1].teacher.weights == "raw"
+            moments = folders[index - 1] if index and not one.train.reset_optimizer else None
+            data = run_once(domain, one, export_raw=wants_raw, optimizer_from=moments)
+        models = {name: folder / STUDENT for name, folder in zip(names(chain), folders, strict=True)}
+        finished = FinishedRun(domain=domain, folder=base, settings=settings, models=models)
+        data = data or domain.data(settings, world, cache_dir(settings.run))
+        if world.is_main:
+            data.save(base)
+            finished.write()
+        close(finished, data, world)
+
+
+def names(rounds: Sequence[Any]) -> list[str]:
+    """What the models of the rounds are called: by their objective, with a number where it comes more than once."""
+    kinds = [kind_of(OBJECTIVES, one.objective) for one in rounds]
+    return [
+        kind if Counter(kinds)[kind] == 1 else f"{kind}-{kinds[: index + 1].count(kind)}"
+        for index, kind in enumerate(kinds)
+    ]
+
+
+def linked(domain: Domain, settings: Any, rounds: Sequence[Any], index: int) -> Any:
+    """Round `index` with its teacher: the round before it, unless it is the first, needs none or names its own."""
+    one = rounds[index]
+    own = any(key in ("teacher", "teacher.path", "teacher.kind") for key in settings.rounds[index])
+    if index == 0 or own or not one.objective.needs_teacher:
+        return one
+    weights = one.teacher.weights
+    folder = run_dir(domain, rounds[index - 1]) / (STUDENT if weights == "ema" else STUDENT_RAW)
+    teacher = dataclasses.replace(one.teacher, kind="pretrained", path=str(folder), weights=weights)
+    return dataclasses.replace(one, teacher=teacher)

@@ -1,0 +1,415 @@
+"""A run of the toy domain in this process: its stages, what is cached, resumed and refused, and its rounds."""
+
+import dataclasses
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from torch import Tensor
+
+from di4c_lm.core.files import lock
+from di4c_lm.data.batches import PackedSource
+from di4c_lm.domains.domain import DOMAINS, FinishedRun
+from di4c_lm.mixtures.settings import LatentConfig
+from di4c_lm.objectives.di4c import Di4C
+from di4c_lm.objectives.mdlm import Mdlm
+from di4c_lm.objectives.sdtt import Sdtt
+from di4c_lm.runs import recipe
+from di4c_lm.runs.folder import run_dir
+from di4c_lm.training.settings import RunConfig
+from tests.domains.toy import DOMAIN, ToySettings
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(DOMAINS, "toy", "tests.domains.toy")
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[..., ToySettings]:
+    """Settings of a run in the folder `name`, with other values of sections' keys: `train={"steps": 2}`."""
+
+    def settings(name: str = "run", cache: str = "cache", **sections: Any) -> ToySettings:
+        place = RunConfig(dir=str(tmp_path / name), cache_dir=str(tmp_path / cache), device="cpu", threads=1)
+        base = ToySettings(run=place)
+        changed = {
+            key: dataclasses.replace(getattr(base, key), **value) if isinstance(value, dict) else value
+            for key, value in sections.items()
+        }
+        return dataclasses.replace(base, **changed)
+
+    return settings
+
+
+def run(settings: ToySettings, rounds: Any = ()) -> Path:
+    """The folder of a run that ends well."""
+    assert recipe.run(DOMAIN, settings, rounds) == 0
+    return run_dir(DOMAIN, settings)
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "tokens_per_s"} for row in rows]
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def same(one: Path, other: Path) -> bool:
+    first, second = weights(one), weights(other)
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture
+def killer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int, int], None]]:
+    """`killer(number, signal)` sends this process a signal while it reads its `number`-th batch from now on."""
+    read, planned = PackedSource.read, {}
+
+    def watched(self: PackedSource, start: int, count: int) -> Any:
+        if planned and count == 4:
+            planned["left"] -= 1
+            if planned["left"] == 0:
+                os.kill(os.getpid(), planned.pop("signal"))
+                planned.clear()
+        return read(self, start, count)
+
+    monkeypatch.setattr(PackedSource, "read", watched)
+    yield lambda number, name: planned.update(left=number, signal=name)
+    assert not planned, "the signal was not sent"
+
+
+def test_a_run_leaves_its_settings_metrics_checkpoints_models_and_report(make: Callable[..., ToySettings]) -> None:
+    settings = make()
+    folder = run(settings)
+    names = {path.name for path in folder.iterdir()}
+    assert names == {
+        "config.yaml",
+        "metrics.jsonl",
+        "checkpoints",
+        "teacher",
+        "student",
+        "parts.json",
+        "report",
+        "toy.json",
+    }
+    assert [row["step"] for row in metrics(folder)] == [1, 2, 3, 4]
+    assert {"loss", "distil", "consistency", "data_corr", "data_marginal", "lr", "grad_norm", "skipped"} < set(
+        metrics(folder)[0]
+    )
+    finished = FinishedRun.read(folder)
+    assert finished.domain is DOMAIN and finished.settings == settings
+    assert finished.models == {"teacher": folder / "teacher", "student": folder / "student"}
+    before, after = weights(folder / "teacher"), weights(folder / "student")
+    assert all(torch.equal(after[name], value) for name, value in before.items()), "the backbone is the teacher's"
+    rows = json.loads((folder / "report" / "toy.json").read_text())["rows"]
+    assert [(row["model"], row["steps"]) for row in rows] == [
+        ("teacher", 1),
+        ("teacher", 4),
+        ("student", 1),
+        ("student", 4),
+    ]
+
+
+def test_a_finished_run_can_be_moved(make: Callable[..., ToySettings], tmp_path: Path) -> None:
+    folder = run(make())
+    moved = folder.rename(tmp_path / "elsewhere")
+    assert FinishedRun.read(moved).models["teacher"] == moved / "teacher"
+    assert DOMAIN.report(FinishedRun.read(moved)).count("\n") == 3
+
+
+def test_without_its_report_a_run_can_have_one_later(make: Callable[..., ToySettings]) -> None:
+    folder = run(make(eval={"skip": True}))
+    assert not (folder / "report").exists()
+    DOMAIN.report(FinishedRun.read(folder))
+    assert (folder / "report" / "toy.json").exists()
+
+
+def test_the_same_settings_give_the_same_student(make: Callable[..., ToySettings]) -> None:
+    one, two, other = run(make("a")), run(make("b")), run(make("c", train={"seed": 1}))
+    assert metrics(one) == metrics(two) and same(one / "student", two / "student")
+    assert not same(one / "student", other / "student")
+
+
+# The teacher
+
+
+def trained_teachers(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by one with each teacher that is trained."""
+    pretrain, calls = recipe.pretrain, []
+
+    def counted(*arguments: Any) -> Any:
+        calls.append(1)
+        return pretrain(*arguments)
+
+    monkeypatch.setattr(recipe, "pretrain", counted)
+    return calls
+
+
+def test_a_trained_teacher_is_taken_from_the_cache(
+    make: Callable[..., ToySettings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = trained_teachers(monkeypatch)
+    first = run(make("a"))
+    second = run(make("b", train={"seed": 3}, optim={"lr": 0.1}))
+    assert len(calls) == 1 and same(first / "teacher", second / "teacher")
+    longer = make("a").teacher
+    longer = dataclasses.replace(longer, pretrain=dataclasses.replace(longer.pretrain, steps=5))
+    third = run(make("c", teacher=longer))
+    assert len(calls) == 2 and not same(first / "teacher", third / "teacher"), "what shapes a teacher is in its key"
+    run(make("d", sequences=32))
+    assert len(calls) == 3, "its data too"
+
+
+def test_a_damaged_teacher_is_made_again(
+    make: Callable[..., ToySettings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls = trained_teachers(monkeypatch)
+    first = run(make("a"))
+    (entry,) = (path for path in (tmp_path / "cache" / "teachers").iterdir() if path.is_dir())
+    content = (entry / "model.safetensors").read_bytes()
+    (entry / "model.safetensors").write_bytes(content[:-100])
+    second = run(make("b"))
+    assert len(calls) == 2 and str(entry) in caplog.text
+    assert same(first / "teacher", second / "teacher") and (entry / "model.safetensors").read_bytes() == content
+
+
+def test_a_teacher_is_given_or_random(make: Callable[..., ToySettings], monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = trained_teachers(monkeypatch)
+    random = run(make("a", teacher={"kind": "random"}))
+    assert all(value.any() for value in weights(random / "teacher").values()), "no gate is left at zero"
+    given = run(make("b", teacher={"kind": "pretrained", "path": str(random / "teacher")}))
+    assert not calls and same(random / "teacher", given / "teacher")
+    with pytest.raises(ValueError, match="/nowhere"):
+        recipe.run(DOMAIN, make("c", teacher={"kind": "pretrained", "path": "/nowhere"}))
+
+
+# Interruption
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupted_run_resumes_to_the_same_student(
+    make: Callable[..., ToySettings], killer: Callable[[int, int], None], number: int
+) -> None:
+    whole = run(make("whole"))
+    settings = make("broken")
+    killer(2, number)
+    assert recipe.run(DOMAIN, settings) == 128 + number
+    folder = run_dir(DOMAIN, settings)
+    assert not (folder / "student").exists() and len(metrics(folder)) == 2
+    assert not list(folder.glob("*.lock")) and not (folder / ".lock").exists()
+    assert metrics(run(settings)) == metrics(whole) and same(folder / "student", whole / "student")
+
+
+def test_an_interrupted_teacher_resumes_to_the_same_teacher(
+    make: Callable[..., ToySettings], killer: Callable[[int, int], None]
+) -> None:
+    whole = run(make("whole"))
+    settings = make("broken", cache="another")
+    killer(2, signal.SIGTERM)
+    assert recipe.run(DOMAIN, settings) == 128 + signal.SIGTERM
+    assert not (run_dir(DOMAIN, settings) / "metrics.jsonl").exists(), "the student had not begun"
+    folder = run(settings)
+    assert same(folder / "teacher", whole / "teacher") and same(folder / "student", whole / "student")
+
+
+# What a folder refuses
+
+
+def test_a_folder_of_other_settings_is_refused_by_the_keys_and_left_as_it_is(make: Callable[..., ToySettings]) -> None:
+    folder = run(make())
+    before = contents(folder)
+    with pytest.raises(
+        ValueError, match=r"other settings: optim.lr=0.01 there, 0.02 here; train.seed=0 there, 1 here\."
+    ):
+        recipe.run(DOMAIN, make(optim={"lr": 0.02}, train={"seed": 1, "log_every": 3}))
+    with pytest.raises(ValueError, match="train.steps must be at least 4, where the run in .* stands, got 2"):
+        recipe.run(DOMAIN, make(train={"steps": 2}))
+    assert contents(folder) == before
+
+
+def test_a_run_may_be_made_longer(make: Callable[..., ToySettings]) -> None:
+    folder = run(make(train={"steps": 2}))
+    assert len(metrics(run(make()))) == 4
+    assert yaml.safe_load((folder / "config.yaml").read_text())["train"]["steps"] == 4
+
+
+def test_a_folder_in_which_nothing_was_trained_takes_other_settings(make: Callable[..., ToySettings]) -> None:
+    with pytest.raises(ValueError, match="/nowhere"):
+        recipe.run(DOMAIN, make(teacher={"kind": "pretrained", "path": "/nowhere"}))
+    run(make())
+
+
+def test_two_runs_do_not_share_a_folder(make: Callable[..., ToySettings], tmp_path: Path) -> None:
+    with lock(tmp_path / "run" / ".lock", "training something"), pytest.raises(ValueError, match="training something"):
+        recipe.run(DOMAIN, make())
+    assert [path.name for path in (tmp_path / "run").iterdir()] == []
+    run(make())
+
+
+def test_a_folder_that_cannot_be_written_is_named(make: Callable[..., ToySettings], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="run.dir: .*file/run cannot be written"):
+        recipe.run(DOMAIN, make("file/run"))
+
+
+def test_the_folders_name_is_the_runs_or_a_hash_of_what_shapes_it() -> None:
+    def name(**sections: Any) -> Path:
+        return run_dir(DOMAIN, dataclasses.replace(ToySettings(), **sections))
+
+    base = ToySettings()
+    assert name(run=RunConfig(name="mine")) == Path("outputs/mine")
+    assert name(run=RunConfig(dir="/x/y")) == Path("/x/y")
+    unnamed = name()
+    assert unnamed.parent == Path("outputs") and unnamed.name.startswith("toy-")
+    assert (
+        name(train=dataclasses.replace(base.train, log_every=3), eval=dataclasses.replace(base.eval, skip=True))
+        == unnamed
+    )
+    assert name(train=dataclasses.replace(base.train, steps=3)) != unnamed
+
+
+# Objectives
+
+
+@pytest.mark.parametrize(
+    "objective, terms",
+    [
+        (Mdlm(), {"bound_per_token"}),
+        (Mdlm(init="teacher", times="iid"), {"bound_per_token"}),
+        (Sdtt(dt=0.125), {"divergence_per_token"}),
+        (Di4C(consistency_samples=2), {"consistency", "data_marginal"}),
+    ],
+)
+def test_every_objective_trains_by_the_same_recipe(
+    make: Callable[..., ToySettings], objective: Any, terms: set[str]
+) -> None:
+    folder = run(make(objective=objective))
+    assert terms < set(metrics(folder)[0])
+    scratch = isinstance(objective, Mdlm) and objective.init == "scratch"
+    assert (folder / "teacher").exists() != scratch
+    assert ("student", 1) in {
+        (row["model"], row["steps"]) for row in json.loads((folder / "report" / "toy.json").read_text())["rows"]
+    }
+
+
+def test_an_objective_without_lambda_refuses_a_mixture_for_teacher(make: Callable[..., ToySettings]) -> None:
+    mixture = run(make("a")) / "student"
+    given = {"kind": "pretrained", "path": str(mixture)}
+    with pytest.raises(ValueError, match="objective must be likelihood or di4c where the teacher is a mixture"):
+        recipe.run(DOMAIN, make("b", teacher=given, objective=Sdtt()))
+    again = run(make("c", teacher=given, train={"steps": 1}))
+    assert set(weights(again / "student")) == set(weights(mixture)), "a second round goes on with λ"
+
+
+def test_a_batch_that_the_ranks_cannot_share_is_refused(
+    make: Callable[..., ToySettings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = make()
+    world = dataclasses.replace(recipe.init_distributed("cpu"), size=3)
+    data = DOMAIN.data(settings, world, Path())
+    model = recipe.fresh_model(DOMAIN, settings, data, 0)
+    with pytest.raises(ValueError, match="teacher.pretrain.batch_size must be a multiple of the 3 ranks, got 4"):
+        recipe.pretrain(DOMAIN, settings, model, data.source(0), world, Path())
+
+
+# Rounds
+
+
+def rounds_of(make: Callable[..., ToySettings], *rounds: dict[str, Any]) -> tuple[ToySettings, list[ToySettings]]:
+    said = tuple({f"{section}": "" for section in one} for one in rounds)
+    chain = make(rounds=said)
+    return chain, [
+        make(f"run/round_{number}", **{"train": {"seed": number - 1, "steps": 2}, **one})
+        for number, one in enumerate(rounds, 1)
+    ]
+
+
+ROUNDS: tuple[dict[str, Any], ...] = (
+    {"objective": Mdlm()},
+    {"objective": Sdtt(dt=0.125), "train": {"steps": 2, "seed": 1, "reset_optimizer": False}},
+    {"objective": Sdtt(dt=0.25)},
+    {"eval": {"skip": True}},
+)
+
+
+def with_raw(rounds: list[ToySettings]) -> list[ToySettings]:
+    """The second round learns from the raw weights of the first."""
+    rounds[1] = dataclasses.replace(rounds[1], teacher=dataclasses.replace(rounds[1].teacher, weights="raw"))
+    return rounds
+
+
+def test_each_round_learns_from_the_one_before(
+    make: Callable[..., ToySettings], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    settings, rounds = rounds_of(make, *ROUNDS)
+    folder = run(settings, with_raw(rounds))
+    assert "the optimiser goes on from" in caplog.text
+    steps = [folder / f"round_{number}" for number in range(1, 5)]
+    assert [(one / "student_raw").exists() for one in steps] == [True, False, False, False], (
+        "where the next round wants them"
+    )
+    assert not (steps[0] / "teacher").exists() and same(steps[1] / "teacher", steps[0] / "student_raw")
+    assert same(steps[2] / "teacher", steps[1] / "student") and same(steps[3] / "teacher", steps[2] / "student")
+    assert [(one / "report").exists() for one in steps] == [True, True, True, False]
+    finished = FinishedRun.read(folder)
+    assert list(finished.models) == ["mdlm", "sdtt-1", "sdtt-2", "likelihood"]
+    rows = json.loads((folder / "report" / "toy.json").read_text())["rows"]
+    assert list(dict.fromkeys(row["model"] for row in rows)) == list(finished.models)
+
+
+def test_a_finished_round_is_passed_over_and_an_interrupted_one_resumes(
+    make: Callable[..., ToySettings], killer: Callable[[int, int], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    settings, rounds = rounds_of(make, {"objective": Mdlm()}, {})
+    killer(2 + 1, signal.SIGTERM)  # two updates of the first round, one of the second
+    assert recipe.run(DOMAIN, settings, rounds) == 128 + signal.SIGTERM
+    folder = run_dir(DOMAIN, settings)
+    first = contents(folder / "round_1")
+    caplog.clear()
+    run(settings, rounds)
+    assert "round 1 of 2: finished before" in caplog.text and "resumed from" in caplog.text
+    assert contents(folder / "round_1") == first
+    assert len(metrics(folder / "round_2")) == 2
+
+
+def test_other_settings_of_a_finished_round_are_refused_before_anything_is_written(
+    make: Callable[..., ToySettings],
+) -> None:
+    settings, rounds = rounds_of(make, {"objective": Mdlm()}, {})
+    folder = run(settings, rounds)
+    before = contents(folder)
+    longer = [dataclasses.replace(one, train=dataclasses.replace(one.train, steps=3)) for one in rounds]
+    with pytest.raises(ValueError, match=r"round_1 holds a run with other settings: train.steps=2 there, 3 here"):
+        recipe.run(DOMAIN, settings, longer)
+    elsewhere = [rounds[0], dataclasses.replace(rounds[1], run=RunConfig(dir="x"))]
+    with pytest.raises(ValueError, match=r"rounds\[1\]: run.dir must be .*round_2, got 'x'"):
+        recipe.run(DOMAIN, settings, elsewhere)
+    assert contents(folder) == before
+
+
+def test_a_round_that_names_its_teacher_keeps_it(make: Callable[..., ToySettings]) -> None:
+    given = {"kind": "pretrained", "path": "a/b"}
+    settings, rounds = rounds_of(make, {"objective": Mdlm()}, {"teacher": given}, {})
+    paths = [recipe.linked(DOMAIN, settings, rounds, index).teacher.path for index in range(3)]
+    assert paths == [None, "a/b", str(run_dir(DOMAIN, rounds[1]) / "student")]
+
+
+def test_a_codebook_without_a_size_has_a_vector_for_each_lambda(make: Callable[..., ToySettings]) -> None:
+    latent = LatentConfig(law="codebook", path="head", codebook_size=0, window=1)
+    folder = run(make(latent=latent, objective=Di4C(num_lambdas=3)))
+    config = json.loads((folder / "student" / "config.json").read_text())
+    assert config["latent"]["codebook_size"] == 3
