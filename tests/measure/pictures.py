@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from di4c_lm.data.images.images import ImageSet
-from di4c_lm.measure.images.features import NetworkFeatures
+from di4c_lm.measure.images.features import FeatureNet
 
 CLASSES = ("dark", "bright", "striped")
 
@@ -45,7 +45,7 @@ class Painter:
         return np.broadcast_to(blurred, (num, 6, 6, channels))[:, :height, :width], float(2 * steps)
 
 
-def projection(num_classes: int = 3) -> NetworkFeatures:
+def projection(num_classes: int = 3) -> FeatureNet:
     """Four fixed numbers of an image, and probabilities of as many classes."""
     weight = torch.randn(36, 4 + num_classes, generator=torch.Generator().manual_seed(0)) / 6
 
@@ -53,4 +53,4 @@ def projection(num_classes: int = 3) -> NetworkFeatures:
         found = (planes.flatten(1).float() / 64) @ weight
         return found[:, :4], found[:, 4:]
 
-    return NetworkFeatures(forward, {"name": "projection", "kind": "random", "sha256": "0" * 64}, batch_size=32)
+    return FeatureNet(forward, {"name": "projection", "kind": "random", "sha256": "0" * 64}, batch_size=32)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from di4c_lm.core.cache import Cache
 from di4c_lm.core.files import read_json, save_tensors, write_json
 from di4c_lm.core.settings import positive
-from di4c_lm.measure.images.features import NetworkFeatures
+from di4c_lm.measure.images.features import FeatureNet
 from di4c_lm.measure.render.manifest import weights_hash
 
 _FORMAT = 2  # of the cache's key: a change in how classifiers are trained raises it
@@ -77,7 +77,7 @@ def classifier_features(
     batch_size: int = 256,
     progress: bool = True,
     device: torch.device | str = "cpu",
-) -> NetworkFeatures:
+) -> FeatureNet:
     """The classifier of these images (0..255), trained now or taken from the cache for the same images, labels and settings.
 
     Its facts say how it was trained, its share of right answers on the images and on `held_out`, and that it is no Inception. Seeded by
@@ -185,7 +185,7 @@ def _load(
     *,
     batch_size: int,
     device: torch.device | str,
-) -> NetworkFeatures:
+) -> FeatureNet:
     from safetensors.torch import load_file
 
     with torch.random.fork_rng(devices=[]):
@@ -194,4 +194,4 @@ def _load(
     facts = read_json(folder / "classifier.json")
     network.eval().requires_grad_(False).to(device)
     identity = {"name": "classifier", "kind": NOTE, "sha256": weights_hash(folder)}
-    return NetworkFeatures(network, {**identity, **facts}, batch_size=batch_size, device=device)
+    return FeatureNet(network, {**identity, **facts}, batch_size=batch_size, device=device)

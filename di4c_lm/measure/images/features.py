@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, final, runtime_checkable
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -32,20 +32,12 @@ class Embedded:
     probabilities: Float[ndarray, "N K"] | None
 
 
-@runtime_checkable
-class FeatureNet(Protocol):
-    """A network that turns bytes into features. `facts` say which one, JSON-ready: at least `name` and `sha256` of its weights."""
-
-    facts: Mapping[str, Any]
-
-    def embed(self, images: UInt8[ndarray, "N H W C"]) -> Embedded:
-        """Features of images of 0..255, the same for an image whatever stands beside it."""
-        ...
-
-
 @final
-class NetworkFeatures:
-    """`forward` takes bytes (n, 3 or 1, H, W) on `device` to features (n, F) and logits (n, K) or None."""
+class FeatureNet:
+    """A network that turns bytes into features: `forward` takes (n, 3 or 1, H, W) on `device` to features (n, F) and logits (n, K) or None.
+
+    `facts` say which one, JSON-ready: at least `name` and `sha256` of its weights.
+    """
 
     def __init__(
         self,
@@ -62,7 +54,10 @@ class NetworkFeatures:
 
     @torch.inference_mode()
     def embed(self, images: UInt8[ndarray, "N H W C"]) -> Embedded:
-        """As `FeatureNet.embed`. Raises `ValueError` for no images and for features that are not finite."""
+        """Features of images of 0..255, the same for an image whatever stands beside it.
+
+        Raises `ValueError` for no images and for features that are not finite.
+        """
         if len(images) == 0:
             raise ValueError("features need at least one image, found none")
         features, probabilities = [], []
@@ -84,7 +79,7 @@ def _batches(images: UInt8[ndarray, "N H W C"], batch_size: int) -> Iterator[UIn
 
 def inception_features(
     path: Path | None = None, *, batch_size: int = 32, device: torch.device | str = "cpu"
-) -> NetworkFeatures:
+) -> FeatureNet:
     """The Inception of published FIDs: 2,048 pool features, and class probabilities from logits without bias, by torch-fidelity.
 
     Its weights are `path`, else the file that torch-fidelity keeps in torch's hub folder; nothing is downloaded. Raises `ValueError` where
@@ -115,10 +110,10 @@ def inception_features(
         return network(planes.expand(-1, 3, -1, -1))
 
     facts = {"name": "inception", "kind": "torch-fidelity, Inception v3 of 2015-12-05", "sha256": weights_hash(file)}
-    return NetworkFeatures(forward, facts, batch_size=batch_size, device=device)
+    return FeatureNet(forward, facts, batch_size=batch_size, device=device)
 
 
-def folder_features(path: Path, *, batch_size: int = 32, device: torch.device | str = "cpu") -> NetworkFeatures:
+def folder_features(path: Path, *, batch_size: int = 32, device: torch.device | str = "cpu") -> FeatureNet:
     """A vision model of transformers in a folder (config.json, safetensors): its pooled output, else the mean of its last hidden states.
 
     Images are resized (bicubic, antialiased) to the size its config or preprocessor_config.json tells, scaled to 0..1 and standardised with
@@ -164,7 +159,7 @@ def folder_features(path: Path, *, batch_size: int = 32, device: torch.device | 
         return _pooled(out, trained=pooled), None
 
     facts = {"name": str(path), "kind": f"transformers, {type(model).__name__}", "sha256": weights_hash(path)}
-    return NetworkFeatures(forward, {**facts, "image_size": size}, batch_size=batch_size, device=device)
+    return FeatureNet(forward, {**facts, "image_size": size}, batch_size=batch_size, device=device)
 
 
 def _pooled(out: Any, *, trained: bool) -> Tensor:

@@ -102,16 +102,24 @@ class ImageReport:
     reference: Mapping[str, Any]
 
 
-def image_report(
-    samplers: Sequence[ImageSampler],
-    train: RealImages,
-    validation: RealImages,
-    settings: ImageReportConfig,
-    *,
-    cache_dir: Path,
-    device: str = "cpu",
-    progress: bool = True,
-) -> ImageReport:
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ImageRun:
+    """A finished run: its samplers, the teacher first, its images, and where each model's weights came from.
+
+    `images` have `train` and `validation`, both `RealImages`. `config`: the run's settings as plain values. `dtypes`: of each model.
+    """
+
+    folder: Path
+    samplers: Sequence[ImageSampler]
+    images: Any
+    config: Mapping[str, Any]
+    checkpoints: Mapping[str, Path]
+    dtypes: Mapping[str, str]
+    cache_dir: Path
+
+
+def image_report(run: ImageRun, settings: ImageReportConfig, *, progress: bool = True) -> ImageReport:
     """Measure every sampler at every step count, and real images. The first sampler, as a rule the teacher, is the one compared with.
 
     A row holds model, steps, nfe, num_samples, seconds; fid, inception_score, precision, recall, density, coverage, label_agreement (share
@@ -121,20 +129,24 @@ def image_report(
     hold the reference fixed and resample the images of the row; those of recall and coverage resample the reference's.
 
     Raises `ValueError`: two samplers of one name or one called "data", images of another shape than the real ones, features that cannot be
-    had, a reference that does not fit.
+    had, a reference that does not fit, a GPU that is not there.
     """
-    names = [sampler.name for sampler in samplers]
+    names = [sampler.name for sampler in run.samplers]
     if DATA in names or len(set(names)) != len(names):
         raise ValueError(f"samplers must have names of their own, none of them {DATA!r}, got {names}")
-    net = feature_net(train, validation, settings, cache_dir=cache_dir, device=device, progress=progress)
-    against, others = (train, validation) if settings.against == "train" else (validation, train)
+    net = feature_net(run, settings, progress=progress)
+    against, others = run.images.train, run.images.validation
+    if settings.against == "validation":
+        against, others = others, against
     bench = _Bench(net=net, reference=_reference(net, against, settings), settings=settings)
     resampling = {"resamples": settings.bootstrap, "seed": settings.seeds[0]}
     rows: list[Row] = []
     quantities: dict[tuple[str, int], Row] = {}
     shown: dict[tuple[str, int], UInt8[ndarray, "N H W C"]] = {}
-    real = _real(net, others, settings)
-    for one in chain([real], _sampled(samplers, net, settings, real.images.shape[1:], progress=progress)):
+    chosen = some(len(others.labels), settings.each_seed * len(settings.seeds))
+    images = others.as_bytes()[chosen]
+    real = ImageSamples(name=DATA, kind="data", images=images, labels=others.labels[chosen], embedded=net.embed(images))
+    for one in chain([real], _sampled(run.samplers, bench, images.shape[1:], progress=progress)):
         cell = (one.name, one.steps)
         quantities[cell] = measured(one, bench, METRICS)
         row: Row = {"model": one.name, "steps": one.steps, "nfe": one.nfe, "num_samples": len(one.images)}
@@ -149,30 +161,18 @@ def image_report(
     )
 
 
-def feature_net(
-    train: RealImages,
-    validation: RealImages,
-    settings: ImageReportConfig,
-    *,
-    cache_dir: Path,
-    device: str = "cpu",
-    progress: bool = True,
-) -> FeatureNet:
+def feature_net(run: ImageRun, settings: ImageReportConfig, *, progress: bool = True) -> FeatureNet:
     """The network that `settings.features` names. Raises `ValueError` as its makers do."""
+    device = device_of(settings.device)
     if settings.features == "inception":
         return inception_features(device=device)
     if settings.features != "classifier":
         path = Path(settings.features).expanduser()
         return (inception_features if path.suffix == ".pth" else folder_features)(path, device=device)
-    return classifier_features(
-        train.as_bytes(),
-        train.labels,
-        len(train.classes),
-        cache_dir=cache_dir,
-        held_out=(validation.as_bytes(), validation.labels),
-        device=device,
-        progress=progress,
-    )
+    train, validation = run.images.train, run.images.validation
+    how: dict[str, Any] = {"cache_dir": run.cache_dir, "device": device, "progress": progress}
+    held_out = (validation.as_bytes(), validation.labels)
+    return classifier_features(train.as_bytes(), train.labels, len(train.classes), held_out=held_out, **how)
 
 
 @final
@@ -197,21 +197,11 @@ def _reference(net: FeatureNet, images: RealImages, settings: ImageReportConfig)
     return made
 
 
-def _real(net: FeatureNet, images: RealImages, settings: ImageReportConfig) -> ImageSamples:
-    chosen = some(len(images.labels), settings.each_seed * len(settings.seeds))
-    real = images.as_bytes()[chosen]
-    return ImageSamples(name=DATA, kind="data", images=real, labels=images.labels[chosen], embedded=net.embed(real))
-
-
 def _sampled(
-    samplers: Sequence[ImageSampler],
-    net: FeatureNet,
-    settings: ImageReportConfig,
-    shape: tuple[int, ...],
-    *,
-    progress: bool,
+    samplers: Sequence[ImageSampler], bench: _Bench, shape: tuple[int, ...], *, progress: bool
 ) -> Iterator[ImageSamples]:
     """Every sampler at every step count, for all seeds in turn; classes are asked for evenly."""
+    settings = bench.settings
     count, seeds = settings.each_seed, settings.seeds
     bar = tqdm(
         [(one, n) for one in samplers for n in settings.steps], desc="evaluating", unit="row", disable=not progress
@@ -235,7 +225,7 @@ def _sampled(
             seconds=seconds,
             images=whole,
             labels=None if labels is None else np.tile(labels, len(seeds)),
-            embedded=net.embed(whole),
+            embedded=bench.net.embed(whole),
         )
 
 
@@ -261,31 +251,12 @@ def _comparisons(
     ]
 
 
-@final
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ImageRun:
-    """A finished run: its samplers, the teacher first, its images, and where each model's weights came from.
-
-    `images` have `train` and `validation`. `config`: the run's settings as plain values. `dtypes`: of each model, for the manifest.
-    """
-
-    folder: Path
-    samplers: Sequence[ImageSampler]
-    images: Any
-    config: Mapping[str, Any]
-    checkpoints: Mapping[str, Path]
-    dtypes: Mapping[str, str]
-    cache_dir: Path
-
-
 def run_report(run: ImageRun, settings: ImageReportConfig) -> str:
     """Measure the samplers of `run`, write images.{json,csv,png,html} and samples.png, and return the table.
 
     Raises `ValueError` as `image_report` does, and for a GPU that is not there.
     """
-    device, images = device_of(settings.device), run.images
-    how: dict[str, Any] = {"cache_dir": run.cache_dir, "device": device}
-    found = image_report(run.samplers, images.train, images.validation, settings, **how)
+    found = image_report(run, settings)
     paths = publish(found, run, settings)
     logger.info("report: %s", ", ".join(str(path) for path in paths.values()))
     return image_table(found)

@@ -3,15 +3,16 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 import torch
 
-from di4c_lm.data.images.images import ImageSet
+from di4c_lm.data.images.images import ImageSet, Split
 from di4c_lm.measure.images.features import INCEPTION_FILE, FeatureNet, folder_features, inception_features
-from di4c_lm.measure.images.report import ImageReportConfig, feature_net
+from di4c_lm.measure.images.report import ImageReportConfig, ImageRun, feature_net
 
 IMAGES = np.random.default_rng(0).integers(256, size=(5, 10, 12, 3)).astype(np.uint8)
 
@@ -51,7 +52,10 @@ def test_grey_images_are_read_as_grey_colours(vision_model: Path) -> None:
 
 def test_settings_name_the_network(vision_model: Path) -> None:
     images = ImageSet(images=IMAGES, labels=np.zeros(5, np.int64), classes=("x",), name="noise")
-    net = feature_net(images, images, ImageReportConfig(features=str(vision_model)), cache_dir=vision_model)
+    place: dict[str, Any] = {"folder": vision_model, "cache_dir": vision_model}
+    facts: dict[str, Any] = {"samplers": (), "config": {}, "checkpoints": {}, "dtypes": {}}
+    run = ImageRun(images=Split(images, images), **place, **facts)
+    net = feature_net(run, ImageReportConfig(features=str(vision_model)))
     assert net.facts["name"] == str(vision_model)
 
 

@@ -5,11 +5,13 @@ import io
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from di4c_lm.data.images.images import Split
 from di4c_lm.measure.images import report as images_module
 from di4c_lm.measure.images.reference import load_reference
 from di4c_lm.measure.images.report import ImageReport, ImageReportConfig, ImageRun, image_report, image_table, publish
@@ -25,10 +27,15 @@ def features(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images_module, "feature_net", lambda *_, **__: projection())
 
 
-def report(*samplers: Painter, **changed) -> ImageReport:
+def run_of(*samplers: Painter, folder: Path = Path("unused")) -> ImageRun:
+    facts: dict[str, Any] = {"config": {"x": 1}, "checkpoints": {"student": folder}, "dtypes": {"model": "float32"}}
+    images = Split(TRAIN, HELD_OUT)
+    return ImageRun(folder=folder, samplers=samplers or (TEACHER, STUDENT), images=images, cache_dir=folder, **facts)
+
+
+def report(*samplers: Painter, **changed: Any) -> ImageReport:
     plain = {"num_samples": 60, "steps": (1, 2), "bootstrap": 100, "permutations": 99, "grid": 4, **changed}
-    wanted = samplers or (TEACHER, STUDENT)
-    return image_report(wanted, TRAIN, HELD_OUT, ImageReportConfig(**plain), cache_dir=Path("unused"), progress=False)
+    return image_report(run_of(*samplers), ImageReportConfig(**plain), progress=False)
 
 
 def test_the_protocols_are_met() -> None:
@@ -176,16 +183,7 @@ def test_files_hold_what_was_measured(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     found = report()
     settings = ImageReportConfig(num_samples=60, steps=(1, 2))
-    run = ImageRun(
-        folder=tmp_path,
-        samplers=(TEACHER, STUDENT),
-        images=None,
-        config={"x": 1},
-        checkpoints={"student": tmp_path},
-        dtypes={"model": "float32"},
-        cache_dir=tmp_path,
-    )
-    paths = publish(found, run, settings)
+    paths = publish(found, run_of(folder=tmp_path), settings)
     told = json.loads(paths["json"].read_text())
     assert told["rows"] == found.rows and told["comparisons"] == found.comparisons
     manifest = told["manifest"]
