@@ -20,7 +20,7 @@ from benchmark.plain_images import unet_loss
 from benchmark.words import split_words
 from torch import Tensor, nn
 
-from di4c_lm.data.batches import batch_rng
+from di4c_lm.data.batches import Batch, batch_rng
 from di4c_lm.mixtures.settings import LatentConfig
 from di4c_lm.networks.unet import UNet, UnetConfig
 from di4c_lm.objectives.di4c import Di4C
@@ -65,15 +65,6 @@ class Settings:
         return torch.device(automatic if self.device == "auto" else self.device)
 
 
-@dataclass
-class Images:
-    """The batch."""
-
-    x: Tensor
-    sample_id: Tensor
-    epoch: Tensor
-
-
 def build(settings: Settings) -> tuple[UNet, UNet]:
     """Student and teacher with random weights everywhere, the same for both ways."""
     torch.manual_seed(0)
@@ -98,9 +89,7 @@ def measure(way: str, settings: Settings) -> dict[str, Any]:
     student, teacher = build(settings)
     rng, chain = torch.Generator().manual_seed(1), GaussianChain(num_states=settings.S)
     x = torch.randint(settings.S, (settings.B, student.length), generator=rng).to(device)
-    batch = Images(
-        x, torch.arange(settings.B, device=device), torch.zeros(settings.B, dtype=torch.int64, device=device)
-    )
+    batch = Batch(x, torch.arange(settings.B, device=device), torch.zeros(settings.B, dtype=torch.int64, device=device))
     watch, memory = Stopwatch(device), PeakMemory(device)
     best: dict[str, float] = {}
     loss = torch.zeros(())
@@ -122,7 +111,7 @@ def measure(way: str, settings: Settings) -> dict[str, Any]:
 
 
 def _loss(
-    way: str, settings: Settings, networks: tuple[UNet, UNet], chain: GaussianChain, batch: Images, watch: Stopwatch
+    way: str, settings: Settings, networks: tuple[UNet, UNet], chain: GaussianChain, batch: Batch, watch: Stopwatch
 ) -> Tensor:
     student, teacher = networks
     times_B = [torch.full((settings.B,), time, dtype=torch.float64) for time in (settings.t, settings.t - HOP)]

@@ -21,7 +21,7 @@ from benchmark.plain import backbone_loss
 from benchmark.words import split_words
 from torch import nn
 
-from di4c_lm.data.batches import batch_rng
+from di4c_lm.data.batches import Batch, batch_rng
 from di4c_lm.mixtures.settings import LatentConfig
 from di4c_lm.networks.dit import DIT, DitConfig
 from di4c_lm.objectives.di4c import Di4C
@@ -71,15 +71,6 @@ class Settings:
         return torch.device(automatic if self.device == "auto" else self.device)
 
 
-@dataclass
-class Tokens:
-    """The batch."""
-
-    x: torch.Tensor
-    sample_id: torch.Tensor
-    epoch: torch.Tensor
-
-
 def build(settings: Settings) -> tuple[DIT, DIT]:
     """Student and teacher with random weights everywhere, the same for both ways."""
     torch.manual_seed(0)
@@ -102,9 +93,7 @@ def measure(way: str, settings: Settings) -> dict[str, Any]:
     student, teacher = build(settings)
     rng = torch.Generator().manual_seed(1)
     x = torch.randint(settings.S - 1, (settings.B, settings.D), generator=rng).to(device)
-    batch = Tokens(
-        x, torch.arange(settings.B, device=device), torch.zeros(settings.B, dtype=torch.int64, device=device)
-    )
+    batch = Batch(x, torch.arange(settings.B, device=device), torch.zeros(settings.B, dtype=torch.int64, device=device))
     watch = Stopwatch(device)
     step = (
         lean_step(settings, student, teacher, batch, watch)
@@ -133,7 +122,7 @@ def measure(way: str, settings: Settings) -> dict[str, Any]:
     }
 
 
-def lean_step(settings: Settings, student: DIT, teacher: DIT, batch: Tokens, watch: Stopwatch) -> Any:
+def lean_step(settings: Settings, student: DIT, teacher: DIT, batch: Batch, watch: Stopwatch) -> Any:
     """The objective that trains, with the time held at t and a watch on its parts."""
     chosen = Di4C(num_lambdas=settings.L, chunk_rows=settings.chunk_rows)
     student.matmul_dtype = torch.bfloat16 if settings.matmul == "bf16" else None
@@ -154,7 +143,7 @@ def lean_step(settings: Settings, student: DIT, teacher: DIT, batch: Tokens, wat
     return lambda: objective(batch)[0]
 
 
-def plain_step(settings: Settings, student: DIT, teacher: DIT, batch: Tokens, watch: Stopwatch) -> Any:
+def plain_step(settings: Settings, student: DIT, teacher: DIT, batch: Batch, watch: Stopwatch) -> Any:
     """The published way, on the x_t that the objective would draw."""
     process = MaskedProcess(settings.S - 1)
     t_B = torch.full((settings.B,), settings.t, dtype=torch.float64, device=batch.x.device)
