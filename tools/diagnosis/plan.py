@@ -10,7 +10,7 @@ from di4c_lm.mixtures.latent import inject_block, is_latent
 from di4c_lm.mixtures.students import freeze_trunk
 from di4c_lm.networks.dit import DIT, DitConfig
 from di4c_lm.processes.denoiser import LOGITS_ON_CPU, LOGITS_ON_GPU
-from di4c_lm.runs.recipe import latent_of, needs_teacher
+from di4c_lm.runs.recipe import latent_of
 
 GIB = 2**30
 WAYS = ("0", "1", "2", "3", "1+offload", "2+offload", "3+offload")
@@ -34,7 +34,7 @@ def count(config: Config, model: DitConfig, num_states: int) -> Counts:
     """Of networks of shape `model` over S = `num_states`, made without memory."""
     with torch.device("meta"):
         student = DIT(model, num_states=num_states, latent=latent_of(config))
-        teacher = DIT(model, num_states=num_states) if needs_teacher(config) else None
+        teacher = DIT(model, num_states=num_states) if config.objective.needs_teacher else None
     freeze_trunk(student, student.latent, is_latent)
     named = dict(student.named_parameters())
     return Counts(

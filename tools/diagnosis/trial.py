@@ -45,7 +45,7 @@ def try_out(config: Config, world: World, steps: int) -> dict[str, Any]:
         if number == 1:
             _wait(world)
             started = time.perf_counter()
-        taken = update(engine, stream, config.optim.lr, lambda: 0, lambda what: None).tokens
+        taken = update(engine, batches, config.optim.lr, lambda: 0, lambda what: None).tokens
         tokens += taken if number else 0
     _wait(world)
     seconds = (time.perf_counter() - started) / steps
