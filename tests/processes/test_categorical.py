@@ -9,8 +9,8 @@ from di4c_lm.processes.categorical import sample_categorical, sample_categorical
 SIZES = [1, 2, 255, 256, 257, 511, 512, 513, 1000]
 
 
-def law(num_states: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    """A law with many zeros, at both ends too."""
+def distribution(num_states: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """A distribution with many zeros, at both ends too."""
     rng = torch.Generator().manual_seed(seed)
     p_S = torch.randn(num_states, generator=rng, dtype=torch.float64).mul(3).exp()
     p_S[torch.rand(num_states, generator=rng) < 0.4] = 0
@@ -24,12 +24,12 @@ def law(num_states: int, seed: int, dtype: torch.dtype = torch.float64) -> Tenso
 @pytest.mark.parametrize("num_states", SIZES)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_each_state_owns_an_interval_as_long_as_its_probability(num_states: int, dtype: torch.dtype) -> None:
-    p_S = law(num_states, num_states, dtype)
+    p_S = distribution(num_states, num_states, dtype)
     count = 20_000
     u = (torch.arange(count, dtype=torch.float64) + 0.5) / count
-    drawn = sample_categorical(p_S[None], u[None])[0]
-    assert bool((drawn.diff() >= 0).all())
-    share = drawn.bincount(minlength=num_states).double() / count
+    found = sample_categorical(p_S[None], u[None])[0]
+    assert bool((found.diff() >= 0).all())
+    share = found.bincount(minlength=num_states).double() / count
     exact = p_S.double() / p_S.double().sum()
     torch.testing.assert_close(share, exact, rtol=0, atol=1.01 / count + 1e-6)
     assert bool((share[exact == 0] == 0).all())
@@ -38,22 +38,22 @@ def test_each_state_owns_an_interval_as_long_as_its_probability(num_states: int,
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from(SIZES), st.integers(0, 1000), st.integers(0, 1000))
 def test_draws_equal_the_plain_inverse_function(num_states: int, seed: int, draw_seed: int) -> None:
-    p_S = law(num_states, seed)
+    p_S = distribution(num_states, seed)
     u = torch.rand(64, generator=torch.Generator().manual_seed(draw_seed), dtype=torch.float64)
     cdf_S = p_S.cumsum(0) / p_S.sum()
     expected = torch.searchsorted(cdf_S, u, right=True)
     margin = (cdf_S[:, None] - u).abs().min(0).values
-    drawn = sample_categorical(p_S[None], u[None])[0]
-    assert torch.equal(drawn[margin > 1e-12], expected[margin > 1e-12])
+    found = sample_categorical(p_S[None], u[None])[0]
+    assert torch.equal(found[margin > 1e-12], expected[margin > 1e-12])
 
 
 @pytest.mark.parametrize("edge", [0.0, 2.0**-53, 0.5, 1 - 2.0**-53])
 @pytest.mark.parametrize("num_states", SIZES)
 def test_a_state_of_probability_0_is_never_drawn(num_states: int, edge: float) -> None:
     for seed in range(20):
-        p_S = law(num_states, seed, torch.float32)
-        drawn = int(sample_categorical(p_S[None], torch.tensor([edge], dtype=torch.float64))[0])
-        assert p_S[drawn] > 0
+        p_S = distribution(num_states, seed, torch.float32)
+        found = int(sample_categorical(p_S[None], torch.tensor([edge], dtype=torch.float64))[0])
+        assert p_S[found] > 0
 
 
 @pytest.mark.parametrize("place", [0, 300, 999])
@@ -68,8 +68,8 @@ def test_rare_states_come_at_their_rate(rare: float, place: int) -> None:
         low, high = 0.0, 1.0
         for _ in range(70):
             middle = (low + high) / 2
-            drawn = int(sample_categorical(p_S[None], torch.tensor([middle], dtype=torch.float64))[0])
-            low, high = (low, middle) if drawn > place or (drawn == place and not above) else (middle, high)
+            found = int(sample_categorical(p_S[None], torch.tensor([middle], dtype=torch.float64))[0])
+            low, high = (low, middle) if found > place or (found == place and not above) else (middle, high)
         return high
 
     length = edge(above=True) - edge(above=False)

@@ -45,7 +45,7 @@ def test_a_network_is_asked_for_the_sequences_that_need_it() -> None:
     lam = (again.uniform((count, 1, 1)) * 2).float()[:, 0, 0].long()
     assert float((x_0[::2, 1] == ((lam + cond + x_t[:, 0]) % S)[::2]).double().mean()) > 0.97
     again.uniform((count, D))
-    assert torch.equal(rng.uniform((count, 1)), again.uniform((count, 1))), "λ, then x_0: two draws of the rng"
+    assert torch.equal(rng.uniform((count, 1)), again.uniform((count, 1))), "λ, then x_0: two tensors of the rng"
 
 
 def test_where_nothing_is_needed_no_call_is_made() -> None:

@@ -1,4 +1,4 @@
-"""Laws of the chain with Gaussian-target rates."""
+"""Distributions of the chain with Gaussian-target rates."""
 
 import math
 
@@ -25,14 +25,14 @@ def at(*values: float) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def random_law(num_rows: int, num_states: int, seed: int) -> Tensor:
+def random_distribution(num_rows: int, num_states: int, seed: int) -> Tensor:
     rng = KeyedRng(seed, torch.arange(num_rows))
     return (3 * rng.uniform((num_rows, num_states))).softmax(1)
 
 
-def near(counts: Tensor, law: Tensor) -> bool:
+def near(counts: Tensor, p: Tensor) -> bool:
     """Chi-squared of rows of counts, within six standard deviations over all cells."""
-    expected = law * counts.sum(-1, keepdim=True)
+    expected = p * counts.sum(-1, keepdim=True)
     kept = expected > 5
     statistic = float(((counts - expected) ** 2 / expected)[kept].sum())
     freedom = int(kept.sum())
@@ -41,7 +41,7 @@ def near(counts: Tensor, law: Tensor) -> bool:
 
 @settings(deadline=None, max_examples=40)
 @given(STATES, st.lists(TIMES, min_size=3, max_size=3))
-def test_transitions_are_laws_and_compose(num_states: int, times: list[float]) -> None:
+def test_transitions_are_distributions_and_compose(num_states: int, times: list[float]) -> None:
     """P(s, t) P(t, u) = P(s, u), its rows sum to 1, and P(t, t) is the identity."""
     process, (s, t, u) = chain(num_states), at(*sorted(times))
     q_SS = process.transition(u, s)
@@ -53,7 +53,7 @@ def test_transitions_are_laws_and_compose(num_states: int, times: list[float]) -
 
 @settings(deadline=None, max_examples=40)
 @given(STATES, TIMES)
-def test_the_stationary_law_stays_and_balances_in_detail(num_states: int, t: float) -> None:
+def test_the_stationary_distribution_stays_and_balances_in_detail(num_states: int, t: float) -> None:
     process = chain(num_states)
     pi_S, rate_SS, q_SS = process.stationary(), process.rate_matrix(), process.transition(at(t)[0])
     torch.testing.assert_close(pi_S @ q_SS, pi_S)
@@ -76,16 +76,18 @@ def test_transitions_solve_the_forward_equation(num_states: int, t: float) -> No
 
 @settings(deadline=None, max_examples=40)
 @given(STATES, st.lists(TIMES, min_size=2, max_size=2, unique=True), st.integers(0, 99))
-def test_the_posterior_is_a_law_and_that_of_the_data_is_bayes(num_states: int, times: list[float], seed: int) -> None:
-    """With p_0 the true p(x_0 | x_t) of any data law, the posterior is the true p(x_s | x_t)."""
+def test_the_posterior_is_a_distribution_and_that_of_the_data_is_bayes(
+    num_states: int, times: list[float], seed: int
+) -> None:
+    """With p_0 the true p(x_0 | x_t) of any data, the posterior is the true p(x_s | x_t)."""
     process, (s, t) = chain(num_states), at(*sorted(times))
-    data_S = random_law(1, num_states, seed)[0]
+    data_S = random_distribution(1, num_states, seed)[0]
     joint_0t = data_S[:, None] * process.transition(t)
     p_0_NS = (joint_0t / joint_0t.sum(0)).T
-    law_NS = process.posterior(torch.arange(num_states), p_0_NS, t, s)
-    torch.testing.assert_close(law_NS.sum(1), torch.ones_like(law_NS[:, 0]))
+    q_NS = process.posterior(torch.arange(num_states), p_0_NS, t, s)
+    torch.testing.assert_close(q_NS.sum(1), torch.ones_like(q_NS[:, 0]))
     joint_st = (data_S @ process.transition(s))[:, None] * process.transition(t, s)
-    torch.testing.assert_close(law_NS, (joint_st / joint_st.sum(0)).T, atol=1e-9, rtol=1e-6)
+    torch.testing.assert_close(q_NS, (joint_st / joint_st.sum(0)).T, atol=1e-9, rtol=1e-6)
 
 
 @settings(deadline=None, max_examples=20)
@@ -93,15 +95,15 @@ def test_the_posterior_is_a_law_and_that_of_the_data_is_bayes(num_states: int, t
 def test_reverse_rates_are_the_slope_of_the_posterior(num_states: int, t: float, seed: int) -> None:
     """p(x_{t-h} = y | x_t = x) = h rate(x -> y) + O(h²) for y other than x."""
     process, when = chain(num_states), at(t)[0]
-    x_N, p_0_NS = torch.arange(num_states), random_law(num_states, num_states, seed)
+    x_N, p_0_NS = torch.arange(num_states), random_distribution(num_states, num_states, seed)
     rates_NS = process.reverse_rates(x_N, p_0_NS, when)
     h = 1e-6 / float(rates_NS.sum(1).max() + 1)
-    law_NS = process.posterior(x_N, p_0_NS, when, when - h)
-    off_NS = law_NS - law_NS.diag().diag()
+    q_NS = process.posterior(x_N, p_0_NS, when, when - h)
+    off_NS = q_NS - q_NS.diag().diag()
     torch.testing.assert_close(off_NS / h, rates_NS, atol=1e-4 * float(rates_NS.max()), rtol=1e-3)
 
 
-def test_draws_follow_the_laws() -> None:
+def test_samples_follow_the_distributions() -> None:
     """`prior`, `corrupt` and `bridge` against their matrices, each example with its own time."""
     process, count = chain(6), 20_000
     start = process.prior(1, count, KeyedRng(0, torch.arange(1)), torch.device("cpu"))
@@ -121,15 +123,15 @@ def test_draws_follow_the_laws() -> None:
     counts = torch.zeros(3, 6, 6).index_put_(
         (torch.arange(3)[:, None].expand_as(x_0), x_0, x_s), torch.ones(()), accumulate=True
     )
-    laws = [
+    exact = [
         process.posterior(torch.full((6,), 4), torch.eye(6).double(), t, s) for t, s in zip(times, lower, strict=True)
     ]
-    assert near(counts.double(), torch.stack(laws))
+    assert near(counts.double(), torch.stack(exact))
 
 
 def test_reverse_follows_the_posterior() -> None:
     process, count = chain(6), 20_000
-    t_B, s_B, p_SS = at(0.1, 0.8), at(0.02, 0.5), random_law(6, 6, 3)
+    t_B, s_B, p_SS = at(0.1, 0.8), at(0.02, 0.5), random_distribution(6, 6, 3)
     x_t = torch.arange(6).repeat(2, count)
     x_s = process.reverse(x_t, fixed(p_SS), t_B, s_B, KeyedRng(5, torch.arange(2)))
     for t, s, from_t, to_s in zip(t_B, s_B, x_t, x_s, strict=True):
@@ -148,19 +150,19 @@ def test_reverse_samples_x_0_before_the_bridge() -> None:
     assert torch.equal(x_s, process.bridge(x_t, x_0, t_BD, s_BD, again.uniform((3, 6))))
 
 
-def test_a_guess_that_cannot_be_true_still_gives_a_law() -> None:
+def test_a_guess_that_cannot_be_true_still_gives_a_distribution() -> None:
     """At time 0.01 no pixel goes from 0 to 255; a network may say so all the same."""
     process = GaussianChain()
     t, s = at(0.012, 0.011)
     x_t, sure_NS = torch.tensor([255, 0]), torch.eye(256).double()[[0, 255]]
-    law_NS = process.posterior(x_t, sure_NS, t, s)
-    torch.testing.assert_close(law_NS.sum(1), torch.ones(2).double())
-    drawn = process.bridge(x_t, torch.tensor([0, 255]), t.expand(2), s.expand(2), at(0.3, 0.6))
-    assert 0 <= int(drawn.min()) <= int(drawn.max()) <= 255
+    q_NS = process.posterior(x_t, sure_NS, t, s)
+    torch.testing.assert_close(q_NS.sum(1), torch.ones(2).double())
+    found = process.bridge(x_t, torch.tensor([0, 255]), t.expand(2), s.expand(2), at(0.3, 0.6))
+    assert 0 <= int(found.min()) <= int(found.max()) <= 255
     assert bool(process.reverse_rates(x_t, sure_NS, t).isfinite().all())
 
 
-def test_it_is_a_process_and_no_batch_changes_a_draw() -> None:
+def test_it_is_a_process_and_no_batch_changes_a_sample() -> None:
     process = GaussianChain(num_states=16)
     assert isinstance(process, Process)
     x_0, times = torch.arange(16).repeat(5, 3), at(0.02, 0.1, 0.3, 0.9, 1.0)

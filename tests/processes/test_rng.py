@@ -32,23 +32,23 @@ def test_children_depend_on_their_parent_and_number_alone() -> None:
     expected = uniform(of_both, (15, 6)).view(3, 5, 6)
     assert torch.equal(uniform(of_one, (5, 6)), expected[1])
     assert len(expected.flatten().unique()) == 90
-    assert torch.equal(uniform(split(KeyedRng(3, keys), 5), (15, 6)), expected) is False  # other draws came first
+    assert torch.equal(uniform(split(KeyedRng(3, keys), 5), (15, 6)), expected) is False  # other uniforms came first
 
 
 def test_other_seed_key_epoch_or_draw_is_other_noise() -> None:
     rngs = [KeyedRng(seed, torch.tensor([[key, epoch]])) for seed in (0, 1) for key in (0, 1) for epoch in (0, 1)]
-    draws = torch.cat([uniform(rng, (1, 8)).flatten() for rng in rngs for _ in range(3)])
-    assert len(draws.unique()) == len(draws)
+    uniforms = torch.cat([uniform(rng, (1, 8)).flatten() for rng in rngs for _ in range(3)])
+    assert len(uniforms.unique()) == len(uniforms)
 
 
 def test_noise_is_the_same_forever() -> None:
     """Resumed runs depend on these numbers."""
-    draws = uniform(KeyedRng(0, torch.tensor([[0, 0], [1, 0]])), (2, 2))
+    uniforms = uniform(KeyedRng(0, torch.tensor([[0, 0], [1, 0]])), (2, 2))
     expected = [[0.47141042966848024, 0.7247520786262142], [0.9752873302169826, 0.8122692366755755]]
-    assert draws.tolist() == expected
+    assert uniforms.tolist() == expected
 
 
-@pytest.mark.parametrize("kind", ["across draws", "across keys", "across positions"])
+@pytest.mark.parametrize("kind", ["across uniforms", "across keys", "across positions"])
 def test_draws_are_uniform_and_uncorrelated(kind: str) -> None:
     count = 40_000
     if kind == "across keys":

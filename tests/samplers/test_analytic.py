@@ -1,4 +1,4 @@
-"""The analytic step: the ancestral one, written with scores; the network is told no time where it is as published."""
+"""The analytic step: the ancestral one, written with scores; the network gets no time where it is as published."""
 
 import pytest
 import torch
@@ -30,8 +30,8 @@ def test_exact_steps_are_those_of_ancestral_sampling() -> None:
     assert torch.equal(run_chain(Exact(), 50, 4, "analytic").x, run_chain(Exact(), 50, 4).x)
 
 
-@pytest.mark.parametrize("noise, told", [("legacy_fp32", False), ("exact", True)])
-def test_the_published_step_tells_the_network_no_time(noise: str, told: bool) -> None:  # noqa: FBT001
+@pytest.mark.parametrize("noise, timed", [("legacy_fp32", False), ("exact", True)])
+def test_the_published_step_gives_the_network_no_time(noise: str, timed: bool) -> None:  # noqa: FBT001
     net = Joint(torch.tensor([0.4, 0.6]))
     run(net, 5, 3, "analytic", noise=noise)
-    assert net.times and all(bool(t.any()) == told for t in net.times)
+    assert net.times and all(bool(t.any()) == timed for t in net.times)

@@ -80,7 +80,7 @@ def test_independent_positions_cost_nothing_and_one_step_is_as_good() -> None:
 
 
 def test_the_estimate_is_the_total_correlation_of_what_is_drawn_at_once() -> None:
-    """Two equal bits drawn in one step miss log 2 nats, but for fine steps that reveal both (1 in 64)."""
+    """Two equal bits sampled in one step miss log 2 nats, but for fine steps that reveal both (1 in 64)."""
     errors = measure_errors(
         Joint(torch.eye(2) + 1e-6), MaskedProcess(2), torch.full((300, 2), 2), KeyedRng(0, torch.arange(300)), nodes=64
     )

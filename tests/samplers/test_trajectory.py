@@ -275,7 +275,7 @@ def test_guidance_extrapolates_and_counts_twice(name: str) -> None:
 def test_guidance_is_ramped_and_whole_in_a_single_step(ramp: str, steps: int, guided: list[bool]) -> None:
     net = Joint(CORRELATED)
     found = run(net, 2, steps, "confidence", guidance=2.0, guidance_ramp=ramp, cond=torch.tensor([0.5, 1.0]))
-    expected = [told for with_free in guided for told in [True] + [False] * with_free]
+    expected = [given_ for with_free in guided for given_ in [True] + [False] * with_free]
     assert [cond is not None for cond in net.conds] == expected
     assert found.nfe == steps + sum(guided)
 
