@@ -60,6 +60,14 @@ def test_the_surest_tokens_are_kept_first() -> None:
     assert float(certain.double().mean()) > 0.98 and bool((states[0] == 2).sum(1).eq(2).all())
 
 
+def test_noise_on_the_choice_is_full_in_the_first_step() -> None:
+    """However sure one position is, a large temperature chooses among the three alike, and later steps less so."""
+    states = []
+    net = Joint(product([0.5, 0.5], [0.999, 0.001], [0.5, 0.5]))
+    run(net, 3000, 3, "confidence", {"choice_temperature": 1e6}, on_step=states.append)
+    assert (states[0] != 2).double().mean(0).tolist() == pytest.approx([1 / 3] * 3, abs=0.04)
+
+
 def test_the_surest_masked_positions_are_kept() -> None:
     score = torch.tensor([[3.0, 9.0, 1.0, 2.0], [0.0, 1.0, 2.0, 3.0]])
     masked = torch.tensor([[True, False, True, True], [True, True, True, False]])

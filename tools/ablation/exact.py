@@ -23,10 +23,9 @@ from di4c_lm.domains.text.settings import Config
 from di4c_lm.mixtures.class_counts import first_sequences
 from di4c_lm.networks.dit import DIT
 from di4c_lm.processes.masked import MaskedProcess
-from di4c_lm.processes.rng import KeyedRng
 from di4c_lm.runs import recipe
 from di4c_lm.samplers.grids import uniform_grid
-from di4c_lm.samplers.trajectory import sample
+from di4c_lm.samplers.trajectory import sample_keyed
 from di4c_lm.training.distributed import World, init_distributed, set_threads
 
 _BATCH = 1024
@@ -144,13 +143,8 @@ def _rows(model: str, network: DIT, law: Source, config: Config) -> list[dict[st
 
 
 def _draw(network: DIT, law: Source, steps: int, config: Config) -> Int64[Tensor, "N D"]:
-    process, found = MaskedProcess(law.num_states), []
-    network.eval()
-    for number_B in torch.arange(config.eval.num_samples).split(_BATCH):
-        start_BD = torch.full((len(number_B), law.length), process.mask_id)
-        rng = KeyedRng(config.eval.seed, number_B)
-        found.append(sample(network, process, start_BD, uniform_grid(steps), rng).x)
-    return torch.cat(found)
+    shape, how = (config.eval.num_samples, law.length), {"seed": config.eval.seed, "batch_size": _BATCH}
+    return sample_keyed(network.eval(), MaskedProcess(law.num_states), shape, uniform_grid(steps), **how).x
 
 
 def _quality(x_ND: Int64[Tensor, "N D"], law: Source) -> dict[str, float]:

@@ -17,7 +17,7 @@ from di4c_lm.processes.categorical import sample_categorical
 from di4c_lm.processes.denoiser import OutputHead, Prediction, row_chunks, rows_at_once
 from di4c_lm.processes.rng import KeyedRng, uniform
 from di4c_lm.samplers.grids import uniform_grid
-from di4c_lm.samplers.trajectory import sample
+from di4c_lm.samplers.trajectory import sample_keyed
 
 _CORRELATION_TIMES = (1.0, 0.75, 0.5, 0.25)
 
@@ -129,14 +129,9 @@ def latent_modes(model: TextModel, *, lambdas: int, batch_size: int) -> dict[str
     def averaged(num_samples: int, steps: int, seed: int) -> tuple[Tensor, float]:
         denoiser: Any = Averaged(model, lambdas=lambdas, seed=seed)
         device = next(model.denoiser.parameters()).device
-        rows, calls = [], 0.0
-        for number_B in torch.arange(num_samples).split(batch_size):
-            start_BD = torch.full((len(number_B), model.length), model.process.mask_id, device=device)
-            rng = KeyedRng(seed, number_B.to(device))
-            found = sample(denoiser, model.process, start_BD, uniform_grid(steps), rng)
-            rows.append(found.x.cpu())
-            calls += found.nfe * len(number_B)
-        return torch.cat(rows), calls / num_samples * calls_of_all(model, lambdas)
+        shape, how = (num_samples, model.length), {"seed": seed, "batch_size": batch_size, "device": device}
+        found = sample_keyed(denoiser, model.process, shape, uniform_grid(steps), **how)
+        return found.x, found.nfe * calls_of_all(model, lambdas)
 
     resampled, frozen = (sampler_of(model, batch_size, hold_latents=hold) for hold in (False, True))
     return {"λ resampled": resampled, "λ frozen": frozen, "λ averaged": averaged}
