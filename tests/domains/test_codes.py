@@ -13,10 +13,9 @@ from di4c_lm.core import image_cli
 from di4c_lm.data.records.code_writer import save_codes
 from di4c_lm.domains.codes.domain import DOMAIN
 from di4c_lm.domains.codes.model import CodeModel, encode_images, fingerprint, to_images, to_planes
-from di4c_lm.domains.codes.report import CodeDrawer, samplers
+from di4c_lm.domains.codes.report import sampler_of, samplers
 from di4c_lm.domains.codes.settings import CodesConfig, ImagenetConfig, VqganSource
 from di4c_lm.domains.domain import FinishedRun
-from di4c_lm.measure.images.samplers import ImageSampler
 from di4c_lm.mixtures.settings import LatentConfig
 from di4c_lm.networks.maskgit import MaskGit, MaskGitConfig
 from di4c_lm.networks.vqgan import VqGan, VqganConfig
@@ -82,11 +81,11 @@ def test_a_codebook_that_does_not_match(change: dict[str, int]) -> None:
 
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_images_do_not_depend_on_their_batch(steps: int) -> None:
-    drawer = CodeDrawer(name="teacher", model=CodeModel(denoiser=denoiser(), vqgan=coder()))
-    assert isinstance(drawer, ImageSampler)
+    model = CodeModel(denoiser=denoiser(), vqgan=coder())
+    drawer = sampler_of("teacher", model)
     labels = np.array([0, 1, 2, 0, 1])
     many, calls = drawer.sample(5, steps, 7, labels)
-    few, calls_of_few = CodeDrawer(name="x", model=drawer.model, batch_size=2).sample(5, steps, 7, labels)
+    few, calls_of_few = sampler_of("x", model, batch_size=2).sample(5, steps, 7, labels)
     assert many.shape == (5, 4, 4, 1) and many.dtype == np.uint8
     assert np.array_equal(many, few)
     assert calls == calls_of_few <= steps

@@ -19,7 +19,7 @@ from di4c_lm.domains.pixels.model import (
     load_teacher,
     sampler_of,
 )
-from di4c_lm.domains.pixels.report import CifarSampler, samplers
+from di4c_lm.domains.pixels.report import sampler, samplers
 from di4c_lm.domains.pixels.settings import (
     ChainConfig,
     ChainSamplerConfig,
@@ -27,7 +27,6 @@ from di4c_lm.domains.pixels.settings import (
     ImageDataConfig,
     ImageEvalConfig,
 )
-from di4c_lm.measure.images.samplers import ImageSampler
 from di4c_lm.networks.unet import UNet, UnetConfig
 from di4c_lm.runs import recipe
 from di4c_lm.samplers.ancestral import Ancestral
@@ -60,9 +59,7 @@ def test_a_model_is_saved_with_its_chain(tmp_path: Path) -> None:
 
 def test_images_are_drawn_for_a_report() -> None:
     settings = ChainSamplerConfig(corrections=1)
-    sampler = CifarSampler(name="teacher", model=model(), settings=settings, batch_size=3)
-    assert isinstance(sampler, ImageSampler)
-    images, nfe = sampler.sample(5, 3, 7, None)
+    images, nfe = sampler("teacher", model(), settings, batch_size=3).sample(5, 3, 7, None)
     assert images.shape == (5, 4, 4, 1) and images.dtype == np.uint8
     assert set(np.unique(images)) <= {0, 64, 128, 191, 255}
     assert nfe == 5
@@ -150,8 +147,8 @@ def test_a_run_begins_with_the_classes_of_levels_and_keeps_its_teacher(tmp_path:
     first, last = (sampler.model.denoiser.state_dict() for sampler in (teacher, student))
     assert all(torch.equal(value, last[name]) for name, value in first.items()), "the backbone is the teacher's"
     assert float(last["latent_head.table"].softmax(1).amax(1).min()) > 0.9, "each level has its class"
-    for sampler in (teacher, student):
-        assert sampler.sample(3, 2, 0, None)[0].shape == (3, 8, 8, 1)
+    for one in (teacher, student):
+        assert one.sample(3, 2, 0, None)[0].shape == (3, 8, 8, 1)
     hybrid = dataclasses.replace(run, settings=dataclasses.replace(run.settings, sampler=ChainSamplerConfig(last=1)))
     alone, helped = samplers(hybrid, 8, "cpu")
     assert alone.teacher is None and helped.teacher is not None

@@ -17,7 +17,7 @@ from di4c_lm.measure.images.report import ImageReportConfig
 from di4c_lm.runs.folder import write_settings
 from di4c_lm.training.settings import RunConfig
 from tests.domains.toy import ToyDomain, ToySettings
-from tests.measure.pictures import Painter, projection, real_images
+from tests.measure.pictures import painter, projection, real_images
 
 FEATURE_NET = images_module.feature_net
 SCRIPT = Path(__file__).parents[2] / "eval" / "images.py"
@@ -39,7 +39,7 @@ class Painting(ToyDomain):
 
     def report(self, run: FinishedRun, settings: ImageReportConfig | None = None, data: object = None) -> str:
         assert settings is not None
-        samplers = [Painter(name, fault=fault) for name, fault in zip(run.models, (1.0, 0.3), strict=True)]
+        samplers = [painter(name, fault=fault) for name, fault in zip(run.models, (1.0, 0.3), strict=True)]
         images = Split(real_images(90, seed=1), real_images(60, seed=2))
         return image_report.report(run, samplers, images, settings)
 

@@ -1,14 +1,11 @@
 """Small images, samplers and features for tests of the image metrics."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
-
 import numpy as np
 import torch
 
 from di4c_lm.data.images.images import ImageSet
 from di4c_lm.measure.images.features import FeatureNet
+from di4c_lm.measure.images.samplers import ImageSampler
 
 CLASSES = ("dark", "bright", "striped")
 
@@ -26,23 +23,21 @@ def real_images(count: int, seed: int) -> ImageSet:
     return ImageSet(images=picture_bytes(labels, seed), labels=labels, classes=CLASSES, name=f"pictures {seed}")
 
 
-@dataclass(frozen=True)
-class Painter:
+def painter(
+    name: str, *, fault: float = 0.0, num_classes: int = 0, shape: tuple[int, int, int] = (6, 6, 1)
+) -> ImageSampler:
     """Samples the real images' distribution, blurred towards grey by 1 / steps times `fault`."""
 
-    name: str
-    fault: float = 0.0
-    num_classes: int = 0
-    shape: tuple[int, int, int] = (6, 6, 1)
-    facts: Mapping[str, Any] = field(default_factory=lambda: {"sampler": "painter", "guidance": 1.5})
-
-    def sample(self, num: int, steps: int, seed: int, labels: np.ndarray | None) -> tuple[np.ndarray, float]:
+    def sample(num: int, steps: int, seed: int, labels: np.ndarray | None) -> tuple[np.ndarray, float]:
         chosen = np.arange(num) % len(CLASSES) if labels is None else labels
         images = picture_bytes(chosen, 1000 * seed + steps)
-        weight = self.fault / steps
+        weight = fault / steps
         blurred = (images * (1 - weight) + 128 * weight).astype(np.uint8)
-        height, width, channels = self.shape
+        height, width, channels = shape
         return np.broadcast_to(blurred, (num, 6, 6, channels))[:, :height, :width], float(2 * steps)
+
+    facts = {"sampler": "painter", "guidance": 1.5}
+    return ImageSampler(name=name, sample=sample, facts=facts, num_classes=num_classes)
 
 
 def projection(num_classes: int = 3) -> FeatureNet:

@@ -1,37 +1,30 @@
 """What a report asks of those who sample images, and of real ones. Axes: N images, H rows, W columns, C channels."""
 
-from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, final, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int, Int64, UInt8
 from numpy import ndarray
 
 
-@runtime_checkable
-class ImageSampler(Protocol):
-    """A model that samples images. `num_classes` 0: it takes no labels."""
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ImageSampler:
+    """A model as reports on images call it.
 
-    @property
-    def name(self) -> str:
-        """As tables call it."""
-        ...
+    Args:
+        sample: number of images, steps, seed and the class of each image to images of 0..255, the same for the same arguments, and the
+            network calls that each took.
+        facts: what shapes the images, JSON-ready: sampler, guidance, temperature, schedule, weights, ...
+        num_classes: C; 0: it takes no classes, and is given None.
+    """
 
-    @property
-    def num_classes(self) -> int:
-        """C."""
-        ...
-
-    @property
-    def facts(self) -> Mapping[str, Any]:
-        """What shapes the images, JSON-ready."""
-        ...
-
-    def sample(
-        self, num: int, steps: int, seed: int, labels: Int64[ndarray, " N"] | None
-    ) -> tuple[UInt8[ndarray, "N H W C"], float]:
-        """`num` images of 0..255 in `steps` steps, the same for the same seed and labels, and the network calls that each took."""
-        ...
+    name: str
+    sample: Callable[[int, int, int, Any], tuple[UInt8[ndarray, "N H W C"], float]]
+    facts: Mapping[str, Any]
+    num_classes: int = 0
 
 
 @runtime_checkable

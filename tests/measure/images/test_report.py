@@ -16,10 +16,10 @@ from di4c_lm.measure.images import report as images_module
 from di4c_lm.measure.images.reference import load_reference
 from di4c_lm.measure.images.report import ImageReport, ImageReportConfig, ImageRun, image_report, image_table, publish
 from di4c_lm.measure.images.samplers import ImageSampler, RealImages
-from tests.measure.pictures import Painter, projection, real_images
+from tests.measure.pictures import painter, projection, real_images
 
 TRAIN, HELD_OUT = real_images(150, seed=1), real_images(90, seed=2)
-TEACHER, STUDENT = Painter("teacher", fault=1.0), Painter("student", fault=0.3)
+TEACHER, STUDENT = painter("teacher", fault=1.0), painter("student", fault=0.3)
 
 
 @pytest.fixture(autouse=True)
@@ -27,19 +27,19 @@ def features(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images_module, "feature_net", lambda *_, **__: projection())
 
 
-def run_of(*samplers: Painter, folder: Path = Path("unused")) -> ImageRun:
+def run_of(*samplers: ImageSampler, folder: Path = Path("unused")) -> ImageRun:
     facts: dict[str, Any] = {"config": {"x": 1}, "checkpoints": {"student": folder}, "dtypes": {"model": "float32"}}
     images = Split(TRAIN, HELD_OUT)
     return ImageRun(folder=folder, samplers=samplers or (TEACHER, STUDENT), images=images, cache_dir=folder, **facts)
 
 
-def report(*samplers: Painter, **changed: Any) -> ImageReport:
+def report(*samplers: ImageSampler, **changed: Any) -> ImageReport:
     plain = {"num_samples": 60, "steps": (1, 2), "bootstrap": 100, "permutations": 99, "grid": 4, **changed}
     return image_report(run_of(*samplers), ImageReportConfig(**plain), progress=False)
 
 
 def test_the_protocols_are_met() -> None:
-    assert isinstance(TEACHER, ImageSampler) and isinstance(TRAIN, RealImages)
+    assert isinstance(TRAIN, RealImages)
 
 
 def test_worse_images_are_farther_and_more_steps_are_nearer() -> None:
@@ -70,7 +70,7 @@ def test_the_student_is_compared_at_as_many_and_at_half_as_many_steps() -> None:
 def test_differences_have_a_sign_and_a_test() -> None:
     first = report(steps=(1,)).comparisons[0]
     assert first["difference_low"] < first["difference"] < first["difference_high"] < 0 and first["p_value"] < 0.01
-    same = report(TEACHER, Painter("other", fault=1.0), steps=(1,)).comparisons[0]
+    same = report(TEACHER, painter("other", fault=1.0), steps=(1,)).comparisons[0]
     assert same["difference"] == 0 and same["p_value"] == 1
 
 
@@ -91,7 +91,7 @@ def test_classes_are_asked_for_evenly_and_their_agreement_is_said(monkeypatch: p
     net = projection()
     net.facts = {**net.facts, "held_out_accuracy": 1.0}
     monkeypatch.setattr(images_module, "feature_net", lambda *_, **__: net)
-    found = report(Painter("guided", num_classes=3), Painter("free"), steps=(1,))
+    found = report(painter("guided", num_classes=3), painter("free"), steps=(1,))
     assert 0 <= found.rows[1]["label_agreement"] <= 1 and found.rows[2]["label_agreement"] is None
     assert found.rows[0]["label_agreement"] is not None
 
@@ -145,13 +145,13 @@ def test_a_reference_that_does_not_fit_is_named(arrays: dict, told: str, tmp_pat
 @pytest.mark.parametrize(
     "samplers, told",
     [
-        ([Painter("data")], "none of them 'data'"),
-        ([Painter("a"), Painter("a")], "names of their own"),
-        ([Painter("small", shape=(5, 6, 1))], r"'small' at 1 steps gave images of shape \(60, 5, 6, 1\)"),
-        ([Painter("coloured", shape=(6, 6, 3))], r"expected \(60, 6, 6, 1\)"),
+        ([painter("data")], "none of them 'data'"),
+        ([painter("a"), painter("a")], "names of their own"),
+        ([painter("small", shape=(5, 6, 1))], r"'small' at 1 steps gave images of shape \(60, 5, 6, 1\)"),
+        ([painter("coloured", shape=(6, 6, 3))], r"expected \(60, 6, 6, 1\)"),
     ],
 )
-def test_samplers_that_cannot_be_measured(samplers: list[Painter], told: str) -> None:
+def test_samplers_that_cannot_be_measured(samplers: list[ImageSampler], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         report(*samplers)
 
