@@ -1,4 +1,4 @@
-"""What every measurement of a run may be told; what it measures adds its own keys."""
+"""The settings that all measurements of a run share."""
 
 from pathlib import Path
 from typing import Literal

@@ -140,14 +140,14 @@ def folder_features(path: Path, *, batch_size: int = 32, device: torch.device | 
             f"features={str(path)!r}: expected a vision model, found one that reads {model.main_input_name}"
         )
     model.eval().requires_grad_(False).to(device)
-    told = (
+    preprocessor = (
         json.loads((path / "preprocessor_config.json").read_text())
         if (path / "preprocessor_config.json").is_file()
         else {}
     )
-    size = _image_size(model.config, told)
+    size = _image_size(model.config, preprocessor)
     mean, std = (
-        torch.tensor(told.get(name) or default, device=device).view(1, -1, 1, 1)
+        torch.tensor(preprocessor.get(name) or default, device=device).view(1, -1, 1, 1)
         for name, default in (("image_mean", _IMAGENET_MEAN), ("image_std", _IMAGENET_STD))
     )
 
@@ -171,8 +171,8 @@ def _pooled(out: Any, *, trained: bool) -> Tensor:
     return hidden.mean(1) if hidden.dim() == 3 else hidden.flatten(2).mean(2)
 
 
-def _image_size(config: Any, told: Mapping[str, Any]) -> tuple[int, int] | None:
-    wanted: Any = getattr(config, "image_size", None) or told.get("crop_size") or told.get("size")
+def _image_size(config: Any, preprocessor: Mapping[str, Any]) -> tuple[int, int] | None:
+    wanted: Any = getattr(config, "image_size", None) or preprocessor.get("crop_size") or preprocessor.get("size")
     if isinstance(wanted, Mapping):
         sides: Any = [wanted.get(name) or wanted.get("shortest_edge") for name in ("height", "width")]
         return (sides[0], sides[1]) if all(sides) else None

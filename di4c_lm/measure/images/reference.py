@@ -1,4 +1,4 @@
-"""What is kept of the images that samples are compared with: statistics that can be saved, loaded and told apart by a hash."""
+"""What is kept of the images that samples are compared with: statistics that can be saved, loaded and identified by a hash."""
 
 import functools
 import hashlib

@@ -35,8 +35,8 @@ LAYOUT = Layout(
     panels=(
         PERPLEXITY,
         SAMPLE_ENTROPY,
-        Panel("gradient_moment", "gradient moment", "0: not told from text"),
-        Panel("energy", "energy distance", "0: not told from text"),
+        Panel("gradient_moment", "gradient moment", "0: as the text itself"),
+        Panel("energy", "energy distance", "0: as the text itself"),
     ),
     headings={key: heading for metric in METRICS for key, heading in metric.headings.items()},
     details={key: heading for metric in METRICS for key, heading in metric.details.items()}

@@ -21,7 +21,7 @@ _ORDER_SHARE, _CORPUS_SHARE, _DUPLICATE_EXCESS, _TAIL_P = 0.1, 0.9, 0.05, 1e-3
 @final
 @dataclass(frozen=True, kw_only=True)
 class Band:
-    """Where held-out documents lie: the central 95 % of their entropies, and the 97.5 % quantile of their repetition."""
+    """Where real documents lie: the central 95 % of their entropies, and the 97.5 % quantile of their repetition."""
 
     entropy_low: float
     entropy_high: float
@@ -41,7 +41,7 @@ class Band:
 def flags(row: Row, real: Row, band: Band) -> list[str]:
     """Why a row is not ranked; none for one that may be.
 
-    `real` is the row of held-out text that is not the reference. Only what the row holds is looked at:
+    `real` is the row of the part of the validation set that is not the reference. Only what the row holds is looked at:
 
     - entropy: its mean over samples lies outside the band;
     - repetition: its mean Rep-4 lies above the band;
@@ -49,8 +49,8 @@ def flags(row: Row, real: Row, band: Band) -> list[str]:
     - corpus entropy: below 0.9 of the real text's, the samples being as many;
     - perplexity: below the real text's under some evaluator, intervals apart;
     - order: the evaluator loses less than a tenth as much by shuffling the sample's tokens as by shuffling real text;
-    - noise: the sampler's noise is of single precision, or it draws rare tokens less often than it should (p < 0.001 in the probe);
-    - not told apart is required of real text: p < 0.001 in a permutation test flags it.
+    - noise: the sampler's noise is of single precision, or it samples rare tokens less often than it should (p < 0.001 in the probe);
+    - real text must not differ from the reference: p < 0.001 in a permutation test flags it.
     """
     found = []
     if "entropy" in row and not band.entropy_low <= row["entropy"] <= band.entropy_high:
@@ -69,14 +69,14 @@ def flags(row: Row, real: Row, band: Band) -> list[str]:
     if row["noise"] != "float64":
         found.append(f"noise is {row['noise']}")
     if row.get("tail_p", 1.0) < _TAIL_P:
-        found.append("rare tokens drawn too seldom")
+        found.append("rare tokens sampled too seldom")
     if row["kind"] == "data" and any(row.get(f"{name}_p", 1.0) < _TAIL_P for name in LOWER_IS_CLOSER):
-        found.append("halves of the held-out text differ")
+        found.append("halves of the validation set differ")
     return found
 
 
 def ranked(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows with `rank`: 1 for the one nearest to held-out text, None for flagged rows and where no distance was measured.
+    """The rows with `rank`: 1 for the one nearest to the validation set, None for flagged rows and where no distance was measured.
 
     Nearness is the mean of the ranks by gradient moment, by both energy distances, and by MAUVE.
     """

@@ -34,8 +34,8 @@ REAL: dict[str, Any] = {
         ({"gen_ppl_high": 18.9}, "perplexity below that of the text itself"),
         ({"order_gain": 0.19}, "order of tokens means nothing"),
         ({"noise": "float32"}, "noise is float32"),
-        ({"tail_p": 1e-4}, "rare tokens drawn too seldom"),
-        ({"kind": "data", "gradient_moment_p": 1e-4}, "halves of the held-out text differ"),
+        ({"tail_p": 1e-4}, "rare tokens sampled too seldom"),
+        ({"kind": "data", "gradient_moment_p": 1e-4}, "halves of the validation set differ"),
     ],
 )
 def test_each_flag_has_its_reason(changed: dict[str, Any], flag: str) -> None:
