@@ -15,7 +15,6 @@ from di4c_lm.core.settings import choice, section, setting
 from di4c_lm.data.batches import PackedSource
 from di4c_lm.domains.domain import FinishedRun, Pretraining
 from di4c_lm.domains.text.settings import TeacherConfig
-from di4c_lm.mixtures.class_counts import first_sequences
 from di4c_lm.mixtures.settings import LatentConfig
 from di4c_lm.networks.dit import DIT, DitConfig
 from di4c_lm.objectives.likelihood import Likelihood
@@ -93,7 +92,7 @@ class ToyData:
         return PackedSource(self.tokens.numpy(), seed)
 
     def first_sequences(self, seed: int) -> Int64[Tensor, "N D"]:
-        return first_sequences(self.source(seed), LENGTH)
+        return self.tokens
 
     def save(self, folder: Path) -> None:
         (folder / "toy.json").write_text(json.dumps({"sequences": len(self.tokens)}))

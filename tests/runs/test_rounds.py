@@ -7,6 +7,8 @@ import pytest
 from di4c_lm.core import cli
 from di4c_lm.domains.text.domain import DOMAIN
 from di4c_lm.domains.text.settings import Config
+from di4c_lm.objectives.likelihood import Likelihood
+from di4c_lm.objectives.mdlm import Mdlm
 from di4c_lm.objectives.sdtt import Sdtt
 from di4c_lm.runs.recipe import linked, names
 
