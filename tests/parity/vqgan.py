@@ -1,6 +1,7 @@
 """`vqgan`: encoder, codebook and decoder, the weights loaded by their published names."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -14,7 +15,9 @@ _VALUES = Tolerance(atol=1e-5, rtol=1e-5)
 
 def load(golden: Golden) -> VqGan:
     """Our network with the file's weights, strictly."""
-    said = {key: tuple(value) if isinstance(value, list) else value for key, value in golden.meta["ddconfig"].items()}
+    said: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in golden.meta["ddconfig"].items()
+    }
     network = VqGan(
         VqganConfig(
             n_embed=golden.meta["n_embed"],
