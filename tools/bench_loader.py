@@ -2,63 +2,135 @@
 
     python tools/bench_loader.py path=<.jsonl, .txt or .parquet files> tokenizer=<folder, file or hub name> [length=1024] [--json]
 
-`raw` is `tokenizers` alone, one `encode_batch_fast` of all documents, which are in memory; `prepare` is all that
-tools/prepare_shards.py does, from the files to the shards, on the same text and cores; their ratio is the share of the raw speed, by
-the clock and, for a machine that others use too, by CPU time. `shards` and `streaming` are the batches of one rank, nothing else
-running: from prepared shards, and tokenised on the fly. Each is measured `repeat` times in turn, and the fastest counts. `consumed`:
-tokens/s that a model uses up; the loader's multiple of it is told. `--json` prints one object on the last line.
+`prepare` is all that tools/prepare_shards.py does, from the files to the shards, beside `raw`: `tokenizers` alone, one
+`encode_batch_fast` of all documents, which are in memory, on the same text and cores; the share of the raw speed is told by the clock
+and, for a machine that others use too, by CPU time. `shards` and `streaming` are the batches of one rank, from prepared shards and
+tokenised on the fly. `consumed`: tokens/s that a model uses up; the loader's multiple of it is told.
 """
 
-import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pydantic import ConfigDict
-from pydantic.dataclasses import dataclass
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from transformers import PreTrainedTokenizerBase
 
-from di4c_lm.core import cli
-from di4c_lm.core.settings import check
+from di4c_lm.core.settings import section, setting
 from di4c_lm.data.batches import BatchStream
 from di4c_lm.data.records.shard_writer import Layout, prepare
 from di4c_lm.data.text.corpus import load_corpus, open_documents
 from di4c_lm.data.text.tokenizers import load_tokenizer
 from di4c_lm.domains.text.settings import DataConfig
+from tools.benchmark.frame import BenchSettings, run_benchmark
 
-PROGRAM = "tools/bench_loader.py"
 _SHARE = 0.01  # of the documents, held out
 _STREAMED_MB = 5.0  # of text, in each streaming trial
 
 
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", strict=True))
-class BenchConfig:
-    """What is read, and how much."""
+@section
+class Settings(BenchSettings):
+    """How fast text becomes shards (prepare), and batches from shards and from text (shards, streaming)."""
 
-    path: str | None = None
-    copies: int = (
-        4  # of the text, one after the other, so that what is done once a run does not count for more than it would
-    )
-    tokenizer: str = "gpt2"
-    text_key: str = "text"
-    length: int = 1024  # D
-    batch_size: int = 8  # sequences
-    batches: int = 400
-    repeat: int = 3
-    consumed: float = 0.0  # tokens/s
+    repeat: int = setting(3, "measurements of each, of which the fastest counts")
+    path: str = setting("", "files or a folder of text")
+    copies: int = setting(4, "of the text, so that what is done once a run does not count for more than it would")
+    tokenizer: str = setting("gpt2", "folder, file or hub name")
+    text_key: str = setting("text", "of the documents")
+    length: int = setting(1024, "positions of a sequence")
+    batch_size: int = setting(8, "sequences of a batch")
+    batches: int = setting(400, "of each trial with shards")
+    consumed: float = setting(0.0, "tokens/s that a model uses up; 0: not told")
 
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "batches", "repeat", "copies"):
-            check(getattr(self, name) >= 1, name, getattr(self, name), "a value of at least 1")
+    WAYS = ("prepare", "shards", "streaming")
 
-    def data(self, **settings: Any) -> DataConfig:
+    def data(self) -> DataConfig:
         """The corpus read as a run would."""
-        path = ",".join([self.path or ""] * self.copies)
-        common: dict[str, Any] = {"path": path, "text_key": self.text_key, "tokenizer": self.tokenizer}
-        return DataConfig(kind="files", length=self.length, validation_share=_SHARE, **common, **settings)
+        return DataConfig(
+            kind="files",
+            path=",".join([self.path] * self.copies),
+            text_key=self.text_key,
+            tokenizer=self.tokenizer,
+            length=self.length,
+            validation_share=_SHARE,
+            streaming=True,
+            shuffle_buffer=64,
+        )
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The documents, and what shards are made of."""
+
+    documents: Any
+    tokenizer: PreTrainedTokenizerBase
+    layout: Layout
+    folder: Path
+
+    @classmethod
+    @contextmanager
+    def opened(cls, settings: Settings) -> Iterator["Corpus"]:
+        """As the settings name it, with a folder that lasts as long."""
+        layout = Layout(length=settings.length, wrap=False, shard_tokens=1 << 25, validation_share=_SHARE)
+        with tempfile.TemporaryDirectory() as folder:
+            documents = open_documents(settings.data())
+            tokenizer = load_tokenizer(settings.data(), documents.read(), Path(folder))
+            yield cls(documents, tokenizer, layout, Path(folder))
+
+    def write(self, name: str) -> Path:
+        """The shards, in a folder of this name."""
+        prepare(self.folder / name, self.documents, self.tokenizer, self.layout, {})
+        return self.folder / name
+
+
+def measure(way: str, settings: Settings) -> dict[str, float]:
+    """Speeds by name."""
+    with Corpus.opened(settings) as corpus:
+        return _preparing(corpus, settings) if way == "prepare" else _loading(way, corpus, settings)
+
+
+def _preparing(corpus: Corpus, settings: Settings) -> dict[str, float]:
+    texts, backend = list(corpus.documents.read()), corpus.tokenizer.backend_tokenizer
+    megabytes = sum(len(text.encode()) for text in texts) / 1e6
+    tokens = sum(len(encoding.ids) for encoding in backend.encode_batch_fast(texts, add_special_tokens=False))
+    raw: list[tuple[float, float]] = []
+    ours: list[tuple[float, float]] = []
+    for number in range(settings.repeat):  # in turn, as the machine's speed may change
+        raw.append(_seconds(lambda: backend.encode_batch_fast(texts, add_special_tokens=False)))
+        ours.append(_seconds(lambda number=number: corpus.write(f"shards_{number}")))
+    (raw_s, raw_cpu_s), (ours_s, ours_cpu_s) = (tuple(map(min, zip(*times, strict=True))) for times in (raw, ours))
+    return {
+        "megabytes": megabytes,
+        "tokens": float(tokens),
+        "raw_mb_per_s": megabytes / raw_s,
+        "raw_tokens_per_s": tokens / raw_s,
+        "mb_per_s": megabytes / ours_s,
+        "tokens_per_s": tokens / ours_s,
+        "share_of_raw": raw_s / ours_s,
+        "share_of_raw_by_cpu_time": raw_cpu_s / ours_cpu_s,
+    }
+
+
+def _loading(way: str, corpus: Corpus, settings: Settings) -> dict[str, float]:
+    data, count = settings.data(), settings.batches
+    if way == "shards":
+        data = DataConfig(kind="shards", path=str(corpus.write("shards")), length=settings.length)
+    else:
+        text = next(iter(corpus.documents.read()))
+        megabytes_a_token = len(text.encode()) / 1e6 / max(1, len(corpus.tokenizer(text)["input_ids"]))
+        count = max(1, int(_STREAMED_MB / (megabytes_a_token * settings.length * settings.batch_size)))
+    train, speeds = load_corpus(data, 0, corpus.folder).train, []
+    for _ in range(settings.repeat):
+        stream = BatchStream(train, micro_batch_size=settings.batch_size)
+        seconds, _ = _seconds(lambda stream=stream: [batch.x for batch in islice(stream, count)])
+        speeds.append(count * settings.batch_size * settings.length / seconds)
+    found = {"tokens_per_s": max(speeds)}
+    return found | ({"times_consumed": max(speeds) / settings.consumed} if settings.consumed else {})
 
 
 def _seconds(work: Callable[[], Any]) -> tuple[float, float]:
@@ -68,73 +140,5 @@ def _seconds(work: Callable[[], Any]) -> tuple[float, float]:
     return time.perf_counter() - started[0], time.process_time() - started[1]
 
 
-def measure(settings: BenchConfig, folder: Path) -> dict[str, float]:
-    """Speeds by name; `folder` is for shards, and is left full of them."""
-    config = settings.data(streaming=True, shuffle_buffer=64)
-    documents = open_documents(config)
-    tokenizer = load_tokenizer(config, documents.read(), folder)
-    texts = list(documents.read())
-    megabytes = sum(len(text.encode()) for text in texts) / 1e6
-    backend = tokenizer.backend_tokenizer
-    tokens = sum(len(encoding.ids) for encoding in backend.encode_batch_fast(texts, add_special_tokens=False))
-    layout = Layout(length=settings.length, wrap=False, shard_tokens=1 << 25, validation_share=_SHARE)
-    raw: list[tuple[float, float]] = []
-    ours: list[tuple[float, float]] = []
-    for number in range(settings.repeat):
-        raw.append(_seconds(lambda: backend.encode_batch_fast(texts, add_special_tokens=False)))
-        out = folder / f"shards_{number}"
-        ours.append(_seconds(lambda out=out: prepare(out, documents, tokenizer, layout, {})))
-    (raw_s, raw_cpu_s), (ours_s, ours_cpu_s) = (tuple(map(min, zip(*times, strict=True))) for times in (raw, ours))
-    found = {
-        "megabytes": megabytes,
-        "tokens": float(tokens),
-        "raw_mb_per_s": megabytes / raw_s,
-        "raw_tokens_per_s": tokens / raw_s,
-        "prepare_mb_per_s": megabytes / ours_s,
-        "prepare_tokens_per_s": tokens / ours_s,
-        "prepare_share_of_raw": raw_s / ours_s,
-        "prepare_share_of_raw_by_cpu_time": raw_cpu_s / ours_cpu_s,
-    }
-    return found | _loader_speeds(settings, folder, megabytes / tokens)
-
-
-def _loader_speeds(settings: BenchConfig, folder: Path, megabytes_a_token: float) -> dict[str, float]:
-    shards = DataConfig(kind="shards", path=str(folder / "shards_0"), length=settings.length)
-    found = {}
-    for name, config in (("shards", shards), ("streaming", settings.data(streaming=True, shuffle_buffer=64))):
-        corpus = load_corpus(config, 0, folder)
-        size = settings.batch_size
-        count = (
-            settings.batches
-            if name == "shards"
-            else max(1, int(_STREAMED_MB / (megabytes_a_token * settings.length * size)))
-        )
-        best = 0.0
-        for _ in range(settings.repeat):
-            stream = BatchStream(corpus.train, micro_batch_size=size)
-            seconds, _ = _seconds(lambda stream=stream, count=count: [batch.x for batch in islice(stream, count)])
-            best = max(best, count * size * settings.length / seconds)
-        found[f"{name}_tokens_per_s"] = best
-        if settings.consumed:
-            found[f"{name}_times_consumed"] = best / settings.consumed
-    return found
-
-
-def main(argv: list[str]) -> int:
-    """Measure and print; bad input ends with exit status 2."""
-    settings = cli.parse_words(BenchConfig, [word for word in argv if word != "--json"], PROGRAM)
-    try:
-        check(bool(settings.path), "path", settings.path, "files or a folder")
-        with tempfile.TemporaryDirectory() as folder:
-            found = measure(settings, Path(folder))
-    except (ValueError, ConnectionError, OSError) as error:
-        cli.fail(str(error))
-    for name, value in found.items():
-        print(f"{name:36}{value:16,.2f}")
-    if "--json" in argv:
-        print(json.dumps(found))
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_benchmark(__file__, Settings, measure, sys.argv[1:]))

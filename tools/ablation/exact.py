@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from ablation.study import SECONDS, Study
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from ablation.study import SECONDS, Study
 from di4c_lm.data.batches import PackedSource
 from di4c_lm.data.text.synthetic import Source, pair_frequencies
 from di4c_lm.domains.domain import Interrupted

@@ -1,62 +1,48 @@
-"""Time by phase, and peak memory, on CPU and CUDA."""
+"""Time by phase and peak memory, on CPU and CUDA, and a training step measured by them."""
 
 import resource
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 GIB = 2**30
 
 
 class Stopwatch:
-    """Seconds by phase: wall clock on CPU, events on CUDA. A phase that runs inside another is taken out of the outer one."""
+    """Seconds by phase, one at a time: wall clock on CPU, events on CUDA."""
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
         self._marks: list[tuple[str, Any]] = []
-        self._open: list[str] = []
 
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Everything in the block is `name`, but for the phases inside it."""
-        self._open.append(name)
-        self._mark()
-        yield
-        self._open.pop()
-        self._mark()
+    @property
+    def phase(self) -> str:
+        """The one that runs."""
+        return self._marks[-1][0] if self._marks else ""
 
-    def wrap(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """`function`, each call a phase."""
-
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            with self.phase(name):
-                return function(*args, **kwargs)
-
-        return timed
-
-    def seconds(self) -> dict[str, float]:
-        """Of each phase so far; the watch starts anew."""
-        if self._cuda:
-            torch.cuda.synchronize()
-        total: dict[str, float] = {}
-        for (name, start), (_, end) in zip(self._marks, self._marks[1:], strict=False):
-            if name:
-                total[name] = total.get(name, 0.0) + (start.elapsed_time(end) / 1e3 if self._cuda else end - start)
-        self._marks = []
-        return total
-
-    def _mark(self) -> None:
-        name = self._open[-1] if self._open else ""
+    def start(self, name: str) -> None:
+        """The phase `name` begins, and the one before it ends."""
         if self._cuda:
             event = torch.cuda.Event(enable_timing=True)
             event.record()
             self._marks.append((name, event))
         else:
             self._marks.append((name, time.perf_counter()))
+
+    def stop(self) -> dict[str, float]:
+        """The last phase ends; seconds of each since the watch began anew, as it does now."""
+        self.start("")
+        if self._cuda:
+            torch.cuda.synchronize()
+        total: dict[str, float] = {}
+        for (name, start), (_, end) in zip(self._marks, self._marks[1:], strict=False):
+            total[name] = total.get(name, 0.0) + (start.elapsed_time(end) / 1e3 if self._cuda else end - start)
+        self._marks = []
+        return total
 
 
 class PeakMemory:
@@ -68,11 +54,75 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats()
         else:
             _forget_peak()
-        self.base = torch.cuda.memory_allocated() / GIB if self._cuda else _status("VmRSS")
+        self.base = self.now()
+
+    def now(self) -> float:
+        """In GiB, in all, at this moment."""
+        return torch.cuda.memory_allocated() / GIB if self._cuda else _status("VmRSS")
 
     def peak(self) -> float:
         """In GiB, in all."""
         return torch.cuda.max_memory_allocated() / GIB if self._cuda else _status("VmHWM")
+
+
+def randomise(network: nn.Module) -> nn.Module:
+    """`network` with random weights in all its matrices, those that begin at 0 too."""
+    for layer in network.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            nn.init.normal_(layer.weight, std=0.02)
+    return network
+
+
+def watch_networks(student: nn.Module, teacher: nn.Module, watch: Stopwatch) -> None:
+    """Phases of an objective by its calls: the teacher's first, the student's without gradient and with it, and then the loss.
+
+    A second call of the teacher begins the distillation at inputs of its own, which lasts until the next phase.
+    """
+
+    def teacher_begins(*_: Any) -> None:
+        watch.start("teacher sampling" if watch.phase == "sampling" else "distillation")
+
+    def student_begins(*_: Any) -> None:
+        if watch.phase != "distillation":
+            watch.start("student on x_t" if torch.is_grad_enabled() else "student on x_u")
+
+    def student_ends(*_: Any) -> None:
+        if watch.phase == "student on x_t":
+            watch.start("loss")
+
+    teacher.register_forward_pre_hook(teacher_begins)
+    student.register_forward_pre_hook(student_begins)
+    student.register_forward_hook(student_ends)
+
+
+def measure_step(
+    student: nn.Module, loss: Callable[[], Tensor], watch: Stopwatch, phases: Sequence[str], repeat: int
+) -> dict[str, Any]:
+    """Seconds, in all and by phase, and memory of one training step without the optimiser, the fastest of `repeat`.
+
+    `loss` begins the phases on `watch` from the second on; a phase that it does not have takes 0 seconds.
+    """
+    memory = PeakMemory(next(student.parameters()).device)
+    best: dict[str, float] = {}
+    value, started = torch.zeros(()), time.process_time()
+    for _ in range(repeat):
+        student.zero_grad(set_to_none=True)
+        watch.start("sampling")
+        value = loss()
+        watch.start("backward")
+        value.backward()
+        seconds = watch.stop()
+        if not best or sum(seconds.values()) < sum(best.values()):
+            best = seconds
+    best[phases[0]] = best.get(phases[0], 0.0) + best.pop("sampling")
+    return {
+        "seconds": sum(best.values()),
+        "peak_gib_above_models": memory.peak() - memory.base,
+        "peak_gib": memory.peak(),
+        "phases": {name: best.get(name, 0.0) for name in phases},
+        "cpu_seconds": (time.process_time() - started) / repeat,
+        "value": float(value.detach()),
+    }
 
 
 def _forget_peak() -> None:

@@ -1,0 +1,89 @@
+"""Each benchmark at a size that takes a moment."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.tools.helpers import run_tool
+
+NETWORK = ("H=16", "blocks=2", "heads=2", "threads=1", "device=cpu")
+
+
+def measured(name: str, *arguments: str) -> dict[str, dict]:
+    done = run_tool(name, *arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("more", [(), ("path=adaln", "inject_at=1", "matmul=bf16", "repeat=2")])
+def test_loss(more: tuple[str, ...]) -> None:
+    found = measured("bench_loss", "D=8", "L=2", "B=2", "S=40", *NETWORK, *more)
+    for way in ("lean", "plain"):
+        phases = found[way]["phases"]
+        assert set(phases) == {"teacher sampling", "student on x_u", "student on x_t", "loss", "backward"}
+        assert all(seconds > 0 for seconds in phases.values())
+        assert sum(phases.values()) == pytest.approx(found[way]["seconds"], rel=1e-6)
+        assert found[way]["peak_gib_above_models"] >= 0
+    assert found["ratio"]["seconds"] == pytest.approx(found["lean"]["seconds"] / found["plain"]["seconds"])
+
+
+def test_images() -> None:
+    size = ("L=2", "B=2", "size=4", "channels=1", "S=8", "width=4", "multipliers=[1]", "blocks=1")
+    found = measured("bench_images", *size, "threads=1", "device=cpu")
+    assert list(found) == ["lean", "plain"]
+    for way in found.values():
+        assert set(way["phases"]) > {"teacher sampling", "student on x_u", "distillation", "backward"}
+        assert min(way["phases"].values()) > 0
+        assert way["value"] == way["value"]
+
+
+def test_sampling() -> None:
+    found = measured("bench_sampling", "steps=3", "D=8", "B=2", "S=40", *NETWORK, "mixture=token")
+    assert list(found) == ["fast", "plain"]
+    for way in found.values():
+        assert set(way) == {"seconds_per_step", "tokens_per_s", "nfe"}
+        assert way["tokens_per_s"] == pytest.approx(2 * 8 / (3 * way["seconds_per_step"]))
+    assert 0 < found["fast"]["nfe"] <= 3 <= found["plain"]["nfe"]
+
+
+@pytest.mark.parametrize("mixture", ["codes", "class_chain"])
+def test_what_lambda_costs_in_sampling(mixture: str) -> None:
+    size = ("steps=2", "D=8", "B=1", "S=40", "classes=5", *NETWORK)
+    found = measured("bench_sampling", *size, f"mixture={mixture}", "ways=fast,teacher")
+    assert list(found) == ["fast", "teacher"]
+    assert min(way["seconds_per_step"] for way in found.values()) > 0
+
+
+def test_the_former_name_of_a_key_is_refused_with_the_new_one() -> None:
+    done = run_tool("bench_sampling", "latent=classes", "--json")
+    assert done.returncode == 2
+    assert "latent=classes is mixture=class_chain now" in done.stderr
+
+
+def test_zero() -> None:
+    size = ("S=20", "D=4", "B=1", "L=2", "steps=1", "ways=0,3", "ranks=2")
+    found = measured("bench_zero", *size, *NETWORK)
+    assert list(found) == ["0", "3"]
+    assert found["3"]["parameters"] == found["0"]["parameters"] > 0
+    for way in found.values():
+        assert set(way) == {"parameters", "seconds_per_step", "state", "peak", "partition"}
+        assert way["seconds_per_step"] > 0
+    whole = found["0"]["parameters"] * 4 / 2**30
+    assert found["0"]["partition"] == pytest.approx(whole)
+    assert found["3"]["partition"] == pytest.approx(whole / 2, rel=0.01)
+
+
+def test_loader(tmp_path: Path) -> None:
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": f"text {n} " * 40}) + "\n" for n in range(200)))
+    arguments = ("tokenizer=train", "length=16", "batch_size=2", "batches=3", "repeat=1", "copies=1", "threads=1")
+    found = measured("bench_loader", f"path={tmp_path / 'texts.jsonl'}", *arguments, "consumed=100")
+    assert list(found) == ["prepare", "shards", "streaming"]
+    assert found["prepare"]["megabytes"] > 0 and found["prepare"]["share_of_raw"] > 0
+    assert found["shards"]["times_consumed"] == pytest.approx(found["shards"]["tokens_per_s"] / 100)
+
+
+def test_text_that_is_not_there_is_named(tmp_path: Path) -> None:
+    done = run_tool("bench_loader", f"path={tmp_path / 'none.jsonl'}")
+    assert done.returncode == 2
+    assert "none.jsonl" in done.stderr and "Traceback" not in done.stderr

@@ -1,1 +1,0 @@
-"""What the benchmarks measure with, and what they compare against."""

@@ -1,0 +1,164 @@
+"""The frame of a benchmark: settings from the command line, each way in processes of its own, a table, one line of JSON."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+
+from di4c_lm.core import cli
+from di4c_lm.core.settings import SettingError, build, check, fields, section, setting
+
+if TYPE_CHECKING:
+    import torch
+
+S = TypeVar("S", bound="BenchSettings")
+BAD_INPUT = 2  # exit status
+Results = dict[str, dict[str, Any]]  # by way
+
+
+@section
+class BenchSettings:
+    """What every benchmark may be told."""
+
+    threads: int = setting(2, "of the CPU, for each process")
+    repeat: int = setting(1, "measurements of each way, of which the fastest counts")
+    ways: str = setting("", "the ways that are measured, with commas between; absent: all that are compared by default")
+    device: Literal["auto", "cpu", "cuda"] = setting("auto", "auto: CUDA where there is a GPU")
+
+    WAYS: ClassVar[tuple[str, ...]] = ()
+    BY_DEFAULT: ClassVar[tuple[str, ...]] = ()  # absent: all WAYS
+    OLD_KEYS: ClassVar[dict[str, str]] = {}
+
+    @property
+    def chosen(self) -> list[str]:
+        """The ways that are measured, in order. Raises `SettingError` for one that there is not."""
+        chosen = self.ways.split(",") if self.ways else list(self.BY_DEFAULT or self.WAYS)
+        check(set(chosen) <= set(self.WAYS), "ways", self.ways, f"some of {','.join(self.WAYS)}")
+        return chosen
+
+    @property
+    def processes(self) -> int:
+        """That measure one way together."""
+        return 1
+
+    def torch_device(self) -> "torch.device":
+        """CUDA where there is one, unless another is asked for."""
+        import torch
+
+        automatic = "cuda" if torch.cuda.is_available() else "cpu"
+        return torch.device(automatic if self.device == "auto" else self.device)
+
+
+def run_benchmark(
+    script: str,
+    settings_class: type[S],
+    measure: Callable[[str, S], Mapping[str, Any]],
+    argv: Sequence[str],
+    *,
+    ratios: Sequence[str] = (),
+) -> int:
+    """Run a script with the arguments `argv`; `--json` prints one object on the last line, the results of `measure` by way.
+
+    `measure(way, settings)` is called in processes of its own, which `--way` starts. Where two ways are compared the table shows their
+    ratio, and the JSON holds those of `ratios`. Bad input ends with exit status 2.
+    """
+    way, rest = (argv[1], argv[2:]) if argv[:1] == ["--way"] else ("", argv)
+    arguments = [argument for argument in rest if argument != "--json"]
+    settings = _parse(settings_class, arguments, f"tools/{os.path.basename(script)}")
+    try:
+        for name, one in fields(settings_class).items():
+            if type(one.default) is int and one.default > 0:
+                check(getattr(settings, name) > 0, name, getattr(settings, name), "at least 1")
+        ways = settings.chosen
+    except SettingError as error:
+        cli.fail(str(error))
+    if way:
+        _measure_here(way, settings, measure)
+    results = {way: run_apart(script, way, arguments, settings) for way in ways}
+    print_table(results)
+    if "--json" in rest:
+        both = len(ways) == 2 and {"ratio": {name: _ratio([results[way][name] for way in ways]) for name in ratios}}
+        print(json.dumps({**results, **(both if both and ratios else {})}))
+    return 0
+
+
+def run_apart(script: str, way: str, arguments: Sequence[str], settings: BenchSettings) -> dict[str, Any]:
+    """What the first of a way's processes prints on its last line; ends the program if one of them fails."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    count, command = settings.processes, [sys.executable, script, "--way", way, *arguments]
+    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)} | place for rank in range(count)]
+    threads = {"OMP_NUM_THREADS": str(settings.threads)}
+    started = [
+        subprocess.Popen(
+            command,
+            env=os.environ | threads | (rank if count > 1 else {}),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ranks
+    ]
+    ended = [process.communicate() for process in started]
+    for process, (_, errors) in zip(started, ended, strict=True):
+        if process.returncode == BAD_INPUT:
+            sys.stderr.write(errors[-2000:])
+            raise SystemExit(BAD_INPUT)
+        if process.returncode:
+            raise SystemExit(f"{way} ended with exit status {process.returncode}\n{errors[-2000:]}")
+    return json.loads(ended[0][0].splitlines()[-1])
+
+
+def print_table(results: Results) -> None:
+    """One column a way, and the ratio of two."""
+    flat = {way: dict(_flat(found)) for way, found in results.items()}
+    rows = list(dict.fromkeys(name for found in flat.values() for name in found))
+    width = max(map(len, rows))
+    print(f"{'':{width}}" + "".join(f"{way:>16}" for way in flat) + ("           ratio" if len(flat) == 2 else ""))
+    for row in rows:
+        values = [found.get(row) for found in flat.values()]
+        shown = "".join(f"{'' if value is None else f'{value:,.3f}':>16}" for value in values)
+        print(f"{row:{width}}{shown}" + (f"{_ratio(values):16.3f}" if len(values) == 2 and None not in values else ""))
+
+
+def _parse(settings_class: type[S], arguments: Sequence[str], program: str) -> S:
+    if {"-h", "--help"} & {*arguments}:
+        cli.parse_words(settings_class, arguments, program)
+    try:
+        for argument in arguments:
+            key, equals, _ = argument.partition("=")
+            check(equals, "an argument", argument, "key=value; --help lists the keys")
+            for old, new in settings_class.OLD_KEYS.items():
+                if old in (key, argument):
+                    raise ValueError(f"{old} is {new} now")
+        return build(settings_class, dict(argument.split("=", 1) for argument in arguments), text=True)
+    except ValueError as error:
+        cli.fail(str(error))
+
+
+def _measure_here(way: str, settings: S, measure: Callable[[str, S], Mapping[str, Any]]) -> None:
+    import torch
+
+    if settings.torch_device().type == "cpu":
+        torch.set_num_threads(settings.threads)
+    try:
+        print(json.dumps(measure(way, settings)), flush=True)
+    except (ValueError, ConnectionError, OSError) as error:
+        cli.fail(str(error))
+    os._exit(0)  # native threads of the collectives' libraries may outlive the interpreter
+
+
+def _flat(found: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    for name, value in found.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value)
+        else:
+            yield name, value
+
+
+def _ratio(values: Sequence[Any]) -> float:
+    return values[0] / values[1] if values[1] else float("nan")
