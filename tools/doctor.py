@@ -17,15 +17,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-from diagnosis.machine import describe_machine
-
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from di4c_lm.core import cli
 from di4c_lm.domains.domain import cache_dir
 from di4c_lm.domains.text.domain import DOMAIN
 from di4c_lm.domains.text.settings import Config
 from di4c_lm.networks.dit import DitConfig
+from tools.diagnosis.machine import describe_machine
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 OWN = {"ranks": (1, 0), "trial_steps": (0, 3)}  # the least, and the default; ranks=0: those of the launcher
@@ -65,7 +63,7 @@ def shape_of(config: Config) -> tuple[DitConfig, int]:
 
 def plan(config: Config, ranks: int, *, on_gpu: bool) -> dict[str, Any]:
     """What the run will take. Raises `ValueError` and `ConnectionError` where its teacher or tokenizer cannot be had."""
-    from diagnosis.plan import activation_memory, count, disk_needed, memory_table, tokens_per_step
+    from tools.diagnosis.plan import activation_memory, count, disk_needed, memory_table, tokens_per_step
 
     model, num_states = shape_of(config)
     counts = count(config, model, num_states)
@@ -151,7 +149,7 @@ def examine(config: Config, ranks: int, trial_steps: int) -> dict[str, Any]:
         report["plan"] = plan(config, ranks or world.size, on_gpu=on_gpu)
         report["reasons"] += reasons_against(machine, report["plan"], on_gpu=on_gpu)
         if trial_steps and not report["reasons"]:
-            from diagnosis.trial import try_out
+            from tools.diagnosis.trial import try_out
 
             report["trial"] = try_out(config, world, trial_steps)
     except (ValueError, OSError, RuntimeError) as error:

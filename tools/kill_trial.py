@@ -4,11 +4,10 @@
 
 Di4C on random tokens, `ranks` processes over gloo. Every second kill (SIGKILL, to all ranks at once or to one, in turn) waits for a save
 and falls within it; the others fall at a random moment. Each time the run is started again in the same folder, until it has taken
-`steps` updates; then another begins, until there were `kills`. More settings: steps=40, save_every=2, seed=0 (of the moments), dir (where
-the runs live, absent: a temporary folder). Exit status 1 if any number differs. `--json` prints one object on the last line.
+`steps` updates; then another begins, until there were `kills`. Exit status 1 if any number differs. `--json` prints one object on the
+last line.
 """
 
-import argparse
 import contextlib
 import json
 import os
@@ -18,15 +17,16 @@ import socket
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
-from benchmark.words import split_words
 
 from di4c_lm.checkpoints.student import student_from_teacher
+from di4c_lm.core.settings import at_least, section, setting
 from di4c_lm.data.batches import BatchStream, PackedSource
 from di4c_lm.mixtures.settings import LatentConfig
 from di4c_lm.networks.dit import DIT, DitConfig
@@ -35,35 +35,27 @@ from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.training.distributed import init_distributed
 from di4c_lm.training.loop import train
 from di4c_lm.training.settings import OptimConfig, TrainConfig, ZeroConfig
+from tools.benchmark.frame import parse_settings
 
 STATES, LENGTH, GLOBAL_BATCH = 41, 12, 8
-PATIENCE = 600.0  # seconds that an attempt may take
+ATTEMPT_S = 600.0  # seconds that an attempt may take
 
 
-@dataclass(frozen=True)
+@section
 class Settings:
-    """As named on the command line."""
+    """Kills a small training again and again, and compares what comes of it with an unbroken run, bit for bit."""
 
-    kills: int = 30
-    ranks: int = 2
-    stage: int = 2
-    steps: int = 40
-    save_every: int = 2
-    seed: int = 0
-    dir: str = ""
+    kills: int = setting(30, "in all, over as many runs as that takes")
+    ranks: Literal[1, 2, 4, 8] = setting(2, "processes of a run, over gloo")
+    stage: Literal[0, 1, 2, 3] = setting(2, "of ZeRO")
+    steps: int = setting(40, "updates of a run")
+    save_every: int = setting(2, "updates between two checkpoints")
+    seed: int = setting(0, "of the moments")
+    dir: str = setting("", "where the runs live; absent: a temporary folder")
 
-    @classmethod
-    def parse(cls, assignments: list[str]) -> "Settings":
-        """From key=value; raises `ValueError` for an unknown key, or a value that is impossible."""
-        values: dict[str, Any] = {}
-        for key, value, kind, assignment in split_words(cls, assignments):
-            if kind is int and not value.isdecimal():
-                raise ValueError(f"{assignment!r}: allowed is an integer of at least 0")
-            values[key] = kind(value)
-        settings = cls(**values)
-        if settings.ranks not in (1, 2, 4, 8) or settings.stage > 3 or min(settings.steps, settings.save_every) < 1:
-            raise ValueError(f"{settings}: allowed are ranks 1, 2, 4, 8, stages 0 to 3, and at least one step a save")
-        return settings
+    def __post_init__(self) -> None:
+        at_least(self, 0, "kills", "seed")
+        at_least(self, 1, "steps", "save_every")
 
 
 def work(run_dir: Path, settings: Settings) -> None:
@@ -85,7 +77,7 @@ def work(run_dir: Path, settings: Settings) -> None:
         BatchStream(PackedSource(tokens, seed=0), micro_batch_size=micro, rank=world.rank, world_size=world.size),
         train=TrainConfig(steps=settings.steps, micro_batch_size=micro, save_every=settings.save_every, log_every=1),
         optim=OptimConfig(warmup_steps=4, ema_decay=0.9),
-        zero=ZeroConfig(stage=settings.stage),  # pyright: ignore[reportArgumentType]
+        zero=ZeroConfig(stage=settings.stage),
         run_dir=run_dir,
         device="cpu",
     )
@@ -145,7 +137,7 @@ def strike(run_dir: Path, pids: list[int], settings: Settings, moments: random.R
     Odd numbers wait for a save; every third spares all ranks but one.
     """
     begun, target, old = steps_done(run_dir), moments.randint(0, 5), unfinished(run_dir)
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + ATTEMPT_S
     while time.monotonic() < deadline:
         if os.waitpid(pids[0], os.WNOHANG)[0]:
             for pid in pids[1:]:
@@ -219,16 +211,9 @@ def trial(folder: Path, settings: Settings) -> dict[str, Any]:
     }
 
 
-def main() -> int:
+def main(argv: Sequence[str]) -> int:
     """Run the trial and print; the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("settings", nargs="*", help="key=value")
-    parser.add_argument("--json", action="store_true", help="print one object on the last line")
-    arguments = parser.parse_args()
-    try:
-        settings = Settings.parse(arguments.settings)
-    except ValueError as error:
-        parser.error(str(error))
+    settings = parse_settings(Settings, [argument for argument in argv if argument != "--json"], "tools/kill_trial.py")
     os.environ.setdefault("LOCAL_RANK", "0")
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed  # noqa: F401 (once, for all that are forked)
@@ -240,10 +225,10 @@ def main() -> int:
         f"{result['runs']} runs; {result['steps_compared']} steps compared with an unbroken run: "
         + (", ".join(result["differences"]) or "no difference")
     )
-    if arguments.json:
+    if "--json" in argv:
         print(json.dumps(result))
     return 1 if result["differences"] else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

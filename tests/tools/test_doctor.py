@@ -1,11 +1,7 @@
 """The doctor: what it counts, what it refuses, and its exit status."""
 
-import importlib
 import json
 import re
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,12 +10,10 @@ import torch
 from di4c_lm.core import cli
 from di4c_lm.domains.text.settings import Config
 from di4c_lm.networks.dit import DIT
-
-TOOLS = Path(__file__).parents[2] / "tools"
-sys.path.insert(0, str(TOOLS))
-doctor = importlib.import_module("doctor")
-plan = importlib.import_module("diagnosis.plan")
-machine = importlib.import_module("diagnosis.machine")
+from di4c_lm.runs.recipe import latent_of
+from tests.tools.helpers import run_tool
+from tools import doctor
+from tools.diagnosis import machine, plan
 
 SMALL = ["model.hidden_size=32", "model.num_heads=2", "model.cond_dim=8", "data.length=16", "data.vocab_size=300"]
 
@@ -82,7 +76,7 @@ def test_the_estimate_of_activations_is_near_what_autograd_keeps(checkpointing: 
     """Within a factor of 1.5, for a network that dwarfs the rest."""
     words = ("objective=di4c_codes", f"lambda.path={path}", "lambda.inject_at=1", "objective.num_lambdas=3")
     chosen = config(f"train.activation_checkpointing={checkpointing}", *words)
-    latent = importlib.import_module("di4c_lm.runs.recipe").latent_of(chosen)
+    latent = latent_of(chosen)
     network = DIT(chosen.model, num_states=301, latent=latent)
     network.activation_checkpointing = checkpointing == "true"
     kept: dict[int, int] = {}
@@ -160,8 +154,7 @@ def test_bad_settings_end_with_status_2(words, said, capsys) -> None:
 
 def test_as_a_user_runs_it_with_a_trial(tmp_path) -> None:
     words = [*SMALL, "train.micro_batch_size=2", f"run.dir={tmp_path}", "--json"]
-    start = [sys.executable, str(TOOLS / "doctor.py"), *words]
-    done = subprocess.run([*start, "trial_steps=1", "ranks=2"], capture_output=True, text=True, timeout=600)
+    done = run_tool("doctor", *words, "trial_steps=1", "ranks=2")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout.splitlines()[-1])
     assert report["plan"]["tokens_per_step"] == 2 * 2 * 16 and report["plan"]["ranks"] == 2

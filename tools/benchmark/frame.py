@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 S = TypeVar("S", bound="BenchSettings")
+T = TypeVar("T")
 BAD_INPUT = 2  # exit status
 Results = dict[str, dict[str, Any]]  # by way
 
@@ -67,7 +68,7 @@ def run_benchmark(
     """
     way, rest = (argv[1], argv[2:]) if argv[:1] == ["--way"] else ("", argv)
     arguments = [argument for argument in rest if argument != "--json"]
-    settings = _parse(settings_class, arguments, f"tools/{os.path.basename(script)}")
+    settings = parse_settings(settings_class, arguments, f"tools/{os.path.basename(script)}")
     try:
         for name, one in fields(settings_class).items():
             if type(one.default) is int and one.default > 0:
@@ -83,6 +84,22 @@ def run_benchmark(
         both = len(ways) == 2 and {"ratio": {name: _ratio([results[way][name] for way in ways]) for name in ratios}}
         print(json.dumps({**results, **(both if both and ratios else {})}))
     return 0
+
+
+def parse_settings(settings_class: type[T], arguments: Sequence[str], program: str) -> T:
+    """A section of settings from `key=value`; `--help` and bad input end the program, the latter with exit status 2."""
+    if {"-h", "--help"} & {*arguments}:
+        cli.parse_words(settings_class, arguments, program)
+    try:
+        for argument in arguments:
+            key, equals, _ = argument.partition("=")
+            check(equals, "an argument", argument, "key=value; --help lists the keys")
+            for old, new in getattr(settings_class, "OLD_KEYS", {}).items():
+                if old in (key, argument):
+                    raise ValueError(f"{old} is {new} now")
+        return build(settings_class, dict(argument.split("=", 1) for argument in arguments), text=True)
+    except ValueError as error:
+        cli.fail(str(error))
 
 
 def run_apart(script: str, way: str, arguments: Sequence[str], settings: BenchSettings) -> dict[str, Any]:
@@ -123,21 +140,6 @@ def print_table(results: Results) -> None:
         values = [found.get(row) for found in flat.values()]
         shown = "".join(f"{'' if value is None else f'{value:,.3f}':>16}" for value in values)
         print(f"{row:{width}}{shown}" + (f"{_ratio(values):16.3f}" if len(values) == 2 and None not in values else ""))
-
-
-def _parse(settings_class: type[S], arguments: Sequence[str], program: str) -> S:
-    if {"-h", "--help"} & {*arguments}:
-        cli.parse_words(settings_class, arguments, program)
-    try:
-        for argument in arguments:
-            key, equals, _ = argument.partition("=")
-            check(equals, "an argument", argument, "key=value; --help lists the keys")
-            for old, new in settings_class.OLD_KEYS.items():
-                if old in (key, argument):
-                    raise ValueError(f"{old} is {new} now")
-        return build(settings_class, dict(argument.split("=", 1) for argument in arguments), text=True)
-    except ValueError as error:
-        cli.fail(str(error))
 
 
 def _measure_here(way: str, settings: S, measure: Callable[[str, S], Mapping[str, Any]]) -> None:

@@ -20,7 +20,7 @@ def try_out(config: Config, world: World, steps: int) -> dict[str, Any]:
     On the run's own corpus and objective. A teacher that the run would train first is a random one of its shape. All ranks call it.
     Raises what the run would raise.
     """
-    from benchmark.measure import PeakMemory
+    from tools.benchmark.measure import PeakMemory
 
     set_threads(config.run.threads)
     data = DOMAIN.data(config, world, cache_dir(config.run))
