@@ -182,9 +182,8 @@ def _prompt_of(path: str, number: int, line: str) -> str:
 
 def _models(settings: SampleConfig) -> "tuple[TextModel, TextModel | None]":
     """What writes, and the teacher of a hybrid."""
-    from di4c_lm.domains.domain import PARTS
+    from di4c_lm.domains.domain import PARTS, find_run
     from di4c_lm.domains.text.model import load_run
-    from di4c_lm.measure.runs import find_run
 
     source = settings.model or str(find_run(None, settings.outputs))
     model = _load(settings, source)

@@ -5,10 +5,9 @@ from typing import Any
 
 from di4c_lm.core.settings import build, fields, to_dict
 from di4c_lm.data.images.images import Split
-from di4c_lm.domains.domain import FinishedRun, cache_dir
+from di4c_lm.domains.domain import FinishedRun, cache_dir, find_run
 from di4c_lm.measure.images.report import ImageReportConfig, ImageRun, run_report
 from di4c_lm.measure.images.samplers import ImageSampler
-from di4c_lm.measure.runs import find_run
 
 
 def images(settings: ImageReportConfig) -> str:

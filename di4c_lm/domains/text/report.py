@@ -10,10 +10,9 @@ import torch
 from di4c_lm.data.batches import PackedSource
 from di4c_lm.data.text.corpus import Corpus, load_corpus
 from di4c_lm.data.text.tokenizers import fingerprint
-from di4c_lm.domains.domain import STUDENT, FinishedRun, cache_dir
+from di4c_lm.domains.domain import STUDENT, FinishedRun, cache_dir, find_run
 from di4c_lm.domains.text.model import EVALUATOR, Run, TextModel, load_run
 from di4c_lm.domains.text.settings import Config
-from di4c_lm.measure.runs import find_run
 from di4c_lm.measure.settings import Measurement, device_of
 from di4c_lm.measure.text.evaluator import train_evaluator
 from di4c_lm.measure.text.gen_ppl import CompareConfig, GenPplConfig

@@ -5,25 +5,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from di4c_lm.data.batches import PackedSource
-from di4c_lm.data.text.corpus import Corpus
 from di4c_lm.domains.text import report
 from di4c_lm.domains.text.settings import Config
-from tests.measure.tiny import words
-
-TRAINING, ASIDE = torch.full((4, 8), 2), torch.full((3, 8), 3)
-CORPUS = Corpus(
-    name="tiny",
-    tokenizer=words("a", "b"),
-    train=PackedSource(TRAINING.numpy().astype(np.uint16), 0),
-    validation=torch.full((2, 8), 4),
-    validation_texts=["x"],
-    fingerprint="0",
-)
+from tests.domains.text.corpora import ASIDE, CORPUS, TRAINING
 
 
 @pytest.mark.parametrize("aside, expected", [(ASIDE, ASIDE), (None, TRAINING)])

@@ -1,9 +1,11 @@
+"""Which run is meant where one is named, or none."""
+
 import os
 from pathlib import Path
 
 import pytest
 
-from di4c_lm.measure.runs import find_run
+from di4c_lm.domains.domain import find_run
 
 
 def make(folder: Path, age: float) -> Path:
