@@ -6,11 +6,13 @@ from typing import Any
 import pytest
 import torch
 
+from di4c_lm.measure.text import suite as suite_module
 from di4c_lm.measure.text.canaries import periodic, shuffled, tiled
 from di4c_lm.measure.text.evaluator import Evaluator
 from di4c_lm.measure.text.samples import TextSamples
 from di4c_lm.measure.text.suite import REAL, Bench, ReportConfig, Suite, measure_suite, split_held_out
 from tests.measure import markov
+from tests.measure.text.toy_metric import EVEN
 
 SETTINGS = ReportConfig(
     parts=("fluency", "diversity", "distribution"),
@@ -92,6 +94,15 @@ def test_the_better_model_ranks_above_the_worse_and_the_difference_is_tested(sui
     assert (tested["gen_ppl"]["of"], tested["gen_ppl"]["minus"]) == ("bad", "good")
     for metric in ("gen_ppl", "gradient_moment"):
         assert tested[metric]["difference_low"] > 0 and tested[metric]["p_value"] <= 0.01
+
+
+def test_a_metric_is_one_file_and_one_entry_of_the_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suite_module, "METRICS", (*suite_module.METRICS, EVEN))
+    settings = dataclasses.replace(SETTINGS, parts=("diversity",), self_bleu_samples=0)
+    found = measure(model("a", 0.2), model("b", 0.5), settings=settings)
+    row = _row(found, "a")
+    assert row["even_low"] <= row["even"] <= row["even_high"] and "entropy" in row and "gen_ppl" not in row
+    assert [one["metric"] for one in found.comparisons] == ["entropy", "even"]
 
 
 def test_a_canary_that_passes_raises_the_alarm() -> None:
