@@ -45,6 +45,8 @@ LAYOUT = Layout(
 class GenPplConfig(Measurement, Reading):
     """Generative perplexity and sample entropy of a run's teacher and student, beside the validation set."""
 
+    OLD_KEYS = {"judge": "evaluator", "judge_batch_size": "evaluator_batch_size"}
+
     evaluator: str | None = setting(None, "a folder or hub name, e.g. gpt2-large; null: the run's own evaluator")
     seed: int = setting(0, "of sampling, of the choice of validation sequences and of resampling")
     conditional: bool = setting(

@@ -49,6 +49,8 @@ LAYOUT = Layout(
 class ReportConfig(Measurement, Reading):
     """The whole evaluation of a run's models, with canaries: report.json, .csv, .png and .html."""
 
+    OLD_KEYS = {"judges": "evaluators", "judge_batch_size": "evaluator_batch_size"}
+
     models: Texts = setting(
         (), "names of the run's models, or folders, or <name>=<folder>, of runs or exported models; []: the run's own"
     )
