@@ -200,6 +200,7 @@ def test_single_precision_uniforms_lie_on_their_grid_below_one() -> None:
     assert u.dtype == torch.float32
     assert bool((u * 2**24 == (u * 2**24).floor()).all())
     assert float(u.min()) >= 0 and float(u.max()) <= 1 - GRID
+    assert abs(float((u * 2**24 % 2).mean()) - 0.5) < 0.01, "and reach all of its points"
 
 
 @pytest.mark.parametrize("name", ["ancestral", "analytic"])
@@ -210,6 +211,12 @@ def test_published_noise_samples_common_tokens_at_their_rates(name: str, end: st
     x = run(net, 6000, 3, name, grid="published", noise="legacy_fp32", end=end, on_step=states.append).x
     assert chisquare(torch.bincount(x[:, 0]).numpy(), [3000, 1800, 1200]).pvalue > 1e-4
     assert abs(float((states[0] == 3).double().mean()) - 2 / 3) < 0.03, "and reveals at the rate of the grid"
+
+
+@pytest.mark.parametrize("name", ["ancestral", "analytic"])
+def test_temperature_sharpens_published_samples_too(name: str) -> None:
+    x = run(Joint(torch.tensor([0.6, 0.4])), 6000, 2, name, noise="legacy_fp32", temperature=0.5).x
+    assert abs(float((x == 0).double().mean()) - 0.36 / (0.36 + 0.16)) < 0.03
 
 
 def test_the_published_end_takes_the_likeliest() -> None:
