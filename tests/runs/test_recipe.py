@@ -10,13 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
-from safetensors.torch import load_file
-from torch import Tensor
 
-from di4c_lm.core.files import lock
 from di4c_lm.data.batches import PackedSource
-from di4c_lm.domains.domain import DOMAINS, FinishedRun
+from di4c_lm.domains.domain import FinishedRun
 from di4c_lm.mixtures.settings import LatentConfig
 from di4c_lm.objectives.di4c import Di4C
 from di4c_lm.objectives.mdlm import Mdlm
@@ -25,51 +21,7 @@ from di4c_lm.runs import recipe
 from di4c_lm.runs.folder import run_dir
 from di4c_lm.training.settings import RunConfig
 from tests.domains.toy import DOMAIN, ToySettings
-
-
-@pytest.fixture(autouse=True)
-def registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(DOMAINS, "toy", "tests.domains.toy")
-
-
-@pytest.fixture
-def make(tmp_path: Path) -> Callable[..., ToySettings]:
-    """Settings of a run in the folder `name`, with other values of sections' keys: `train={"steps": 2}`."""
-
-    def settings(name: str = "run", cache: str = "cache", **sections: Any) -> ToySettings:
-        place = RunConfig(dir=str(tmp_path / name), cache_dir=str(tmp_path / cache), device="cpu", threads=1)
-        base = ToySettings(run=place)
-        changed = {
-            key: dataclasses.replace(getattr(base, key), **value) if isinstance(value, dict) else value
-            for key, value in sections.items()
-        }
-        return dataclasses.replace(base, **changed)
-
-    return settings
-
-
-def run(settings: ToySettings, rounds: Any = ()) -> Path:
-    """The folder of a run that ends well."""
-    assert recipe.run(DOMAIN, settings, rounds) == 0
-    return run_dir(DOMAIN, settings)
-
-
-def metrics(folder: Path) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key != "tokens_per_s"} for row in rows]
-
-
-def weights(folder: Path) -> dict[str, Tensor]:
-    return load_file(folder / "model.safetensors")
-
-
-def same(one: Path, other: Path) -> bool:
-    first, second = weights(one), weights(other)
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+from tests.runs.helpers import contents, metrics, run, same, weights
 
 
 @pytest.fixture
@@ -222,62 +174,6 @@ def test_an_interrupted_teacher_resumes_to_the_same_teacher(
     assert not (run_dir(DOMAIN, settings) / "metrics.jsonl").exists(), "the student had not begun"
     folder = run(settings)
     assert same(folder / "teacher", whole / "teacher") and same(folder / "student", whole / "student")
-
-
-# What a folder refuses
-
-
-def test_a_folder_of_other_settings_is_refused_by_the_keys_and_left_as_it_is(make: Callable[..., ToySettings]) -> None:
-    folder = run(make())
-    before = contents(folder)
-    with pytest.raises(
-        ValueError, match=r"other settings: optim.lr=0.01 there, 0.02 here; train.seed=0 there, 1 here\."
-    ):
-        recipe.run(DOMAIN, make(optim={"lr": 0.02}, train={"seed": 1, "log_every": 3}))
-    with pytest.raises(ValueError, match="train.steps must be at least 4, where the run in .* stands, got 2"):
-        recipe.run(DOMAIN, make(train={"steps": 2}))
-    assert contents(folder) == before
-
-
-def test_a_run_may_be_made_longer(make: Callable[..., ToySettings]) -> None:
-    folder = run(make(train={"steps": 2}))
-    assert len(metrics(run(make()))) == 4
-    assert yaml.safe_load((folder / "config.yaml").read_text())["train"]["steps"] == 4
-
-
-def test_a_folder_in_which_nothing_was_trained_takes_other_settings(make: Callable[..., ToySettings]) -> None:
-    with pytest.raises(ValueError, match="/nowhere"):
-        recipe.run(DOMAIN, make(teacher={"kind": "pretrained", "path": "/nowhere"}))
-    run(make())
-
-
-def test_two_runs_do_not_share_a_folder(make: Callable[..., ToySettings], tmp_path: Path) -> None:
-    with lock(tmp_path / "run" / ".lock", "training something"), pytest.raises(ValueError, match="training something"):
-        recipe.run(DOMAIN, make())
-    assert [path.name for path in (tmp_path / "run").iterdir()] == []
-    run(make())
-
-
-def test_a_folder_that_cannot_be_written_is_named(make: Callable[..., ToySettings], tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="run.dir: .*file/run cannot be written"):
-        recipe.run(DOMAIN, make("file/run"))
-
-
-def test_the_folders_name_is_the_runs_or_a_hash_of_what_shapes_it() -> None:
-    def name(**sections: Any) -> Path:
-        return run_dir(DOMAIN, dataclasses.replace(ToySettings(), **sections))
-
-    base = ToySettings()
-    assert name(run=RunConfig(name="mine")) == Path("outputs/mine")
-    assert name(run=RunConfig(dir="/x/y")) == Path("/x/y")
-    unnamed = name()
-    assert unnamed.parent == Path("outputs") and unnamed.name.startswith("toy-")
-    assert (
-        name(train=dataclasses.replace(base.train, log_every=3), eval=dataclasses.replace(base.eval, skip=True))
-        == unnamed
-    )
-    assert name(train=dataclasses.replace(base.train, steps=3)) != unnamed
 
 
 # Objectives

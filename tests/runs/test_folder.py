@@ -1,0 +1,69 @@
+"""The folder of a run: its name, what it refuses, and that it is left as it is where it does."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from di4c_lm.core.files import lock
+from di4c_lm.runs import recipe
+from di4c_lm.runs.folder import run_dir
+from di4c_lm.training.settings import RunConfig
+from tests.domains.toy import DOMAIN, ToySettings
+from tests.runs.helpers import contents, metrics, run
+
+
+def test_a_folder_of_other_settings_is_refused_by_the_keys_and_left_as_it_is(make: Callable[..., ToySettings]) -> None:
+    folder = run(make())
+    before = contents(folder)
+    with pytest.raises(
+        ValueError, match=r"other settings: optim.lr=0.01 there, 0.02 here; train.seed=0 there, 1 here\."
+    ):
+        recipe.run(DOMAIN, make(optim={"lr": 0.02}, train={"seed": 1, "log_every": 3}))
+    with pytest.raises(ValueError, match="train.steps must be at least 4, where the run in .* stands, got 2"):
+        recipe.run(DOMAIN, make(train={"steps": 2}))
+    assert contents(folder) == before
+
+
+def test_a_run_may_be_made_longer(make: Callable[..., ToySettings]) -> None:
+    folder = run(make(train={"steps": 2}))
+    assert len(metrics(run(make()))) == 4
+    assert yaml.safe_load((folder / "config.yaml").read_text())["train"]["steps"] == 4
+
+
+def test_a_folder_in_which_nothing_was_trained_takes_other_settings(make: Callable[..., ToySettings]) -> None:
+    with pytest.raises(ValueError, match="/nowhere"):
+        recipe.run(DOMAIN, make(teacher={"kind": "pretrained", "path": "/nowhere"}))
+    run(make())
+
+
+def test_two_runs_do_not_share_a_folder(make: Callable[..., ToySettings], tmp_path: Path) -> None:
+    with lock(tmp_path / "run" / ".lock", "training something"), pytest.raises(ValueError, match="training something"):
+        recipe.run(DOMAIN, make())
+    assert [path.name for path in (tmp_path / "run").iterdir()] == []
+    run(make())
+
+
+def test_a_folder_that_cannot_be_written_is_named(make: Callable[..., ToySettings], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="run.dir: .*file/run cannot be written"):
+        recipe.run(DOMAIN, make("file/run"))
+
+
+def test_the_folders_name_is_the_runs_or_a_hash_of_what_shapes_it() -> None:
+    def name(**sections: Any) -> Path:
+        return run_dir(DOMAIN, dataclasses.replace(ToySettings(), **sections))
+
+    base = ToySettings()
+    assert name(run=RunConfig(name="mine")) == Path("outputs/mine")
+    assert name(run=RunConfig(dir="/x/y")) == Path("/x/y")
+    unnamed = name()
+    assert unnamed.parent == Path("outputs") and unnamed.name.startswith("toy-")
+    assert (
+        name(train=dataclasses.replace(base.train, log_every=3), eval=dataclasses.replace(base.eval, skip=True))
+        == unnamed
+    )
+    assert name(train=dataclasses.replace(base.train, steps=3)) != unnamed
