@@ -1,64 +1,62 @@
-"""Teacher and student of tauLDR's chain on tiny images whose law is known exactly: how far what they draw is from it.
+"""Teacher and student of tauLDR's chain on tiny images whose distribution is known exactly: how far their samples are from it.
 
-python tools/check_image_law.py [key=value ...] [--size 3] [--levels 3] [--noise 0.15] [--images 20000] [--samples 20000]
+    python tools/check_image_law.py [size=3] [levels=3] [noise=0.15] [images=20000] [samples=20000] [key=value ...]
 
-Images are bars on noise (`Bars` of the synthetic images). The keys are those of launch/train_cifar10.py; eval.steps and eval.seeds
-say what is drawn. A line shows the total variation between samples and law beside that of as many exact samples (mean, 95 % quantile,
-p-value), and the mean of -log p over the samples less the law's entropy in nats, 0 for exact ones.
+Images are bars on noise (`Bars` of the synthetic images). The other keys are those of launch/train_cifar10.py; eval.steps and eval.seeds
+say what is sampled. A line shows the total variation between samples and distribution beside that of as many exact samples (mean, 95 %
+quantile, p-value), and the mean of -log p over the samples less the distribution's entropy in nats, 0 for exact ones.
 """
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from di4c_lm.core import cli, image_cli
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from di4c_lm.core import image_cli
+from di4c_lm.core.settings import section, setting
 from di4c_lm.data.images.synthetic_images import Bars
 from di4c_lm.domains.pixels.model import sampler_of
 from di4c_lm.domains.pixels.settings import CifarConfig
 from di4c_lm.measure.statistics.exact import ExactCheck, check_samples, product_of_marginals, total_variation
+from tools.arguments import CONFIGS, own_arguments, run_script
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-SMALL = (
-    "model.multipliers=[1]",
-    "model.attention_scale=0",
-    "sampler.end=draw",
-)  # images of three rows are not halved
+SMALL = ("model.multipliers=[1]", "model.attention_scale=0", "sampler.end=draw")  # images of three rows are not halved
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Train, draw, print the table. Returns 0, or 2 for bad input."""
-    parser = argparse.ArgumentParser(prog="check_image_law.py", description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("words", nargs="*", metavar="key=value", help="settings of the run")
-    parser.add_argument("--size", type=int, default=3, help="rows and columns")
-    parser.add_argument("--levels", type=int, default=3)
-    parser.add_argument("--noise", type=float, default=0.15)
-    parser.add_argument("--images", type=int, default=20_000, help="images to train on")
-    parser.add_argument("--samples", type=int, default=20_000, help="images drawn a model, step count and seed")
-    given = parser.parse_args(arguments)
-    cli.log_to_terminal()
-    try:
-        law = Bars(size=given.size, levels=given.levels, noise=given.noise)
-        chain = [f"chain.rate_sigma={law.levels / 17}", f"chain.q_sigma={2 * law.levels}"]
-        own = [*chain, f"lambda.codebook_size={law.levels}"]
-        config = image_cli.load(CifarConfig, [*SMALL, *own, *given.words], CONFIGS, "train_cifar10")
-        models = _trained(config, law, given.images)
-        found = {
-            (name, steps, seed): _checked(model, law, config, steps, seed, given.samples)
-            for name, model in models.items()
-            for steps in config.eval.steps
-            for seed in config.eval.seeds
-        }
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(_table(law, found))
-    return 0
+@section
+class Settings:
+    """How far the samples of a teacher and a student are from a distribution of tiny images that is known exactly."""
+
+    size: int = setting(3, "rows and columns")
+    levels: int = setting(3, "of a pixel")
+    noise: float = setting(0.15, "chance that a pixel is another than the bars say")
+    images: int = setting(20_000, "images to train on")
+    samples: int = setting(20_000, "images sampled a model, step count and seed")
 
 
-def _trained(config: CifarConfig, law: Bars, count: int) -> dict[str, Any]:
+def main(argv: Sequence[str]) -> int:
+    """Train, sample, print the table. The exit status; bad input ends the program with 2."""
+    own, rest = own_arguments(Settings, argv)
+    return run_script(__file__, Settings, lambda settings: print(_check(settings, rest)), own)
+
+
+def _check(settings: Settings, arguments: Sequence[str]) -> str:
+    bars = Bars(size=settings.size, levels=settings.levels, noise=settings.noise)
+    chain = [f"chain.rate_sigma={bars.levels / 17}", f"chain.q_sigma={2 * bars.levels}"]
+    own = [*chain, f"lambda.codebook_size={bars.levels}"]
+    config = image_cli.load(CifarConfig, [*SMALL, *own, *arguments], CONFIGS, "train_cifar10")
+    found = {
+        (name, steps, seed): _checked(model, bars, config, steps, seed, settings.samples)
+        for name, model in _trained(config, bars, settings.images).items()
+        for steps in config.eval.steps
+        for seed in config.eval.seeds
+    }
+    return _table(bars, found)
+
+
+def _trained(config: CifarConfig, bars: Bars, count: int) -> dict[str, Any]:
     from di4c_lm.core.cache import Cache
     from di4c_lm.data.images.images import Split
     from di4c_lm.domains.domain import Interrupted, cache_dir
@@ -68,7 +66,7 @@ def _trained(config: CifarConfig, law: Bars, count: int) -> dict[str, Any]:
 
     world = init_distributed(config.run.device)
     set_threads(config.run.threads)
-    images = law.images(count, config.train.seed)
+    images = bars.images(count, config.train.seed)
     data = PixelData(images=Split(images, images), flip=config.data.flip)
     try:
         teacher = recipe.find_teacher(DOMAIN, config, data, world, Cache(cache_dir(config.run), world))
@@ -85,18 +83,18 @@ def _trained(config: CifarConfig, law: Bars, count: int) -> dict[str, Any]:
     return models
 
 
-def _checked(model: Any, law: Bars, config: CifarConfig, steps: int, seed: int, count: int) -> ExactCheck:
-    drawn_ND, _ = model.sample(
+def _checked(model: Any, bars: Bars, config: CifarConfig, steps: int, seed: int, count: int) -> ExactCheck:
+    x_ND, _ = model.sample(
         count, steps, seed=seed, batch_size=config.eval.batch_size, **sampler_of(config.sampler, steps=steps)
     )
-    return check_samples(law.index(drawn_ND.numpy()), law.law(), seed=seed)
+    return check_samples(bars.index(x_ND.numpy()), bars.law(), seed=seed)
 
 
-def _table(law: Bars, found: dict[tuple[str, int, int], ExactCheck]) -> str:
-    exact = law.law()
-    product = total_variation(product_of_marginals(exact, law.enumerate()), exact)
+def _table(bars: Bars, found: dict[tuple[str, int, int], ExactCheck]) -> str:
+    exact = bars.law()
+    product = total_variation(product_of_marginals(exact, bars.enumerate()), exact)
     lines = [
-        f"{law}: {law.num_images} images; the product of the marginals is {product:.3f} away",
+        f"{bars}: {bars.num_images} images; the product of the marginals is {product:.3f} away",
         f"{'model':8} {'steps':>5} {'seed':>4} {'variation':>9} {'exact':>7} {'95 %':>7} {'p':>6} {'excess nats':>11}",
     ]
     for (name, steps, seed), one in found.items():
@@ -108,4 +106,4 @@ def _table(law: Bars, found: dict[tuple[str, int, int], ExactCheck]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

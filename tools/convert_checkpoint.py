@@ -1,58 +1,58 @@
-"""Convert a checkpoint between the formats of MDLM, SDTT, Di4C and this project, without loss."""
+"""Convert a checkpoint between the formats of MDLM, SDTT, Di4C and this project, without loss:
 
-import argparse
-import logging
+python tools/convert_checkpoint.py source=<folder, .ckpt or hub name> target=<folder> to=di4c|mdlm|sdtt
+"""
+
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from di4c_lm.checkpoints import di4c, lightning, mdlm, sdtt
 from di4c_lm.checkpoints.load import read_checkpoint
+from di4c_lm.core.settings import check, section, setting
+from tools.arguments import run_script
 
 WRITERS = {"di4c": di4c.write, "mdlm": mdlm.write, "sdtt": sdtt.write}
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="convert_checkpoint.py", description=__doc__)
-    parser.add_argument("source", metavar="SRC", help="a folder, a .ckpt file, or a hub name (owner/model)")
-    parser.add_argument(
-        "target",
-        metavar="DST",
-        type=Path,
-        help="the folder to write; with --to mdlm|sdtt a name in .ckpt is a Lightning file",
-    )
-    parser.add_argument("--to", required=True, choices=sorted(WRITERS), help="the format to write")
-    parser.add_argument(
-        "--weights", choices=["ema", "raw"], default="ema", help="which, where SRC has both (default: ema)"
-    )
-    parser.add_argument("--revision", help="branch, tag or commit of a hub name")
-    parser.add_argument("--num-heads", type=int, help="attention heads, where SRC does not say")
-    parser.add_argument("--length", type=int, help="positions (tokens a sequence), where SRC does not say")
-    return parser
+@section
+class Settings:
+    """Convert a checkpoint between the formats of MDLM, SDTT, Di4C and this project."""
+
+    source: str = setting("", "a folder, a .ckpt file, or a hub name (owner/model)")
+    target: str = setting("", "the folder to write; with to=mdlm|sdtt a name in .ckpt is a Lightning file")
+    to: str = setting("", "the format to write: di4c, mdlm or sdtt")
+    weights: Literal["ema", "raw"] = setting("ema", "which, where the source has both")
+    revision: str | None = setting(None, "branch, tag or commit of a hub name")
+    num_heads: int | None = setting(None, "attention heads, where the source does not say")
+    length: int | None = setting(None, "tokens a sequence, where the source does not say")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Convert as the command line says. Returns 0, or 2 for bad input, and then leaves DST as it was."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    options = _parser().parse_args(arguments)
-    try:
-        weights = read_checkpoint(
-            options.source,
-            revision=options.revision,
-            weights=options.weights,
-            num_heads=options.num_heads,
-            length=options.length,
-        )
-        as_lightning = options.target.suffix == ".ckpt" and options.to != "di4c"
-        write = lightning.write if as_lightning else WRITERS[options.to]
-        write(options.target, weights)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def convert(settings: Settings) -> None:
+    """Read, write, and say what was written; a source that cannot be read leaves the target as it was."""
+    check(settings.source, "source", settings.source, "a folder, a .ckpt file or a hub name")
+    check(settings.target, "target", settings.target, "a folder to write, or a .ckpt file")
+    check(settings.to in WRITERS, "to", settings.to, f"one of {', '.join(WRITERS)}")
+    weights = read_checkpoint(
+        settings.source,
+        revision=settings.revision,
+        weights=settings.weights,
+        num_heads=settings.num_heads,
+        length=settings.length,
+    )
+    target = Path(settings.target)
+    write = lightning.write if target.suffix == ".ckpt" and settings.to != "di4c" else WRITERS[settings.to]
+    write(target, weights)
     size = sum(tensor.numel() for tensor in weights.tensors.values())
-    print(f"{options.target}: {len(weights.tensors)} tensors, {size:,} values, in the format {options.to}")
-    return 0
+    print(f"{target}: {len(weights.tensors)} tensors, {size:,} values, in the format {settings.to}")
+
+
+def main(argv: Sequence[str]) -> int:
+    """The exit status; bad input ends the program with 2."""
+    return run_script(__file__, Settings, convert, argv)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

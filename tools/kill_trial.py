@@ -35,7 +35,7 @@ from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.training.distributed import init_distributed
 from di4c_lm.training.loop import train
 from di4c_lm.training.settings import OptimConfig, TrainConfig, ZeroConfig
-from tools.benchmark.frame import parse_settings
+from tools.arguments import read_settings
 
 STATES, LENGTH, GLOBAL_BATCH = 41, 12, 8
 ATTEMPT_S = 600.0  # seconds that an attempt may take
@@ -213,7 +213,7 @@ def trial(folder: Path, settings: Settings) -> dict[str, Any]:
 
 def main(argv: Sequence[str]) -> int:
     """Run the trial and print; the exit status."""
-    settings = parse_settings(Settings, [argument for argument in argv if argument != "--json"], "tools/kill_trial.py")
+    settings = read_settings(__file__, Settings, [argument for argument in argv if argument != "--json"])
     os.environ.setdefault("LOCAL_RANK", "0")
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed  # noqa: F401 (once, for all that are forked)

@@ -3,19 +3,18 @@
     python tools/prepare_shards.py out=<folder> path=<files, folder or URLs> tokenizer=gpt2 length=1024
     python tools/prepare_shards.py out=<folder> dataset=Skylion007/openwebtext
 
-Killed, it goes on where it stopped when it is started again with the same words. --help lists the keys.
+Interrupted, it resumes when it is started again with the same arguments. --help lists the keys.
 """
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import ConfigDict
-from pydantic.dataclasses import dataclass
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tqdm import tqdm
 
-from di4c_lm.core import cli
-from di4c_lm.core.settings import check
+from di4c_lm.core.settings import check, section, setting
 from di4c_lm.data.records.shard_writer import Layout, prepare
 from di4c_lm.data.records.shards import Index
 from di4c_lm.data.text.corpus import open_documents
@@ -25,35 +24,38 @@ from di4c_lm.data.text.tokenizers import load_tokenizer
 from di4c_lm.domains.domain import cache_dir
 from di4c_lm.domains.text.settings import DataConfig
 from di4c_lm.training.settings import RunConfig
+from tools.arguments import run_script
 
-PROGRAM = "tools/prepare_shards.py"
 
-
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", strict=True))
+@section
 class PrepareConfig:
-    """Text to packed, memory-mapped shards. Say `out` and one of `path` and `dataset`."""
+    """Text to packed, memory-mapped shards: `out` and one of `path` and `dataset` are needed."""
 
-    out: str | None = None  # the folder to make
-    # .jsonl, .txt (each also .gz, .zst) or .parquet: files, folders, fsspec URLs (s3://, hf://, ...), joined by commas
-    path: str | None = None
-    dataset: str | None = None  # a hub name, or a folder of data files in the hub's layout; streamed
-    split: str = "train"
-    text_key: str = "text"
-    tokenizer: str = "gpt2"  # a folder, file or hub name; "train": a BPE of `vocab_size` entries trained on the corpus
-    vocab_size: int = 1024
-    length: int = 1024  # D, tokens a sequence
-    wrap: bool = False  # BOS and EOS at both ends of each sequence, the MDLM and SDTT convention
-    validation_share: float = 0.001  # of the documents
-    shard_tokens: int = 33_554_432  # about so many a file; what a kill loses at most
-    skip_bad: bool = False  # go on without records and files that cannot be read, and count them
-    cache_dir: str | None = None  # of trained tokenizers; absent: $DI4C_CACHE, else ~/.cache/di4c_lm
+    out: str = setting("", "the folder to make")
+    path: str = setting(
+        "",
+        ".jsonl, .txt (each also .gz, .zst) or .parquet: files, folders, fsspec URLs (s3://, hf://, ...), joined by commas",
+    )
+    dataset: str = setting("", "a hub name, or a folder of data files in the hub's layout; streamed")
+    split: str = setting("train", "of `dataset`")
+    text_key: str = setting("text", "field of a record that holds the text")
+    tokenizer: str = setting(
+        "gpt2", "a folder, file or hub name; train: a BPE of vocab_size entries trained on the corpus"
+    )
+    vocab_size: int = setting(1024, "tokenizer=train: its entries")
+    length: int = setting(1024, "D, tokens a sequence")
+    wrap: bool = setting(False, "BOS and EOS at both ends of each sequence, the MDLM and SDTT convention")
+    validation_share: float = setting(0.001, "of the documents")
+    shard_tokens: int = setting(33_554_432, "about so many a file; what a kill loses at most")
+    skip_bad: bool = setting(False, "pass over records and files that cannot be read, and count them")
+    cache_dir: str | None = setting(None, "of trained tokenizers; absent: $DI4C_CACHE, else ~/.cache/di4c_lm")
 
     def data(self) -> DataConfig:
         """The same corpus as a run would read it."""
         return DataConfig(
             kind="files" if self.path else "openwebtext",
-            path=self.path,
-            dataset=self.dataset or "",
+            path=self.path or None,
+            dataset=self.dataset,
             split=self.split,
             text_key=self.text_key,
             length=self.length,
@@ -95,32 +97,27 @@ class Progress:
         )
 
 
-def run(settings: PrepareConfig) -> tuple[Index, str]:
-    """Prepare; the index, and a line on speed. Raises as `shard_writer.prepare` and `load_tokenizer`."""
-    check(bool(settings.out), "out", settings.out, "a folder to make")
+def write_shards(settings: PrepareConfig) -> None:
+    """Prepare, and say what was made and how fast. Raises as `shard_writer.prepare` and `load_tokenizer`."""
+    check(settings.out, "out", settings.out, "a folder to make")
     check(bool(settings.path) != bool(settings.dataset), "path", settings.path, "a path, or a dataset, and not both")
     low = settings.length
     check(settings.shard_tokens >= low, "shard_tokens", settings.shard_tokens, f"at least length={low}")
     config = settings.data()
     documents = open_documents(config)
-    split = Split.by_share(config.validation_share)
-    tokenizer = load_tokenizer(config, train_side(documents, split), cache_dir(RunConfig(cache_dir=settings.cache_dir)))
-    layout = Layout(
-        length=settings.length,
-        wrap=settings.wrap,
-        shard_tokens=settings.shard_tokens,
-        validation_share=settings.validation_share,
-    )
+    train = train_side(documents, Split.by_share(config.validation_share))
+    tokenizer = load_tokenizer(config, train, cache_dir(RunConfig(cache_dir=settings.cache_dir)))
+    shape = {name: getattr(settings, name) for name in ("length", "wrap", "shard_tokens", "validation_share")}
     source = {key: getattr(settings, key) for key in ("path", "dataset", "split", "text_key", "skip_bad")}
     progress = Progress()
     try:
-        index = prepare(Path(settings.out or ""), documents, tokenizer, layout, source, progress)
+        index = prepare(Path(settings.out), documents, tokenizer, Layout(**shape), source, progress)
     finally:
         speed = progress.close()
-    return index, speed
+    print(f"{speed}\n{description(settings.out, index)}")
 
 
-def said(folder: str, index: Index) -> str:
+def description(folder: str, index: Index) -> str:
     """What the folder holds, and how to train on it."""
     counts = index.counts
     mended = ", ".join(
@@ -141,16 +138,9 @@ def said(folder: str, index: Index) -> str:
     )
 
 
-def main(argv: list[str]) -> int:
-    """Prepare and say what was made and how fast; bad input, a damaged corpus or a full disk end with status 2."""
-    settings = cli.parse_words(PrepareConfig, argv, PROGRAM)
-    cli.log_to_terminal()
-    try:
-        index, speed = run(settings)
-    except (ValueError, ConnectionError, OSError) as error:
-        cli.fail(str(error))
-    print(f"{speed}\n{said(str(settings.out), index)}")
-    return 0
+def main(argv: Sequence[str]) -> int:
+    """The exit status; bad input, a damaged corpus or a full disk end the program with 2."""
+    return run_script(__file__, PrepareConfig, write_shards, argv)
 
 
 if __name__ == "__main__":

@@ -6,51 +6,42 @@
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import ConfigDict
-from pydantic.dataclasses import dataclass
-
-from di4c_lm.core import cli
-from di4c_lm.core.settings import check
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from di4c_lm.core.settings import check, section, setting
 from di4c_lm.data.text.files import file_documents
 from di4c_lm.data.text.restricted import restrict
 from di4c_lm.data.text.tokenizers import load_tokenizer
 from di4c_lm.domains.text.settings import DataConfig
+from tools.arguments import run_script
 
 
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", strict=True))
+@section
 class Settings:
-    """Cut a BPE down to the entries that a corpus uses.
+    """Cut a BPE down to the entries that a corpus uses."""
 
-    tokenizer            folder, file or hub name of a byte-level BPE
-    path                 the corpus: a file or folder, as data.path takes it
-    text_key             the field of a jsonl or parquet record that holds the text
-    out                  the folder that the new tokenizer is written to
-    """
-
-    tokenizer: str = "gpt2"
-    path: str | None = None
-    text_key: str = "text"
-    out: str | None = None
-
-    def __post_init__(self) -> None:
-        check(self.tokenizer != "train", "tokenizer", self.tokenizer, "a folder, file or hub name")
+    tokenizer: str = setting("gpt2", "folder, file or hub name of a byte-level BPE")
+    path: str = setting("", "the corpus: a file or folder, as data.path takes it")
+    text_key: str = setting("text", "field of a jsonl or parquet record that holds the text")
+    out: str = setting("", "folder that the new tokenizer is written to")
 
 
-def main(argv: list[str]) -> int:
-    """Cut it down and say how many entries are left; bad input ends with exit status 2."""
-    settings = cli.parse_words(Settings, argv, "tools/restrict_tokenizer.py")
-    if settings.path is None or settings.out is None:
-        cli.fail("path and out are needed: the corpus, and the folder to write to")
-    try:
-        whole = load_tokenizer(DataConfig(tokenizer=settings.tokenizer), (), Path())
-        found = restrict(whole, file_documents(settings.path, text_key=settings.text_key).read())
-    except (ValueError, ConnectionError) as error:
-        cli.fail(str(error))
+def write_restricted(settings: Settings) -> None:
+    """Cut it down and say how many entries are left."""
+    check(settings.tokenizer != "train", "tokenizer", settings.tokenizer, "a folder, file or hub name")
+    check(settings.path, "path", settings.path, "the corpus")
+    check(settings.out, "out", settings.out, "a folder to write to")
+    whole = load_tokenizer(DataConfig(tokenizer=settings.tokenizer), (), Path())
+    found = restrict(whole, file_documents(settings.path, text_key=settings.text_key).read())
     found.save_pretrained(settings.out)
     print(f"{settings.out}: {len(found)} of {len(whole)} entries")
-    return 0
+
+
+def main(argv: Sequence[str]) -> int:
+    """The exit status; bad input ends the program with 2."""
+    return run_script(__file__, Settings, write_restricted, argv)
 
 
 if __name__ == "__main__":

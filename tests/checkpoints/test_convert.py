@@ -1,11 +1,7 @@
 """From each format to each other and back without a bit lost."""
 
-import importlib.util
 import itertools
 import json
-import subprocess
-import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -19,8 +15,9 @@ from di4c_lm.mixtures.settings import LatentConfig
 from di4c_lm.networks.dit import DIT
 from tests.checkpoints.formats import LENGTH, mdlm_config, named, training_config, write_ckpt, write_folder
 from tests.checkpoints.tiny import PUBLISHED_LATENT, assert_same_tensors, tiny_dit
+from tests.tools.helpers import run_tool
+from tools.convert_checkpoint import main
 
-SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "convert_checkpoint.py"
 TEACHER_FORMATS = ("mdlm", "mdlm_bin", "sdtt", "sdtt_twice", "ckpt", "di4c")
 STUDENT_FORMATS = ("sdtt", "ckpt", "di4c")
 WRITERS = {"mdlm": mdlm.write, "sdtt": sdtt.write, "ckpt": lightning.write, "di4c": di4c.write}
@@ -115,18 +112,10 @@ def test_mdlm_folder_from_another_format_names_where_its_code_lies(tmp_path):
     assert (config["vocab_size"], config["hidden_dim"], config["n_heads"]) == (11, 16, 2)
 
 
-def _main() -> Callable[[Sequence[str]], int]:
-    spec = importlib.util.spec_from_file_location("convert_checkpoint", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
-
-
 @pytest.mark.parametrize("weights, seed", [("ema", 0), ("raw", 99)])
 def test_command_converts_by_choice_of_weights(tmp_path, capsys, weights, seed):
     source = _source(tmp_path, "ckpt", tiny_dit(PUBLISHED_LATENT))
-    assert _main()([str(source), str(tmp_path / "out"), "--to", "di4c", "--weights", weights]) == 0
+    assert main([f"source={source}", f"target={tmp_path / 'out'}", "to=di4c", f"weights={weights}"]) == 0
     expected = tiny_dit(PUBLISHED_LATENT, seed=seed).state_dict()
     assert f"{len(expected)} tensors" in capsys.readouterr().out
     assert_same_tensors(load_checkpoint(tmp_path / "out").network.state_dict(), expected)
@@ -134,20 +123,20 @@ def test_command_converts_by_choice_of_weights(tmp_path, capsys, weights, seed):
 
 def test_command_writes_a_lightning_file_for_a_name_in_ckpt(tmp_path):
     source = _source(tmp_path, "mdlm", tiny_dit())
-    assert _main()([str(source), str(tmp_path / "out.ckpt"), "--to", "mdlm"]) == 0
+    assert main([f"source={source}", f"target={tmp_path / 'out.ckpt'}", "to=mdlm"]) == 0
     assert_same_tensors(load_checkpoint(tmp_path / "out.ckpt").network.state_dict(), tiny_dit().state_dict())
 
 
 def test_command_refuses_bad_input_with_exit_2(tmp_path, capsys):
-    assert _main()([str(tmp_path / "nowhere"), str(tmp_path / "out"), "--to", "di4c"]) == 2
-    assert "found nothing" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-    with pytest.raises(SystemExit) as caught:
-        _main()(["a", "b", "--to", "onnx"])
-    assert caught.value.code == 2
+    for source, to, complaint in (("nowhere", "di4c", "found nothing"), ("nowhere", "onnx", "to must be one of")):
+        with pytest.raises(SystemExit) as caught:
+            main([f"source={tmp_path / source}", f"target={tmp_path / 'out'}", f"to={to}"])
+        assert caught.value.code == 2
+        assert complaint in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
 
 
 def test_command_has_help():
-    done = subprocess.run([sys.executable, SCRIPT, "--help"], capture_output=True, text=True, timeout=120, check=False)
+    done = run_tool("convert_checkpoint", "--help")
     assert done.returncode == 0
-    assert "--weights" in done.stdout
+    assert all(key in done.stdout for key in ("weights=", "where the source has both"))

@@ -1,8 +1,5 @@
-import subprocess
-import sys
-from pathlib import Path
+from tests.tools.helpers import run_tool
 
-TOOL = Path(__file__).parents[2] / "tools" / "check_image_law.py"
 TINY = [
     "model.width=8",
     "model.res_blocks=1",
@@ -16,8 +13,7 @@ TINY = [
 
 
 def test_a_line_for_each_model_and_exact_samples_beside() -> None:
-    words = ["--size", "3", "--levels", "2", "--images", "50", "--samples", "60", *TINY]
-    done = subprocess.run([sys.executable, str(TOOL), *words], capture_output=True, text=True, check=False)
+    done = run_tool("check_image_law", "size=3", "levels=2", "images=50", "samples=60", *TINY)
     assert done.returncode == 0, done.stderr[-3000:]
     rows = {
         line.split()[0]: line.split()[1:]
@@ -31,5 +27,6 @@ def test_a_line_for_each_model_and_exact_samples_beside() -> None:
 
 
 def test_bad_input_ends_with_status_2() -> None:
-    done = subprocess.run([sys.executable, str(TOOL), "model.width=6"], capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and "model.width=6" in done.stderr
+    for wrong in ("model.width=6", "levels=few"):
+        done = run_tool("check_image_law", wrong)
+        assert done.returncode == 2 and wrong.partition("=")[0] in done.stderr

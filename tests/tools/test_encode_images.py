@@ -1,7 +1,5 @@
 """The encoding tool on real files: class folders and tars, cut and in parts, bad input refused."""
 
-import importlib
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +11,8 @@ from di4c_lm.data.records.codes import load_codes
 from di4c_lm.domains.codes.model import encode_images, fingerprint
 from di4c_lm.networks.vqgan import VqGan, VqganConfig
 from tests.data.images.pictures import pixels, png, write_tar
+from tools import encode_images as tool
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-tool = importlib.import_module("encode_images")
 SHAPE = (4, 4, 3)
 
 
@@ -48,32 +45,34 @@ def test_folders_and_tars(tmp_path: Path, vqgan: tuple[VqGan, Path], capsys: pyt
     ]
     tar = write_tar(tmp_path / "a.tar", members)
     expected = encode_images(network, np.stack([pixels(n, SHAPE) for n in range(5)]))
-    assert tool.main([str(tar), str(tmp_path / "out"), "--vqgan", str(weights), "--classes", "2"]) == 0
+    assert tool.main([f"source={tar}", f"out={tmp_path / 'out'}", f"vqgan={weights}", "classes=2"]) == 0
     assert "5 rows of 4 codes in 1 shards, 0 skipped" in capsys.readouterr().out
     found = load_codes(tmp_path / "out")
     assert np.array_equal(found.codes(), expected) and found.labels().tolist() == [1] * 5
     assert found.vqgan == fingerprint(network)
     for part in ("1/2", "2/2"):
-        words = [str(folder(tmp_path / "in")), str(tmp_path / "parts"), "--vqgan", str(weights), "--part", part]
-        assert tool.main(words) == 0
+        place = [f"source={folder(tmp_path / 'in')}", f"out={tmp_path / 'parts'}", f"vqgan={weights}"]
+        assert tool.main([*place, f"part={part}"]) == 0
     rows = load_codes(tmp_path / "parts")
     assert sorted(map(tuple, rows.codes())) == sorted(map(tuple, expected))
     assert sorted(rows.labels().tolist()) == [0, 0, 0, 1, 1] and rows.classes == ("class_0", "class_1")
 
 
 @pytest.mark.parametrize(
-    "words, message",
+    "wrong, message",
     [
-        (["--part", "3/2"], "--part='3/2' is impossible: allowed is p/n"),
-        (["--shard-images", "0"], "shard_images=0 is impossible"),
-        (["--vqgan", "/nowhere"], "/nowhere: expected a file of torch.save, found nothing"),
+        ("part=3/2", "part must be p/n with 1 <= p <= n, got '3/2'"),
+        ("shard_images=0", "shard_images must be at least 1, got 0"),
+        ("vqgan=/nowhere", "/nowhere: expected a file of torch.save, found nothing"),
+        ("out=", "out must be given, got ''"),
     ],
 )
-def test_bad_words(
-    tmp_path: Path, vqgan: tuple[VqGan, Path], capsys: pytest.CaptureFixture[str], words: list[str], message: str
+def test_bad_input_ends_with_status_2(
+    tmp_path: Path, vqgan: tuple[VqGan, Path], capsys: pytest.CaptureFixture[str], wrong: str, message: str
 ) -> None:
-    source = folder(tmp_path / "in")
-    assert tool.main([str(source), str(tmp_path / "out"), "--vqgan", str(vqgan[1]), *words]) == 2
+    with pytest.raises(SystemExit) as ended:
+        tool.main([f"source={folder(tmp_path / 'in')}", f"out={tmp_path / 'out'}", f"vqgan={vqgan[1]}", wrong])
+    assert ended.value.code == 2
     assert message in capsys.readouterr().err
 
 
@@ -82,8 +81,9 @@ def test_an_image_of_another_size_is_named_or_cut(
 ) -> None:
     source = folder(tmp_path / "in")
     (source / "class_0" / "big.png").write_bytes(png(pixels(9, (6, 5, 3))))
-    words = [str(source), str(tmp_path / "out"), "--vqgan", str(vqgan[1])]
-    assert tool.main(words) == 2
+    place = [f"source={source}", f"vqgan={vqgan[1]}"]
+    with pytest.raises(SystemExit):
+        tool.main([*place, f"out={tmp_path / 'out'}"])
     assert "big.png: expected 4 x 4 pixels, found 6 x 5" in capsys.readouterr().err
-    assert tool.main([*words[:1], str(tmp_path / "cut"), *words[2:], "--crop"]) == 0
+    assert tool.main([*place, f"out={tmp_path / 'cut'}", "crop=true"]) == 0
     assert len(load_codes(tmp_path / "cut")) == 6

@@ -9,14 +9,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from di4c_lm.core import cli
-from di4c_lm.core.settings import SettingError, build, check, fields, section, setting
+from di4c_lm.core.settings import SettingError, check, fields, section, setting
+from tools.arguments import BAD_INPUT, read_settings
 
 if TYPE_CHECKING:
     import torch
 
 S = TypeVar("S", bound="BenchSettings")
-T = TypeVar("T")
-BAD_INPUT = 2  # exit status
 Results = dict[str, dict[str, Any]]  # by way
 
 
@@ -31,7 +30,6 @@ class BenchSettings:
 
     WAYS: ClassVar[tuple[str, ...]] = ()
     BY_DEFAULT: ClassVar[tuple[str, ...]] = ()  # absent: all WAYS
-    OLD_KEYS: ClassVar[dict[str, str]] = {}
 
     @property
     def chosen(self) -> list[str]:
@@ -68,7 +66,7 @@ def run_benchmark(
     """
     way, rest = (argv[1], argv[2:]) if argv[:1] == ["--way"] else ("", argv)
     arguments = [argument for argument in rest if argument != "--json"]
-    settings = parse_settings(settings_class, arguments, f"tools/{os.path.basename(script)}")
+    settings = read_settings(script, settings_class, arguments)
     try:
         for name, one in fields(settings_class).items():
             if type(one.default) is int and one.default > 0:
@@ -84,22 +82,6 @@ def run_benchmark(
         both = len(ways) == 2 and {"ratio": {name: _ratio([results[way][name] for way in ways]) for name in ratios}}
         print(json.dumps({**results, **(both if both and ratios else {})}))
     return 0
-
-
-def parse_settings(settings_class: type[T], arguments: Sequence[str], program: str) -> T:
-    """A section of settings from `key=value`; `--help` and bad input end the program, the latter with exit status 2."""
-    if {"-h", "--help"} & {*arguments}:
-        cli.parse_words(settings_class, arguments, program)
-    try:
-        for argument in arguments:
-            key, equals, _ = argument.partition("=")
-            check(equals, "an argument", argument, "key=value; --help lists the keys")
-            for old, new in getattr(settings_class, "OLD_KEYS", {}).items():
-                if old in (key, argument):
-                    raise ValueError(f"{old} is {new} now")
-        return build(settings_class, dict(argument.split("=", 1) for argument in arguments), text=True)
-    except ValueError as error:
-        cli.fail(str(error))
 
 
 def run_apart(script: str, way: str, arguments: Sequence[str], settings: BenchSettings) -> dict[str, Any]:
@@ -122,9 +104,9 @@ def run_apart(script: str, way: str, arguments: Sequence[str], settings: BenchSe
     ]
     ended = [process.communicate() for process in started]
     for process, (_, errors) in zip(started, ended, strict=True):
-        if process.returncode == BAD_INPUT:
+        if process.returncode == 2:
             sys.stderr.write(errors[-2000:])
-            raise SystemExit(BAD_INPUT)
+            raise SystemExit(2)
         if process.returncode:
             raise SystemExit(f"{way} ended with exit status {process.returncode}\n{errors[-2000:]}")
     return json.loads(ended[0][0].splitlines()[-1])
@@ -149,7 +131,7 @@ def _measure_here(way: str, settings: S, measure: Callable[[str, S], Mapping[str
         torch.set_num_threads(settings.threads)
     try:
         print(json.dumps(measure(way, settings)), flush=True)
-    except (ValueError, ConnectionError, OSError) as error:
+    except BAD_INPUT as error:
         cli.fail(str(error))
     os._exit(0)  # native threads of the collectives' libraries may outlive the interpreter
 

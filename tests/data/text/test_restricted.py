@@ -1,8 +1,6 @@
 """A BPE cut down to what a corpus uses."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +12,7 @@ from di4c_lm.data.text.builtin import builtin_corpus
 from di4c_lm.data.text.restricted import restrict
 from di4c_lm.data.text.tokenizers import load_tokenizer
 from di4c_lm.domains.text.settings import DataConfig
-
-TOOL = Path(__file__).parents[3] / "tools" / "restrict_tokenizer.py"
+from tests.tools.helpers import run_tool
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +57,7 @@ def test_gpt2_on_real_stories_by_the_command(tmp_path: Path) -> None:
     with (data / "tinystories" / "part_a.jsonl").open(encoding="utf-8") as lines:
         stories.write_text("".join(next(lines) for _ in range(50)), encoding="utf-8")
     words = [f"tokenizer={data / 'gpt2'}", f"path={stories}", f"out={tmp_path / 'small'}"]
-    done = subprocess.run([sys.executable, str(TOOL), *words], capture_output=True, text=True, check=False)
+    done = run_tool("restrict_tokenizer", *words)
     assert done.returncode == 0, done.stderr
     small = load_tokenizer(DataConfig(tokenizer=str(tmp_path / "small")), (), tmp_path)
     large = load_tokenizer(DataConfig(tokenizer=str(data / "gpt2")), (), tmp_path)
@@ -70,5 +67,5 @@ def test_gpt2_on_real_stories_by_the_command(tmp_path: Path) -> None:
 
 
 def test_bad_words_end_with_status_2(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, str(TOOL), "path=x.jsonl"], capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and "path and out are needed" in done.stderr
+    done = run_tool("restrict_tokenizer", "path=x.jsonl")
+    assert done.returncode == 2 and "out must be a folder to write to" in done.stderr
