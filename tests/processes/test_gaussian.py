@@ -139,6 +139,12 @@ def test_reverse_follows_the_posterior() -> None:
         assert near(counts, process.posterior(torch.arange(6), p_SS, t, s))
 
 
+def test_at_time_0_the_bridge_is_x_0_be_it_ever_so_unlikely() -> None:
+    process, t = GaussianChain(), at(0.012, 0.012)
+    x_t, x_0 = torch.tensor([255, 0]), torch.tensor([0, 255])
+    assert torch.equal(process.bridge(x_t, x_0, t, torch.zeros_like(t), at(0.9, 0.1)), x_0)
+
+
 def test_reverse_samples_x_0_before_the_bridge() -> None:
     """The order of uniforms is a contract: those of the prediction first, as x_0 is needed everywhere."""
     process, x_t, x_0 = chain(6), torch.arange(6).repeat(3, 1), torch.full((3, 6), 2)

@@ -103,6 +103,14 @@ def test_visible_positions_are_carried_over() -> None:
     assert {2, MASK} == set(x_s[:, [1, 3]].flatten().tolist())
 
 
+def test_the_bridge_shows_x_0_where_a_position_becomes_visible() -> None:
+    """At t = 0.8, s = 0.2 a masked position stays so where its uniform is below 1 / 4."""
+    x_t, x_0 = torch.tensor([MASK, MASK, 0, 1]), torch.tensor([2, 2, 2, 2])
+    t, s = (torch.full((4,), value, dtype=torch.float64) for value in (0.8, 0.2))
+    u = torch.tensor([0.24, 0.26, 0.9, 0.1], dtype=torch.float64)
+    assert MaskedProcess(MASK).bridge(x_t, x_0, t, s, u).tolist() == [MASK, 2, 0, 1]
+
+
 def test_x_0_is_asked_for_where_a_position_becomes_visible_and_nowhere_else() -> None:
     """The order of uniforms is a contract: the bridge's first, then those of the prediction."""
     x_t, asked = torch.tensor([[0, MASK, MASK, MASK]]).repeat(50, 1), []
