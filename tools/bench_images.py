@@ -14,7 +14,8 @@ import torch
 
 from di4c_lm.core.settings import Ints, section, setting
 from di4c_lm.data.batches import Batch, batch_rng
-from di4c_lm.mixtures.settings import LatentConfig
+from di4c_lm.mixtures.base import NoMixture
+from di4c_lm.mixtures.token import TokenSettings
 from di4c_lm.networks.unet import UNet, UnetConfig
 from di4c_lm.objectives.di4c import Di4C
 from di4c_lm.objectives.teacher_step import TeacherStep
@@ -52,7 +53,8 @@ def measure(way: str, settings: Settings) -> dict[str, Any]:
     torch.manual_seed(0)
     model = UnetConfig(width=settings.width, multipliers=settings.multipliers, res_blocks=settings.blocks, dropout=0.0)
     shape = (settings.size, settings.size, settings.channels)
-    networks = [UNet(model, shape=shape, num_states=settings.S, latent=chosen) for chosen in (LatentConfig(), None)]
+    sizes = {"shape": shape, "num_states": settings.S}
+    networks = [chosen.fresh(UNet, model, sizes) for chosen in (TokenSettings(), NoMixture())]
     student, teacher = (randomise(network).to(device) for network in networks)
     student.activation_checkpointing = teacher.activation_checkpointing = settings.recompute
     teacher.requires_grad_(False)

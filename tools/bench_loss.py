@@ -14,7 +14,9 @@ import torch
 
 from di4c_lm.core.settings import section, setting
 from di4c_lm.data.batches import Batch, batch_rng
-from di4c_lm.mixtures.settings import LatentConfig
+from di4c_lm.mixtures.adaln import AdaLNSettings
+from di4c_lm.mixtures.base import NoMixture
+from di4c_lm.mixtures.token import TokenSettings
 from di4c_lm.networks.dit import DIT, DitConfig
 from di4c_lm.objectives.di4c import Di4C
 from di4c_lm.processes.masked import MaskedProcess
@@ -51,8 +53,8 @@ def measure(way: str, settings: Settings) -> dict[str, Any]:
     device, dtype = settings.torch_device(), getattr(torch, settings.dtype)
     torch.manual_seed(0)
     model = DitConfig(hidden_size=settings.H, num_blocks=settings.blocks, num_heads=settings.heads)
-    latent = LatentConfig(path=settings.path, inject_at=settings.inject_at)
-    networks = [DIT(model, num_states=settings.S, latent=chosen) for chosen in (latent, None)]
+    mixture = (AdaLNSettings if settings.path == "adaln" else TokenSettings)(inject_at=settings.inject_at)
+    networks = [chosen.fresh(DIT, model, {"num_states": settings.S}) for chosen in (mixture, NoMixture())]
     student, teacher = (randomise(network).to(device, dtype) for network in networks)
     teacher.requires_grad_(False)
     x = torch.randint(settings.S - 1, (settings.B, settings.D), generator=torch.Generator().manual_seed(1)).to(device)

@@ -17,7 +17,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from di4c_lm.core.settings import section, setting
-from di4c_lm.mixtures.settings import LatentConfig
+from di4c_lm.mixtures.base import MixtureSettings, NoMixture
+from di4c_lm.mixtures.class_chain import ClassChainSettings
+from di4c_lm.mixtures.codes import CodesSettings
+from di4c_lm.mixtures.token import TokenSettings
 from di4c_lm.networks.dit import DIT, DitConfig
 from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.samplers.grids import uniform_grid
@@ -46,14 +49,15 @@ class Settings(BenchSettings):
     OLD_KEYS = {"latent=classes": "mixture=class_chain", "latent": "mixture"}
 
 
-def mixture_of(settings: Settings) -> LatentConfig | None:
+def mixture_of(settings: Settings) -> MixtureSettings:
     """The mixture that is measured."""
-    return {
-        "none": None,
-        "token": LatentConfig(law="uniform", path="token", inject_at=0),
-        "codes": LatentConfig(law="codebook", path="head", window=1, codebook_size=16),
-        "class_chain": LatentConfig(law="codebook", path="classes", codebook_size=settings.classes),
-    }[settings.mixture]
+    mixtures: dict[str, MixtureSettings] = {
+        "none": NoMixture(),
+        "token": TokenSettings(),
+        "codes": CodesSettings(window=1, codebook_size=16),
+        "class_chain": ClassChainSettings(codebook_size=settings.classes, freeze_backbone=False),
+    }
+    return mixtures[settings.mixture]
 
 
 def measure(way: str, settings: Settings) -> dict[str, float]:
@@ -61,7 +65,8 @@ def measure(way: str, settings: Settings) -> dict[str, float]:
     device = settings.torch_device()
     torch.manual_seed(0)
     model = DitConfig(hidden_size=settings.H, num_blocks=settings.blocks, num_heads=settings.heads)
-    network = DIT(model, num_states=settings.S, latent=None if way == "teacher" else mixture_of(settings))
+    mixture = NoMixture() if way == "teacher" else mixture_of(settings)
+    network = mixture.fresh(DIT, model, {"num_states": settings.S})
     randomise(network).to(device).eval().requires_grad_(False)
     process, calls = MaskedProcess(network.mask_id), []
     x_init = torch.full((settings.B, settings.D), network.mask_id, device=device)

@@ -46,9 +46,8 @@ def measure(way: str, settings: Settings) -> dict[str, float]:
     import numpy as np
     import torch
 
-    from di4c_lm.checkpoints.student import student_from_teacher
     from di4c_lm.data.batches import BatchStream, PackedSource
-    from di4c_lm.mixtures.settings import LatentConfig
+    from di4c_lm.mixtures.token import TokenSettings
     from di4c_lm.networks.dit import DIT, DitConfig
     from di4c_lm.objectives.di4c import Di4C
     from di4c_lm.processes.masked import MaskedProcess
@@ -64,7 +63,7 @@ def measure(way: str, settings: Settings) -> dict[str, float]:
     model = DitConfig(hidden_size=settings.H, num_blocks=settings.blocks, num_heads=settings.heads)
     memory = PeakMemory(world.device)
     teacher = DIT(model, num_states=settings.S).to(world.device)
-    student = student_from_teacher(teacher, LatentConfig(), torch.Generator().manual_seed(0))
+    student = TokenSettings().over(teacher, torch.Generator().manual_seed(0))
     teacher.to(getattr(torch, settings.dtype))
     process = MaskedProcess(settings.S - 1)
     objective = Di4C(num_lambdas=settings.L).build(student, process, seed=0, teacher=teacher)

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from di4c_lm.checkpoints import di4c, lightning, mdlm, sdtt
+from di4c_lm.checkpoints import lightning, mdlm, own, sdtt
 from di4c_lm.checkpoints.load import read_checkpoint
 from di4c_lm.core.settings import check, section, setting
 from tools.arguments import run_script
 
-WRITERS = {"di4c": di4c.write, "mdlm": mdlm.write, "sdtt": sdtt.write}
+WRITERS = {"di4c": own.write, "mdlm": mdlm.write, "sdtt": sdtt.write}
 
 
 @section

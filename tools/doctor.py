@@ -52,9 +52,7 @@ def shape_of(config: Config) -> tuple[DitConfig, int]:
 
         teacher, path = config.teacher, config.teacher.path
         assert path is not None
-        network = load_checkpoint(
-            path, revision=teacher.revision, weights=teacher.weights, length=config.data.length
-        ).network
+        network = load_checkpoint(path, revision=teacher.revision, weights=teacher.weights, length=config.data.length)
         return network.config, network.num_states
     if config.data.tokenizer == "train":
         return config.model, config.data.vocab_size + 1

@@ -25,10 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
 
-from di4c_lm.checkpoints.student import student_from_teacher
 from di4c_lm.core.settings import at_least, section, setting
 from di4c_lm.data.batches import BatchStream, PackedSource
-from di4c_lm.mixtures.settings import LatentConfig
+from di4c_lm.mixtures.adaln import AdaLNSettings
 from di4c_lm.networks.dit import DIT, DitConfig
 from di4c_lm.objectives.di4c import Di4C
 from di4c_lm.processes.masked import MaskedProcess
@@ -68,7 +67,7 @@ def work(run_dir: Path, settings: Settings) -> None:
     teacher = DIT(DitConfig(hidden_size=32, num_blocks=2, num_heads=2, cond_dim=8), num_states=STATES)
     for parameter in teacher.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
-    student = student_from_teacher(teacher, LatentConfig(path="adaln"), torch.Generator().manual_seed(0))
+    student = AdaLNSettings().over(teacher, torch.Generator().manual_seed(0))
     objective = Di4C(num_lambdas=2).build(student, MaskedProcess(STATES - 1), seed=0, teacher=teacher)
     tokens = np.random.default_rng(0).integers(STATES - 1, size=(50, LENGTH))
     micro = GLOBAL_BATCH // world.size

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
@@ -16,21 +16,22 @@ from di4c_lm.checkpoints.published import (
     assemble,
     original,
     read_extra,
-    refuse_latent,
+    refuse_mixture,
     stated_by_training_config,
     training_config,
     unwrap,
     with_extra,
 )
-from di4c_lm.checkpoints.weights import Weights, meta_dit
-
-WhichWeights = Literal["ema", "raw"]
+from di4c_lm.checkpoints.weights import Hints, Weights
 
 
-def read(
-    path: Path, *, weights: WhichWeights = "ema", num_heads: int | None = None, length: int | None = None
-) -> Weights:
-    """The network in a `.ckpt`, or in a file that is a bare state dict; `weights` chooses where both are there.
+def recognises(path: Path) -> bool:
+    """Whether this may be one: any file."""
+    return path.is_file()
+
+
+def read(path: Path, hints: Hints) -> Weights:
+    """The network in a `.ckpt`, or in a file that is a bare state dict; `hints.weights` chooses where both are there.
 
     Raises `ValueError`: see `read_pickle` and `assemble`; also for an EMA list that does not fit the parameters.
     """
@@ -44,8 +45,8 @@ def read(
     config = _config(content)
     says = stated_by_training_config(config, path) if config else Stated()
     extra = read_extra({**config, **{k: v for k, v in content.items() if k == EXTRA_KEY}}, "lightning")
-    raw = assemble(bare, says, path, num_heads=num_heads, length=length, extra=extra)
-    if weights == "raw" or content is state or content.get("ema") is None:
+    raw = assemble(bare, says, path, hints, extra)
+    if hints.weights == "raw" or content is state or content.get("ema") is None:
         return raw
     tensors = {**raw.tensors, **_averaged(content["ema"], bare, raw, path)}
     return dataclasses.replace(raw, tensors=tensors)
@@ -56,7 +57,7 @@ def write(path: Path, weights: Weights) -> None:
 
     Raises `ValueError` for a student whose λ the published network does not have.
     """
-    refuse_latent(weights, "a Lightning .ckpt", published_allowed=True)
+    refuse_mixture(weights, "a Lightning .ckpt", published_allowed=True)
     weights.check(f"saving to {path}")
     names = _parameter_names(weights)
     content = {
@@ -105,8 +106,8 @@ def _averaged(ema: Any, bare: Mapping[str, Tensor], raw: Weights, path: Path) ->
 
 
 def _state_names(weights: Weights) -> list[str]:
-    return list(meta_dit(weights.model, weights.num_states, weights.latent).state_dict())
+    return list(weights.blank("").tensors())
 
 
 def _parameter_names(weights: Weights) -> list[str]:
-    return [name for name, _ in meta_dit(weights.model, weights.num_states, weights.latent).named_parameters()]
+    return [name.removeprefix("network.") for name, _ in weights.blank("").named_parameters()]

@@ -1,82 +1,98 @@
-"""Any checkpoint of the field by a path or a hub name: the format is recognised, the tensors are checked, the network is built."""
+"""Any checkpoint of a domain by a path or a hub name: the format is recognised, the tensors are checked, the network is built."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
 
-from di4c_lm.checkpoints import di4c, lightning, mdlm, sdtt
+from di4c_lm.checkpoints import lightning, maskgit, mdlm, own, sdtt, tauldr
 from di4c_lm.checkpoints.files import CONFIG_FILE, PICKLE_FILE, WEIGHTS_FILE
 from di4c_lm.checkpoints.hub import OFFLINE_WAY, snapshot
-from di4c_lm.checkpoints.lightning import WhichWeights
-from di4c_lm.checkpoints.weights import Loaded, Weights
-from di4c_lm.core.files import read_json
+from di4c_lm.checkpoints.weights import Hints, Weights
 
+DomainName = Literal["text", "pixels", "codes"]
+# The formats of a domain, each a module with `recognises(path)`, `read(path, hints)` and most with `write(path, weights)`.
+FORMATS: dict[str, tuple[ModuleType, ...]] = {
+    "text": (own, mdlm, sdtt, lightning),
+    "pixels": (own, tauldr),
+    "codes": (own, maskgit),
+}
+ARCHITECTURE = {"text": "di4c_lm.DIT", "pixels": "di4c_lm.UNet", "codes": "di4c_lm.MaskGit"}
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _FILE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
 
 
 def load_checkpoint(
     source: str | Path,
+    domain: DomainName = "text",
     *,
     revision: str | None = None,
-    weights: WhichWeights = "ema",
     cache_dir: str | Path | None = None,
-    num_heads: int | None = None,
-    length: int | None = None,
-) -> Loaded:
-    """The network in `source`: a folder or file of MDLM, SDTT, Di4C or ours, or a hub name with a `revision`.
+    **hints: Any,
+) -> Any:
+    """The network or mixture in `source`, in evaluation mode, on the CPU, in float32. Arguments and errors as of `read_checkpoint`."""
+    return read_checkpoint(source, domain, revision=revision, cache_dir=cache_dir, **hints).build(source)
 
-    In evaluation mode, on the CPU, in float32. `weights` matters where a file holds both; `num_heads` and `length` where it
-    states neither.
+
+def read_checkpoint(
+    source: str | Path,
+    domain: DomainName = "text",
+    *,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    **hints: Any,
+) -> Weights:
+    """The tensors, in the file's own dtypes, and settings in `source`; of an exported head with those of its network.
+
+    Args:
+        source: a folder or file in one of the domain's formats, or a hub name with a `revision`.
+        hints: see `Hints`: `weights` where a file holds both, and what it does not state itself.
 
     Raises:
         ValueError: absent, truncated, of no known format, carrying code, or with tensors missing, unknown or misshapen; it names
             the path, what was expected and what was found. Nothing loads half.
         ConnectionError: the hub does not answer; it names the folder that would do instead.
     """
-    found = read_checkpoint(
-        source, revision=revision, weights=weights, cache_dir=cache_dir, num_heads=num_heads, length=length
+    path = find(source, revision, cache_dir)
+    weights = _format_of(path, domain).read(path, Hints(**hints))
+    if weights.architecture != ARCHITECTURE[domain]:
+        raise ValueError(f"{path}: expected architecture={ARCHITECTURE[domain]!r}, found {weights.architecture!r}")
+    if weights.backbone is None:
+        return weights
+    beside = path / weights.backbone.path
+    stated = {"num_heads": getattr(weights.model, "num_heads", None), **weights.sizes, **hints}
+    known = {name: value for name, value in stated.items() if name in Hints.__dataclass_fields__}
+    backbone = read_checkpoint(
+        beside if beside.exists() else weights.backbone.path, domain, cache_dir=cache_dir, **known
     )
-    return found.build(source)
+    return weights.joined(replace(backbone, mixture=weights.mixture), path)
 
 
-def read_checkpoint(
-    source: str | Path,
-    *,
-    revision: str | None = None,
-    weights: WhichWeights = "ema",
-    cache_dir: str | Path | None = None,
-    num_heads: int | None = None,
-    length: int | None = None,
-) -> Weights:
-    """As `load_checkpoint`, before the network is built: tensors in the file's own dtypes, with their settings."""
+def find(source: str | Path, revision: str | None = None, cache_dir: str | Path | None = None) -> Path:
+    """The local folder or file of a path or hub name. Raises as `read_checkpoint` does."""
     path = Path(source).expanduser()
-    if path.is_file() and path.name not in (WEIGHTS_FILE, PICKLE_FILE, CONFIG_FILE):
-        if path.suffix == ".safetensors":
-            raise ValueError(f"{path}: expected {WEIGHTS_FILE} with a {CONFIG_FILE} beside it, or a .ckpt")
-        return lightning.read(path, weights=weights, num_heads=num_heads, length=length)
+    if path.is_file() and path.suffix == ".safetensors" and path.name != WEIGHTS_FILE:
+        raise ValueError(f"{path}: expected {WEIGHTS_FILE} with a {CONFIG_FILE} beside it, or a .ckpt")
     if path.is_file():
-        path = path.parent
-    if not path.is_dir():
-        if not _HUB_NAME.fullmatch(str(source)) or path.suffix in _FILE_SUFFIXES:
-            raise ValueError(f"{source}: expected a file, a folder or a hub name (owner/model), found nothing there")
-        path = snapshot(str(source), revision, cache_dir)
-    return _read_folder(path, num_heads=num_heads, length=length)
+        return path.parent if path.name in (WEIGHTS_FILE, PICKLE_FILE, CONFIG_FILE) else path
+    if path.is_dir():
+        return path
+    if not _HUB_NAME.fullmatch(str(source)) or path.suffix in _FILE_SUFFIXES or path.parent.is_dir():
+        raise ValueError(f"{source}: expected a file, a folder or a hub name (owner/model), found nothing there")
+    return snapshot(str(source), revision, cache_dir)
 
 
-def _read_folder(folder: Path, *, num_heads: int | None, length: int | None) -> Weights:
-    if not (folder / CONFIG_FILE).is_file():
-        inside = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
-        raise ValueError(
-            f"{folder}: expected {WEIGHTS_FILE} and {CONFIG_FILE}, found {inside}. It takes: {OFFLINE_WAY}"
-        )
-    config = read_json(folder / CONFIG_FILE)
-    if config.get("architecture") == di4c.ARCHITECTURE:
-        return di4c.read(folder)
-    if mdlm.recognises(config):
-        return mdlm.read(folder, num_heads=num_heads, length=length)
-    if sdtt.recognises(config):
-        return sdtt.read(folder, num_heads=num_heads, length=length)
+def _format_of(path: Path, domain: DomainName) -> ModuleType:
+    for one in FORMATS[domain]:
+        if one.recognises(path):
+            return one
+    names = ", ".join(one.__name__.rpartition(".")[2] for one in FORMATS[domain])
+    if path.is_file():
+        raise ValueError(f"{path}: expected a checkpoint in one of the formats {names}, found another file")
+    inside = ", ".join(sorted(one.name for one in path.iterdir())) or "nothing"
+    if not (path / CONFIG_FILE).is_file():
+        raise ValueError(f"{path}: expected {WEIGHTS_FILE} and {CONFIG_FILE}, found {inside}. It takes: {OFFLINE_WAY}")
     raise ValueError(
-        f"{folder / CONFIG_FILE}: expected the config of MDLM (model_type=mdlm), of SDTT (model.n_blocks) or ours "
-        f"(architecture={di4c.ARCHITECTURE}), found model_type={config.get('model_type')!r} and the keys {sorted(config)}"
+        f"{path / CONFIG_FILE}: expected the config of one of the formats {names}: model_type=mdlm, model.n_blocks or architecture"
     )

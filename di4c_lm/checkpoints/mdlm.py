@@ -1,7 +1,6 @@
 """MDLM's hub folders: tensors under `backbone.` in `model.safetensors` or `pytorch_model.bin`, and a flat `config.json`."""
 
 from pathlib import Path
-from typing import Any
 
 from di4c_lm.checkpoints.files import CONFIG_FILE, read_weights_file, write_checkpoint
 from di4c_lm.checkpoints.published import (
@@ -9,12 +8,12 @@ from di4c_lm.checkpoints.published import (
     assemble,
     original,
     read_extra,
-    refuse_latent,
+    refuse_mixture,
     stated,
     unwrap,
     with_extra,
 )
-from di4c_lm.checkpoints.weights import Weights
+from di4c_lm.checkpoints.weights import Hints, Weights
 from di4c_lm.core.files import read_json
 
 _NAMES = {
@@ -30,22 +29,22 @@ _NAMES = {
 _CODE = "kuleshov-group/mdlm-owt"  # where transformers finds MDLM's own classes for a folder that we write
 
 
-def recognises(config: dict[str, Any]) -> bool:
-    """Whether a `config.json` is MDLM's."""
-    return config.get("model_type") == "mdlm"
+def recognises(path: Path) -> bool:
+    """Whether a folder's `config.json` is MDLM's."""
+    return (path / CONFIG_FILE).is_file() and read_json(path / CONFIG_FILE).get("model_type") == "mdlm"
 
 
-def read(folder: Path, *, num_heads: int | None = None, length: int | None = None) -> Weights:
+def read(folder: Path, hints: Hints) -> Weights:
     """The network in a folder; none of the code in it is imported. Raises `ValueError` as `assemble` and the readers of files do."""
     config = read_json(folder / CONFIG_FILE)
     says = stated(config, _NAMES, folder / CONFIG_FILE)
     bare = unwrap(read_weights_file(folder), folder)
-    return assemble(bare, says, folder, num_heads=num_heads, length=length, extra=read_extra(config, "mdlm"))
+    return assemble(bare, says, folder, hints, read_extra(config, "mdlm"))
 
 
 def write(folder: Path, weights: Weights) -> None:
     """Write a folder that MDLM's own classes load, whole or not at all. Raises `ValueError` for a mixture student."""
-    refuse_latent(weights, "MDLM's format", published_allowed=False)
+    refuse_mixture(weights, "MDLM's format", published_allowed=False)
     weights.check(f"saving to {folder}")
     config = {
         "architectures": ["MDLM"],
@@ -60,8 +59,8 @@ def write(folder: Path, weights: Weights) -> None:
         "n_blocks": weights.model.num_blocks,
         "n_heads": weights.model.num_heads,
         "cond_dim": weights.model.cond_dim,
-        "vocab_size": weights.num_states,
-        "model_length": weights.length,
+        "vocab_size": weights.sizes["num_states"],
+        "model_length": weights.sizes["length"],
         "dropout": weights.model.dropout,
         "time_conditioning": weights.model.time_conditioning,
     }

@@ -9,13 +9,15 @@ from typing import Any
 
 from torch import Tensor
 
-from di4c_lm.checkpoints.weights import Weights
-from di4c_lm.mixtures.settings import LatentConfig
+from di4c_lm.checkpoints.weights import Hints, Weights
+from di4c_lm.mixtures.base import MixtureSettings, NoMixture
+from di4c_lm.mixtures.token import TokenSettings
 from di4c_lm.networks.attention import Rotary
 from di4c_lm.networks.dit import DitConfig
 
 logger = logging.getLogger(__name__)
 
+ARCHITECTURE = "di4c_lm.DIT"
 EXTRA_KEY = "di4c_lm"  # under which other formats' configs carry what only ours knows
 PREFIX = "backbone."
 _WRAPPERS = re.compile(r"^(?:(?:_orig_mod|backbone)\.)+")
@@ -109,14 +111,12 @@ def assemble(
     bare: Mapping[str, Tensor],
     says: Stated,
     source: object,
-    *,
-    num_heads: int | None = None,
-    length: int | None = None,
+    hints: Hints,
     extra: dict[str, Any] | None = None,
 ) -> Weights:
     """Settings from shapes, completed by what the config `says`, then checked strictly.
 
-    `num_heads` and `length` are used where the file does not say.
+    The heads and the length of `hints` are used where the file does not say.
 
     Raises:
         ValueError: not a DiT; a config that contradicts the shapes; heads or length stated nowhere; tensors missing, unknown
@@ -134,10 +134,10 @@ def assemble(
         num_states=num_states,
         cond_dim=bare["sigma_map.mlp.2.weight"].shape[0],
         num_blocks=says.num_blocks if says.num_blocks is not None else max(blocks) + 1,
-        num_heads=_heads(bare, hidden_size, says.num_heads if says.num_heads is not None else num_heads, source),
+        num_heads=_heads(bare, hidden_size, says.num_heads if says.num_heads is not None else hints.num_heads, source),
     )
     _refuse_contradictions(says, inferred, source)
-    if says.length is None and length is None:
+    if says.length is None and hints.length is None:
         raise ValueError(f"{source}: the file does not say for how many positions it was trained: give length=")
     try:
         model = DitConfig(
@@ -155,10 +155,10 @@ def assemble(
     tensors.setdefault(_INV_FREQ, Rotary(model.hidden_size // model.num_heads).inv_freq)
     weights = Weights(
         tensors=tensors,
+        architecture=ARCHITECTURE,
         model=model,
-        latent=LatentConfig() if mixture else None,
-        num_states=num_states,
-        length=_known(says.length if says.length is not None else length),
+        sizes={"num_states": num_states, "length": _known(says.length if says.length is not None else hints.length)},
+        mixture=TokenSettings() if mixture else NoMixture(),
         extra=extra or {},
     )
     weights.check(source)
@@ -170,7 +170,7 @@ def training_config(weights: Weights, kept: Mapping[str, Any]) -> dict[str, Any]
     network = {
         "hidden_size": weights.model.hidden_size,
         "cond_dim": weights.model.cond_dim,
-        "length": weights.length,
+        "length": weights.sizes["length"],
         "n_blocks": weights.model.num_blocks,
         "n_heads": weights.model.num_heads,
         "dropout": weights.model.dropout,
@@ -180,8 +180,9 @@ def training_config(weights: Weights, kept: Mapping[str, Any]) -> dict[str, Any]
         "model": {**kept.get("model", {}), **network},
         "time_conditioning": weights.model.time_conditioning,
     }
-    if weights.latent is not None or "is_di4c" in kept:
-        config["is_di4c"] = weights.latent is not None
+    is_mixture = not isinstance(weights.mixture, NoMixture)
+    if is_mixture or "is_di4c" in kept:
+        config["is_di4c"] = is_mixture
     return config
 
 
@@ -204,18 +205,21 @@ def with_extra(config: dict[str, Any], weights: Weights, origin: str) -> dict[st
     return {**config, EXTRA_KEY: weights.extra} if untold else config
 
 
-def refuse_latent(weights: Weights, target: str, *, published_allowed: bool) -> None:
+def refuse_mixture(weights: Weights, target: str, *, published_allowed: bool) -> None:
     """Raise `ValueError` where format `target` has no place for λ, or only for λ as published."""
-    latent = weights.latent
-    if latent is None:
+    if isinstance(weights.mixture, NoMixture):
         return
-    plain = LatentConfig(init_scale=latent.init_scale, codebook_size=latent.codebook_size, dim=latent.dim)
     if not published_allowed:
         raise ValueError(f"{target} has no place for λ: this is a mixture student, write it as di4c or sdtt")
-    if latent != plain:
+    if not is_published(weights.mixture):
         raise ValueError(
-            f"{target} knows λ only as law=uniform, path=token, inject_at=0, found {latent}: write it as di4c"
+            f"{target} must have mixture=token, distribution=uniform, inject_at=0, got {weights.mixture}: write it as di4c"
         )
+
+
+def is_published(mixture: MixtureSettings) -> bool:
+    """Whether λ is that of the published students."""
+    return type(mixture) is TokenSettings and mixture.distribution == "uniform" and mixture.inject_at == 0
 
 
 def _heads(bare: Mapping[str, Tensor], hidden_size: int, says: int | None, source: object) -> int:

@@ -1,7 +1,6 @@
 """SDTT's hub folders: `model.safetensors` of the training module, and its training config as `config.json`. One revision a model."""
 
 from pathlib import Path
-from typing import Any
 
 from di4c_lm.checkpoints.files import CONFIG_FILE, read_weights_file, write_checkpoint
 from di4c_lm.checkpoints.published import (
@@ -9,22 +8,23 @@ from di4c_lm.checkpoints.published import (
     assemble,
     original,
     read_extra,
-    refuse_latent,
+    refuse_mixture,
     stated_by_training_config,
     training_config,
     unwrap,
     with_extra,
 )
-from di4c_lm.checkpoints.weights import Weights
+from di4c_lm.checkpoints.weights import Hints, Weights
 from di4c_lm.core.files import read_json
 
 
-def recognises(config: dict[str, Any]) -> bool:
-    """Whether a `config.json` is a training config of SDTT or of Di4C's fork of it."""
-    return isinstance(config.get("model"), dict) and "n_blocks" in config["model"]
+def recognises(path: Path) -> bool:
+    """Whether a folder's `config.json` is a training config of SDTT or of Di4C's fork of it."""
+    model = read_json(path / CONFIG_FILE).get("model") if (path / CONFIG_FILE).is_file() else None
+    return isinstance(model, dict) and "n_blocks" in model
 
 
-def read(folder: Path, *, num_heads: int | None = None, length: int | None = None) -> Weights:
+def read(folder: Path, hints: Hints) -> Weights:
     """The network in a folder. Distilled from MDLM's hub model its names begin with `backbone.backbone.`, else with `backbone.`.
 
     Raises `ValueError` as `assemble` and the readers of files do.
@@ -34,7 +34,7 @@ def read(folder: Path, *, num_heads: int | None = None, length: int | None = Non
     tensors = read_weights_file(folder)
     twice = any(name.startswith(PREFIX * 2) for name in tensors)
     extra = read_extra(config, "sdtt", prefix=PREFIX * 2 if twice else PREFIX)
-    return assemble(unwrap(tensors, folder), says, folder, num_heads=num_heads, length=length, extra=extra)
+    return assemble(unwrap(tensors, folder), says, folder, hints, extra)
 
 
 def write(folder: Path, weights: Weights) -> None:
@@ -43,7 +43,7 @@ def write(folder: Path, weights: Weights) -> None:
     A config of ours describes the network and the tokenizer, and leaves SDTT's training settings to SDTT.
     Raises `ValueError` for a student whose λ is not as published.
     """
-    refuse_latent(weights, "SDTT's format", published_allowed=True)
+    refuse_mixture(weights, "SDTT's format", published_allowed=True)
     weights.check(f"saving to {folder}")
     kept = original(weights, "sdtt")
     config = training_config(weights, kept.get("config", {"tokenizer": {"name": "gpt2"}}))

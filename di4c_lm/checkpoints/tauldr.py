@@ -4,48 +4,40 @@ import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
 from di4c_lm.checkpoints.files import write_pickle
 from di4c_lm.checkpoints.pickles import read_pickle
-from di4c_lm.checkpoints.unet import UnetWeights
-from di4c_lm.mixtures.settings import LatentConfig
+from di4c_lm.checkpoints.weights import Hints, Weights
+from di4c_lm.mixtures.base import NoMixture
+from di4c_lm.mixtures.token import TokenSettings
 from di4c_lm.networks.unet import UnetConfig
 
 _PREFIX = "net."
 _EMA = "ema_shadow_params"
-_CIFAR = (32, 32, 3)
 
 
-def read(
-    path: Path | str,
-    *,
-    weights: Literal["ema", "raw"] = "ema",
-    shape: tuple[int, int, int] = _CIFAR,
-    num_states: int = 256,
-) -> UnetWeights:
-    """The network in a `.pt`; its architecture is read off its tensors, `shape` (rows, columns, channels) and levels are not in it.
+def recognises(path: Path) -> bool:
+    """Whether this may be one: any file."""
+    return path.is_file()
 
-    `weights` chooses between the raw weights and their average where both are there. Raises `ValueError` as `read_pickle` does, and for
-    a file that holds no such U-Net, with what was expected and found.
+
+def read(path: Path, hints: Hints) -> Weights:
+    """The network in a `.pt`; its architecture is read off its tensors, the shape and the levels of the images are those of `hints`.
+
+    `hints.weights` chooses between the raw weights and their average where both are there. Raises `ValueError` as `read_pickle` does, and
+    for a file that holds no such U-Net, with what was expected and found.
     """
-    content = read_pickle(Path(path))
+    content = read_pickle(path)
     state = content.get("model", content)
     if not isinstance(state, Mapping):
         raise ValueError(f"{path}: expected 'model' to be a dict, found {type(state).__name__}")
-    return of_state(state, path, weights=weights, shape=shape, num_states=num_states)
+    return of_state(state, path, hints)
 
 
-def of_state(
-    state: Mapping[str, Any],
-    path: Path | str,
-    *,
-    weights: Literal["ema", "raw"] = "ema",
-    shape: tuple[int, int, int] = _CIFAR,
-    num_states: int = 256,
-) -> UnetWeights:
+def of_state(state: Mapping[str, Any], path: Path | str, hints: Hints) -> Weights:
     """As `read`, from the dict under 'model'; `path` names its source in errors."""
     named = {str(name): value for name, value in state.items() if not str(name).startswith("ema_")}
     strange = sorted(name for name, value in named.items() if not isinstance(value, Tensor))
@@ -54,27 +46,32 @@ def of_state(
         raise ValueError(f"{path}: expected tensors named {_PREFIX}*, as tauLDR names its U-Net's, found {found[:8]}")
     raw = {name.removeprefix(_PREFIX): value for name, value in named.items()}
     mixed = "tlam_mix.weight" in raw
-    whole = UnetWeights(
+    whole = Weights(
         tensors=raw,
+        architecture="di4c_lm.UNet",
         model=_architecture(raw, path),
-        latent=LatentConfig() if mixed else None,
-        num_states=num_states,
-        shape=shape,
+        sizes={"shape": hints.shape, "num_states": hints.num_states},
+        mixture=TokenSettings() if mixed else NoMixture(),
     )
     whole.check(path)
-    if weights == "raw" or state.get(_EMA) is None:
+    if hints.weights == "raw" or state.get(_EMA) is None:
         return whole
     return dataclasses.replace(whole, tensors=_averaged(state[_EMA], raw, path))
 
 
-def write(path: Path | str, weights: UnetWeights, *, raw: Mapping[str, Tensor] | None = None) -> None:
+def write(path: Path | str, weights: Weights, *, raw: Mapping[str, Tensor] | None = None) -> None:
     """Write a `.pt` whole or not at all, with `weights` as the average, and as the raw weights unless `raw` are given.
 
     Raises `ValueError` for a student whose λ the published network does not have.
     """
     path = Path(path)
-    if weights.latent is not None and weights.latent.law == "codebook":
-        raise ValueError("lambda.law='codebook' is impossible in a tauLDR file: allowed are uniform and stratified")
+    mixture = weights.mixture
+    if (
+        isinstance(mixture, TokenSettings)
+        and mixture.distribution == "codebook"
+        or type(mixture) not in (NoMixture, TokenSettings)
+    ):
+        raise ValueError(f"a tauLDR file must have mixture=token, distribution=uniform or stratified, got {mixture}")
     weights.check(f"saving to {path}")
     plain = weights.tensors if raw is None else dict(raw)
     dataclasses.replace(weights, tensors=plain).check(f"saving to {path}")

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from di4c_lm.checkpoints.files import CONFIG_FILE, WEIGHTS_FILE, read_safetensors, save_pickle, write_checkpoint
 from di4c_lm.checkpoints.pickles import read_pickle
-from di4c_lm.checkpoints.weights import check_tensors
 from di4c_lm.core.files import read_json, whole_file
 from di4c_lm.core.settings import build
+from di4c_lm.networks.base import check_tensors
 from di4c_lm.networks.vqgan import VqGan, VqganConfig
 
 ARCHITECTURE = "di4c_lm.VqGan"

@@ -1,76 +1,155 @@
-"""The tensors of a DiT with the settings that make them one, checked name by name and shape by shape."""
+"""What every format is read into and written from: tensors with the settings that make a network or a mixture of them."""
 
+import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from di4c_lm.mixtures.settings import LatentConfig
+from di4c_lm.mixtures.base import Mixture, MixtureSettings, NoMixture
+from di4c_lm.networks.base import Network, check_tensors
 from di4c_lm.networks.dit import DIT, DitConfig
+from di4c_lm.networks.maskgit import MaskGit, MaskGitConfig
+from di4c_lm.networks.unet import UNet, UnetConfig
+
+WhichWeights = Literal["ema", "raw"]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Loaded:
-    """A network in evaluation mode on the CPU, the number of positions it was trained for, and what else its file says."""
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """A class of networks, its settings, and the sizes that a file states, each with the least that it can be (None: see its reader)."""
 
-    network: DIT
-    length: int
-    extra: dict[str, Any]
+    network: type[Network]
+    model: type[Any]
+    sizes: Mapping[str, int | None]
+
+
+ARCHITECTURES = {
+    "di4c_lm.DIT": Architecture(network=DIT, model=DitConfig, sizes={"num_states": 2, "length": 1}),
+    "di4c_lm.MaskGit": Architecture(
+        network=MaskGit, model=MaskGitConfig, sizes={"num_codes": 1, "num_classes": 1, "length": 1}
+    ),
+    "di4c_lm.UNet": Architecture(network=UNet, model=UnetConfig, sizes={"num_states": 2, "shape": None}),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hints:
+    """What a reader is told: which weights, where a file holds both, and what it does not state itself."""
+
+    weights: WhichWeights = "ema"
+    num_heads: int | None = None
+    length: int | None = None  # positions of a text
+    num_codes: int | None = None  # of images as codes
+    shape: tuple[int, int, int] = (32, 32, 3)  # rows, columns, channels of images
+    num_states: int = 256  # levels of their pixels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backbone:
+    """Where the network's tensors of an exported head are, and what they must be."""
+
+    path: str  # as the file says it: relative to its folder, absolute, or a hub name
+    fingerprint: str
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Weights:
-    """What every format is read into and written from: tensors under the names of `DIT.state_dict()`, in the file's own dtypes."""
+    """Tensors under the names of `Network.tensors` or `Mixture.tensors`, in the file's own dtypes.
 
-    tensors: dict[str, Tensor]
-    model: DitConfig
-    latent: LatentConfig | None
-    num_states: int
-    length: int
+    With `backbone` they are those of λ alone; the network's are there.
+    """
+
+    tensors: Mapping[str, Tensor]
+    architecture: str
+    model: Any
+    sizes: Mapping[str, Any]
+    mixture: MixtureSettings = field(default_factory=NoMixture)
     extra: dict[str, Any] = field(default_factory=dict)
+    backbone: Backbone | None = None
+
+    @classmethod
+    def of(
+        cls,
+        denoiser: Network | Mixture,
+        state: Mapping[str, Tensor] | None = None,
+        *,
+        length: int | None = None,
+        extra: dict[str, Any] | None = None,
+        backbone: str | None = None,
+    ) -> "Weights":
+        """Those of a network or a mixture, for a file.
+
+        Args:
+            state: parameters by name where the denoiser's own are not whole (ZeRO-3) or not the ones meant (EMA).
+            length: positions of a text.
+            backbone: the path of the frozen network's checkpoint, to export λ alone; ignored where the network is trained.
+        """
+        network: Network = denoiser.network if isinstance(denoiser, Mixture) else denoiser
+        head = backbone is not None and isinstance(denoiser, Mixture) and denoiser.shares_backbone
+        whole = denoiser.tensors(state)
+        return cls(
+            tensors=denoiser.tensors(state, whole=False) if head else whole,
+            architecture=next(name for name, one in ARCHITECTURES.items() if one.network is type(network)),
+            model=network.config,
+            sizes={**network.sizes, **({} if length is None else {"length": length})},
+            mixture=denoiser.settings if isinstance(denoiser, Mixture) else NoMixture(),
+            extra=extra or {},
+            backbone=Backbone(path=backbone or "", fingerprint=fingerprint_of(denoiser, whole)) if head else None,
+        )
 
     def check(self, source: object) -> None:
         """Raise a `ValueError` that names `source` and lists every missing, unknown, misshapen and non-floating tensor."""
-        if self.model.num_blocks > len(self.tensors):  # before a network of absurd depth is laid out
-            raise ValueError(f"{source}: {self.model.num_blocks} blocks cannot be made of {len(self.tensors)} tensors")
-        try:
-            network = meta_dit(self.model, self.num_states, self.latent)
-        except ValueError as error:
-            raise ValueError(f"{source}: {error}") from error
-        check_tensors(self.tensors, network.state_dict(), source)
+        denoiser = self.blank(source)
+        check_tensors(self.tensors, denoiser.tensors(whole=self.backbone is None), source)
 
-    def build(self, source: object) -> Loaded:
-        """The network, strictly loaded, in float32 (float64 stays). Raises as `check` does."""
-        self.check(source)
-        network = meta_dit(self.model, self.num_states, self.latent)
+    def build(self, source: object) -> Any:
+        """The network or mixture, strictly loaded, on the CPU, in float32 (float64 stays), in evaluation mode. Raises as `check` does."""
+        assert self.backbone is None, "the network's tensors are elsewhere"
+        denoiser = self.blank(source)
+        check_tensors(self.tensors, denoiser.tensors(), source)
         double = any(tensor.dtype == torch.float64 for tensor in self.tensors.values())
         dtype = torch.float64 if double else torch.float32
-        network.load_state_dict({k: v.to(dtype, copy=True) for k, v in self.tensors.items()}, strict=True, assign=True)
-        return Loaded(network=network.eval(), length=self.length, extra=self.extra)
+        denoiser.load({name: tensor.to(dtype, copy=True) for name, tensor in self.tensors.items()}, assign=True)
+        return denoiser.eval()
+
+    def blank(self, source: object) -> Any:
+        """The network or mixture without storage: names and shapes, and nothing drawn. Raises `ValueError` for impossible settings."""
+        depth = self.model.depth
+        if self.backbone is None and depth > len(self.tensors):  # before a network of absurd depth is laid out
+            raise ValueError(f"{source}: {depth} blocks cannot be made of {len(self.tensors)} tensors")
+        kind = ARCHITECTURES[self.architecture].network
+        sizes = {name: size for name, size in self.sizes.items() if name != "length" or kind is not DIT}
+        try:
+            with torch.device("meta"):
+                return self.mixture.fresh(kind, self.model, sizes)
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from error
+
+    def joined(self, backbone: "Weights", source: object) -> "Weights":
+        """These, of λ alone, with the network's, as one. Raises `ValueError` for a network that is not the one it was trained on."""
+        assert self.backbone is not None
+        own = self.blank(source)
+        network = {name: tensor for name, tensor in backbone.tensors.items() if not own.owns(name)}
+        found = fingerprint(network)
+        if found != self.backbone.fingerprint or backbone.architecture != self.architecture:
+            raise ValueError(
+                f"{source}: trained on the network with fingerprint {self.backbone.fingerprint}, that of {self.backbone.path} has {found}"
+            )
+        return replace(self, tensors={**network, **self.tensors}, backbone=None)
 
 
-def meta_dit(model: DitConfig, num_states: int, latent: LatentConfig | None) -> DIT:
-    """A DIT without storage: its names and shapes, and no draw from any generator."""
-    with torch.device("meta"):
-        return DIT(model, num_states=num_states, latent=latent)
+def fingerprint_of(denoiser: Any, tensors: Mapping[str, Tensor]) -> str:
+    """`fingerprint` of the tensors that are not λ's."""
+    return fingerprint({name: tensor for name, tensor in tensors.items() if not denoiser.owns(name)})
 
 
-def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: object) -> None:
-    """Compare names and shapes; raise one `ValueError` that names `source` and lists all that differs."""
-    complaints = [f"missing: {name} {_shape(expected[name])}" for name in expected if name not in found]
-    complaints += [f"unknown: {name} {_shape(found[name])}" for name in found if name not in expected]
-    for name in expected:
-        if name not in found:
-            continue
-        if found[name].shape != expected[name].shape:
-            complaints.append(f"misshapen: {name} is {_shape(found[name])}, expected {_shape(expected[name])}")
-        elif not found[name].is_floating_point():
-            complaints.append(f"not floating-point: {name} is {found[name].dtype}")
-    if complaints:
-        raise ValueError(f"{source}: {len(complaints)} tensors do not fit the network:\n  " + "\n  ".join(complaints))
-
-
-def _shape(tensor: Tensor) -> str:
-    return "x".join(map(str, tensor.shape)) or "scalar"
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """Sixteen hex digits that stand for tensors: names, shapes and values in float32."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -301,3 +301,12 @@ def _stride(size: int) -> int:
     """A step that visits all of 0..size-1 and puts neighbours far apart: near the golden section, prime to `size`."""
     near_golden = round(size * (math.sqrt(5) - 1) / 2)
     return next(step for step in range(max(1, near_golden), size + 2) if math.gcd(step, size) == 1)
+
+
+def first_sequences(source: Source | Stream, length: int, num_tokens: int = 4_000_000) -> Int64[Tensor, "N D"]:
+    """Sequences of `length` from the beginning of a source: `num_tokens` tokens or one epoch, whichever is less."""
+    count = max(1, num_tokens // length)
+    if isinstance(source, Stream):
+        return source.of_rank(0, 1).take(count).x
+    batch = source.read(0, count)
+    return batch.x[batch.epoch == batch.epoch[0]]

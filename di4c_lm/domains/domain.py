@@ -71,7 +71,7 @@ class Data(Protocol):
         ...
 
     def first_sequences(self, seed: int) -> Int64[Tensor, "N D"]:
-        """Those from the beginning of `source(seed)`, neighbours beside each other."""
+        """Those from the beginning of `source(seed)`."""
         ...
 
     def save(self, folder: Path) -> None:

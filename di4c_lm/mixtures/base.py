@@ -6,20 +6,28 @@ A kind of mixture is one file here: its settings, a frozen dataclass, and its cl
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from functools import partial
+from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor, nn
 
+from di4c_lm.core.settings import check, section
 from di4c_lm.losses.positions import Positions
 from di4c_lm.losses.reading import PositionReading, Reading, mixture_marginals, read_mixture
-from di4c_lm.networks.prediction import Rows
+from di4c_lm.networks.base import Network, Rows, check_tensors
 from di4c_lm.processes.categorical import sample_categorical
-from di4c_lm.processes.denoiser import Prediction
+from di4c_lm.processes.denoiser import OutputHead, Prediction
 from di4c_lm.processes.rng import KeyedRng, Rng, uniform
+
+Settings = TypeVar("Settings", bound="MixtureSettings")
+MixtureType = TypeVar("MixtureType", bound="Mixture")
+Sequences = Callable[[], Int64[Tensor, "N D"]]  # the first of the data, asked for where a kind has a use for them
+_NETWORK = "network."  # before the names of its parameters, in memory but not in files
 
 
 @dataclass(frozen=True)
@@ -48,38 +56,39 @@ class Latents:
         return replace(self, value=self.value.flatten(0, 1)[:, None])
 
 
-@runtime_checkable
-class Chain(Protocol):
+class Chain(ABC):
     """The distribution of latent codes z, one a window of positions, L codes each."""
 
     @property
+    @abstractmethod
     def num_windows(self) -> int:
         """W."""
-        ...
 
     @property
+    @abstractmethod
     def log_marginal(self) -> Float[Tensor, "B W L"]:
         """log p(z_w = j)."""
-        ...
 
+    @abstractmethod
     def window_of(self, position: Int64[Tensor, "*shape"]) -> Int64[Tensor, "*shape"]:
         """The window that holds a position."""
-        ...
 
+    @abstractmethod
     def log_prob(self, log_emission: Float64[Tensor, "B W T L"]) -> Float64[Tensor, "B T"]:
         """log Σ_z p(z) Π_w e_w(z_w) for each of T observations."""
-        ...
 
+    @abstractmethod
     def sample(self, u: Float64[Tensor, "B N W"]) -> Int64[Tensor, "B N W"]:
         """N samples of z a sequence, each code by the inverse distribution function of one uniform."""
-        ...
 
 
 @dataclass(frozen=True)
 class Chained(Rows):
     """What is said of each position under each code of its window, and the chain that the codes follow: λ enumerated."""
 
-    chain: Any  # a `Chain`
+    features: Float[Tensor, "B L D H"]
+    output_head: OutputHead
+    chain: Chain
 
     def log_weight(self, positions: Positions) -> Float[Tensor, "M L"]:
         """log p(z = j) of the code at each position."""
@@ -96,7 +105,9 @@ class Chained(Rows):
     ) -> Reading:
         """See `Rows.read`; λ is summed out exactly, by the chain."""
         weight_ML, chain = self.log_weight(positions), self.chain
-        read = self._read(positions, targets, distributions, weight_ML, components=components, chunk_rows=chunk_rows)
+        read = self.read_positions(
+            positions, targets, distributions, weight_ML, components=components, chunk_rows=chunk_rows
+        )
         slot_M = positions.example * chain.num_windows + chain.window_of(positions.position)
         shape = (positions.num_examples * chain.num_windows, *read.target_log_p.shape[1:])
         emission = torch.zeros(shape, dtype=torch.float64, device=slot_M.device)
@@ -108,7 +119,7 @@ class Chained(Rows):
             component_divergence=positions.per_example(read.component_divergence),
         )
 
-    def _read(
+    def read_positions(
         self,
         positions: Positions,
         targets: Int64[Tensor, "M T"],
@@ -140,13 +151,13 @@ class Chained(Rows):
             chunk_rows=chunk_rows,
         )
 
-    def sample(self, lam: Latents) -> Prediction:
-        """What is said under samples of the codes, those of `lam`."""
-        code_BNW = self.chain.sample(code_uniforms(lam, self.chain.num_windows))
-        position_D = torch.arange(self.features.shape[2], device=code_BNW.device)
-        return self.under(code_BNW[:, :, self.chain.window_of(position_D)])
+    def codes(self, lam: Latents) -> Int64[Tensor, "B N D"]:
+        """The codes that each sample of λ stands for, at every position."""
+        num_positions, num_windows = self.features.shape[2], self.chain.num_windows
+        position_D = torch.arange(num_positions, device=lam.value.device)
+        return self.chain.sample(code_uniforms(lam, num_windows))[:, :, self.chain.window_of(position_D)]
 
-    def independent(self, rng: torch.Generator) -> Prediction:
+    def independent(self, rng: torch.Generator) -> Rows:
         """See `Rows.independent`."""
         num_batch, num_positions = len(self.features), self.features.shape[2]
         window_D = self.chain.window_of(torch.arange(num_positions, device=self.features.device))
@@ -162,16 +173,147 @@ def code_uniforms(lam: Latents, num_windows: int) -> Float64[Tensor, "B N W"]:
     return u_NW.view(*lam.value.shape[:2], num_windows)
 
 
+class MixtureSettings(ABC):
+    """What the settings of every kind of mixture can do."""
+
+    freeze_backbone: bool
+
+    @abstractmethod
+    def wrap(self, network: Network) -> "Mixture":
+        """A mixture on this network, λ's parameters fresh. Raises `ValueError` for a network that it does not go with."""
+
+    def fresh(self, kind: type[Network], model: Any, sizes: Mapping[str, Any]) -> "Mixture":
+        """A mixture on a fresh network of this class, settings and sizes."""
+        return self.wrap(kind(model, **sizes))
+
+    def sized(self: Settings, num_lambdas: int) -> Settings:
+        """The same, with a codebook that has no size of its own as large as L."""
+        return self
+
+    def check_num_lambdas(self, num_lambdas: int) -> None:
+        """Raise `ValueError` that names the key where L samples of λ are impossible."""
+        check(num_lambdas >= 1, "objective.num_lambdas", num_lambdas, "at least 1")
+
+    def over(
+        self,
+        teacher: "Network | Mixture",
+        generator: torch.Generator,
+        *,
+        model: Any = None,
+        sequences: Sequences | None = None,
+    ) -> "Mixture":
+        """A student that begins as its teacher, on its device, in its dtype, in training mode; what is new is drawn from `generator`.
+
+        A teacher that is a mixture itself (a second round) hands on its λ too. `model` may differ from the teacher's settings in what has
+        no shape, such as dropout. The global generator is left alone.
+
+        Raises:
+            ValueError: shapes differ, all of them listed, or the teacher is a mixture of another kind or of other settings.
+        """
+        first = not isinstance(teacher, Mixture)
+        if isinstance(teacher, Mixture) and teacher.settings != self:
+            raise ValueError(f"mixture must be that of the teacher, {teacher.settings}, got {self}")
+        network: Network = teacher if isinstance(teacher, Network) else teacher.network
+        with drawn_from(generator):
+            student = self.fresh(type(network), model or network.config, network.sizes)
+        given = dict(network.state_dict()) if isinstance(teacher, Network) else teacher.tensors()
+        own = student.tensors()
+        latent = {name: own[name] for name in own if first and student.owns(name)}
+        check_tensors({**given, **latent}, own, "the student of this teacher")
+        reference = next(network.parameters())
+        student.to(device=reference.device, dtype=reference.dtype)
+        if student.shares_backbone:
+            student.network.load_state_dict(network.state_dict(keep_vars=True), strict=True, assign=True)
+            given = {name: tensor for name, tensor in given.items() if student.owns(name)}
+        student.load({**student.tensors(whole=not student.shares_backbone), **given})
+        if first and sequences is not None:
+            student.begin(sequences, generator)
+        for name, parameter in student.named_parameters():
+            parameter.requires_grad_(not self.freeze_backbone or student.learns_apart(name))
+        return student.train()
+
+
+@section
+class NoMixture(MixtureSettings):
+    """No λ: a network by itself, a product of its positions."""
+
+    def wrap(self, network: Network) -> Any:
+        """The network."""
+        return network
+
+    def over(
+        self,
+        teacher: "Network | Mixture",
+        generator: torch.Generator,
+        *,
+        model: Any = None,
+        sequences: Sequences | None = None,
+    ) -> Any:
+        """A network that begins as its teacher, which is one too. See `MixtureSettings.over`."""
+        if not isinstance(teacher, Network):
+            raise ValueError(f"mixture must be that of the teacher, {teacher.settings}, got none")
+        return copy_of(teacher, generator, model=model)
+
+
+def copy_of(teacher: Network, generator: torch.Generator, *, model: Any = None) -> Network:
+    """A student without λ that begins as its teacher, as `MixtureSettings.over` has it."""
+    with drawn_from(generator):
+        student = teacher.like(model)
+    check_tensors(teacher.state_dict(), student.state_dict(), "the student of this teacher")
+    reference = next(teacher.parameters())
+    student.to(device=reference.device, dtype=reference.dtype)
+    student.load_state_dict(teacher.state_dict(), strict=True)
+    return student.train()
+
+
+@contextmanager
+def drawn_from(generator: torch.Generator) -> Iterator[None]:
+    """In the block the global generator is seeded by `generator`; afterwards it is as it was."""
+    seed = int(torch.randint(2**63 - 1, (), generator=generator, device=generator.device))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
 class Mixture(nn.Module, ABC):
     """A denoiser made of a network and of what a kind of λ adds to it.
 
-    With `settings.freeze_backbone` the network is that of a teacher, whose weights it shares, and is neither trained, moved nor saved with
-    the mixture: only the parameters of λ are its own.
+    With `settings.freeze_backbone` the network shares the weights of a teacher, and is neither trained nor saved with the mixture, though
+    it moves with it: only the parameters of λ are registered. What is not the mixture's own, such as sizes, is the network's.
     """
 
-    kind: ClassVar[str]
+    has_latents: ClassVar[bool] = True
     settings: Any
     network: Any
+
+    def __init__(self, settings: MixtureSettings, network: Network, *, shares_backbone: bool) -> None:
+        super().__init__()
+        self.settings = settings
+        self.shares_backbone = shares_backbone  # the network is frozen, outside the module's own parameters
+        self.exact: dict[str, Tensor] | None = None
+        self._of_network = frozenset(network.state_dict())
+        if shares_backbone:
+            object.__setattr__(self, "network", network.requires_grad_(False))  # not registered
+        else:
+            self.network = network
+
+    @property
+    def activation_checkpointing(self) -> bool:
+        """See `Network`."""
+        return self.network.activation_checkpointing
+
+    @activation_checkpointing.setter
+    def activation_checkpointing(self, chosen: bool) -> None:
+        self.network.activation_checkpointing = chosen
+
+    @property
+    def matmul_dtype(self) -> torch.dtype | None:
+        """See `Network`."""
+        return self.network.matmul_dtype
+
+    @matmul_dtype.setter
+    def matmul_dtype(self, chosen: torch.dtype | None) -> None:
+        self.network.matmul_dtype = chosen
 
     @abstractmethod
     def sample_latents(self, num_batch: int, num_lambdas: int, rng: Rng, device: torch.device) -> Latents:
@@ -181,11 +323,37 @@ class Mixture(nn.Module, ABC):
         """λ as a loss reads it: all its components where the kind enumerates them, whatever L is, else samples."""
         return self.sample_latents(num_batch, num_lambdas, rng, device)
 
-    @abstractmethod
+    def num_components(self, limit: int) -> int:
+        """L of `training_latents` where an evaluation may take `limit` samples: all components of a λ that has no more."""
+        return limit
+
+    def num_calls(self, limit: int) -> int:
+        """Network calls that a prediction under `num_components` takes."""
+        return self.num_components(limit)
+
     def forward(
         self, x_t: Int64[Tensor, "B D"], t: Float[Tensor, " B"], lam: Latents | None = None, cond: Tensor | None = None
     ) -> Rows:
         """Predict x_0 once for each λ; without `lam`, what the network says by itself. Raises `ValueError` for λ of another shape."""
+        if lam is None:
+            return self.network(x_t, t, None, cond)
+        self.check(x_t, lam)
+        return self.network(x_t, t, None, cond, drive=partial(self.drive, lam=lam), share=self.is_late)
+
+    def check(self, x_t: Int64[Tensor, "B D"], lam: Latents) -> None:
+        """Raise `ValueError` for λ of another shape than (B, L >= 1, K)."""
+        shape = tuple(lam.value.shape)
+        if len(shape) != 3 or len(lam) != len(x_t) or shape[1] < 1:
+            raise ValueError(f"lam must have shape (B={len(x_t)}, L >= 1, K), got {shape}")
+
+    @property
+    def is_late(self) -> bool:
+        """Whether λ enters behind the first block, so that equal sequences may share what comes before."""
+        return True
+
+    @abstractmethod
+    def drive(self, stages: Any, lam: Latents) -> Rows:
+        """The prediction, from the stages of the network's pass."""
 
     def guided(
         self, x_t: Int64[Tensor, "B D"], t: Float[Tensor, " B"], lam: Latents, cond: Tensor
@@ -193,16 +361,96 @@ class Mixture(nn.Module, ABC):
         """The predictions with and without the condition, under one and the same λ."""
         return self(x_t, t, lam, cond), self(x_t, t, lam, None)
 
-    @abstractmethod
     def owns(self, name: str) -> bool:
-        """Whether the parameter of this name belongs to λ: it learns at `optim.mixture_lr_scale` times the rate."""
+        """Whether the tensor of this name in files belongs to λ; its parameter learns at `optim.mixture_lr_scale` times the rate."""
+        return name not in self._of_network
 
-    def begin(self, sequences: Int64[Tensor, "N D"], generator: torch.Generator) -> None:
+    def learns_apart(self, name: str) -> bool:
+        """`owns`, by the name in memory."""
+        return self.owns(name.removeprefix(_NETWORK))
+
+    def begin(self, sequences: Sequences, generator: torch.Generator) -> None:
         """Set λ's parameters off from the first sequences of the data, where the kind has a use for them."""
 
     def tensors(self, state: Mapping[str, Tensor] | None = None, *, whole: bool = True) -> dict[str, Tensor]:
-        """What a checkpoint holds, by the names in files: λ's tensors and, if `whole`, the network's.
+        """What a file holds, by its names: λ's tensors and, if `whole`, the network's.
 
-        `state` holds parameters where the module's own are not the ones meant (an EMA).
+        `state` holds parameters, by their names in memory, where the module's own are not the ones meant (an EMA).
         """
-        raise NotImplementedError
+        own = {**dict(self.named_buffers()), **state} if state is not None else self.state_dict()
+        found = {name.removeprefix(_NETWORK): tensor for name, tensor in own.items()}
+        if not whole:
+            return {name: tensor for name, tensor in found.items() if self.owns(name)}
+        return {**(self.exact or self.network.state_dict()), **found} if self.shares_backbone else found
+
+    def load(self, tensors: Mapping[str, Tensor], *, assign: bool = False) -> None:
+        """Take in what `tensors` gave; without the network's where it shares them with a teacher."""
+        inside = {name: tensor for name, tensor in tensors.items() if name in self._of_network}
+        own = {name: tensor for name, tensor in tensors.items() if name not in self._of_network}
+        if not self.shares_backbone:
+            own |= {_NETWORK + name: tensor for name, tensor in inside.items()}
+        elif inside:
+            self.network.load_state_dict(inside, strict=True, assign=assign)
+        self.load_state_dict(own, strict=True, assign=assign)
+
+    def keep_exact(self) -> None:
+        """Keep the frozen weights as they are, on the CPU, for `tensors`, before they are cast to a narrower dtype."""
+        if self.shares_backbone:
+            self.exact = {name: t.detach().cpu().clone() for name, t in self.network.state_dict().items()}
+
+    def train(self: MixtureType, mode: bool = True) -> MixtureType:  # noqa: FBT001, FBT002 (torch's)
+        """See `nn.Module.train`; a shared backbone's modules are the mixture's own."""
+        super().train(mode)
+        self.network.train(mode)
+        return self
+
+    def _apply(self: MixtureType, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MixtureType:  # noqa: FBT001, FBT002
+        super()._apply(fn, recurse)
+        if self.shares_backbone:
+            self.network._apply(fn, recurse)
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "network":
+                raise
+            return getattr(self.network, name)
+
+
+class CodedMixture(Mixture):
+    """λ is a latent code for each window of positions, and the codes follow a chain: exact in a loss, which enumerates them."""
+
+    def sample_latents(self, num_batch: int, num_lambdas: int, rng: Rng, device: torch.device) -> Latents:
+        """See `Mixture.sample_latents`: one float64 uniform (B, L, 1) a sample, of which its codes are made."""
+        if num_lambdas < 1:
+            raise ValueError(f"num_lambdas must be at least 1, got {num_lambdas}")
+        return Latents(uniform(rng, (num_batch, num_lambdas, 1), device))
+
+    def training_latents(self, num_batch: int, num_lambdas: int, rng: Rng, device: torch.device) -> Latents:
+        """See `Mixture.training_latents`: all codes. One uniform a sequence is passed over."""
+        uniform(rng, (num_batch, 1, 1), device)
+        return self.every_code(num_batch, device)
+
+    def every_code(self, num_batch: int, device: torch.device) -> Latents:
+        """All codes of each sequence."""
+        return Latents(code_numbers(self.settings.codebook_size, num_batch, device), enumerated=True)
+
+    def num_components(self, limit: int) -> int:
+        """See `Mixture.num_components`: all codes."""
+        return self.settings.codebook_size
+
+    def guided(
+        self, x_t: Int64[Tensor, "B D"], t: Float[Tensor, " B"], lam: Latents, cond: Tensor
+    ) -> tuple[Prediction, Prediction]:
+        """See `Mixture.guided`: both are under the codes sampled with the condition, where one uniform would make different ones."""
+        every = self.every_code(len(x_t), x_t.device)
+        conditional, free = (cast(Chained, self(x_t, t, every, given)) for given in (cond, None))
+        choice_BND = conditional.codes(lam)
+        return conditional.under(choice_BND), free.under(choice_BND)
+
+
+def code_numbers(size: int, num_batch: int, device: torch.device) -> Int64[Tensor, "B L 1"]:
+    """The numbers of all codes for each sequence."""
+    return torch.arange(size, device=device).view(1, -1, 1).expand(num_batch, -1, -1)

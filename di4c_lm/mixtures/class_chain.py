@@ -1,24 +1,69 @@
-"""The law of a λ that is a string of token classes at the open positions: a Markov chain whose marginals are given.
+"""λ as classes of the unknown tokens, one a position, in a chain: a class-based copula over the marginals of a network.
 
-The classes of neighbouring open positions are tied by a copula: whatever ties them, each has (nearly) the law that the product of
-positions gives it, so that learning correlations does not disturb the marginals.
+With p^d the product that the network predicts by itself, c(z | x) the classes of token x and p^d(z) = Σ_x p^d(x) c(z | x):
+
+    p(x | x_t; z) = Π_d p^d(x^d) c(z^d | x^d) / p^d(z^d),    p(z | x_t) a Markov chain with marginals p^d(z)
+
+so the marginals stay those of the network, and all that is learned is how tokens go together: the class pairs of a class-based n-gram
+model (Brown et al. 1992) as a copula, gated by what the network knows of both positions. The chain is fitted to its marginals by Sinkhorn
+iterations, so that whatever the pair potentials are, they are (nearly) kept.
 """
 
+import functools
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any, final
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float64, Int64
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from di4c_lm.processes.categorical import sample_categorical
+from di4c_lm.core.settings import at_least, check, positive, section, setting
+from di4c_lm.losses.positions import Positions
+from di4c_lm.losses.reading import PositionReading
+from di4c_lm.mixtures.base import Chain, Chained, CodedMixture, Latents, MixtureSettings, Sequences
+from di4c_lm.mixtures.class_counts import token_classes
+from di4c_lm.networks.base import Network, Rows
+from di4c_lm.networks.output_head import vjp_by_autograd
+from di4c_lm.processes.categorical import kl_divergence, sample_categorical
+from di4c_lm.processes.denoiser import OutputHead, row_chunks, rows_at_once, widest
 
-_LEAST = 1e-30  # below it, beside the likeliest, a path is lost; it keeps the logarithm of a path that cannot be finite
+_LEAST = 1e-30  # of a probability beside the likeliest; it keeps the logarithm of a path that cannot be finite
+_DISTANCES = 8  # between neighbours that are told apart; the last stands for all that are longer
+_SHARPNESS = 4.0  # log-odds of the class that a token is given, against all others together
+
+
+@section
+class ClassChainSettings(MixtureSettings):
+    """λ of one class a position, in a chain over the unknown positions: a class-based copula over the network's marginals."""
+
+    codebook_size: int = setting(512, "L, classes")
+    relations: int = setting(1, "pair potentials of classes, mixed with independence as the context has it")
+    sinkhorn_iterations: int = setting(2, "of the fit of the chain to its marginals")
+    init_scale: float = setting(0.02, "standard deviation of the first weights, but for what is counted from the data")
+    freeze_backbone: bool = setting(True, "whether the teacher's weights stay as they are, and λ's alone are trained")
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "codebook_size", "relations", "sinkhorn_iterations")
+        positive(self, "init_scale")
+
+    def wrap(self, network: Network) -> "ClassChainMixture":
+        """See `MixtureSettings.wrap`."""
+        return ClassChainMixture(self, network)
+
+    def check_num_lambdas(self, num_lambdas: int) -> None:
+        """See `MixtureSettings.check_num_lambdas`: the classes are enumerated, whatever L is."""
+        allowed = f"mixture.codebook_size = {self.codebook_size}, or 0: all classes are enumerated"
+        check(num_lambdas in (0, self.codebook_size), "objective.num_lambdas", num_lambdas, allowed)
 
 
 @dataclass(frozen=True)
-class Ties:
-    """r(a, b) = Σ_k gate_k K_k(a, b), not negative, for pairs of neighbours; K_0 is 1 for all pairs of classes, a tie that is none."""
+class PairPotentials:
+    """r(a, b) = Σ_k gate_k K_k(a, b), not negative, for pairs of neighbours; K_0 is 1 for all pairs of classes: independence."""
 
     gate: Float[Tensor, "*pairs K"]
     relation: Float[Tensor, "R L L"]  # K_1 and on: R = K - 1
@@ -31,17 +76,17 @@ class Ties:
         """Σ_b r(a, b) weight(b)."""
         return self._mixed(weight, self._by_there)
 
-    def of(self, pair: int) -> "Ties":
+    def of(self, pair: int) -> "PairPotentials":
         """One pair of each of B sequences, with an axis for several weights: gates (B, 1, K)."""
-        one = Ties(self.gate[:, pair, None], self.relation)
+        one = PairPotentials(self.gate[:, pair, None], self.relation)
         one.__dict__.update(_by_here=self._by_here, _by_there=self._by_there)
         return one
 
     def rows(self, pair: int, code: Int64[Tensor, "B N"]) -> Float[Tensor, "B N L"]:
         """r(code, ·) of one pair of each of B sequences."""
         gate_BK = self.gate[:, pair]
-        tied_BNL = torch.einsum("bk,kbnl->bnl", gate_BK[:, 1:], self.relation[:, code])
-        return tied_BNL + gate_BK[:, :1, None]
+        related_BNL = torch.einsum("bk,kbnl->bnl", gate_BK[:, 1:], self.relation[:, code])
+        return related_BNL + gate_BK[:, :1, None]
 
     @cached_property
     def _by_here(self) -> Float[Tensor, "RL L"]:
@@ -58,72 +103,78 @@ class Ties:
 
 
 @dataclass(frozen=True)
-class ClassChain:
-    """p(z_1) Π_i p(z_{i+1} | z_i) for classes z_i < L of the open positions, `place[b, i]` for i below sequence b's number of them.
+class ClassChain(Chain):
+    """p(z_1) Π_i p(z_{i+1} | z_i) for classes z_i < L of the unknown positions, `place[b, i]` for i below sequence b's number of them.
 
-    p(z_{i+1} = b | z_i = a) = u_i(a) r_i(a, b) out_i(b), with u_i the normaliser of each a and out_i the law wanted of z_{i+1}, as far as
-    the fitting went. A closed position has no class; it is given number 0.
+    p(z_{i+1} = b | z_i = a) = u_i(a) r_i(a, b) out_i(b), with u_i the normaliser of each a and out_i the distribution wanted of z_{i+1}, as
+    far as the fit went. A known position has no class; it is given number 0.
     """
 
     first: Float[Tensor, "B L"]  # p(z_1)
-    ties: Ties  # of N - 1 pairs a sequence
+    potentials: PairPotentials  # of N - 1 pairs a sequence
     normaliser: Float[Tensor, "B P L"]  # u_i, P = N - 1
     out: Float[Tensor, "B P L"]
     place: Int64[Tensor, "B N"]
-    is_open: Bool[Tensor, "B N"]
-    num_windows: int  # D: each position is a window of its own
+    is_unknown: Bool[Tensor, "B N"]
+    num_positions: int  # D
 
     @classmethod
     def fitted(
         cls,
-        law: Float[Tensor, "B N L"],
-        ties: Ties,
+        marginal: Float[Tensor, "B N L"],
+        potentials: PairPotentials,
         place: Int64[Tensor, "B N"],
-        is_open: Bool[Tensor, "B N"],
+        is_unknown: Bool[Tensor, "B N"],
         *,
         num_positions: int,
-        sweeps: int,
+        iterations: int,
     ) -> "ClassChain":
-        """The chain on `ties` with the marginals `law`, by `sweeps` rounds of Sinkhorn's scaling (Sinkhorn 1964), differentiable.
+        """The chain of these potentials with these marginals, by Sinkhorn iterations (Sinkhorn 1964), differentiable.
 
-        Every row is a law whatever the number of sweeps; the marginals converge with it, and are `law` where ties are none.
+        Every row is a distribution whatever their number; the marginals converge with it, and are exact under independence.
         """
-        here, there = law[:, :-1], law[:, 1:]
+        here, there = marginal[:, :-1], marginal[:, 1:]
         column = torch.ones_like(there)
-        for _ in range(sweeps):
-            row = ties.backward(column * there).reciprocal()
-            column = ties.forward(row * here).reciprocal()
+        for _ in range(iterations):
+            row = potentials.backward(column * there).reciprocal()
+            column = potentials.forward(row * here).reciprocal()
         out = column * there
-        return cls(law[:, 0], ties, ties.backward(out).reciprocal(), out, place, is_open, num_positions)
+        normaliser = potentials.backward(out).reciprocal()
+        return cls(marginal[:, 0], potentials, normaliser, out, place, is_unknown, num_positions)
+
+    @property
+    def num_windows(self) -> int:
+        """D: each position is a window of its own."""
+        return self.num_positions
 
     def window_of(self, position: Int64[Tensor, "*shape"]) -> Int64[Tensor, "*shape"]:
-        """The window that holds a position: itself."""
+        """See `Chain.window_of`: the position itself."""
         return position
 
     @cached_property
     def log_marginal(self) -> Float[Tensor, "B D L"]:
-        """log p(z_d = j), computed once, one step a position; uniform where a position is closed."""
-        law_BL = self.first
-        laws = [law_BL]
+        """See `Chain.log_marginal`: one step a position; uniform where a position is known."""
+        p_BL = self.first
+        marginals = [p_BL]
         for i in range(self.out.shape[1]):
-            law_BL = self._step(i, law_BL[:, None])[:, 0]
-            laws.append(law_BL)
-        law_BNL = torch.stack(laws, 1)
-        num_codes = law_BNL.shape[2]
-        uniform_BDL = law_BNL.new_full((len(law_BNL), self.num_windows, num_codes), 1 / num_codes)
-        at_BNL = self.place[..., None].expand_as(law_BNL)
-        kept_BNL = torch.where(self.is_open[..., None], law_BNL, 1 / num_codes)
-        return uniform_BDL.scatter(1, at_BNL, kept_BNL).clamp(min=torch.finfo(law_BNL.dtype).tiny).log()
+            p_BL = self._step(i, p_BL[:, None])[:, 0]
+            marginals.append(p_BL)
+        p_BNL = torch.stack(marginals, 1)
+        num_codes = p_BNL.shape[2]
+        uniform_BDL = p_BNL.new_full((len(p_BNL), self.num_positions, num_codes), 1 / num_codes)
+        at_BNL = self.place[..., None].expand_as(p_BNL)
+        kept_BNL = torch.where(self.is_unknown[..., None], p_BNL, 1 / num_codes)
+        return uniform_BDL.scatter(1, at_BNL, kept_BNL).clamp(min=torch.finfo(p_BNL.dtype).tiny).log()
 
     def log_prob(self, log_emission: Float64[Tensor, "B D T L"]) -> Float64[Tensor, "B T"]:
-        """log Σ_z p(z) Π_d e_d(z_d) over the open positions, for each of T observations.
+        """See `Chain.log_prob`, over the unknown positions.
 
         The forward recursion is in the dtype of the chain, scaled at every position; the sum of the logarithms is in float64. The sum over
-        strings is linear in each factor, so its gradient (of the first order) is that of each factor by itself between what the
-        recursions from both ends have made of the others, all positions at once.
+        all z is linear in each factor, so its gradient (of the first order) is that of each factor by itself between what the recursions
+        from both ends have made of the others, all positions at once.
         """
         at_BN11 = self.place[..., None, None].expand(-1, -1, *log_emission.shape[2:])
-        log_e_BNTL = log_emission.gather(1, at_BN11).masked_fill(~self.is_open[..., None, None], 0.0)
+        log_e_BNTL = log_emission.gather(1, at_BN11).masked_fill(~self.is_unknown[..., None, None], 0.0)
         top_BNT1 = log_e_BNTL.amax(3, keepdim=True).detach()
         e_BNTL = (log_e_BNTL - top_BNT1).exp().to(self.first.dtype)
         before, after, total_BNT1 = self._recursions(e_BNTL.detach())
@@ -132,9 +183,9 @@ class ClassChain:
             return log_total_BT
         e_BNTL = e_BNTL / total_BNT1
         of_first_BT = (self.first[:, None] * e_BNTL[:, 0] * after[:, 0]).sum(2)
-        ties = Ties(self.ties.gate[:, :, None], self.ties.relation)
-        moved_BPTL = ties.forward(before[:, :-1] * self.normaliser[:, :, None]) * self.out[:, :, None]
-        of_pair_BPT = (moved_BPTL * e_BNTL[:, 1:] * after[:, 1:]).sum(3).masked_fill(~self.is_open[:, 1:, None], 0.0)
+        potentials = PairPotentials(self.potentials.gate[:, :, None], self.potentials.relation)
+        moved_BPTL = potentials.forward(before[:, :-1] * self.normaliser[:, :, None]) * self.out[:, :, None]
+        of_pair_BPT = (moved_BPTL * e_BNTL[:, 1:] * after[:, 1:]).sum(3).masked_fill(~self.is_unknown[:, 1:, None], 0.0)
         parts_BT = of_first_BT + of_pair_BPT.sum(1)
         return log_total_BT + (parts_BT - parts_BT.detach())
 
@@ -142,33 +193,33 @@ class ClassChain:
     def _recursions(
         self, e_BNTL: Float[Tensor, "B N T L"]
     ) -> tuple[Float[Tensor, "B N T L"], Float[Tensor, "B N T L"], Float[Tensor, "B N T 1"]]:
-        """The law of z_i given what is observed up to i, what follows i relative to its mean under that law, and each step's scale."""
-        num_open = e_BNTL.shape[1]
+        """p(z_i | what is observed up to i), what follows i relative to its mean under that, and each step's scale."""
+        num_unknown = e_BNTL.shape[1]
         weight_BTL = self.first[:, None] * e_BNTL[:, 0]
         before, totals = [], []
-        for i in range(num_open):
+        for i in range(num_unknown):
             if i:
                 weight_BTL = self._step(i - 1, before[-1]) * e_BNTL[:, i]
             totals.append(weight_BTL.sum(2, keepdim=True).clamp(min=_LEAST))
             before.append(weight_BTL / totals[-1])
         after = [torch.ones_like(weight_BTL)]
-        for i in reversed(range(num_open - 1)):
-            told_BTL = self.out[:, i, None] * e_BNTL[:, i + 1] * after[-1] / totals[i + 1]
-            back_BTL = self.normaliser[:, i, None] * self.ties.of(i).backward(told_BTL)
-            after.append(torch.where(self.is_open[:, i + 1, None, None], back_BTL, after[-1]))
+        for i in reversed(range(num_unknown - 1)):
+            seen_BTL = self.out[:, i, None] * e_BNTL[:, i + 1] * after[-1] / totals[i + 1]
+            back_BTL = self.normaliser[:, i, None] * self.potentials.of(i).backward(seen_BTL)
+            after.append(torch.where(self.is_unknown[:, i + 1, None, None], back_BTL, after[-1]))
         return torch.stack(before, 1), torch.stack(after[::-1], 1), torch.stack(totals, 1)
 
     @torch.no_grad()
     def sample(self, u: Float64[Tensor, "B N D"]) -> Int64[Tensor, "B N D"]:
-        """N strings of classes a sequence, each class by the inverse distribution function of the uniform of its position."""
+        """See `Chain.sample`; each class by the uniform of its position."""
         at_BNP = self.place[:, None].expand(-1, u.shape[1], -1)
         u_BNP = u.gather(2, at_BNP)
         codes = [sample_categorical(self.first, u_BNP[:, :, 0])]
         for i in range(self.out.shape[1]):
-            law_BNL = self.ties.rows(i, codes[-1]) * self.out[:, i, None]
-            drawn_N = sample_categorical(law_BNL.flatten(0, 1), u_BNP[:, :, i + 1].flatten())
-            codes.append(drawn_N.view(u.shape[:2]))
-        code_BNP = torch.stack(codes, 2).masked_fill(~self.is_open[:, None], 0)
+            p_BNL = self.potentials.rows(i, codes[-1]) * self.out[:, i, None]
+            code_N = sample_categorical(p_BNL.flatten(0, 1), u_BNP[:, :, i + 1].flatten())
+            codes.append(code_N.view(u.shape[:2]))
+        code_BNP = torch.stack(codes, 2).masked_fill(~self.is_unknown[:, None], 0)
         return torch.zeros_like(u, dtype=torch.int64).scatter(2, at_BNP, code_BNP)
 
     def rows(self, index: Int64[Tensor, " N"]) -> "ClassChain":
@@ -176,14 +227,327 @@ class ClassChain:
         return replace(
             self,
             first=self.first[index],
-            ties=Ties(self.ties.gate[index], self.ties.relation),
+            potentials=PairPotentials(self.potentials.gate[index], self.potentials.relation),
             normaliser=self.normaliser[index],
             out=self.out[index],
             place=self.place[index],
-            is_open=self.is_open[index],
+            is_unknown=self.is_unknown[index],
         )
 
     def _step(self, pair: int, weight: Float[Tensor, "B T L"]) -> Float[Tensor, "B T L"]:
-        """Σ_a weight(a) p(b | a) from one open position to the next; unchanged where there is no next."""
-        moved_BTL = self.ties.of(pair).forward(weight * self.normaliser[:, pair, None]) * self.out[:, pair, None]
-        return torch.where(self.is_open[:, pair + 1, None, None], moved_BTL, weight)
+        """Σ_a weight(a) p(b | a) from one unknown position to the next; unchanged where there is no next."""
+        moved_BTL = self.potentials.of(pair).forward(weight * self.normaliser[:, pair, None]) * self.out[:, pair, None]
+        return torch.where(self.is_unknown[:, pair + 1, None, None], moved_BTL, weight)
+
+
+@final
+@dataclass(frozen=True)
+class ClassOutputHead(OutputHead):
+    """`inner`, the network's head with p(x), and log c(z | x): L classes cost one pass of the inner head.
+
+    Features carry a tail behind the network's own: of all classes, log Σ_x exp logit(x) and log p(z); of chosen ones 0 and the class,
+    one-hot.
+    """
+
+    inner: OutputHead
+    log_class: Float[Tensor, "S L"]
+
+    @property
+    def num_states(self) -> int:
+        """S."""
+        return self.inner.num_states
+
+    @property
+    def num_classes(self) -> int:
+        """L."""
+        return self.log_class.shape[1]
+
+    @property
+    def parameters(self) -> tuple[Tensor, ...]:
+        """The inner head's, then the table."""
+        return (*self.inner.parameters, self.log_class)
+
+    def logits(self, features_NH: Float[Tensor, "N H"], positions_N: Int64[Tensor, " N"]) -> Float[Tensor, "N S"]:
+        """log p(x | z) but for its normaliser, z said by the tail of the features."""
+        own_NH, _, class_NL = self._parted(features_NH)
+        return self.inner.logits(own_NH, positions_N) + class_NL @ self.log_class.T
+
+    def vjp(
+        self,
+        features_NH: Float[Tensor, "N H"],
+        positions_N: Int64[Tensor, " N"],
+        grad_NS: Float[Tensor, "N S"],
+        parameter_grads: Sequence[Tensor | None],
+    ) -> Float[Tensor, "N H"]:
+        """By autograd."""
+        return vjp_by_autograd(self, features_NH, positions_N, grad_NS, parameter_grads)
+
+    def chosen(self, features: Float[Tensor, "B 1 D H"], choice: Int64[Tensor, "B N D"]) -> Float[Tensor, "B N D H"]:
+        """The features with classes chosen, N a position, in place of all."""
+        own = features[..., : -self.num_classes - 1].expand(-1, choice.shape[1], -1, -1)
+        tail = F.pad(F.one_hot(choice, self.num_classes), (1, 0))
+        return torch.cat([own, tail.to(own.dtype)], 3)
+
+    def tail(self, features_NH: Float[Tensor, "N H"], positions_N: Int64[Tensor, " N"]) -> Float[Tensor, "N tail"]:
+        """The tail of all classes, 1 + L wide: log Σ_x exp logit(x), and log p(z) = log Σ_x p(x) c(z | x)."""
+        tails = [
+            checkpoint(self._tail, features_NH[rows], positions_N[rows], use_reentrant=False)
+            for rows in row_chunks(len(features_NH), rows_at_once(self, 0))
+        ]
+        return torch.cat(tails) if tails else features_NH.new_zeros(0, 1 + self.num_classes)
+
+    def log_target(
+        self,
+        features_MH: Float[Tensor, "M H"],
+        positions_M: Int64[Tensor, " M"],
+        targets_MT: Int64[Tensor, "M T"],
+    ) -> Float[Tensor, "M L T"]:
+        """log p(x | z) of T states a position under every class, from features of all."""
+        own_MH, log_norm_M, log_p_ML = self._parted(features_MH)
+        logit_MT = self.inner.target_logits(own_MH, positions_M, targets_MT).to(log_norm_M.dtype)
+        log_class_MTL = F.embedding(targets_MT, self.log_class)
+        return (log_class_MTL + (logit_MT - log_norm_M[:, None])[..., None] - log_p_ML[:, None]).transpose(1, 2)
+
+    def divergences(
+        self,
+        features_MH: Float[Tensor, "M H"],
+        positions_M: Int64[Tensor, " M"],
+        log_weight_ML: Float[Tensor, "M L"],
+        distributions: Sequence[Float[Tensor, "M S"]],
+        *,
+        of_components: bool,
+    ) -> tuple[Float[Tensor, "M R"], Float[Tensor, " M"]]:
+        """KL(q_r ‖ Σ_z w_z p(· | z)) for each distribution q_r, and Σ_z w_z KL(q_0 ‖ p(· | z)) where it is asked for, else zeros."""
+        found = [
+            checkpoint(
+                self._divergence,
+                features_MH[rows],
+                positions_M[rows],
+                log_weight_ML[rows],
+                [q_MS[rows] for q_MS in distributions],
+                of_components,
+                use_reentrant=False,
+            )
+            for rows in row_chunks(len(features_MH), rows_at_once(self, 0))
+        ]
+        if not found:
+            return log_weight_ML.new_zeros(0, len(distributions)), log_weight_ML.new_zeros(0)
+        mixed, components = zip(*found, strict=True)
+        return torch.cat(mixed), torch.cat(components)
+
+    def log_marginal(
+        self, features_MH: Float[Tensor, "M H"], positions_M: Int64[Tensor, " M"], log_weight_ML: Float[Tensor, "M L"]
+    ) -> Float[Tensor, "M S"]:
+        """log Σ_z w_z p(x | z) = log p(x) + log Σ_z c(z | x) w_z / p(z), from features of all classes."""
+        own_MH, log_norm_M, log_p_ML = self._parted(features_MH)
+        share_ML = (log_weight_ML.to(log_p_ML.dtype) - log_p_ML).exp()
+        tilt_MS = (share_ML @ self.log_class.exp().T).clamp(min=_LEAST).log()
+        return self.inner.logits(own_MH, positions_M) - log_norm_M[:, None] + tilt_MS
+
+    def _divergence(
+        self,
+        features_MH: Tensor,
+        positions_M: Tensor,
+        log_weight_ML: Tensor,
+        distributions: list[Tensor],
+        of_components: bool,  # noqa: FBT001 (checkpointing passes it by position)
+    ) -> tuple[Tensor, Tensor]:
+        log_mean_MS = self.log_marginal(features_MH, positions_M, log_weight_ML)
+        mixed_MR = torch.stack([kl_divergence(q_MS, log_mean_MS) for q_MS in distributions], 1)
+        if not of_components:
+            return mixed_MR, torch.zeros_like(mixed_MR[:, 0])
+        own_MH, log_norm_M, log_p_ML = self._parted(features_MH)
+        weight_ML = log_weight_ML.to(log_p_ML.dtype).exp()
+        mean_log_class_MS = weight_ML @ self.log_class.T
+        mean_log_p_M1 = (weight_ML * log_p_ML).sum(1, keepdim=True)
+        log_p_MS = self.inner.logits(own_MH, positions_M) - log_norm_M[:, None]
+        return mixed_MR, kl_divergence(distributions[0], log_p_MS + mean_log_class_MS - mean_log_p_M1)
+
+    def _tail(self, features_NH: Tensor, positions_N: Tensor) -> Float[Tensor, "N tail"]:
+        logits_NS = self.inner.logits(features_NH, positions_N)
+        log_norm_N1 = logits_NS.logsumexp(1, keepdim=True)
+        p_NL = (logits_NS - log_norm_N1).exp() @ self.log_class.exp()
+        return torch.cat([log_norm_N1, p_NL.clamp(min=_LEAST).log()], 1)
+
+    def _parted(self, features_MH: Tensor) -> tuple[Float[Tensor, "M H"], Float[Tensor, " M"], Float[Tensor, "M L"]]:
+        """The network's own features, in the dtype of its output head, and the two parts of the tail."""
+        own_MH, log_norm_M1, log_p_ML = features_MH.split(
+            [features_MH.shape[1] - self.num_classes - 1, 1, self.num_classes], 1
+        )
+        wide = widest(features_MH.dtype)
+        if self.inner.parameters:
+            own_MH = own_MH.to(self.inner.parameters[0].dtype)
+        return own_MH, log_norm_M1[:, 0].to(wide), log_p_ML.to(wide)
+
+
+@dataclass(frozen=True)
+class EveryClass(Chained):
+    """What is said of each position under every class: one row of features that stands for all of them."""
+
+    features: Float[Tensor, "B 1 D H"]
+    output_head: ClassOutputHead
+    chain: ClassChain
+
+    def read_positions(
+        self,
+        positions: Positions,
+        targets: Int64[Tensor, "M T"],
+        distributions: Sequence[Float[Tensor, "M S"]],
+        log_weight_ML: Float[Tensor, "M L"],
+        *,
+        components: bool,
+        chunk_rows: int,
+    ) -> PositionReading:
+        """See `Chained.read_positions`."""
+        features_MH, head = positions.features(self.features)[:, 0], self.output_head
+        target_MLT = head.log_target(features_MH, positions.position, targets)
+        none_M = target_MLT.new_zeros(len(target_MLT))
+        if not distributions:
+            return PositionReading(target_MLT, none_M[:, None][:, :0], none_M)
+        found = head.divergences(
+            features_MH, positions.position, log_weight_ML, distributions, of_components=components
+        )
+        return PositionReading(target_MLT, *found)
+
+    @torch.no_grad()
+    def marginals(self, positions: Positions, *, chunk_rows: int = 0) -> Float[Tensor, "M S"]:
+        """See `Rows.marginals`."""
+        features_MH = positions.features(self.features)[:, 0]
+        return self.output_head.log_marginal(features_MH, positions.position, self.log_weight(positions)).exp()
+
+    def under(self, choice: Int64[Tensor, "B N D"]) -> Rows:
+        """See `Rows.under`."""
+        return Rows(self.output_head.chosen(self.features, choice), self.output_head)
+
+    def log_probs(self) -> Float[Tensor, "B L D S"]:
+        """See `Prediction.log_probs`: each class at all positions."""
+        (num_batch, _, num_positions, _), num_classes = self.features.shape, self.output_head.num_classes
+        code_L = torch.arange(num_classes, device=self.features.device)
+        return self.under(code_L[None, :, None].expand(num_batch, -1, num_positions)).log_probs()
+
+
+class ClassHead(nn.Module):
+    """The table of classes, the relations of class pairs, and the gates that choose among them from both positions' features."""
+
+    def __init__(self, settings: ClassChainSettings, width: int, num_states: int) -> None:
+        super().__init__()
+        self.settings = settings
+        size, relations = settings.codebook_size, settings.relations
+        self.table = nn.Parameter(torch.empty(num_states, size))
+        self.relation = nn.Parameter(torch.empty(relations, size, size))
+        self.left = nn.Linear(width, width)
+        self.right = nn.Linear(width, width, bias=False)
+        self.gap = nn.Embedding(_DISTANCES, width)
+        self.gate = nn.Linear(width, relations + 1)
+        nn.init.normal_(self.table, std=settings.init_scale)
+        nn.init.normal_(self.relation, std=settings.init_scale)
+        nn.init.zeros_(self.gate.weight)
+        nn.init.zeros_(self.gate.bias)
+
+    @torch.no_grad()
+    def begin_with(self, class_S: Int64[Tensor, " S"], log_ratio_LL: Float[Tensor, "L L"]) -> None:
+        """Give token x the class `class_S[x]` (-1: none), and the first two relations the pairs' log-ratios, whole and halved.
+
+        Without it the table and relations are random, and the classes are found by gradients alone, far more slowly.
+        """
+        known_N = (class_S >= 0).nonzero()[:, 0]
+        self.table.zero_()
+        self.table[known_N, class_S[known_N]] = _SHARPNESS + math.log(self.table.shape[1])
+        for relation, share in zip(self.relation, (1.0, 0.5), strict=False):
+            relation.copy_(share * log_ratio_LL)
+
+    def forward(
+        self,
+        features: Float[Tensor, "B D H"],
+        is_unknown: Bool[Tensor, "B D"],
+        inner: OutputHead,
+        context: Float[Tensor, "B D W"],
+        order: Int64[Tensor, " D"],
+    ) -> EveryClass:
+        """The prediction under every class. The gates look at `context`; the chain goes through the unknown positions in `order`."""
+        head = ClassOutputHead(inner, self.table.to(widest(self.table.dtype)).log_softmax(1))
+        chain, tail_BDF = self._chain(features, is_unknown, head, context, order)
+        # The tail holds logarithms, which take more digits than features in a narrow dtype have.
+        return EveryClass(torch.cat([features.to(tail_BDF.dtype), tail_BDF], 2)[:, None], head, chain)
+
+    def _chain(
+        self, features: Tensor, is_unknown: Tensor, head: ClassOutputHead, context: Tensor, order: Tensor
+    ) -> tuple[ClassChain, Tensor]:
+        """The distribution of the classes given x_t, and the tail of the features, zeros where a position is known."""
+        row_M, position_M = is_unknown.nonzero(as_tuple=True)
+        tail_MF = head.tail(features[row_M, position_M], position_M)
+        tail_BDF = tail_MF.new_zeros(*is_unknown.shape, tail_MF.shape[1]).index_put((row_M, position_M), tail_MF)
+        num_unknown = max(1, int(is_unknown.sum(1).max()))
+        rank_BN = (~is_unknown[:, order]).byte().sort(dim=1, stable=True)[1][:, :num_unknown]
+        place_BN = order[rank_BN]
+        unknown_BN = is_unknown.gather(1, place_BN)
+        p_BNL = tail_BDF[..., 1:].gather(1, place_BN[..., None].expand(-1, -1, head.num_classes)).exp()
+        p_BNL = torch.where(unknown_BN[..., None], p_BNL, 1 / head.num_classes)
+        h_BNW = context.gather(1, place_BN[..., None].expand(-1, -1, context.shape[2]))
+        potentials = PairPotentials(self._gates(h_BNW, rank_BN).to(p_BNL.dtype), self.relation.to(p_BNL.dtype).exp())
+        chain = ClassChain.fitted(
+            p_BNL,
+            potentials,
+            place_BN,
+            unknown_BN,
+            num_positions=is_unknown.shape[1],
+            iterations=self.settings.sinkhorn_iterations,
+        )
+        return chain, tail_BDF
+
+    def _gates(self, h_BNW: Float[Tensor, "B N W"], rank_BN: Int64[Tensor, "B N"]) -> Float[Tensor, "B P K"]:
+        """The weight of independence and of each relation, for each pair of neighbours."""
+        normed_BNW = F.layer_norm(h_BNW, h_BNW.shape[-1:])
+        distance_BP = (rank_BN[:, 1:] - rank_BN[:, :-1]).clamp(1, _DISTANCES) - 1
+        both_BPW = self.left(normed_BNW[:, :-1]) + self.right(normed_BNW[:, 1:]) + self.gap(distance_BP)
+        return self.gate(F.gelu(both_BPW)).softmax(-1)
+
+
+class ClassChainMixture(CodedMixture):
+    """`latent_head` behind a network, whose marginals it leaves as they are; for pixels also `latent_colour`, by the channel.
+
+    Of an image the chain goes through the pixels in boustrophedon order and through the channels of each.
+    """
+
+    settings: ClassChainSettings
+
+    def __init__(self, settings: ClassChainSettings, network: Network) -> None:
+        super().__init__(settings, network, shares_backbone=settings.freeze_backbone)
+        self.latent_head = ClassHead(settings, network.width, network.num_states)
+        if network.image_shape is not None:
+            self.latent_colour = nn.Embedding(network.image_shape[2], network.width)
+
+    def begin(self, sequences: Sequences, generator: torch.Generator) -> None:
+        """See `Mixture.begin`: the classes are those of tokens that stand in like company."""
+        tokens_ND = sequences()
+        tokens_ND = tokens_ND[:, self._order(tokens_ND.shape[1], tokens_ND.device)]
+        num_states, num_classes = self.latent_head.table.shape
+        found = token_classes(tokens_ND, num_states, num_classes, generator)
+        self.latent_head.begin_with(found.class_S, found.log_ratio_LL)
+
+    def num_calls(self, limit: int) -> int:
+        """See `Mixture.num_calls`: 1, for all classes."""
+        return 1
+
+    def drive(self, stages: Any, lam: Latents) -> Rows:
+        """See `Mixture.drive`."""
+        features_BDH = context_BDW = stages.features()
+        if self.network.image_shape is not None:
+            pixel_BPC = F.layer_norm(stages.hidden, stages.hidden.shape[-1:])
+            context_BDW = (pixel_BPC[:, None] + self.latent_colour.weight[:, None]).flatten(1, 2)
+        order_D = self._order(features_BDH.shape[1], features_BDH.device)
+        every: EveryClass = self.latent_head(features_BDH, stages.unknown, stages.output_head, context_BDW, order_D)
+        return every if lam.enumerated else every.under(every.codes(lam))
+
+    def _order(self, num_positions: int, device: torch.device) -> Int64[Tensor, " D"]:
+        shape = self.network.image_shape
+        return torch.arange(num_positions, device=device) if shape is None else boustrophedon(shape).to(device)
+
+
+@functools.cache
+def boustrophedon(shape: tuple[int, int, int]) -> Int64[Tensor, " D"]:
+    """The positions of an image (rows, columns, channels) row by row, each second row from right to left, a pixel's channels together."""
+    rows, columns, channels = shape
+    position_RQC = torch.arange(math.prod(shape)).view(channels, rows, columns).permute(1, 2, 0).clone()
+    position_RQC[1::2] = position_RQC[1::2].flip(1)
+    return position_RQC.flatten()

@@ -6,10 +6,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from di4c_lm.data.batches import Source, Stream
-
-PAIR_TOKENS = 4_000_000  # of the corpus, from which pairs are counted
-_SWEEPS = 20
+_ROUNDS = 20
 _PRIOR = 0.5  # added to each pair of classes: what was never seen is rare, not impossible
 
 
@@ -19,15 +16,6 @@ class TokenClasses:
 
     class_S: Int64[Tensor, " S"]
     log_ratio_LL: Float[Tensor, "L L"]
-
-
-def first_sequences(source: Source | Stream, length: int) -> Int64[Tensor, "N D"]:
-    """Sequences of `length` from the beginning of a source, `PAIR_TOKENS` tokens or one epoch, whichever is less."""
-    count = max(1, PAIR_TOKENS // length)
-    if isinstance(source, Stream):
-        return source.of_rank(0, 1).take(count).x
-    batch = source.read(0, count)
-    return batch.x[batch.epoch == batch.epoch[0]]
 
 
 def token_classes(
@@ -43,7 +31,7 @@ def token_classes(
     class_S = torch.randint(num_classes, (num_states,), generator=generator)
     first_L = pairs.total_S.argsort(descending=True, stable=True)[:num_classes]
     class_S[first_L] = torch.arange(len(first_L))
-    for _ in range(_SWEEPS):
+    for _ in range(_ROUNDS):
         best_S = pairs.best_class(class_S, num_classes)
         moved_S = (best_S != class_S) & seen_S
         if not bool(moved_S.any()):

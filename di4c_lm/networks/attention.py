@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -52,6 +53,14 @@ class Rotary(torch.nn.Module):
     def __init__(self, dim: int, base: float = 10_000.0) -> None:
         super().__init__()
         self.register_buffer("inv_freq", 1.0 / base ** (torch.arange(0, dim, 2).float() / dim))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Rotary":  # noqa: FBT001, FBT002 (torch's)
+        """Casts leave the frequencies exact: rounded to bfloat16 they would turn late positions by radians."""
+        exact = self.inv_freq
+        super()._apply(fn, recurse)
+        if self.inv_freq.dtype != exact.dtype:
+            self.inv_freq = exact.to(self.inv_freq.device)
+        return self
 
     def forward(self, num_rotated: int, num_extra: int) -> tuple[Float[Tensor, "P half"], Float[Tensor, "P half"]]:
         """Cosines and sines of `num_rotated` positions followed by `num_extra` that are not turned."""

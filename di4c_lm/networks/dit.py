@@ -1,12 +1,6 @@
-"""The diffusion transformer of MDLM and SDTT (after Peebles and Xie 2023), and the mixture student made of it.
-
-Parameters bear the names and shapes of the published checkpoints (without their `backbone.`). The student adds `latent_projection` (as
-published) or `latent_codebook`, for λ by adaLN one `latent_modulation` a conditioned block, or, for λ behind all attention or behind the
-output_head, `latent_head`.
-"""
+"""The diffusion transformer of MDLM and SDTT (after Peebles and Xie 2023), under the published names (without their `backbone.`)."""
 
 import math
-from collections.abc import Callable
 from typing import Any, Literal, cast
 
 import torch
@@ -14,25 +8,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.utils.checkpoint import checkpoint
 
 from di4c_lm.core.settings import check, positive, section, setting
-from di4c_lm.mixtures.base import Chained
-from di4c_lm.mixtures.class_head import ClassHead
-from di4c_lm.mixtures.code_head import MixtureHead
-from di4c_lm.mixtures.latent import (
-    Uniform,
-    check_latents,
-    inject_block,
-    latent_features,
-    sample_latents,
-)
-from di4c_lm.mixtures.latent_path import latent_parts
-from di4c_lm.mixtures.settings import LatentConfig
 from di4c_lm.networks.attention import Rotary, attend, rotate, use_flash
+from di4c_lm.networks.base import BlockStages, Drive, Network, Rows, product, refuse_latents
 from di4c_lm.networks.output_head import LinearHead
-from di4c_lm.networks.prediction import Rows
-from di4c_lm.processes.denoiser import Prediction, widest
+from di4c_lm.processes.denoiser import widest
 from di4c_lm.processes.schedules import LogLinear
 
 _EPS = 1e-5
@@ -58,28 +39,20 @@ class DitConfig:
         check(self.hidden_size % (2 * self.num_heads) == 0, "hidden_size", self.hidden_size, allowed)
         check(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
 
+    @property
+    def depth(self) -> int:
+        """Blocks."""
+        return self.num_blocks
 
-class DIT(nn.Module):
-    """p(x_0 | x_t; λ), factored: `forward` returns features and the output head. MASK is the last of `num_states`.
 
-    With `latent` absent the network is a teacher, a product of its positions. With it, λ enters before block `inject_at` as an extra
-    token without rotary (Di4C, section 5) or by scaling and shifting the norms; the blocks before run once per x_t.
-    """
+class DIT(Network):
+    """p(x_0 | x_t) as a product of positions, factored: features and the output head. MASK is the last of `num_states`."""
 
-    latent_head: MixtureHead | ClassHead
-    latent_codebook: nn.Embedding
-    latent_projection: nn.Sequential
-    latent_modulation: nn.ModuleDict
-
-    def __init__(self, model: DitConfig, *, num_states: int, latent: LatentConfig | None = None) -> None:
+    def __init__(self, model: DitConfig, *, num_states: int) -> None:
         super().__init__()
         self.config = model
-        self.latent = latent
-        self.inject_at = inject_block(latent, model.num_blocks)
         self.num_states = num_states
         self.noise = LogLinear()
-        self.activation_checkpointing = False
-        self.matmul_dtype: torch.dtype | None = None
         width = model.hidden_size
         self.vocab_embed = EmbeddingLayer(num_states, width)
         self.sigma_map = TimestepEmbedder(model.cond_dim)
@@ -88,114 +61,94 @@ class DIT(nn.Module):
             DDiTBlock(width, model.num_heads, model.cond_dim, model.dropout) for _ in range(model.num_blocks)
         )
         self.output_layer = DDitFinalLayer(width, num_states, model.cond_dim)
-        if latent is not None:
-            parts = latent_parts(latent, width=width, num_blocks=model.num_blocks, num_states=self.num_states)
-            for name, part in parts.items():
-                self.add_module(name, part)
 
     @property
     def mask_id(self) -> int:
         """The last state."""
         return self.num_states - 1
 
-    def sample_latents(self, num_batch: int, num_lambdas: int, uniform: Uniform) -> Tensor | None:
-        """L draws of λ a sequence, (B, L, K); None for a network without λ."""
-        if self.latent is None:
-            return None
-        return sample_latents(self.latent, num_batch, num_lambdas, uniform)
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """See `Network.sizes`."""
+        return {"num_states": self.num_states}
+
+    @property
+    def width(self) -> int:
+        """H."""
+        return self.config.hidden_size
 
     def forward(
-        self, x_t: Int64[Tensor, "B D"], t: Float[Tensor, " B"], lam: Tensor | None = None, cond: Tensor | None = None
-    ) -> Prediction:
-        """Predict x_0 from `x_t` at times `t`, once for each of the L rows of `lam` (B, L, K).
-
-        Without `lam` a student's λ path is left out, and the prediction is that of the teacher it was made from. Text has no classes:
-        `cond` is not looked at. Raises `ValueError` where `lam` is given to a network without λ, or is of another shape.
-        """
-        check_latents(x_t, lam, self.latent)
+        self,
+        x_t: Int64[Tensor, "B D"],
+        t: Float[Tensor, " B"],
+        lam: object = None,
+        cond: Tensor | None = None,
+        *,
+        drive: Drive = product,
+        share: bool = False,
+    ) -> Rows:
+        """See `Network.forward`. Text has no classes: `cond` is not looked at."""
+        refuse_latents(lam)
         sigma_M = self.noise.sigma(t) if self.config.time_conditioning else torch.zeros_like(t[:1])
-        return self.predict(x_t, sigma_M, lam)
+        return self.predict(x_t, sigma_M, drive=drive, share=share)
 
-    def predict(self, x_t: Int64[Tensor, "B D"], sigma: Float[Tensor, " M"], lam: Tensor | None) -> Prediction:
+    def predict(
+        self, x_t: Int64[Tensor, "B D"], sigma: Float[Tensor, " M"], *, drive: Drive = product, share: bool = False
+    ) -> Rows:
         """As `forward`, with the total noise `sigma` of each sequence (M = B, or 1 for all) in place of its time."""
-        num_batch, num_positions = x_t.shape
-        row_N, is_open = None, x_t == self.mask_id
-        if lam is not None and self._shares_trunk():
-            x_t, sigma, row_N = _distinct(x_t, sigma)
-        flash = use_flash(self.config.attention) if x_t.is_cuda else False
-        cond = F.silu(self.sigma_map(sigma))
-        x = self.vocab_embed(x_t)
-        cos, sin = self.rotary_emb(num_positions, 0)
-        num_lambdas, embedded = 1, None
-        for index, block in enumerate(self.blocks):
-            if self.latent is not None and lam is not None and index == self.inject_at:
-                if self.latent.path == "head":
-                    mixed = self._run(cast(DDiTBlock, block).mix, x, cond, cos, sin, None, flash)
-                    return self._by_head(mixed, cond, lam, row_N)
-                num_lambdas = lam.shape[1]
-                embedded = self._embed_latents(self.latent, lam).to(x.dtype)
-                if row_N is not None:
-                    x, cond = x[row_N], cond if len(cond) == 1 else cond[row_N]
-                x = x.repeat_interleave(num_lambdas, 0)
-                cond = cond if len(cond) == 1 else cond.repeat_interleave(num_lambdas, 0)
-                if self.latent.path == "token":
-                    x = torch.cat([x, embedded[:, None]], dim=1)
-                    cos, sin = self.rotary_emb(num_positions, 1)
-            shift_scale = None
-            if embedded is not None and self.latent is not None and self.latent.path == "adaln":
-                shift_scale = self.latent_modulation[str(index)](embedded)
-            x = self._run(block, x, cond, cos, sin, shift_scale, flash)
-        features = self.output_layer(x[:, :num_positions], cond)
-        if self.latent is not None and self.latent.path == "classes" and lam is not None:
-            features = features if row_N is None else features[row_N]
-            return self.latent_head(features, is_open, self.output_head(), lam)
-        return Rows(features.view(num_batch, num_lambdas, num_positions, -1), self.output_head())
-
-    def _by_head(self, x: Tensor, cond: Tensor, lam: Tensor, row_N: Int64[Tensor, " B"] | None) -> Prediction:
-        """The last MLP and norm, once for each row of `lam`, from the features behind the last attention."""
-        if row_N is not None:
-            x, cond = x[row_N], cond if len(cond) == 1 else cond[row_N]
-        modulation_CNPF, chain = self.latent_head(x, lam)
-        (num_batch, num_positions, _), num_lambdas = x.shape, lam.shape[1]
-        modulation = modulation_CNPF.to(x.dtype).expand(num_batch, -1, -1, -1).flatten(0, 1)
-        x = x.repeat_interleave(num_lambdas, 0)
-        cond = cond if len(cond) == 1 else cond.repeat_interleave(num_lambdas, 0)
-        of_block, of_output = modulation.chunk(2, dim=2)
-        x = self._run(cast(DDiTBlock, self.blocks[-1]).feed, x, cond, of_block)
-        features = self.output_layer(x, cond, of_output)
-        rows = features.view(num_batch, num_lambdas, num_positions, -1), self.output_head()
-        return Rows(*rows) if chain is None else Chained(*rows, chain)
-
-    def _run(self, part: Callable[..., Tensor], *inputs: Any) -> Float[Tensor, "N P H"]:
-        """A block or a half of one, whose inner activations are recomputed in the backward pass where the run asks for that."""
-        if self.activation_checkpointing and torch.is_grad_enabled():
-            return checkpoint(part, *inputs, use_reentrant=False)
-        return part(*inputs)
-
-    def _shares_trunk(self) -> bool:
-        """Whether equal sequences may share the blocks before λ enters: no gradient, no dropout."""
-        late = self.latent is not None and self.inject_at > 0
-        return late and not torch.is_grad_enabled() and not (self.training and self.config.dropout)
+        return drive(DitStages(self, x_t, sigma, share=share))
 
     def output_head(self) -> LinearHead:
         """The linear head with SUBS' first half: MASK has probability 0."""
         linear = self.output_layer.linear
         return LinearHead(linear.weight, linear.bias, impossible=self.mask_id, matmul_dtype=self.matmul_dtype)
 
-    def _embed_latents(self, latent: LatentConfig, lam: Tensor) -> Float[Tensor, "N H"]:
-        flat = lam.flatten(0, 1)
-        if latent.law == "codebook":
-            return self.latent_codebook(flat[:, 0])
-        features = latent_features(latent, flat)
-        return self.latent_projection(features.to(next(self.latent_projection.parameters()).dtype))
+
+class DitStages(BlockStages):
+    """A pass of `DIT`."""
+
+    def __init__(self, network: DIT, x_t: Int64[Tensor, "B D"], sigma: Float[Tensor, " M"], *, share: bool) -> None:
+        unknown, row_B = x_t == network.mask_id, None
+        if share and network.may_share():
+            x_t, sigma, row_B = distinct(x_t, sigma)
+        super().__init__(network, unknown, row_B)
+        self._dit = network
+        self._flash = use_flash(network.config.attention) if x_t.is_cuda else False
+        self._cond = F.silu(network.sigma_map(sigma))
+        self.x = network.vocab_embed(x_t)
+        self._rotary = network.rotary_emb(self.num_positions, 0)
+
+    def append(self, token: Float[Tensor, "N H"]) -> None:
+        """See `BlockStages.append`: the token is not rotated."""
+        super().append(token)
+        self._rotary = self._dit.rotary_emb(self.num_positions, self.x.shape[1] - self.num_positions)
+
+    def _take(self, rows: Any) -> None:
+        super()._take(rows)
+        self._cond = self._cond if len(self._cond) == 1 else rows(self._cond)
+
+    def _block(self, index: int, shift_scale: Tensor | None) -> None:
+        self.x = self._dit.run(self._at(index), self.x, self._cond, *self._rotary, shift_scale, self._flash)
+
+    def _attention(self, index: int) -> None:
+        self.x = self._dit.run(self._at(index).mix, self.x, self._cond, *self._rotary, None, self._flash)
+
+    def _mlp(self, index: int, shift_scale: Tensor) -> None:
+        self.x = self._dit.run(self._at(index).feed, self.x, self._cond, shift_scale)
+
+    def _features(self, shift_scale: Tensor | None) -> Tensor:
+        return self._dit.output_layer(self.x[:, : self.num_positions], self._cond, shift_scale)
+
+    def _at(self, index: int) -> "DDiTBlock":
+        return cast(DDiTBlock, self._dit.blocks[index])
 
 
-def _distinct(
+def distinct(
     x_t: Int64[Tensor, "B D"], sigma: Float[Tensor, " M"]
 ) -> tuple[Int64[Tensor, "U D"], Float[Tensor, " W"], Int64[Tensor, " B"]]:
     """The distinct pairs of sequence and noise level (one level for all stays one), and which of them each row is.
 
-    After a short hop of the teacher most of the L sequences that the student is asked about are still equal.
+    After a short step of the teacher most of the L sequences that the student is asked about are still equal.
     """
     if len(sigma) == 1:
         x_UD, row_B = x_t.unique(dim=0, return_inverse=True)
@@ -250,7 +203,7 @@ class TimestepEmbedder(nn.Module):
 
 
 class DDiTBlock(nn.Module):
-    """Attention and MLP, each behind a norm that the noise level, and perhaps λ, scales and shifts."""
+    """Attention and MLP, each behind a norm that the noise level, and perhaps more, scales and shifts."""
 
     def __init__(self, width: int, num_heads: int, cond_dim: int, dropout: float) -> None:
         super().__init__()
@@ -271,13 +224,13 @@ class DDiTBlock(nn.Module):
         cond: Float[Tensor, "M C"],
         cos: Tensor,
         sin: Tensor,
-        latent_shift_scale: Float[Tensor, "N fourH"] | None,
+        shift_scale: Float[Tensor, "N fourH"] | None,
         flash: bool,  # noqa: FBT001 (checkpointing passes it by position)
     ) -> Float[Tensor, "N P H"]:
         """The residual stream after this block; M is 1 or N."""
-        if latent_shift_scale is None:
+        if shift_scale is None:
             return self.feed(self.mix(x, cond, cos, sin, None, flash), cond, None)
-        first, second = latent_shift_scale[:, None].chunk(2, dim=2)
+        first, second = shift_scale[:, None].chunk(2, dim=2)
         return self.feed(self.mix(x, cond, cos, sin, first, flash), cond, second)
 
     def mix(
@@ -286,11 +239,11 @@ class DDiTBlock(nn.Module):
         cond: Float[Tensor, "M C"],
         cos: Tensor,
         sin: Tensor,
-        latent_shift_scale: Float[Tensor, "N 1 twoH"] | None,
+        shift_scale: Float[Tensor, "N 1 twoH"] | None,
         flash: bool,  # noqa: FBT001 (checkpointing passes it by position)
     ) -> Float[Tensor, "N P H"]:
         """The block's first half, attention."""
-        shift_1, scale_1, gate_1, *_ = self._modulation(cond, latent_shift_scale, slice(0, 3))
+        shift_1, scale_1, gate_1, *_ = self._modulation(cond, shift_scale, slice(0, 3))
         qkv = self.attn_qkv(self.norm1(x, shift_1, scale_1))
         q, k, v = qkv.view(*qkv.shape[:2], 3, self.num_heads, -1).unbind(2)
         # A copy of v, so that q and k unrotated are not kept for the backward pass.
@@ -301,17 +254,17 @@ class DDiTBlock(nn.Module):
         self,
         x: Float[Tensor, "N P H"],
         cond: Float[Tensor, "M C"],
-        latent_shift_scale: Float[Tensor, "N Q twoH"] | None,
+        shift_scale: Float[Tensor, "N Q twoH"] | None,
     ) -> Float[Tensor, "N P H"]:
         """The block's second half, the MLP, each position by itself."""
-        shift_2, scale_2, gate_2 = self._modulation(cond, latent_shift_scale, slice(3, 6))
+        shift_2, scale_2, gate_2 = self._modulation(cond, shift_scale, slice(3, 6))
         return x + gate_2 * self._drop(self.mlp(self.norm2(x, shift_2, scale_2)))
 
-    def _modulation(self, cond: Tensor, latent_shift_scale: Tensor | None, half: slice) -> list[Tensor]:
-        """Shift, scale and gate of one half, λ's part added to the first two."""
+    def _modulation(self, cond: Tensor, shift_scale: Tensor | None, half: slice) -> list[Tensor]:
+        """Shift, scale and gate of one half, what is given added to the first two."""
         shift, scale, gate = self.adaLN_modulation(cond)[:, None].chunk(6, dim=2)[half]
-        if latent_shift_scale is not None:
-            extra_shift, extra_scale = latent_shift_scale.chunk(2, dim=2)
+        if shift_scale is not None:
+            extra_shift, extra_scale = shift_scale.chunk(2, dim=2)
             shift, scale = shift + extra_shift, scale + extra_scale
         return [shift, scale, gate]
 
@@ -334,12 +287,12 @@ class DDitFinalLayer(nn.Module):
         self,
         x: Float[Tensor, "N P H"],
         cond: Float[Tensor, "M C"],
-        latent_shift_scale: Float[Tensor, "N Q twoH"] | None = None,
+        shift_scale: Float[Tensor, "N Q twoH"] | None = None,
     ) -> Float[Tensor, "N P H"]:
         """Features: what the linear map is applied to."""
         shift, scale = self.adaLN_modulation(cond)[:, None].chunk(2, dim=2)
-        if latent_shift_scale is not None:
-            extra_shift, extra_scale = latent_shift_scale.chunk(2, dim=2)
+        if shift_scale is not None:
+            extra_shift, extra_scale = shift_scale.chunk(2, dim=2)
             shift, scale = shift + extra_shift, scale + extra_scale
         return self.norm_final(x, shift, scale)
 

@@ -1,41 +1,24 @@
-"""tauLDR's U-Net on images of ordered levels (Campbell et al. 2022), and the mixture student made of it (Di4C, section 5.1).
+"""tauLDR's U-Net on images of ordered levels (Campbell et al. 2022), with or without the shifts by λ of Di4C (section 5.1).
 
 Parameters bear the names, shapes and order of the published checkpoints (without their `net.`). Position d of a sequence is
 (channel · rows + row) · columns + column. Residual sums are divided by √2.
 """
 
-import functools
 import math
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from di4c_lm.core.settings import Ints, at_least, check, section, setting
-from di4c_lm.mixtures.base import Chained
-from di4c_lm.mixtures.class_head import ClassHead
-from di4c_lm.mixtures.code_chain import CodeChain
-from di4c_lm.mixtures.code_head import MixtureHead
-from di4c_lm.mixtures.coded_output import CodedOutput
-from di4c_lm.mixtures.latent import Uniform, check_latents, latent_codebook, sample_latents, sinusoid
-from di4c_lm.mixtures.settings import LatentConfig
+from di4c_lm.networks.base import Drive, Network, Rows, Stages, product, refuse_latents, sinusoid
 from di4c_lm.networks.logistic_head import LogisticHead
-from di4c_lm.networks.prediction import Rows
-from di4c_lm.processes.denoiser import Prediction, widest
+from di4c_lm.processes.denoiser import widest
 
 _TIME_SCALE = 1000.0
-_PATHS = (
-    "lemb_modules",
-    "hlemb_modules",
-    "tlam_mix",
-    "h_t_lam_mix",
-    "latent_codebook",
-    "latent_head",
-    "latent_output",
-    "latent_colour",
-)
+_SHIFT_PARTS = ("lemb_modules", "hlemb_modules", "tlam_mix", "h_t_lam_mix")
 
 
 @section
@@ -63,147 +46,114 @@ class UnetConfig:
             )
 
     @property
+    def depth(self) -> int:
+        """Blocks on the way down."""
+        return self.res_blocks * len(self.multipliers)
+
+    @property
     def time_conditioning(self) -> bool:
         """True: the network is told the time."""
         return True
 
 
-def is_latent(name: str) -> bool:
-    """Whether the parameter `name` belongs to the λ path."""
-    return name.startswith(_PATHS) or ".dense1." in name
+class UNet(Network):
+    """p(x_0 | x_t) as a product of positions, factored: (μ, log s) of each position and the logistic output head.
 
-
-class UNet(nn.Module):
-    """p(x_0 | x_t; λ), factored: `forward` returns (μ, log s) of each position and the logistic output head.
-
-    With `latent` absent the network is a teacher, a product of its positions. With it λ, mixed with the time, and from the middle on with
-    the mean over the pixels too, shifts each ResBlock: the published way, for which `path` has its published value. The shifts begin at 0.
-    With path=head it is a string of codes, each of a window of pixels in all their colours, which a chain ties; behind the last ResBlock
-    they add to (μ, log s) what `CodedOutput` makes of them, so that the network runs once for all codes (see `MixtureHead`). With
-    path=classes it is a string of classes of levels (see `ClassHead`), whose chain goes through the pixels row by row, to and fro, and
-    through the colours of each.
+    With `shifted` features of λ, mixed with the time, and from the middle on with the mean over the pixels too, shift each ResBlock, in the
+    published way. The shifts begin at 0.
     """
 
+    takes_shifts: ClassVar[bool] = True
+
     def __init__(
-        self,
-        model: UnetConfig,
-        *,
-        shape: tuple[int, int, int],
-        num_states: int = 256,
-        latent: LatentConfig | None = None,
+        self, model: UnetConfig, *, shape: tuple[int, int, int], num_states: int = 256, shifted: bool = False
     ) -> None:
         super().__init__()
-        _check(model, shape, latent)
+        halvings = 2 ** (len(model.multipliers) - 1)
+        fits = min(shape) >= 1 and not shape[0] % halvings and not shape[1] % halvings
+        allowed = (
+            f"rows, columns, channels, the first two multiples of {halvings} by model.multipliers={model.multipliers}"
+        )
+        check(fits, "shape", shape, allowed)
         self.config = model
-        self.shape = shape  # rows, columns, channels
+        self.shape = self.image_shape = shape  # rows, columns, channels
         self.num_states = num_states
-        self.latent = latent
-        self.activation_checkpointing = False
-        width, mixed, colours = model.width, latent is not None and latent.path == "token", shape[2]
+        self.shifted = shifted
+        width, colours = model.width, shape[2]
         embedding = 4 * width
         channels = [width * multiplier for multiplier in model.multipliers]
         self.temb_modules = two_linear(width, embedding)
-        if mixed:
+        if shifted:
             self.lemb_modules = two_linear(width, embedding)
             self.hlemb_modules = two_linear(width, embedding)
             self.tlam_mix = nn.Linear(2 * width, width)
         self.input_conv = nn.Conv2d(colours, width, 3, padding=1)
-        self.downsampling_modules, skips = down_path(model, channels, embedding, latent=mixed)
-        if mixed:
+        self.downsampling_modules, skips = down_path(model, channels, embedding, shifted=shifted)
+        if shifted:
             self.h_t_lam_mix = nn.Linear(2 * width + channels[-1], width)
         self.middle_modules = nn.ModuleList(
             [
-                ResBlock(channels[-1], channels[-1], embedding, model.dropout, latent=mixed),
+                ResBlock(channels[-1], channels[-1], embedding, model.dropout, shifted=shifted),
                 Attention(channels[-1]),
-                ResBlock(channels[-1], channels[-1], embedding, model.dropout, latent=mixed),
+                ResBlock(channels[-1], channels[-1], embedding, model.dropout, shifted=shifted),
             ]
         )
-        self.upsampling_modules = up_path(model, channels, skips, embedding, latent=mixed)
+        self.upsampling_modules = up_path(model, channels, skips, embedding, shifted=shifted)
         self.output_modules = nn.ModuleList(
             [group_norm(channels[0]), zeroed(nn.Conv2d(channels[0], 2 * colours, 3, padding=1))]
         )
-        if latent is not None and latent.path == "head":
-            self.latent_head = MixtureHead(latent, channels[0])
-            self.latent_output = CodedOutput(
-                channels[0], places=shape[0] * shape[1], colours=colours, scale=latent.init_scale
-            )
-        elif latent is not None and latent.path == "classes":
-            self.latent_head = ClassHead(latent, channels[0], num_states)
-            self.latent_colour = nn.Embedding(colours, channels[0])
-        elif latent is not None and latent.law == "codebook":
-            self.latent_codebook = latent_codebook(latent, width)
 
     @property
     def length(self) -> int:
         """D, positions a sequence."""
         return math.prod(self.shape)
 
-    def sample_latents(self, num_batch: int, num_lambdas: int, uniform: Uniform) -> Tensor | None:
-        """L draws of λ a sequence, (B, L, 1); None for a network without λ."""
-        if self.latent is None:
-            return None
-        return sample_latents(self.latent, num_batch, num_lambdas, uniform)
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """See `Network.sizes`."""
+        return {"shape": self.shape, "num_states": self.num_states}
+
+    @property
+    def width(self) -> int:
+        """Channels behind the last ResBlock."""
+        return self.config.width * self.config.multipliers[0]
+
+    @staticmethod
+    def is_shift(name: str) -> bool:
+        """Whether the parameter `name` belongs to the shifts by λ."""
+        return name.startswith(_SHIFT_PARTS) or ".dense1." in name
 
     def forward(
         self,
         x_t: Int64[Tensor, "B D"],
         t: Float[Tensor, " B"],
-        lam: Tensor | None = None,
+        lam: Float[Tensor, "B L F"] | None = None,
         cond: Tensor | None = None,
-    ) -> Prediction:
-        """Predict x_0 from `x_t` at times `t`, once for each of the L rows of `lam` (B, L, 1). Classes (`cond`) are not looked at.
+        *,
+        drive: Drive = product,
+        share: bool = False,
+    ) -> Rows:
+        """See `Network.forward`. With `lam`, features of λ that shift it, once for each of L. Classes (`cond`) are not looked at.
 
-        Without `lam` a student's λ path is left out, and the prediction is that of the teacher it was made from. Raises `ValueError` for
-        sequences that are no image of this size, and where `lam` is given to a network without λ, or is of another shape.
+        Raises `ValueError` for sequences that are no image of this size.
         """
-        check_latents(x_t, lam, self.latent)
         if x_t.shape[1] != self.length:
             rows, columns, colours = self.shape
-            raise ValueError(
-                f"x_t: expected {self.length} positions, images of {rows} x {columns} pixels in {colours} channels, got "
-                f"{x_t.shape[1]}"
-            )
-        if self.latent is not None and self.latent.path == "head" and lam is not None:
-            return self._by_head(x_t, t, lam)
-        if self.latent is not None and self.latent.path == "classes" and lam is not None:
-            return self._by_classes(x_t, t, lam)
-        num_lambdas = 1 if lam is None else lam.shape[1]
-        centred_NCRQ, out_NCRQ, _ = self._outputs(x_t, t, lam)
-        return Rows(
-            _features(centred_NCRQ.flatten(1), out_NCRQ.flatten(1)).unflatten(0, (-1, num_lambdas)), self.output_head()
-        )
-
-    def _by_head(self, x_t: Int64[Tensor, "B D"], t: Float[Tensor, " B"], lam: Tensor) -> Prediction:
-        """One run of the network, and what each code adds."""
-        centred_BCRQ, out_BKRQ, h_BCRQ = self._outputs(x_t, t, None)
-        h_BPC = h_BCRQ.flatten(2).transpose(1, 2)
-        modulation, chain = self.latent_head(h_BPC, lam)
-        added_BLPK = self.latent_output(h_BPC[:, None], modulation)
-        out_BLKP = out_BKRQ.flatten(2)[:, None] + added_BLPK.transpose(2, 3).to(out_BKRQ.dtype)
-        features = _features(centred_BCRQ.flatten(1)[:, None], out_BLKP.flatten(2))
-        if chain is not None:
-            chain = CodeChain(chain.log_step, chain.window, h_BPC.shape[1])
-        head = self.output_head()
-        return Rows(features, head) if chain is None else Chained(features, head, chain)
-
-    def _by_classes(self, x_t: Int64[Tensor, "B D"], t: Float[Tensor, " B"], lam: Tensor) -> Prediction:
-        """One run of the network, and the classes behind it."""
-        centred_BCRQ, out_BKRQ, h_BCRQ = self._outputs(x_t, t, None)
-        features = _features(centred_BCRQ.flatten(1), out_BKRQ.flatten(1))
-        h_BPC = h_BCRQ.flatten(2).transpose(1, 2)
-        context_BDC = (F.layer_norm(h_BPC, h_BPC.shape[-1:])[:, None] + self.latent_colour.weight[:, None]).flatten(
-            1, 2
-        )
-        is_open = torch.ones_like(x_t, dtype=torch.bool)
-        order = to_and_fro(self.shape).to(x_t.device)
-        return self.latent_head(features, is_open, self.output_head(), lam, context=context_BDC, order=order)
+            allowed = f"{self.length} positions, images of {rows} x {columns} pixels in {colours} channels"
+            raise ValueError(f"x_t must have {allowed}, got {x_t.shape[1]}")
+        if lam is None:
+            return drive(UnetStages(self, x_t, t))
+        refuse_latents(None if self.shifted else lam)
+        centred_NCRQ, out_NCRQ, _ = self.outputs(x_t, t, lam)
+        features_NDF = _features(centred_NCRQ.flatten(1), out_NCRQ.flatten(1))
+        return Rows(features_NDF.unflatten(0, (-1, lam.shape[1])), self.output_head())
 
     def output_head(self) -> LogisticHead:
         """The discretised logistic; it has no parameters."""
         return LogisticHead(self.num_states)
 
-    def _outputs(
-        self, x_t: Int64[Tensor, "B D"], t: Float[Tensor, " B"], lam: Tensor | None
+    def outputs(
+        self, x_t: Int64[Tensor, "B D"], t: Float[Tensor, " B"], lam: Float[Tensor, "B L F"] | None
     ) -> tuple[Float[Tensor, "N C R Q"], Float[Tensor, "N K R Q"], Float[Tensor, "N W R Q"]]:
         """The image on [-1, 1] and the K = 2 numbers a colour, in at least float32; and what these were made of."""
         dtype, wide = self.input_conv.weight.dtype, widest(self.input_conv.weight.dtype)
@@ -212,77 +162,58 @@ class UNet(nn.Module):
         angle_BE = sinusoid(_TIME_SCALE * t, self.config.width).to(dtype)
         time_BE = two_layers(self.temb_modules, angle_BE)
         h = self.input_conv(centred_BCRQ.to(dtype))
-        lam_N, embedded, mean = None, None, centred_BCRQ
+        lam_NC, embedded, mean = None, None, centred_BCRQ
         if lam is not None:
             h, angle_BE, time_BE, mean = (
                 tensor.repeat_interleave(lam.shape[1], 0) for tensor in (h, angle_BE, time_BE, centred_BCRQ)
             )
-            lam_N = self._latent_features(lam).to(dtype)
-            embedded = two_layers(self.lemb_modules, F.silu(self.tlam_mix(torch.cat([lam_N, angle_BE], 1))))
+            lam_NC = lam.flatten(0, 1).to(dtype)
+            embedded = two_layers(self.lemb_modules, F.silu(self.tlam_mix(torch.cat([lam_NC, angle_BE], 1))))
         skips = [h]
         for module in self.downsampling_modules:
-            h = self._run(module, h, time_BE, embedded)
+            h = self._module(module, h, time_BE, embedded)
             if isinstance(module, Attention):
                 skips[-1] = h
             else:
                 skips.append(h)
-        if lam_N is not None:
-            seen = torch.cat([lam_N, angle_BE, h.mean((2, 3))], 1)
+        if lam_NC is not None:
+            seen = torch.cat([lam_NC, angle_BE, h.mean((2, 3))], 1)
             embedded = two_layers(self.hlemb_modules, F.silu(self.h_t_lam_mix(seen)))
         for module in self.middle_modules:
-            h = self._run(module, h, time_BE, embedded)
+            h = self._module(module, h, time_BE, embedded)
         for module in self.upsampling_modules:
             given = torch.cat([h, skips.pop()], 1) if isinstance(module, ResBlock) else h
-            h = self._run(module, given, time_BE, embedded)
+            h = self._module(module, given, time_BE, embedded)
         norm, conv = self.output_modules
         return mean, conv(F.silu(norm(h))).to(wide), h
 
-    def _run(self, module: nn.Module, x: Tensor, time: Tensor, lam: Tensor | None) -> Tensor:
-        args = (x, time, lam) if isinstance(module, ResBlock) else (x,)
-        if self.activation_checkpointing and torch.is_grad_enabled():
-            return checkpoint(module, *args, use_reentrant=False)  # pyright: ignore[reportReturnType]
-        return module(*args)
-
-    def _latent_features(self, lam: Tensor) -> Float[Tensor, "N C"]:
-        flat = lam.flatten(0, 1)[:, 0]
-        if self.latent is not None and self.latent.law == "codebook":
-            return self.latent_codebook(flat)
-        return sinusoid(1000.0 * flat, self.config.width)
+    def _module(self, module: nn.Module, x: Tensor, time: Tensor, shift: Tensor | None) -> Tensor:
+        return self.run(module, *((x, time, shift) if isinstance(module, ResBlock) else (x,)))
 
 
-@functools.cache
-def to_and_fro(shape: tuple[int, int, int]) -> Int64[Tensor, " D"]:
-    """The positions of an image (rows, columns, channels) row by row, each second row from right to left, a pixel's colours together."""
-    rows, columns, colours = shape
-    position_RQC = torch.arange(math.prod(shape)).view(colours, rows, columns).permute(1, 2, 0).clone()
-    position_RQC[1::2] = position_RQC[1::2].flip(1)
-    return position_RQC.flatten()
+class UnetStages(Stages):
+    """A pass of `UNet`: what its last ResBlock knows of P pixels, and what it says of each of their colours."""
+
+    def __init__(self, network: UNet, x_t: Int64[Tensor, "B D"], t: Float[Tensor, " B"]) -> None:
+        self.unknown = torch.ones_like(x_t, dtype=torch.bool)
+        self.output_head = network.output_head()
+        self._centred_BCRQ, self._out_BKRQ, h_BCRQ = network.outputs(x_t, t, None)
+        self.hidden: Float[Tensor, "B P C"] = h_BCRQ.flatten(2).transpose(1, 2)
+
+    def features(self) -> Float[Tensor, "B D 2"]:
+        """See `Stages.features`."""
+        return _features(self._centred_BCRQ.flatten(1), self._out_BKRQ.flatten(1))
+
+    def features_with(self, added: Float[Tensor, "B L P K"]) -> Float[Tensor, "B L D 2"]:
+        """The features in L ways, with what is added to the K = 2 numbers a colour."""
+        out_BLKP = self._out_BKRQ.flatten(2)[:, None] + added.transpose(2, 3).to(self._out_BKRQ.dtype)
+        return _features(self._centred_BCRQ.flatten(1)[:, None], out_BLKP.flatten(2))
 
 
 def _features(centred: Float[Tensor, "*_N D"], out: Float[Tensor, "*N twoD"]) -> Float[Tensor, "*N D 2"]:
-    """(μ, log s) of each position; `centred` is the same for all of a row's codes where it has 1 in their place."""
+    """(μ, log s) of each position; `centred` is the same for all L ways where it has 1 in their place."""
     shift, log_scale = out.chunk(2, dim=-1)
     return torch.stack([torch.tanh(centred + shift), log_scale], -1)
-
-
-def _check(model: UnetConfig, shape: tuple[int, int, int], latent: LatentConfig | None) -> None:
-    halvings = 2 ** (len(model.multipliers) - 1)
-    if shape[2] < 1 or min(shape) < 1 or shape[0] % halvings or shape[1] % halvings:
-        raise ValueError(
-            f"images of shape {shape} (rows, columns, channels) do not fit model.multipliers={model.multipliers}: allowed are "
-            f"rows and columns that are multiples of {halvings}"
-        )
-    if latent is None:
-        return
-    if latent.path not in ("token", "head", "classes") or latent.inject_at != 0:
-        raise ValueError(
-            f"lambda.path={latent.path!r} with lambda.inject_at={latent.inject_at} is impossible for a U-Net: allowed are "
-            "path=token, the published way, path=head and path=classes, with inject_at=0"
-        )
-    if latent.law == "gaussian":
-        raise ValueError(
-            "lambda.law='gaussian' is impossible for a U-Net: allowed are uniform, stratified and codebook"
-        )
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -331,27 +262,27 @@ class Attention(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Two convolutions, between them the time's shift, and λ's where there is one."""
+    """Two convolutions, between them the time's shift, and another where there is one."""
 
-    def __init__(self, channels_in: int, channels_out: int, embedding: int, dropout: float, *, latent: bool) -> None:
+    def __init__(self, channels_in: int, channels_out: int, embedding: int, dropout: float, *, shifted: bool) -> None:
         super().__init__()
         self.dropout = dropout
         self.groupnorm0 = group_norm(channels_in)
         self.conv0 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
         self.dense0 = nn.Linear(embedding, channels_out)
-        self.dense1 = zeroed(nn.Linear(embedding, channels_out)) if latent else None
+        self.dense1 = zeroed(nn.Linear(embedding, channels_out)) if shifted else None
         self.groupnorm1 = group_norm(channels_out)
         self.conv1 = zeroed(nn.Conv2d(channels_out, channels_out, 3, padding=1))
         self.nin = NIN(channels_in, channels_out) if channels_in != channels_out else None
 
     def forward(
-        self, x: Float[Tensor, "N C R Q"], time: Float[Tensor, "N E"], lam: Float[Tensor, "N E"] | None
+        self, x: Float[Tensor, "N C R Q"], time: Float[Tensor, "N E"], more: Float[Tensor, "N E"] | None
     ) -> Float[Tensor, "N K R Q"]:
         """(x + what the convolutions make of it) / √2."""
         h = self.conv0(F.silu(self.groupnorm0(x)))
         shift = self.dense0(F.silu(time))
-        if lam is not None and self.dense1 is not None:
-            shift = shift + self.dense1(F.silu(lam))
+        if more is not None and self.dense1 is not None:
+            shift = shift + self.dense1(F.silu(more))
         h = F.silu(self.groupnorm1(h + shift[:, :, None, None]))
         h = self.conv1(F.dropout(h, self.dropout, self.training) if self.dropout else h)
         return ((x if self.nin is None else self.nin(x)) + h) * math.sqrt(0.5)
@@ -393,14 +324,14 @@ def two_layers(layers: nn.ModuleList, x: Float[Tensor, "N C"]) -> Float[Tensor, 
 
 
 def down_path(
-    model: UnetConfig, channels: list[int], embedding: int, *, latent: bool
+    model: UnetConfig, channels: list[int], embedding: int, *, shifted: bool
 ) -> tuple[nn.ModuleList, list[int]]:
     """The modules, and the channels of each state that the up path takes in again."""
     modules: list[nn.Module] = []
     skips, here = [model.width], model.width
     for scale, wanted in enumerate(channels):
         for _ in range(model.res_blocks):
-            modules.append(ResBlock(here, wanted, embedding, model.dropout, latent=latent))
+            modules.append(ResBlock(here, wanted, embedding, model.dropout, shifted=shifted))
             here = wanted
             skips.append(here)
             if scale == model.attention_scale:
@@ -411,13 +342,15 @@ def down_path(
     return nn.ModuleList(modules), skips
 
 
-def up_path(model: UnetConfig, channels: list[int], skips: list[int], embedding: int, *, latent: bool) -> nn.ModuleList:
+def up_path(
+    model: UnetConfig, channels: list[int], skips: list[int], embedding: int, *, shifted: bool
+) -> nn.ModuleList:
     """The modules, each ResBlock reading one of the states of the down path beside its own."""
     modules: list[nn.Module] = []
     skips, here = list(skips), channels[-1]
     for scale in reversed(range(len(channels))):
         for _ in range(model.res_blocks + 1):
-            modules.append(ResBlock(here + skips.pop(), channels[scale], embedding, model.dropout, latent=latent))
+            modules.append(ResBlock(here + skips.pop(), channels[scale], embedding, model.dropout, shifted=shifted))
             here = channels[scale]
             if scale == model.attention_scale:
                 modules.append(Attention(here))

@@ -13,7 +13,8 @@ from di4c_lm.data.batches import Batch, batch_rng, classes_of
 from di4c_lm.losses.di4c import Alpha, alpha, consistency_term, correlation, data_term, distillation_term
 from di4c_lm.losses.positions import Positions
 from di4c_lm.losses.reading import Reading, sample_rows
-from di4c_lm.objectives.objective import Objective, one_a_row, sample_latents, training_latents
+from di4c_lm.mixtures.base import Latents, Mixture
+from di4c_lm.objectives.objective import Objective
 from di4c_lm.objectives.teacher_step import TeacherStep, step_down, uniform_at
 from di4c_lm.processes.denoiser import Denoiser
 from di4c_lm.processes.process import Process
@@ -100,7 +101,7 @@ class Samples:
 class Di4CSampling:
     """t, x_t, the teacher's step to x_u and the consistency target."""
 
-    def __init__(self, settings: Di4C, student: nn.Module, teacher: Denoiser, process: Process) -> None:
+    def __init__(self, settings: Di4C, student: Mixture, teacher: Denoiser, process: Process) -> None:
         self.settings = settings
         self.student = student
         self.teacher = teacher
@@ -165,7 +166,7 @@ class Di4CSampling:
         the others get placeholders, x_0 and the teacher's marginals, whose terms have weight 0.
         """
         num_samples = x_u.shape[1]
-        lam = sample_latents(self.student, len(x_u), num_samples, rng, x_u.device)
+        lam = self.student.sample_latents(len(x_u), num_samples, rng, x_u.device)
         u_MI = uniform_at(positions, rng, num_samples, x_u.shape[2])
         rows_B = wanted.nonzero().squeeze(1)
         rows_B = rows_B if len(rows_B) else wanted.new_zeros(1, dtype=torch.int64)
@@ -173,7 +174,7 @@ class Di4CSampling:
         cond_N = None if cond is None else cond[rows_B].repeat_interleave(num_samples)
         was_training = self.student.training
         self.student.eval()
-        prediction = self.student(x_u[rows_B].flatten(0, 1), u_N.float(), one_a_row(lam[rows_B]), cond_N)
+        prediction = self.student(x_u[rows_B].flatten(0, 1), u_N.float(), lam[rows_B].one_a_row(), cond_N)
         self.student.train(was_training)
 
         row_of_B = torch.full_like(u, -1, dtype=torch.int64)
@@ -210,7 +211,7 @@ class Di4CObjective(Objective):
         self, settings: Di4C, student: nn.Module, process: Process, *, seed: int, teacher: nn.Module | None = None
     ) -> None:
         super().__init__(settings, student, process, seed=seed, teacher=teacher)
-        self.sampling = Di4CSampling(settings, student, self.teacher, process)
+        self.sampling = Di4CSampling(settings, self.student, self.teacher, process)
 
     def forward(self, batch: Batch) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Mean over the batch of the weighted terms (nats a sequence), and the mean of each."""
@@ -222,7 +223,7 @@ class Di4CObjective(Objective):
         if target is not None:
             targets_MT = torch.cat([targets_MT, target.samples], 1)
             distributions.append(target.marginal)
-        lam = training_latents(self.student, len(x_0), settings.num_lambdas, rng, x_0.device)
+        lam = self.student.training_latents(len(x_0), settings.num_lambdas, rng, x_0.device)
         reading = self.student(given.x_t, given.t.float(), lam, cond_B).read(
             positions,
             targets_MT,
@@ -245,10 +246,10 @@ class Di4CObjective(Objective):
         return loss, {name: value.detach().mean() for name, value in metrics.items()}
 
     def own_distillation(
-        self, x_0: Int64[Tensor, "B D"], lam: Tensor, rng: Rng, cond: Int64[Tensor, " B"] | None = None
+        self, x_0: Int64[Tensor, "B D"], lam: Latents, rng: Rng, cond: Int64[Tensor, " B"] | None = None
     ) -> Float[Tensor, " B"]:
         """mean_j Σ_d KL(teacher^d ‖ ℓ_j^d), each λ_j at an x of its own, near the process's lowest time (section F.1)."""
-        num_lambdas, chunk_rows = lam.shape[1], self.settings.chunk_rows
+        num_lambdas, chunk_rows = lam.num_lambdas, self.settings.chunk_rows
         rows_rng, x_0 = split(rng, num_lambdas), x_0.repeat_interleave(num_lambdas, 0)
         cond_N = None if cond is None else cond.repeat_interleave(num_lambdas)
         lowest_N, share_N = uniform(rows_rng, (len(x_0), 2), x_0.device).unbind(1)
@@ -256,11 +257,11 @@ class Di4CObjective(Objective):
         x_t = self.process.corrupt(x_0, t_N, rows_rng)
         positions = Positions.where(self.sampling.in_loss(x_t))
         with torch.no_grad():
-            teacher_lam = sample_latents(self.teacher, len(x_t), 1, rows_rng, x_t.device)
+            teacher_lam = self.teacher.sample_latents(len(x_t), 1, rows_rng, x_t.device)
             teacher = self.teacher(x_t, t_N.float(), teacher_lam, cond_N)
             teacher_MS = teacher.marginals(positions, chunk_rows=chunk_rows)
         none_M0 = positions.gather(x_t)[:, None][:, :0]
-        prediction = self.student(x_t, t_N.float(), one_a_row(lam), cond_N)
+        prediction = self.student(x_t, t_N.float(), lam.one_a_row(), cond_N)
         reading = prediction.read(positions, none_M0, (teacher_MS,), chunk_rows=chunk_rows)
         return reading.divergence[:, 0].view(-1, num_lambdas).mean(1)
 

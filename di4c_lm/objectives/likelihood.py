@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from di4c_lm.core.settings import at_least, section, setting, unit
 from di4c_lm.data.batches import Batch, batch_rng, classes_of
 from di4c_lm.losses.positions import Positions
-from di4c_lm.objectives.objective import Objective, training_latents
+from di4c_lm.objectives.objective import Objective
 from di4c_lm.processes.process import Process
 from di4c_lm.processes.times import Times, above
 
@@ -61,7 +61,7 @@ class LikelihoodObjective(Objective):
         t_B = above(settings.times.sample(len(x_0), rng, device=x_0.device), self.process.min_time)
         x_t = self.process.corrupt(x_0, t_B, rng)
         positions = Positions.where(self.process.unknown(x_t))
-        lam = training_latents(self.student, len(x_0), settings.num_lambdas, rng, x_0.device)
+        lam = self.student.training_latents(len(x_0), settings.num_lambdas, rng, x_0.device)
         reading = self.student(x_t, t_B.float(), lam, cond_B).read(
             positions, positions.gather(x_0)[:, None], chunk_rows=settings.chunk_rows
         )

@@ -9,8 +9,7 @@ from torch import Tensor
 from di4c_lm.core.settings import at_least, check, section, setting, unit
 from di4c_lm.losses.positions import Positions
 from di4c_lm.losses.reading import sample_rows
-from di4c_lm.networks.prediction import Rows
-from di4c_lm.objectives.objective import sample_latents
+from di4c_lm.networks.base import Rows
 from di4c_lm.processes.categorical import sample_categorical
 from di4c_lm.processes.denoiser import Denoiser, predictor, row_chunks, widest
 from di4c_lm.processes.process import Process
@@ -103,7 +102,7 @@ def _first_step(
     chunk_rows: int,
 ) -> tuple[Float[Tensor, "M S"], Int64[Tensor, "B I D"]]:
     """As `process.reverse`, but the teacher is run once a sequence: its distribution at each position is sampled from I times."""
-    lam = sample_latents(teacher, len(x_t), num_samples, rng, x_t.device)
+    lam = teacher.sample_latents(len(x_t), num_samples, rng, x_t.device)
     prediction = cast(Rows, teacher(x_t, times[0].float(), lam, cond))
     u_MI = uniform_at(positions, rng, num_samples, x_t.shape[1])
     if lam is None:

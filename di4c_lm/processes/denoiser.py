@@ -1,6 +1,6 @@
 """What is asked of a network: a prediction in two factors, hidden features and the output head that reads some of them."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -55,30 +55,13 @@ class OutputHead(Protocol):
         """The logits of T states a position, differentiable, in at least float32."""
         return self.logits(features_NH, positions_N).gather(1, targets_NT)
 
-    def chosen(self, features: Float[Tensor, "B L D H"], choice: Int64[Tensor, "B N D"]) -> Float[Tensor, "B N D H"]:
-        """Of the rows of an enumerated λ, at each position the features of the one chosen for it, N choices a sequence."""
-        return features.gather(1, choice[..., None].expand(-1, -1, -1, features.shape[3]))
-
-    def every(self, features: Float[Tensor, "B N D H"]) -> Float[Tensor, "B L D H"]:
-        """All rows of an enumerated λ, each in full."""
-        return features
-
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a denoiser says of x_0: features (B, L, D, H), L = 1 where there is no λ or all of it is in one row, and how to read them out.
-
-    The L rows have equal weight; or, with `chain`, they are what is said of each position under each code of its window, and the chain is
-    the law of the codes.
-    """
+    """What a denoiser says of x_0: features (B, L, D, H), one row a λ and L = 1 where there is none, and the head that reads them."""
 
     features: Float[Tensor, "B L D H"]
     output_head: OutputHead
-    chain: Any = None
-
-    def under(self, choice: Int64[Tensor, "B N D"]) -> "Prediction":
-        """What is said at each position under the row, or the code, that is chosen for it: N choices a sequence."""
-        return Prediction(self.output_head.chosen(self.features, choice), self.output_head)
 
     def logits(self, row_N: Int64[Tensor, " N"], position_N: Int64[Tensor, " N"]) -> Float[Tensor, "N S"]:
         """A fresh tensor of the logits at some positions of some sequences, of each the first row."""
@@ -86,10 +69,9 @@ class Prediction:
 
     def log_probs(self) -> Float[Tensor, "B L D S"]:
         """Normalised log-probabilities at every position, materialised: for small S, samplers and tests."""
-        features = self.features if self.chain is None else self.output_head.every(self.features)
-        num_batch, num_lambdas, num_positions, _ = features.shape
+        num_batch, num_lambdas, num_positions, _ = self.features.shape
         positions_N = torch.arange(num_positions, device=self.features.device).repeat(num_batch * num_lambdas)
-        logits_NS = self.output_head.logits(features.flatten(0, 2), positions_N)
+        logits_NS = self.output_head.logits(self.features.flatten(0, 2), positions_N)
         return logits_NS.log_softmax(-1).view(num_batch, num_lambdas, num_positions, -1)
 
 
@@ -101,16 +83,14 @@ class Denoiser(Protocol):
         self,
         x_t: Int64[Tensor, "B D"],
         t: Float[Tensor, " B"],
-        lam: Tensor | None = None,
+        lam: Any = None,
         cond: Int64[Tensor, " B"] | None = None,
     ) -> Prediction:
-        """Predict x_0 once for each λ of each sequence; `cond` are classes, `NO_CLASS` where one is not told."""
+        """Predict x_0 once for each λ of each sequence; `cond` are classes, `NO_CLASS` where one is hidden."""
         ...
 
-    def sample_latents(
-        self, num_batch: int, num_lambdas: int, uniform: Callable[[tuple[int, ...]], Tensor]
-    ) -> Tensor | None:
-        """L draws of λ a sequence, (B, L, K), or None for a network without λ; L = 0 asks for all the components of a finite λ."""
+    def sample_latents(self, num_batch: int, num_lambdas: int, rng: Rng, device: torch.device) -> Any:
+        """L samples of λ a sequence, indexed by sequences, or None for a network without λ."""
         ...
 
     def output_head(self) -> OutputHead:
@@ -128,7 +108,7 @@ def predictor(denoiser: Denoiser, cond: Int64[Tensor, " B"] | None = None) -> Pr
     """`predict` of `Process.reverse` by a network: one λ a sequence, a call for those that need one, then x_0 ~ p(x_0 | x_t; λ)."""
 
     def predict(x_t: Tensor, t: Tensor, needed_BD: Bool[Tensor, "B D"], rng: Rng) -> Tensor:
-        lam = denoiser.sample_latents(len(x_t), 1, lambda shape: uniform(rng, shape, x_t.device))
+        lam = denoiser.sample_latents(len(x_t), 1, rng, x_t.device)
         u_BD = uniform(rng, tuple(x_t.shape), x_t.device)
         run_B, x_0 = needed_BD.any(1), x_t.clone()
         if not bool(run_B.any()):

@@ -7,14 +7,13 @@ signal interrupts resumes where it was when the same call is made again.
 import dataclasses
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from di4c_lm.checkpoints.inherit import inherit
 from di4c_lm.core.cache import WORK, Cache, key_of
 from di4c_lm.core.settings import kind_of, to_dict
 from di4c_lm.data.batches import BatchStream, Source, Stream
@@ -29,16 +28,12 @@ from di4c_lm.domains.domain import (
     Model,
     cache_dir,
 )
-from di4c_lm.mixtures import students
-from di4c_lm.mixtures.latent import is_latent
-from di4c_lm.networks.maskgit import MaskGit
-from di4c_lm.networks.unet import UNet
-from di4c_lm.networks.unet import is_latent as unet_latent
+from di4c_lm.mixtures.base import MixtureSettings, NoMixture
+from di4c_lm.mixtures.registry import legacy_settings
 from di4c_lm.objectives.registry import OBJECTIVES
 from di4c_lm.runs.folder import check_settings, is_finished, opened, run_dir
 from di4c_lm.training.distributed import World, barrier, init_distributed, set_threads
 from di4c_lm.training.loop import Trained, train
-from di4c_lm.training.precision import exact_buffers
 from di4c_lm.training.settings import OptimConfig, TrainConfig, ZeroConfig
 
 logger = logging.getLogger(__name__)
@@ -206,37 +201,21 @@ def new_student(domain: Domain, settings: Any, data: Data, teacher: Model | None
     if teacher is None:
         return fresh_model(domain, settings, data, settings.train.seed)
     network, seed = teacher.denoiser, settings.train.seed
-    if not settings.objective.takes_mixture and network.latent is not None:
+    if not settings.objective.takes_mixture and network.has_latents:
         kind = kind_of(OBJECTIVES, settings.objective)
         raise ValueError(f"objective must be likelihood or di4c where the teacher is a mixture (λ), got {kind!r}")
     rng = torch.Generator().manual_seed(seed)
     kept = {name: getattr(settings.model, name) for name in ("dropout", "attention") if hasattr(network.config, name)}
-    student = inherited(network, latent_of(settings), rng, dataclasses.replace(network.config, **kept))
-    students.begin(student, network, lambda: data.first_sequences(seed), rng, is_latent_of(network))
+    model = dataclasses.replace(network.config, **kept)
+    student = mixture_of(settings).over(network, rng, model=model, sequences=lambda: data.first_sequences(seed))
     return dataclasses.replace(teacher, denoiser=student)  # pyright: ignore[reportArgumentType]
 
 
-def latent_of(settings: Any) -> Any:
-    """The λ path of the student, where its objective takes one; a codebook without a size has a vector for each of the L draws."""
-    return students.latent_of(settings.latent, settings.objective) if settings.objective.takes_mixture else None
-
-
-def is_latent_of(network: nn.Module) -> Callable[[str], bool]:
-    """Which of the network's parameters belong to the λ path."""
-    return unet_latent if isinstance(network, UNet) else is_latent
-
-
-def inherited(teacher: Any, latent: Any, rng: torch.Generator, model: Any) -> Any:
-    """A network of shape `model` with the teacher's weights, and a λ path drawn from `rng`."""
-    sizes = (
-        ("num_states", "num_codes", "num_classes", "length")
-        if isinstance(teacher, MaskGit)
-        else ("num_states", "shape")
-    )
-    sizes = {name: getattr(teacher, name) for name in sizes if hasattr(teacher, name)}
-    if isinstance(teacher, MaskGit):
-        del sizes["num_states"]
-    return inherit(teacher, lambda: type(teacher)(model, **sizes, latent=latent), latent, rng, is_latent_of(teacher))
+def mixture_of(settings: Any) -> MixtureSettings:
+    """The student's mixture, none where its objective takes none; a codebook without a size has a vector for each of the L samples."""
+    if not settings.objective.takes_mixture:
+        return NoMixture()
+    return legacy_settings(dataclasses.asdict(settings.latent)).sized(settings.objective.num_lambdas)
 
 
 def fit(
@@ -261,7 +240,7 @@ def fit(
         run_dir=folder,
         wandb=settings.wandb,
         device=settings.run.device,
-        is_latent=is_latent_of(student.denoiser),
+        is_latent=student.denoiser.learns_apart,
         label=settings.objective.label,
         settings=to_dict(settings),
         optimizer_from=optimizer_from,
@@ -286,8 +265,9 @@ def make_objective(settings: Any, student: Model, teacher: Model | None, world: 
     """What the engine wraps; the teacher is moved to the device in the dtype of training."""
     frozen = None
     if teacher is not None:
-        with exact_buffers(teacher.denoiser):
-            frozen = teacher.denoiser.to(world.device, _DTYPES[settings.train.dtype])
+        if settings.train.dtype != "float32" and world.is_main:
+            student.denoiser.keep_exact()
+        frozen = teacher.denoiser.to(world.device, _DTYPES[settings.train.dtype])
     return settings.objective.build(student.denoiser, student.process, seed=settings.train.seed, teacher=frozen)
 
 

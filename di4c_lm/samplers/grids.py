@@ -140,7 +140,7 @@ def measure_errors(
     decoding = decoding or Decoding()
     grid_K = uniform_grid(nodes).to(x_init.device)
     num_batch = len(x_init)
-    lam = denoiser.sample_latents(num_batch, 1, lambda shape: uniform(rng, shape, x_init.device))
+    lam = denoiser.sample_latents(num_batch, 1, rng, x_init.device)
     seen: list[Prediction] = []
     gain_KK = torch.zeros(nodes + 1, nodes + 1, dtype=torch.float64, device=x_init.device)
 

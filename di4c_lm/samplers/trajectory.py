@@ -121,7 +121,7 @@ class Calls:
     ) -> Call | None:
         """Predictions for the sequences where `run_B`, None for none; λ is sampled for all, one tensor of `rng` unless it is held."""
         if self._lam is None or not self._hold_latents:
-            self._lam = self._denoiser.sample_latents(len(x_BD), 1, lambda shape: uniform(rng, shape, x_BD.device))
+            self._lam = self._denoiser.sample_latents(len(x_BD), 1, rng, x_BD.device)
         num_run, lam = int(run_B.sum()), None if self._lam is None else self._lam[run_B]
         if num_run == 0:
             return None
@@ -347,7 +347,7 @@ def sample(
     ...     def output_head(self):
     ...         return LinearHead(torch.zeros(4, 1), impossible=3)
     ...
-    ...     def sample_latents(self, num_batch, num_lambdas, uniform):
+    ...     def sample_latents(self, num_batch, num_lambdas, rng, device):
     ...         return None
     ...
     ...     def __call__(self, x_t, t, lam=None, cond=None):

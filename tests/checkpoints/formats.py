@@ -9,18 +9,16 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from di4c_lm.networks.dit import DIT
-
 LENGTH = 6
 State = dict[str, Tensor]
 
 
-def named(network: DIT, prefix: str = "backbone.") -> State:
+def named(network: Any, prefix: str = "backbone.") -> State:
     """Its tensors, each with storage of its own, under `prefix`, in the published order."""
-    return OrderedDict((prefix + name, tensor.clone()) for name, tensor in network.state_dict().items())
+    return OrderedDict((prefix + name, tensor.clone()) for name, tensor in network.tensors().items())
 
 
-def mdlm_config(network: DIT, **changes: Any) -> dict[str, Any]:
+def mdlm_config(network: Any, **changes: Any) -> dict[str, Any]:
     """A `config.json` of MDLM's hub models."""
     config = {
         "architectures": ["MDLM"],
@@ -41,7 +39,7 @@ def mdlm_config(network: DIT, **changes: Any) -> dict[str, Any]:
     return {**config, **changes}
 
 
-def training_config(network: DIT, **changes: Any) -> dict[str, Any]:
+def training_config(network: Any, **changes: Any) -> dict[str, Any]:
     """A training config of SDTT; MDLM's and Di4C's have the same `model`."""
     config = {
         "mode": "train",
@@ -83,7 +81,7 @@ def write_folder(folder: Path, tensors: State, config: dict[str, Any], *, pickle
 
 
 def write_ckpt(
-    path: Path, network: DIT, ema: DIT | None, *, prefix: str = "backbone.", more: dict[str, Any] | None = None
+    path: Path, network: Any, ema: Any, *, prefix: str = "backbone.", more: dict[str, Any] | None = None
 ) -> Path:
     """A Lightning checkpoint: raw weights of `network`, the EMA list of `ema`."""
     shadow = None if ema is None else [parameter.detach().clone() for parameter in ema.parameters()]

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from di4c_lm.checkpoints.di4c import load_denoiser, save_denoiser
+from di4c_lm.checkpoints import own
 from di4c_lm.checkpoints.hub import push_to_hub, snapshot
-from di4c_lm.checkpoints.load import load_checkpoint
+from di4c_lm.checkpoints.load import load_checkpoint, read_checkpoint
 from tests.checkpoints.formats import LENGTH, mdlm_config, named, training_config, write_folder
+from tests.checkpoints.helpers import assert_same_tensors, tiny
 from tests.checkpoints.hub_server import SHA, Hub, serving
-from tests.checkpoints.tiny import assert_same_tensors, tiny_dit
 
 MDLM, SDTT = "kuleshov-group/mdlm-owt", "jdeschena/sdtt"
 REVISION = "baselines_kld_step_70000"
@@ -38,7 +38,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_TOKEN", "hf_test")
-    first, seventh = tiny_dit(), tiny_dit(seed=7)
+    first, seventh = tiny(), tiny(seed=7)
     with serving() as served:
         _point_at(served.url, monkeypatch)
         mdlm = write_folder(tmp_path / "mdlm", named(first), mdlm_config(first))
@@ -50,38 +50,38 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 
 def test_a_model_is_loaded_by_name_and_its_code_is_not_even_fetched(hub, tmp_path):
-    assert_same_tensors(load_checkpoint(MDLM).network.state_dict(), tiny_dit().state_dict())
+    assert_same_tensors(load_checkpoint(MDLM).tensors(), tiny().tensors())
     assert not list((tmp_path / "cache").rglob("*.py"))
     assert not any("modeling" in request for request in hub.requests)
 
 
 @pytest.mark.parametrize("both", [True, False])
 def test_a_pickled_model_is_fetched_only_where_there_is_no_other(hub, tmp_path, both):
-    pickled = write_folder(tmp_path / "bin", named(tiny_dit(seed=2)), mdlm_config(tiny_dit()), pickled=True)
+    pickled = write_folder(tmp_path / "bin", named(tiny(seed=2)), mdlm_config(tiny()), pickled=True)
     files = hub.files[(MDLM, "main")]
     hub.files[(MDLM, "main")] = {**(files if both else {}), **_files(pickled)}
     loaded = load_checkpoint(MDLM)
-    assert_same_tensors(loaded.network.state_dict(), tiny_dit(seed=0 if both else 2).state_dict())
+    assert_same_tensors(loaded.tensors(), tiny(seed=0 if both else 2).tensors())
     assert any("pytorch_model.bin" in request for request in hub.requests) != both
 
 
 def test_a_revision_is_a_model(hub):
-    loaded = load_checkpoint(SDTT, revision=REVISION)
-    assert_same_tensors(loaded.network.state_dict(), tiny_dit(seed=7).state_dict())
-    assert loaded.length == LENGTH
+    weights = read_checkpoint(SDTT, revision=REVISION)
+    assert_same_tensors(weights.build(SDTT).tensors(), tiny(seed=7).tensors())
+    assert weights.sizes["length"] == LENGTH
 
 
 @pytest.mark.parametrize("failures", [[503], [503, 503], [429, 500]])
 def test_failures_are_tried_again(hub, failures):
     hub.failures = list(failures)
-    assert_same_tensors(load_checkpoint(MDLM).network.state_dict(), tiny_dit().state_dict())
+    assert_same_tensors(load_checkpoint(MDLM).tensors(), tiny().tensors())
     assert hub.failures == []
 
 
 @pytest.mark.parametrize("request_part", ["HEAD ", "GET /kuleshov-group/mdlm-owt/resolve", "/tree/"])
 def test_a_failure_half_way_is_tried_again(hub, request_part):
     hub.failures, hub.failing = [503, 503], request_part
-    assert_same_tensors(load_checkpoint(MDLM).network.state_dict(), tiny_dit().state_dict())
+    assert_same_tensors(load_checkpoint(MDLM).tensors(), tiny().tensors())
     assert hub.failures == []
 
 
@@ -103,7 +103,7 @@ def test_a_cached_model_serves_offline(hub, monkeypatch):
     load_checkpoint(MDLM)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     hub.requests.clear()
-    assert_same_tensors(load_checkpoint(MDLM).network.state_dict(), tiny_dit().state_dict())
+    assert_same_tensors(load_checkpoint(MDLM).tensors(), tiny().tensors())
     assert hub.requests == []
     with pytest.raises(ConnectionError, match="no answer after 1 attempts.*Offline: teacher="):
         load_checkpoint(SDTT, revision=REVISION)
@@ -125,7 +125,7 @@ def test_a_repository_without_weights_says_what_it_holds(hub):
 
 
 def test_push_sends_the_folder_and_it_loads_as_it_was(hub, tmp_path):
-    save_denoiser(tmp_path / "student", tiny_dit(seed=3), length=LENGTH)
+    own.save(tmp_path / "student", tiny(seed=3), length=LENGTH)
     (tmp_path / "student" / "tokenizer.json").write_text("{}")
     (tmp_path / "student" / ".tmp-x").mkdir()
     (tmp_path / "student" / ".tmp-x" / "half").write_text("half")
@@ -136,7 +136,7 @@ def test_push_sends_the_folder_and_it_loads_as_it_was(hub, tmp_path):
     (tmp_path / "back").mkdir()
     for name, content in hub.pushed.items():
         (tmp_path / "back" / name).write_bytes(content)
-    assert_same_tensors(load_denoiser(tmp_path / "back").network.state_dict(), tiny_dit(seed=3).state_dict())
+    assert_same_tensors(load_checkpoint(tmp_path / "back").tensors(), tiny(seed=3).tensors())
 
 
 def test_push_refuses_a_folder_without_a_checkpoint(hub, tmp_path):
@@ -147,7 +147,7 @@ def test_push_refuses_a_folder_without_a_checkpoint(hub, tmp_path):
 
 def test_push_with_a_token_that_the_hub_refuses(hub, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-    save_denoiser(tmp_path / "student", tiny_dit(), length=LENGTH)
+    own.save(tmp_path / "student", tiny(), length=LENGTH)
     with pytest.raises(ValueError, match="the hub refuses the upload"):
         push_to_hub(tmp_path / "student", "me/student")
     assert hub.pushed == {}

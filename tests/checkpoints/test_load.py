@@ -9,12 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from di4c_lm.checkpoints.di4c import save_denoiser
+from di4c_lm.checkpoints import own
 from di4c_lm.checkpoints.load import load_checkpoint, read_checkpoint
-from di4c_lm.mixtures.settings import LatentConfig
+from di4c_lm.mixtures.adaln import AdaLNSettings
+from di4c_lm.mixtures.base import Latents, NoMixture
 from di4c_lm.networks.dit import DitConfig
 from tests.checkpoints.formats import LENGTH, mdlm_config, named, training_config, write_ckpt, write_folder
-from tests.checkpoints.tiny import PUBLISHED_LATENT, assert_same_tensors, tiny_dit
+from tests.checkpoints.helpers import PUBLISHED, assert_same_tensors, tiny
 
 PREFIXES = ["backbone.", "backbone.backbone.", "backbone._orig_mod.", "_orig_mod.backbone.", ""]
 MODEL = DitConfig(hidden_size=16, num_blocks=2, num_heads=2, cond_dim=8, dropout=0.1)
@@ -22,41 +23,41 @@ MODEL = DitConfig(hidden_size=16, num_blocks=2, num_heads=2, cond_dim=8, dropout
 
 @pytest.mark.parametrize("pickled", [False, True])
 def test_mdlm_hub_folder(tmp_path, pickled):
-    network = tiny_dit()
+    network = tiny()
     folder = write_folder(tmp_path / "mdlm", named(network), mdlm_config(network), pickled=pickled)
     (folder / "modeling_mdlm.py").write_text("raise SystemExit('remote code was run')")
-    loaded = load_checkpoint(folder)
-    assert_same_tensors(loaded.network.state_dict(), network.state_dict())
-    assert (loaded.network.config, loaded.network.latent, loaded.length) == (MODEL, None, LENGTH)
+    weights = read_checkpoint(folder)
+    assert_same_tensors(weights.build(folder).tensors(), network.tensors())
+    assert (weights.model, weights.mixture, weights.sizes["length"]) == (MODEL, NoMixture(), LENGTH)
 
 
 @pytest.mark.parametrize("prefix", PREFIXES)
 def test_sdtt_hub_folder(tmp_path, prefix):
-    network = tiny_dit()
+    network = tiny()
     tensors = {**named(network, prefix), "noise.sigma_max": torch.tensor(6.9), "noise.sigma_min": torch.tensor(1e-3)}
-    loaded = load_checkpoint(str(write_folder(tmp_path / "sdtt", tensors, training_config(network))))
-    assert_same_tensors(loaded.network.state_dict(), network.state_dict())
-    assert (loaded.network.config, loaded.length) == (MODEL, LENGTH)
+    weights = read_checkpoint(str(write_folder(tmp_path / "sdtt", tensors, training_config(network))))
+    assert_same_tensors(weights.build("sdtt").tensors(), network.tensors())
+    assert (weights.model, weights.sizes["length"]) == (MODEL, LENGTH)
 
 
-@pytest.mark.parametrize("latent", [None, PUBLISHED_LATENT])
+@pytest.mark.parametrize("mixture", [NoMixture(), PUBLISHED])
 @pytest.mark.parametrize("prefix", PREFIXES)
-def test_lightning_checkpoint_gives_ema_or_raw_by_choice(tmp_path, latent, prefix):
-    network, average = tiny_dit(latent), tiny_dit(latent, seed=1)
+def test_lightning_checkpoint_gives_ema_or_raw_by_choice(tmp_path, mixture, prefix):
+    network, average = tiny(mixture), tiny(mixture, seed=1)
     more = {"hyper_parameters": {"config": training_config(network, parameterization="subs", backbone="dit")}}
     path = write_ckpt(tmp_path / "last.ckpt", network, average, prefix=prefix, more=more)
-    assert_same_tensors(load_checkpoint(path, weights="raw").network.state_dict(), network.state_dict())
-    loaded = load_checkpoint(path, weights="ema")
-    assert_same_tensors(loaded.network.state_dict(), average.state_dict())
-    assert (loaded.network.config, loaded.network.latent, loaded.length) == (MODEL, latent, LENGTH)
+    assert_same_tensors(load_checkpoint(path, weights="raw").tensors(), network.tensors())
+    weights = read_checkpoint(path, weights="ema")
+    assert_same_tensors(weights.build(path).tensors(), average.tensors())
+    assert (weights.model, weights.mixture, weights.sizes["length"]) == (MODEL, mixture, LENGTH)
 
 
 def test_weights_ema_is_what_there_is_where_a_file_holds_one_set(tmp_path):
-    network = tiny_dit()
+    network = tiny()
     path = write_ckpt(tmp_path / "last.ckpt", network, None)
-    assert_same_tensors(load_checkpoint(path, length=LENGTH).network.state_dict(), network.state_dict())
+    assert_same_tensors(load_checkpoint(path, length=LENGTH).tensors(), network.tensors())
     torch.save(named(network), tmp_path / "bare.pt")
-    assert_same_tensors(load_checkpoint(tmp_path / "bare.pt", length=LENGTH).network.state_dict(), network.state_dict())
+    assert_same_tensors(load_checkpoint(tmp_path / "bare.pt", length=LENGTH).tensors(), network.tensors())
 
 
 def test_lightning_checkpoint_with_omegaconf_and_tokenizer_inside(tmp_path, monkeypatch):
@@ -67,63 +68,62 @@ def test_lightning_checkpoint_with_omegaconf_and_tokenizer_inside(tmp_path, monk
 
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="a")
-    network, average = tiny_dit(), tiny_dit(seed=1)
+    network, average = tiny(), tiny(seed=1)
     config = omegaconf.OmegaConf.create(training_config(network))
     more = {"hyper_parameters": {"config": config, "tokenizer": tokenizer}, "hparams_name": "kwargs"}
     path = write_ckpt(tmp_path / "last.ckpt", network, average, more=more)
     made = []
     monkeypatch.setattr(omegaconf.DictConfig, "__setstate__", lambda *_: made.append("config"))
     monkeypatch.setattr(PreTrainedTokenizerFast, "__setstate__", lambda *_: made.append("tokenizer"), raising=False)
-    loaded = load_checkpoint(path)
-    assert_same_tensors(loaded.network.state_dict(), average.state_dict())
-    assert (loaded.network.config, loaded.length) == (MODEL, LENGTH)
+    weights = read_checkpoint(path)
+    assert_same_tensors(weights.build(path).tensors(), average.tensors())
+    assert (weights.model, weights.sizes["length"]) == (MODEL, LENGTH)
     assert made == []
 
 
 def test_our_folder_and_a_file_in_it(tmp_path):
-    network = tiny_dit(LatentConfig(path="adaln", inject_at=1))
-    save_denoiser(tmp_path, network, length=LENGTH, extra={"tokenizer": "abc"})
+    network = tiny(AdaLNSettings(inject_at=1))
+    own.save(tmp_path, network, length=LENGTH, extra={"tokenizer": "abc"})
     for source in (tmp_path, tmp_path / "model.safetensors", tmp_path / "config.json"):
-        loaded = load_checkpoint(source)
-        assert_same_tensors(loaded.network.state_dict(), network.state_dict())
-        assert loaded.extra == {"tokenizer": "abc"}
+        assert_same_tensors(load_checkpoint(source).tensors(), network.tensors())
+        assert read_checkpoint(source).extra == {"tokenizer": "abc"}
 
 
 def test_heads_are_told_by_rotary_then_config_then_argument(tmp_path):
-    network = tiny_dit()
+    network = tiny()
     tensors = named(network)
     folder = write_folder(
         tmp_path / "rotary", tensors, {k: v for k, v in mdlm_config(network).items() if k != "n_heads"}
     )
-    assert load_checkpoint(folder).network.config.num_heads == 2
+    assert load_checkpoint(folder).config.num_heads == 2
     del tensors["backbone.rotary_emb.inv_freq"]
     folder = write_folder(tmp_path / "config", tensors, mdlm_config(network))
-    assert_same_tensors(load_checkpoint(folder).network.state_dict(), network.state_dict())
+    assert_same_tensors(load_checkpoint(folder).tensors(), network.tensors())
     torch.save({"state_dict": tensors}, tmp_path / "last.ckpt")
     with pytest.raises(ValueError, match="give num_heads="):
         load_checkpoint(tmp_path / "last.ckpt", length=LENGTH)
     loaded = load_checkpoint(tmp_path / "last.ckpt", length=LENGTH, num_heads=2)
-    assert_same_tensors(loaded.network.state_dict(), network.state_dict())
+    assert_same_tensors(loaded.tensors(), network.tensors())
 
 
 def test_the_published_small_model_has_twelve_heads_even_where_nothing_says_so(tmp_path):
-    network = tiny_dit(model=DitConfig(hidden_size=768, num_blocks=1, num_heads=12, cond_dim=8))
+    network = tiny(model=DitConfig(hidden_size=768, num_blocks=1, num_heads=12, cond_dim=8))
     tensors = named(network)
     del tensors["backbone.rotary_emb.inv_freq"]
     torch.save({"state_dict": tensors}, tmp_path / "last.ckpt")
-    assert load_checkpoint(tmp_path / "last.ckpt", length=LENGTH).network.config.num_heads == 12
+    assert load_checkpoint(tmp_path / "last.ckpt", length=LENGTH).config.num_heads == 12
 
 
 def test_a_length_stated_nowhere_is_asked_for(tmp_path):
-    path = write_ckpt(tmp_path / "last.ckpt", tiny_dit(), None)
+    path = write_ckpt(tmp_path / "last.ckpt", tiny(), None)
     with pytest.raises(ValueError, match="give length="):
         load_checkpoint(path)
 
 
 @pytest.mark.parametrize("kind", ["mdlm", "sdtt", "ckpt", "ours"])
 def test_tensors_that_do_not_fit_are_all_listed(tmp_path, kind):
-    network = tiny_dit()
-    save_denoiser(tmp_path / "ours", network, length=LENGTH)
+    network = tiny()
+    own.save(tmp_path / "ours", network, length=LENGTH)
     prefix = "" if kind == "ours" else "backbone."
     tensors = named(network, prefix)
     del tensors[prefix + "blocks.1.attn_out.weight"], tensors[prefix + "output_layer.linear.bias"]
@@ -164,11 +164,11 @@ def test_tensors_that_do_not_fit_are_all_listed(tmp_path, kind):
         ({"n_blocks": 10**9}, "1000000000 blocks cannot be made of 31 tensors"),
         ({"n_blocks": "two"}, "n_blocks='two', expected int"),
         ({"dropout": 2.0}, r"dropout must be in \[0, 1\), got 2.0"),
-        ({"model_type": "gpt2"}, "found model_type='gpt2'"),
+        ({"model_type": "gpt2"}, "expected the config of one of the formats own, mdlm, sdtt, lightning"),
     ],
 )
 def test_a_config_that_contradicts_the_tensors_is_refused(tmp_path, changes, complaint):
-    network = tiny_dit()
+    network = tiny()
     folder = write_folder(tmp_path / "mdlm", named(network), mdlm_config(network, **changes))
     with pytest.raises(ValueError, match=complaint) as caught:
         load_checkpoint(folder)
@@ -177,14 +177,14 @@ def test_a_config_that_contradicts_the_tensors_is_refused(tmp_path, changes, com
 
 @pytest.mark.parametrize("changes", [{"parameterization": "sedd"}, {"backbone": "dimamba"}])
 def test_another_family_with_the_same_shapes_is_refused(tmp_path, changes):
-    network = tiny_dit()
+    network = tiny()
     more = {"hyper_parameters": {"config": training_config(network, **changes)}}
     with pytest.raises(ValueError, match="expected 'subs'|expected 'dit'"):
         load_checkpoint(write_ckpt(tmp_path / "last.ckpt", network, None, more=more))
 
 
 def test_a_di4c_config_without_its_latent_tensors_is_refused(tmp_path):
-    network = tiny_dit()
+    network = tiny()
     folder = write_folder(tmp_path / "sdtt", named(network), training_config(network, is_di4c=True))
     with pytest.raises(ValueError, match=r"missing: latent_projection\.0\.weight 512x128"):
         load_checkpoint(folder)
@@ -198,7 +198,7 @@ def test_something_that_is_no_dit_is_refused_with_what_was_found(tmp_path):
 
 @pytest.mark.parametrize("fault", ["short", "shape", "order", "type"])
 def test_an_ema_list_that_does_not_fit_is_refused_and_raw_still_loads(tmp_path, fault):
-    network = tiny_dit()
+    network = tiny()
     path = write_ckpt(tmp_path / "last.ckpt", network, network)
     content = torch.load(path, weights_only=True)
     shadow = content["ema"]["shadow_params"]
@@ -214,7 +214,7 @@ def test_an_ema_list_that_does_not_fit_is_refused_and_raw_still_loads(tmp_path, 
     with pytest.raises(ValueError, match="shadow_params|order") as caught:
         load_checkpoint(path, length=LENGTH)
     assert str(path) in str(caught.value)
-    assert_same_tensors(load_checkpoint(path, weights="raw", length=LENGTH).network.state_dict(), network.state_dict())
+    assert_same_tensors(load_checkpoint(path, weights="raw", length=LENGTH).tensors(), network.tensors())
 
 
 @pytest.mark.parametrize("source", ["nowhere", "a/b/c", "/nowhere/at/all", "folder/lost.ckpt", "../x"])
@@ -225,7 +225,7 @@ def test_an_absent_source_is_named(source):
 
 
 def test_a_folder_without_weights_or_config_says_what_it_holds(tmp_path):
-    network = tiny_dit()
+    network = tiny()
     (tmp_path / "README.md").write_text("hello")
     with pytest.raises(ValueError, match="expected model.safetensors and config.json, found README.md"):
         load_checkpoint(tmp_path)
@@ -238,14 +238,14 @@ def test_a_folder_without_weights_or_config_says_what_it_holds(tmp_path):
 
 
 def test_a_safetensors_file_of_another_name_has_no_config(tmp_path):
-    save_file(named(tiny_dit()), tmp_path / "weights.safetensors")
+    save_file(named(tiny()), tmp_path / "weights.safetensors")
     with pytest.raises(ValueError, match="expected model.safetensors with a config.json beside it"):
         load_checkpoint(tmp_path / "weights.safetensors")
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
 def test_a_truncated_ckpt_is_refused_by_name(tmp_path, share):
-    path = write_ckpt(tmp_path / "last.ckpt", tiny_dit(), None)
+    path = write_ckpt(tmp_path / "last.ckpt", tiny(), None)
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
     with pytest.raises(ValueError, match="truncated") as caught:
@@ -271,17 +271,20 @@ def test_golden_weights_give_the_golden_logits_through_every_format(tmp_path, na
     else:
         source = tmp_path / "last.ckpt"
         torch.save({"state_dict": tensors, "hyper_parameters": {"config": {"model": config}}}, source)
-    network = load_checkpoint(source).network
-    lam = None if network.latent is None else torch.from_numpy(golden["z"])[:, None, None]
+    network = load_checkpoint(source)
+    options = {}
+    if network.has_latents:
+        lam = Latents(torch.from_numpy(golden["z"])[:, None, None])
+        options = {"drive": lambda stages: network.drive(stages, lam)}
     with torch.no_grad():
-        found = network.predict(torch.from_numpy(golden["indices"]), torch.from_numpy(golden["sigma"]), lam)
+        found = network.predict(torch.from_numpy(golden["indices"]), torch.from_numpy(golden["sigma"]), **options)
     expected = torch.from_numpy(golden["log_p_subs"])
     masked = torch.from_numpy(golden["indices"]) == network.mask_id
     torch.testing.assert_close(found.log_probs()[:, 0][masked][:, :-1], expected[masked][:, :-1], rtol=1e-4, atol=1e-4)
 
 
 def test_half_precision_files_are_read_as_they_are_and_built_in_float32(tmp_path):
-    network = tiny_dit().bfloat16()
+    network = tiny().bfloat16()
     folder = write_folder(tmp_path / "mdlm", named(network), mdlm_config(network))
-    assert_same_tensors(read_checkpoint(folder).tensors, network.state_dict())
-    assert {tensor.dtype for tensor in load_checkpoint(folder).network.state_dict().values()} == {torch.float32}
+    assert_same_tensors(read_checkpoint(folder).tensors, network.tensors())
+    assert {tensor.dtype for tensor in load_checkpoint(folder).tensors().values()} == {torch.float32}

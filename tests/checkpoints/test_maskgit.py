@@ -1,4 +1,4 @@
-"""Small files laid out as `MaskGIT_ImageNet_256.pth` and `maskgit-di4c-d.pth` are, and our folders."""
+"""Small files laid out as `MaskGIT_ImageNet_256.pth` and `maskgit-di4c-d.pth` are, and our folders of such networks."""
 
 from pathlib import Path
 from typing import Any
@@ -8,26 +8,34 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from di4c_lm.checkpoints.maskgit import MaskGitWeights, load_maskgit, read, student_of, write_folder, write_pth
-from di4c_lm.mixtures.latent import is_latent
-from di4c_lm.mixtures.settings import LatentConfig
+from di4c_lm.checkpoints import maskgit, own
+from di4c_lm.checkpoints.load import load_checkpoint, read_checkpoint
+from di4c_lm.checkpoints.weights import Weights
+from di4c_lm.mixtures.adaln import AdaLNSettings
+from di4c_lm.mixtures.base import MixtureSettings, NoMixture
+from di4c_lm.mixtures.token import TokenSettings
 from di4c_lm.networks.maskgit import MaskGit, MaskGitConfig
-from tests.checkpoints.tiny import assert_same_tensors
+from tests.checkpoints.helpers import assert_same_tensors, tiny
 
 MODEL = MaskGitConfig(hidden_size=32, num_blocks=2, num_heads=4, mlp_size=24, dropout=0.1)
-PUBLISHED = LatentConfig(law="uniform", path="token", inject_at=0)
-OURS = LatentConfig(law="codebook", path="adaln", inject_at=-1, codebook_size=4)
+PUBLISHED = TokenSettings()
+OURS = AdaLNSettings(distribution="codebook", inject_at=-1, codebook_size=4)
 
 
-def network(latent: LatentConfig | None = None, *, num_codes: int = 7, num_classes: int = 3) -> MaskGit:
+def network(mixture: MixtureSettings = NoMixture(), *, num_codes: int = 7, num_classes: int = 3) -> Any:  # noqa: B008
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        return MaskGit(MODEL, num_codes=num_codes, num_classes=num_classes, length=9, latent=latent).eval()
+        sizes = {"num_codes": num_codes, "num_classes": num_classes, "length": 9}
+        return mixture.fresh(MaskGit, MODEL, sizes).eval()
 
 
-def published(path: Path, net: MaskGit, *, prefix: str = "", **more: Any) -> Path:
+def load(path: Path, **hints: Any) -> Any:
+    return load_checkpoint(path, "codes", **hints)
+
+
+def published(path: Path, net: Any, *, prefix: str = "", **more: Any) -> Path:
     """As MaskGIT-pytorch saves its runs, optimiser and all."""
-    state = {prefix + name: tensor.clone() for name, tensor in net.state_dict().items()}
+    state = {prefix + name: tensor.clone() for name, tensor in net.tensors().items()}
     net.requires_grad_()
     optimizer = torch.optim.AdamW(net.parameters(), 1e-4, weight_decay=1e-5)
     sum(p.sum() for p in net.parameters()).backward()  # pyright: ignore[reportAttributeAccessIssue]
@@ -38,43 +46,43 @@ def published(path: Path, net: MaskGit, *, prefix: str = "", **more: Any) -> Pat
     return path
 
 
-def says(net: MaskGit) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in net.state_dict().items()}
+def says(net: Any) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in net.tensors().items()}
 
 
-@pytest.mark.parametrize("latent", [None, PUBLISHED])
+@pytest.mark.parametrize("mixture", [NoMixture(), PUBLISHED])
 @pytest.mark.parametrize("prefix", ["", "module."])
-def test_a_published_file(tmp_path: Path, latent: LatentConfig | None, prefix: str) -> None:
-    expected = says(network(latent))
-    path = published(tmp_path / "student.pth", network(latent), prefix=prefix)
-    loaded = load_maskgit(path, num_heads=4, num_codes=7)
-    assert_same_tensors(loaded.state_dict(), expected)
-    assert (loaded.latent, loaded.config) == (latent, MODEL)
+def test_a_published_file(tmp_path: Path, mixture: MixtureSettings, prefix: str) -> None:
+    expected = says(network(mixture))
+    path = published(tmp_path / "student.pth", network(mixture), prefix=prefix)
+    loaded = load(path, num_heads=4, num_codes=7)
+    assert_same_tensors(loaded.tensors(), expected)
+    assert loaded.config == MODEL and loaded.has_latents == (mixture == PUBLISHED)
     assert (loaded.num_codes, loaded.num_classes, loaded.length, loaded.training) == (7, 3, 9, False)
 
 
 def test_the_published_codes_and_heads_are_known(tmp_path: Path) -> None:
     path = published(tmp_path / "teacher.pth", network(num_codes=1024, num_classes=1000))
-    weights = read(path)
-    assert (weights.num_codes, weights.num_classes, weights.model.num_heads) == (1024, 1000, 16)
+    weights = read_checkpoint(path, "codes")
+    assert weights.sizes == {"num_codes": 1024, "num_classes": 1000, "length": 9} and weights.model.num_heads == 16
 
 
-@pytest.mark.parametrize("latent", [None, PUBLISHED, OURS])
-def test_there_and_back(tmp_path: Path, latent: LatentConfig | None) -> None:
-    net = network(latent)
-    weights = MaskGitWeights.of(net, extra={"why": "test"})
-    write_folder(tmp_path / "folder", weights)
-    back = read(tmp_path / "folder")
-    assert (back.model, back.latent, back.extra) == (MODEL, latent, {"why": "test"})
-    assert_same_tensors(back.build("folder").state_dict(), net.state_dict())
-    if latent is OURS:
-        with pytest.raises(ValueError, match="a .pth of Di4C knows λ only as law=uniform"):
-            write_pth(tmp_path / "student.pth", weights)
+@pytest.mark.parametrize("mixture", [NoMixture(), PUBLISHED, OURS])
+def test_there_and_back(tmp_path: Path, mixture: MixtureSettings) -> None:
+    net = network(mixture)
+    weights = Weights.of(net, extra={"why": "test"})
+    own.write(tmp_path / "folder", weights)
+    back = read_checkpoint(tmp_path / "folder", "codes")
+    assert (back.model, back.mixture, back.extra) == (MODEL, mixture, {"why": "test"})
+    assert_same_tensors(back.build("folder").tensors(), net.tensors())
+    if mixture is OURS:
+        with pytest.raises(ValueError, match="a .pth of Di4C must have mixture=token"):
+            maskgit.write(tmp_path / "student.pth", weights)
         assert not (tmp_path / "student.pth").exists()
     else:
-        write_pth(tmp_path / "student.pth", weights)
-        again = load_maskgit(tmp_path / "student.pth")  # says its heads and codes itself
-        assert_same_tensors(again.state_dict(), net.state_dict())
+        maskgit.write(tmp_path / "student.pth", weights)
+        again = load(tmp_path / "student.pth")  # says its heads and codes itself
+        assert_same_tensors(again.tensors(), net.tensors())
         assert (again.config, again.num_codes) == (MODEL, 7)
         plain = torch.load(tmp_path / "student.pth", weights_only=True)
         assert {"iter", "global_epoch", "model_state_dict", "optimizer_state_dict"} <= set(plain)
@@ -83,8 +91,8 @@ def test_there_and_back(tmp_path: Path, latent: LatentConfig | None) -> None:
 def test_golden_weights_go_through_a_published_file(tmp_path: Path, shared: Path) -> None:
     tensors = load_file(shared / "golden" / "maskgit_net_student.safetensors")
     torch.save({"iter": 0, "global_epoch": 0, "model_state_dict": tensors}, tmp_path / "x.pth")
-    loaded = load_maskgit(tmp_path / "x.pth", num_heads=4, num_codes=16)
-    assert_same_tensors(loaded.state_dict(), tensors)
+    loaded = load(tmp_path / "x.pth", num_heads=4, num_codes=16)
+    assert_same_tensors(loaded.tensors(), tensors)
 
 
 def broken(tmp_path: Path, change: str) -> Path:
@@ -118,13 +126,13 @@ def broken(tmp_path: Path, change: str) -> Path:
         ("foreign", "expected the tensor tok_emb.weight of MaskGIT with 2 axes, found 1 others, such as weight"),
         ("no state", "expected 'model_state_dict', a dict of tensors"),
         ("truncated", "expected a whole file of torch.save"),
-        ("absent", "expected a file of torch.save, found nothing"),
+        ("absent", "expected a file, a folder or a hub name .owner/model., found nothing there"),
     ],
 )
 def test_a_broken_file_is_named(tmp_path: Path, change: str, message: str) -> None:
     path = broken(tmp_path, change)
     with pytest.raises(ValueError, match=message) as caught:
-        load_maskgit(path, num_heads=4, num_codes=7)
+        load(path, num_heads=4, num_codes=7)
     assert str(path) in str(caught.value)
 
 
@@ -139,28 +147,10 @@ def test_a_broken_file_is_named(tmp_path: Path, change: str, message: str) -> No
 def test_what_a_file_does_not_say_must_fit(tmp_path: Path, told: dict[str, int], message: str) -> None:
     path = published(tmp_path / "x.pth", network())
     with pytest.raises(ValueError, match=message):
-        load_maskgit(path, **told)
+        load(path, **told)
 
 
 def test_a_folder_of_another_kind_is_named(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"architecture": "di4c_lm.DIT", "format_version": 1}')
+    own.save(tmp_path, tiny(), length=6)
     with pytest.raises(ValueError, match="expected architecture='di4c_lm.MaskGit', found 'di4c_lm.DIT'"):
-        load_maskgit(tmp_path)
-
-
-@pytest.mark.parametrize("latent", [PUBLISHED, OURS])
-def test_a_student_begins_as_its_teacher(latent: LatentConfig) -> None:
-    teacher = network()
-    before = torch.random.get_rng_state()
-    student, twin, other = (student_of(teacher, latent, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
-    assert torch.equal(before, torch.random.get_rng_state())
-    shared = {name: tensor for name, tensor in student.state_dict().items() if not is_latent(name)}
-    assert_same_tensors(shared, says(teacher))
-    assert_same_tensors(student.state_dict(), says(twin))
-    assert student.training and all(p.requires_grad for p in student.parameters())
-    fresh = [name for name in student.state_dict() if name not in shared and name.endswith("weight")]
-    assert fresh and all(not torch.equal(student.state_dict()[n], other.state_dict()[n]) for n in fresh)
-    again = student_of(student, latent, torch.Generator().manual_seed(5))
-    assert_same_tensors(again.state_dict(), says(student))
-    with pytest.raises(ValueError, match="differs from that of the teacher"):
-        student_of(student, None, torch.Generator())
+        load(tmp_path)

@@ -11,7 +11,7 @@ import torch
 from di4c_lm.checkpoints.load import load_checkpoint
 from di4c_lm.checkpoints.pickles import plain, read_pickle
 from tests.checkpoints.formats import LENGTH, mdlm_config, named, write_ckpt
-from tests.checkpoints.tiny import tiny_dit
+from tests.checkpoints.helpers import tiny
 
 
 class Creates:
@@ -28,7 +28,7 @@ class Creates:
 @pytest.mark.parametrize("place", ["hyper_parameters", "tensor_key", "shadow", "plain_pickle", "bin"])
 def test_malicious_pickle_is_refused_and_creates_nothing(tmp_path, function, place):
     witness = tmp_path / "witness"
-    bomb, network = Creates(witness, function), tiny_dit()
+    bomb, network = Creates(witness, function), tiny()
     source = tmp_path / "last.ckpt"
     if place == "hyper_parameters":
         write_ckpt(source, network, None, more={"hyper_parameters": {"config": bomb}})

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from di4c_lm.checkpoints.vqgan import load_vqgan, save_vqgan, write_taming
 from di4c_lm.networks.vqgan import VqGan, VqganConfig
-from tests.checkpoints.tiny import assert_same_tensors
+from tests.checkpoints.helpers import assert_same_tensors
 
 CONFIG = VqganConfig(
     n_embed=6, embed_dim=3, z_channels=4, resolution=8, ch=32, ch_mult=(1, 1), num_res_blocks=1, attn_resolutions=(4,)

@@ -1,14 +1,16 @@
 """A VQGAN and a transformer that belong together, or do not; drawing images of classes."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from di4c_lm.checkpoints.maskgit import MaskGitWeights, write_pth
+from di4c_lm.checkpoints import maskgit
 from di4c_lm.checkpoints.vqgan import save_vqgan
+from di4c_lm.checkpoints.weights import Weights
 from di4c_lm.core import image_cli
 from di4c_lm.data.records.code_writer import save_codes
 from di4c_lm.domains.codes.domain import DOMAIN
@@ -16,7 +18,8 @@ from di4c_lm.domains.codes.model import CodeModel, encode_images, fingerprint, t
 from di4c_lm.domains.codes.report import sampler_of, samplers
 from di4c_lm.domains.codes.settings import CodesConfig, ImagenetConfig, VqganSource
 from di4c_lm.domains.domain import FinishedRun
-from di4c_lm.mixtures.settings import LatentConfig
+from di4c_lm.mixtures.adaln import AdaLNSettings
+from di4c_lm.mixtures.base import MixtureSettings, NoMixture
 from di4c_lm.networks.maskgit import MaskGit, MaskGitConfig
 from di4c_lm.networks.vqgan import VqGan, VqganConfig
 from di4c_lm.runs import recipe
@@ -37,11 +40,12 @@ def coder(*, n_embed: int = CODES, seed: int = 0, resolution: int = 4) -> VqGan:
         return VqGan(config).eval()
 
 
-def denoiser(latent: LatentConfig | None = None) -> MaskGit:
+def denoiser(mixture: MixtureSettings = NoMixture()) -> Any:  # noqa: B008
     config = MaskGitConfig(hidden_size=8, num_blocks=1, num_heads=2, mlp_size=8)
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        return MaskGit(config, num_codes=CODES, num_classes=NUM_CLASSES, length=4, latent=latent).eval()
+        sizes = {"num_codes": CODES, "num_classes": NUM_CLASSES, "length": 4}
+        return mixture.fresh(MaskGit, config, sizes).eval()
 
 
 def test_bytes_there_and_back() -> None:
@@ -50,9 +54,11 @@ def test_bytes_there_and_back() -> None:
     assert np.array_equal(to_images(to_planes(np.array([[[[0], [16]]]], dtype=np.uint8), levels=17)).ravel(), [0, 255])
 
 
-@pytest.mark.parametrize("latent", [None, LatentConfig(law="codebook", path="adaln", inject_at=-1, codebook_size=4)])
-def test_a_model_is_saved_with_its_vqgan(tmp_path: Path, latent: LatentConfig | None) -> None:
-    model = CodeModel(denoiser=denoiser(latent), vqgan=coder(), schedule="cosine")
+@pytest.mark.parametrize(
+    "mixture", [NoMixture(), AdaLNSettings(distribution="codebook", inject_at=-1, codebook_size=4)]
+)
+def test_a_model_is_saved_with_its_vqgan(tmp_path: Path, mixture: MixtureSettings) -> None:
+    model = CodeModel(denoiser=denoiser(mixture), vqgan=coder(), schedule="cosine")
     model.save_pretrained(tmp_path)
     loaded = CodeModel.from_pretrained(tmp_path)
     assert loaded.schedule == "cosine" and fingerprint(loaded.vqgan) == fingerprint(model.vqgan)
@@ -63,7 +69,7 @@ def test_a_model_is_saved_with_its_vqgan(tmp_path: Path, latent: LatentConfig | 
 
 
 def test_a_published_file_needs_its_vqgan(tmp_path: Path) -> None:
-    write_pth(tmp_path / "x.pth", MaskGitWeights.of(denoiser()))
+    maskgit.write(tmp_path / "x.pth", Weights.of(denoiser()))
     save_vqgan(tmp_path / "coder", coder())
     loaded = CodeModel.from_pretrained(tmp_path / "x.pth", tmp_path / "coder")
     assert loaded.process.mask_id == CODES and loaded.schedule == "arccos"
@@ -113,7 +119,7 @@ def test_codes_of_images_decode_to_the_reconstruction() -> None:
 
 def test_what_cannot_be_drawn_is_refused() -> None:
     model = CodeModel(denoiser=denoiser(), vqgan=coder())
-    with pytest.raises(ValueError, match="class 3 is impossible: allowed are 0 to 2, and -1 for none"):
+    with pytest.raises(ValueError, match="class must be 0 to 2, or -1 for none, got 3"):
         model.sample(torch.tensor([0, 3]), 2, seed=0)
     with pytest.raises(ValueError, match="guidance must be 0 where no condition"):
         model.sample(None, 2, seed=0, num_samples=2, guidance=2.0)

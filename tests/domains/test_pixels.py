@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from di4c_lm.checkpoints import tauldr, unet
+from di4c_lm.checkpoints import own, tauldr
 from di4c_lm.core import image_cli
 from di4c_lm.domains.domain import FinishedRun
 from di4c_lm.domains.pixels.domain import DOMAIN
@@ -51,8 +51,8 @@ def test_a_model_is_saved_with_its_chain(tmp_path: Path) -> None:
     again = CifarModel.from_pretrained(tmp_path)
     assert again.chain == model().chain and again.shape == (4, 4, 1)
     assert torch.equal(again.sample(3, 2, seed=0)[0], model().sample(3, 2, seed=0)[0])
-    weights = dataclasses.replace(unet.read(tmp_path), extra={"chain": {"rate_sigma": -1.0}})
-    unet.write(tmp_path, weights)
+    weights = dataclasses.replace(own.read(tmp_path), extra={"chain": {"rate_sigma": -1.0}})
+    own.write(tmp_path, weights)
     with pytest.raises(ValueError, match="its chain is not one of ours: .*rate_sigma must be above 0"):
         CifarModel.from_pretrained(tmp_path)
 
@@ -94,7 +94,7 @@ def test_a_sampler_for_masks_is_refused_by_name() -> None:
 
 def test_a_teacher_is_read_from_a_folder_or_a_published_file(tmp_path: Path) -> None:
     model().save_pretrained(tmp_path / "ours")
-    tauldr.write(tmp_path / "published.pt", unet.read(tmp_path / "ours"))
+    tauldr.write(tmp_path / "published.pt", own.read(tmp_path / "ours"))
     for name in ("ours", "published.pt"):
         config = CifarConfig(chain=CHAIN)
         found = load_teacher(tmp_path / name, config, (4, 4, 1), 5)
@@ -144,7 +144,7 @@ def finished(folder: Path, *words: str) -> FinishedRun:
 def test_a_run_begins_with_the_classes_of_levels_and_keeps_its_teacher(tmp_path: Path) -> None:
     run = finished(tmp_path, "eval.skip=true")
     teacher, student = samplers(run, 8, "cpu")
-    first, last = (CifarModel.from_pretrained(path).denoiser.state_dict() for path in run.models.values())
+    first, last = (CifarModel.from_pretrained(path).denoiser.tensors() for path in run.models.values())
     assert all(torch.equal(value, last[name]) for name, value in first.items()), "the backbone is the teacher's"
     assert float(last["latent_head.table"].softmax(1).amax(1).min()) > 0.9, "each level has its class"
     for one in (teacher, student):

@@ -15,7 +15,7 @@ from di4c_lm.domains.text.model import TextModel, load_run
 from di4c_lm.domains.text.report import compare
 from di4c_lm.domains.text.settings import Config, DataConfig
 from di4c_lm.measure.text.gen_ppl import CompareConfig, GenPplConfig
-from di4c_lm.mixtures.settings import LatentConfig
+from di4c_lm.mixtures.adaln import AdaLNSettings
 from di4c_lm.networks.dit import DIT, DitConfig
 from di4c_lm.runs import recipe
 
@@ -28,7 +28,7 @@ TEXTS = ["the cat sat on the mat and the dog sat on the log", "one two three fou
 def model(tmp_path_factory: pytest.TempPathFactory) -> TextModel:
     tokenizer = load_tokenizer(DataConfig(vocab_size=300), TEXTS, tmp_path_factory.mktemp("tokenizer"))
     torch.manual_seed(0)
-    denoiser = DIT(MODEL, num_states=len(tokenizer), latent=LatentConfig(law="codebook", path="adaln"))
+    denoiser = AdaLNSettings(distribution="codebook").fresh(DIT, MODEL, {"num_states": len(tokenizer)})
     for parameter in denoiser.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return TextModel(denoiser=denoiser.eval(), tokenizer=tokenizer, length=12)

@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from di4c_lm.checkpoints.di4c import load_denoiser, save_denoiser
+from di4c_lm.checkpoints import own
+from di4c_lm.checkpoints.load import load_checkpoint
 from di4c_lm.core.settings import choice, section, setting
 from di4c_lm.data.batches import PackedSource
 from di4c_lm.domains.domain import FinishedRun, Pretraining
@@ -62,18 +63,20 @@ class ToySettings:
 class ToyModel:
     """A network on the states and MASK."""
 
-    denoiser: DIT
+    denoiser: Any
 
     @property
     def process(self) -> MaskedProcess:
         return MaskedProcess(self.denoiser.mask_id)
 
-    def save_pretrained(self, folder: Path | str, state: Mapping[str, Tensor] | None = None) -> None:
-        save_denoiser(folder, self.denoiser, length=LENGTH, state=state)
+    def save_pretrained(
+        self, folder: Path | str, state: Mapping[str, Tensor] | None = None, *, backbone: str | None = None
+    ) -> None:
+        own.save(folder, self.denoiser, length=LENGTH, state=state, backbone=backbone)
 
     @classmethod
     def from_pretrained(cls, source: Path | str, *, device: torch.device | str = "cpu") -> "ToyModel":
-        return cls(denoiser=load_denoiser(source).network.to(device))
+        return cls(denoiser=load_checkpoint(source).to(device))
 
     def sample(self, num: int, steps: int, seed: int) -> Int64[Tensor, "N D"]:
         start = torch.full((num, LENGTH), self.process.mask_id)

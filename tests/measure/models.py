@@ -9,7 +9,10 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from di4c_lm.domains.text.model import TextModel
-from di4c_lm.mixtures.settings import LatentConfig
+from di4c_lm.mixtures.adaln import AdaLNSettings
+from di4c_lm.mixtures.base import NoMixture
+from di4c_lm.mixtures.class_chain import ClassChainSettings
+from di4c_lm.mixtures.codes import CodesSettings
 from di4c_lm.networks.dit import DIT, DitConfig
 from tests.measure.tiny import words
 
@@ -27,12 +30,12 @@ def text_model(
 ) -> TextModel:
     """A random network, of the mixture of `codes` components where that is not 0; with `window` of strings of them, or of classes."""
     if window == "classes":
-        latent = LatentConfig(law="codebook", path="classes", codebook_size=codes)
+        mixture: Any = ClassChainSettings(codebook_size=codes, freeze_backbone=False)
     elif window is None:
-        latent = LatentConfig(law="codebook", path="adaln", codebook_size=codes) if codes else None
+        mixture = AdaLNSettings(distribution="codebook", codebook_size=codes) if codes else NoMixture()
     else:
-        latent = LatentConfig(law="codebook", path="head", codebook_size=codes, window=int(window))
-    denoiser = DIT(MODEL, num_states=5, latent=latent)
+        mixture = CodesSettings(codebook_size=codes, window=int(window))
+    denoiser = mixture.fresh(DIT, MODEL, {"num_states": 5})
     rng = torch.Generator().manual_seed(seed)
     for name, parameter in denoiser.named_parameters():
         sharper = 3 if window == "classes" and name.startswith("latent") else 1
@@ -48,8 +51,8 @@ def every_text(length: int = 3) -> Int64[Tensor, "N D"]:
 def component_log_p(model: TextModel, length: int = 3) -> Float64[Tensor, "L D S"]:
     """log p(x_0^d | all MASK; λ_j) for every component (1 where there is no λ)."""
     x_t = torch.full((1, length), model.process.mask_id)
-    latent = model.denoiser.latent
-    lam = None if latent is None else torch.arange(latent.codebook_size).view(1, -1, 1)
+    rng = torch.Generator().manual_seed(0)
+    lam = model.denoiser.training_latents(1, model.denoiser.num_components(10**6), rng, torch.device("cpu"))
     prediction = model.denoiser(x_t, torch.ones(1), lam)
     num_lambdas = prediction.features.shape[1]
     positions = torch.arange(length).repeat(num_lambdas)

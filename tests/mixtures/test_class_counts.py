@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from di4c_lm.data.batches import PackedSource
+from di4c_lm.data.batches import PackedSource, first_sequences
 from di4c_lm.data.text.synthetic import MarkovChain
-from di4c_lm.mixtures.class_counts import first_sequences, token_classes
+from di4c_lm.mixtures.class_counts import token_classes
 
 
 def classes_of_chain() -> tuple[torch.Tensor, torch.Tensor]:

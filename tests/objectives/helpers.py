@@ -6,7 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from di4c_lm.data.batches import Batch
-from di4c_lm.mixtures.settings import LatentConfig
+from di4c_lm.mixtures.adaln import AdaLNSettings
+from di4c_lm.mixtures.base import MixtureSettings, NoMixture
+from di4c_lm.mixtures.class_chain import ClassChainSettings
+from di4c_lm.mixtures.token import TokenSettings
 from di4c_lm.networks.dit import DIT, DitConfig
 from di4c_lm.networks.unet import UNet, UnetConfig
 from di4c_lm.objectives.objective import Objective
@@ -18,9 +21,9 @@ MASK = STATES - 1
 MASKED = MaskedProcess(MASK)
 LEVELS, PIXELS = 5, 4
 GAUSSIAN = GaussianChain(num_states=LEVELS, rate_sigma=1.0, q_sigma=8.0, time_base=0.3, time_exponential=20.0)
-TOKEN = LatentConfig()
-CODES = LatentConfig(law="codebook", path="adaln", codebook_size=4, init_scale=1.0)
-CLASSES = LatentConfig(law="codebook", path="classes", codebook_size=3, relations=2, init_scale=1.0)
+TOKEN = TokenSettings()
+CODES = AdaLNSettings(distribution="codebook", codebook_size=4, init_scale=1.0)
+CLASSES = ClassChainSettings(codebook_size=3, relations=2, init_scale=1.0, freeze_backbone=False)
 TEXT = DitConfig(hidden_size=16, num_blocks=2, num_heads=2, cond_dim=8)
 PIXEL = UnetConfig(width=4, multipliers=(1,), res_blocks=1, attention_scale=-1, dropout=0.0)
 
@@ -35,12 +38,13 @@ def filled(make: Any, seed: int) -> Any:
     return network.double()
 
 
-def text_network(latent: LatentConfig | None = None, seed: int = 1) -> DIT:
-    return filled(lambda: DIT(TEXT, num_states=STATES, latent=latent), seed)
+def text_network(mixture: MixtureSettings | None = None, seed: int = 1) -> Any:
+    return filled(lambda: (mixture or NoMixture()).fresh(DIT, TEXT, {"num_states": STATES}), seed)
 
 
-def pixel_network(latent: LatentConfig | None = None, seed: int = 1) -> UNet:
-    return filled(lambda: UNet(PIXEL, shape=(2, 2, 1), num_states=LEVELS, latent=latent), seed)
+def pixel_network(mixture: MixtureSettings | None = None, seed: int = 1) -> Any:
+    sizes = {"shape": (2, 2, 1), "num_states": LEVELS}
+    return filled(lambda: (mixture or NoMixture()).fresh(UNet, PIXEL, sizes), seed)
 
 
 def text_batch(*sample_ids: int) -> Batch:

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from di4c_lm.checkpoints.unet import student_from_teacher
 from di4c_lm.losses.di4c import Alpha, alpha
 from di4c_lm.losses.positions import Positions
 from di4c_lm.losses.reading import Reading
@@ -192,7 +191,7 @@ def test_l_one_has_no_correlation_term() -> None:
 def test_a_student_of_text_that_is_its_teacher_has_no_marginal_or_distillation_loss() -> None:
     """With the λ path silent the student is the product that the teacher is: every divergence from the teacher is 0."""
     teacher, student = text_network(None, 2), text_network(CODES, 1)
-    student.load_state_dict({**student.state_dict(), **teacher.state_dict()})
+    student.load({**student.tensors(), **teacher.tensors()})
     for weight in student.latent_modulation.parameters():
         torch.nn.init.zeros_(weight)
     _, metrics = Di4C(num_lambdas=4, delta=0.5).build(student, MASKED, seed=0, teacher=teacher)(text_batch(*range(8)))
@@ -202,7 +201,7 @@ def test_a_student_of_text_that_is_its_teacher_has_no_marginal_or_distillation_l
 
 def test_a_student_of_images_that_begins_as_its_teacher_has_no_divergence_from_it() -> None:
     teacher = pixel_network(None, 2)
-    student = student_from_teacher(teacher, TOKEN, torch.Generator().manual_seed(0))
+    student = TOKEN.over(teacher, torch.Generator().manual_seed(0))
     of = Di4C(num_lambdas=3, **CIFAR10).build(student, GAUSSIAN, seed=0, teacher=teacher)
     _, metrics = of(pixel_batch(*range(6)))
     for name in ("distil", "data_marginal", "data_corr"):

@@ -3,12 +3,14 @@
 import dataclasses
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from di4c_lm.mixtures.latent import latent_features
-from di4c_lm.mixtures.settings import LatentConfig
+from di4c_lm.mixtures.base import Latents, NoMixture
+from di4c_lm.mixtures.token import TokenSettings
+from di4c_lm.networks.base import sinusoid
 from di4c_lm.networks.dit import DIT, DitConfig
 from di4c_lm.processes.masked import MaskedProcess
 from tests.parity.golden import Computed, Golden, Tolerance
@@ -18,8 +20,8 @@ _VALUES = Tolerance(atol=1e-5, rtol=1e-5)
 _LOG_P = Tolerance(atol=1e-5, rtol=1e-7)  # the second part is 0.1 for the entries near -1e6
 
 
-def load(golden: Golden) -> DIT:
-    """Our network with the file's weights, strictly; their shapes say all but the number of heads."""
+def load(golden: Golden) -> Any:
+    """Our network, or a mixture on it, with the file's weights, strictly; their shapes say all but the number of heads."""
     weights = golden.weights()
     num_states, hidden_size = weights["vocab_embed.embedding"].shape
     num_blocks = 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("blocks."))
@@ -29,9 +31,9 @@ def load(golden: Golden) -> DIT:
         num_heads=golden.meta["heads"],
         cond_dim=len(weights["sigma_map.mlp.0.bias"]),
     )
-    latent = LatentConfig(law="uniform", path="token", inject_at=0) if "z" in golden.arrays else None
-    network = DIT(model, num_states=num_states, latent=latent)
-    network.load_state_dict(weights)
+    mixture = TokenSettings() if "z" in golden.arrays else NoMixture()
+    network = mixture.fresh(DIT, model, {"num_states": num_states})
+    network.load(weights)
     return network.eval()
 
 
@@ -39,7 +41,7 @@ def compute(golden: Golden) -> Iterator[Computed]:
     """Every array that is not an input."""
     network = load(golden)
     x_t, sigma_B = golden.tensor("indices"), golden.tensor("sigma")
-    lam = golden.tensor("z")[:, None, None] if network.latent is not None else None
+    lam = Latents(golden.tensor("z")[:, None, None]) if network.has_latents else None
     with torch.no_grad():
         hidden: list[Tensor] = []
         hooks = [block.register_forward_hook(partial(_keep, hidden)) for block in network.blocks]
@@ -53,19 +55,19 @@ def compute(golden: Golden) -> Iterator[Computed]:
         log_p_BDS = MaskedProcess(mask_id=golden.meta["mask_index"]).constrain(logits_BDS, x_t)
         yield Computed("log_p_subs", log_p_BDS, _LOG_P)
         yield Computed("sigma_map_out", network.sigma_map(sigma_B), _VALUES)
-        if network.latent is not None and lam is not None:
-            features = latent_features(network.latent, lam.flatten(0, 1))
-            yield Computed("z_embed_in", features, _VALUES)
-            yield Computed("z_embed", network.latent_projection(features), _VALUES)
+        if lam is not None:
+            yield Computed("z_embed_in", sinusoid(1000 * lam.value.flatten()), _VALUES)
+            yield Computed("z_embed", network.embed(lam), _VALUES)
 
 
 def _keep(hidden: list[Tensor], _block: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
     hidden.append(output)
 
 
-def _logits(network: DIT, x_t: Tensor, sigma_B: Tensor, lam: Tensor | None) -> Tensor:
+def _logits(network: Any, x_t: Tensor, sigma_B: Tensor, lam: Latents | None) -> Tensor:
     """The raw logits, MASK's among them, at every position."""
-    prediction = network.predict(x_t, sigma_B, lam)
+    options = {} if lam is None else {"drive": partial(network.drive, lam=lam)}
+    prediction = network.predict(x_t, sigma_B, **options)
     output_head = dataclasses.replace(network.output_head(), impossible=None)
     features_BDH = prediction.features.squeeze(1)
     positions_N = torch.arange(x_t.shape[1]).repeat(len(x_t))

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from di4c_lm.networks.dit import DIT
 from di4c_lm.processes.categorical import sample_categorical_fp32
 from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.processes.rng import KeyedRng
@@ -117,12 +116,12 @@ def _sigma(process: MaskedProcess, t: Tensor) -> Tensor:
 def _trajectory(golden: Golden, name: str, sampler: str) -> Computed:
     """The tokens before and after each step of the published loop; the network's file ends as the case's own does."""
     variant = golden.path.stem.removeprefix("lm_sampling")
-    network: DIT = lm_dit.load(Golden(golden.path.with_name(f"{_NETWORKS[name]}{variant}.npz")))
+    network = lm_dit.load(Golden(golden.path.with_name(f"{_NETWORKS[name]}{variant}.npz")))
     label = f"traj_{name}_{sampler}"
     u_KBDS, steps = golden.tensor(f"{label}_u"), golden.meta["steps"]
     slices: list[Tensor] = []
     for step in range(steps):
-        if network.latent is not None:
+        if network.has_latents:
             slices.append(golden.tensor(f"{label}_z")[step][:, None, None])
         slices.extend(u_KBDS[step].unbind(1))
     x = torch.full(u_KBDS.shape[1:3], network.mask_id)

@@ -1,13 +1,15 @@
 """`tauldr_net`, `tauldr_net_lam`: the U-Net and its logits, with the raw and the averaged weights of the checkpoint beside the case."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from di4c_lm.checkpoints import tauldr
+from di4c_lm.checkpoints.weights import Hints
+from di4c_lm.mixtures.base import Latents
 from di4c_lm.networks.logistic_head import LogisticHead
-from di4c_lm.networks.unet import UNet
 from di4c_lm.processes.denoiser import Prediction
 from tests.parity.golden import Computed, Golden, Tolerance
 
@@ -28,8 +30,8 @@ def compute(golden: Golden) -> Iterator[Computed]:
     raw = {name: tensor for name, tensor in golden.weights().items() if name.startswith("net.")}
     path = golden.path.with_suffix(".ckpt.pt")
     found = {
-        "raw": tauldr.of_state(raw, golden.path, weights="raw", **size),
-        "ema": tauldr.read(path, weights="ema", **size),
+        "raw": tauldr.of_state(raw, golden.path, Hints(weights="raw", **size)),
+        "ema": tauldr.read(path, Hints(**size)),
     }
     for which, weights in found.items():
         yield Computed(f"net_out_{which}", _net_out(golden, weights.build(golden.path)), _NET)
@@ -38,9 +40,9 @@ def compute(golden: Golden) -> Iterator[Computed]:
     yield Computed("logits_ema_other_fix_logistic", _probabilities(golden, "ema", other), _PROBABILITY, softmax)
 
 
-def _net_out(golden: Golden, network: UNet) -> Tensor:
+def _net_out(golden: Golden, network: Any) -> Tensor:
     """(B, 2C, rows, columns): μ, then log s."""
-    lam = golden.tensor("lams")[:, None] if "lams" in golden.arrays else None
+    lam = Latents(golden.tensor("lams")[:, None]) if "lams" in golden.arrays else None
     with torch.no_grad():
         features_NDH = network(golden.tensor("x"), golden.tensor("times"), lam).features[:, 0]
     rows, columns, colours = network.shape

@@ -13,6 +13,7 @@ from scipy.linalg import expm
 from torch import Tensor
 
 from di4c_lm.checkpoints import tauldr
+from di4c_lm.checkpoints.weights import Hints
 from tests.parity.golden import Golden
 from tests.parity.kinds import Verdict, check, check_folder, kind_of
 
@@ -172,8 +173,8 @@ def write_unet(folder: Path, golden: Path, *, num_states: int, fix_logistic: boo
     raw = {name: tensor for name, tensor in old.weights().items() if name.startswith("net.")}
     size: Any = {"shape": (side, side, 3), "num_states": num_states}
     found = {
-        "raw": tauldr.of_state(raw, golden, weights="raw", **size),
-        "ema": tauldr.read(golden.with_suffix(".ckpt.pt"), weights="ema", **size),
+        "raw": tauldr.of_state(raw, golden, Hints(weights="raw", **size)),
+        "ema": tauldr.read(golden.with_suffix(".ckpt.pt"), Hints(**size)),
     }
     arrays: dict[str, Any] = {"x": x, "times": times}
     for which, weights in found.items():

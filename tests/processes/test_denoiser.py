@@ -1,11 +1,13 @@
 """A network as a prediction of x_0: asked where something is needed, with one λ a sequence."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from di4c_lm.networks.output_head import LinearHead
 from di4c_lm.processes.denoiser import Denoiser, Prediction, predictor, row_chunks, rows_at_once
-from di4c_lm.processes.rng import KeyedRng
+from di4c_lm.processes.rng import KeyedRng, uniform
 
 S, D = 4, 3
 
@@ -16,8 +18,8 @@ class Peaked:
     def __init__(self) -> None:
         self.asked: list[tuple[Tensor, Tensor]] = []
 
-    def sample_latents(self, num_batch: int, num_lambdas: int, uniform) -> Tensor:
-        return (uniform((num_batch, num_lambdas, 1)) * 2).float()
+    def sample_latents(self, num_batch: int, num_lambdas: int, rng: Any, device: Any) -> Tensor:
+        return (uniform(rng, (num_batch, num_lambdas, 1), device) * 2).float()
 
     def __call__(self, x_t: Tensor, t: Tensor, lam: Tensor | None = None, cond: Tensor | None = None) -> Prediction:
         self.asked.append((x_t, t))

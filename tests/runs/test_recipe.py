@@ -308,4 +308,4 @@ def test_a_codebook_without_a_size_has_a_vector_for_each_lambda(make: Callable[.
     latent = LatentConfig(law="codebook", path="head", codebook_size=0, window=1)
     folder = run(make(latent=latent, objective=Di4C(num_lambdas=3)))
     config = json.loads((folder / "student" / "config.json").read_text())
-    assert config["latent"]["codebook_size"] == 3
+    assert config["mixture"]["codebook_size"] == 3

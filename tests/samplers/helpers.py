@@ -13,7 +13,7 @@ from di4c_lm.networks.output_head import LinearHead
 from di4c_lm.processes.denoiser import OutputHead, Prediction
 from di4c_lm.processes.gaussian import GaussianChain
 from di4c_lm.processes.masked import MaskedProcess
-from di4c_lm.processes.rng import KeyedRng
+from di4c_lm.processes.rng import KeyedRng, uniform
 from di4c_lm.samplers.grids import make_grid
 from di4c_lm.samplers.registry import make_sampler
 from di4c_lm.samplers.trajectory import Decoding, Sample, Sampler, sample
@@ -37,8 +37,8 @@ class Joint:
         self.times: list[Tensor] = []
         self.conds: list[Tensor | None] = []
 
-    def sample_latents(self, num_batch: int, num_lambdas: int, uniform: Any) -> Tensor | None:
-        return (uniform((num_batch, num_lambdas, 1)) * self.lambdas).long() if self.lambdas else None
+    def sample_latents(self, num_batch: int, num_lambdas: int, rng: Any, device: Any) -> Tensor | None:
+        return (uniform(rng, (num_batch, num_lambdas, 1), device) * self.lambdas).long() if self.lambdas else None
 
     def __call__(self, x_t: Tensor, t: Tensor, lam: Tensor | None = None, cond: Any = None) -> Prediction:
         self.calls.append(len(x_t))
@@ -66,7 +66,7 @@ class Even:
     def __init__(self, num_states: int) -> None:
         self.num_states = num_states
 
-    def sample_latents(self, num_batch: int, num_lambdas: int, uniform: Any) -> None:
+    def sample_latents(self, num_batch: int, num_lambdas: int, rng: Any, device: Any) -> None:
         return None
 
     def __call__(self, x_t: Tensor, t: Tensor, lam: Tensor | None = None, cond: Tensor | None = None) -> Prediction:
@@ -133,8 +133,8 @@ class Exact:
             p_BDS = torch.eye(LEVELS).double()[torch.stack([pair_B // LEVELS, pair_B % LEVELS], 1)]
         return Prediction((p_BDS + 1e-300).log()[:, None], Given())
 
-    def sample_latents(self, num_batch: int, num_lambdas: int, uniform: Callable[[tuple[int, ...]], Tensor]):
-        return uniform((num_batch, num_lambdas, 1)) if self.mixture else None
+    def sample_latents(self, num_batch: int, num_lambdas: int, rng: Any, device: Any):
+        return uniform(rng, (num_batch, num_lambdas, 1), device) if self.mixture else None
 
     def output_head(self) -> OutputHead:
         return Given()

@@ -1,6 +1,7 @@
 """Ancestral sampling: exact on both processes, rare tokens at their rates; and the published step, its rates and its table."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from di4c_lm.networks.output_head import LinearHead
 from di4c_lm.processes.categorical import sample_categorical_fp32
 from di4c_lm.processes.denoiser import Prediction
 from di4c_lm.processes.masked import MaskedProcess
-from di4c_lm.processes.rng import KeyedRng
+from di4c_lm.processes.rng import KeyedRng, uniform
 from di4c_lm.processes.schedules import LogLinear
 from di4c_lm.samplers.ancestral import posterior_weights, single_precision_uniform
 from di4c_lm.samplers.grids import make_grid
@@ -48,8 +49,8 @@ class Components:
     def __init__(self, p: Tensor) -> None:
         self.log_p = torch.cat([p.log(), torch.full((*p.shape[:-1], 1), -1e6)], -1)
 
-    def sample_latents(self, num_batch: int, num_lambdas: int, uniform) -> Tensor:
-        return (uniform((num_batch, num_lambdas, 1)) * len(self.log_p)).long()
+    def sample_latents(self, num_batch: int, num_lambdas: int, rng: Any, device: Any) -> Tensor:
+        return (uniform(rng, (num_batch, num_lambdas, 1), device) * len(self.log_p)).long()
 
     def __call__(self, x_t: Tensor, t: Tensor, lam: Tensor | None = None, cond: Tensor | None = None) -> Prediction:
         assert lam is not None

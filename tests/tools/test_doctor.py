@@ -9,8 +9,9 @@ import torch
 
 from di4c_lm.core import cli
 from di4c_lm.domains.text.settings import Config
+from di4c_lm.mixtures.adaln import AdaLNSettings
 from di4c_lm.networks.dit import DIT
-from di4c_lm.runs.recipe import latent_of
+from di4c_lm.runs.recipe import mixture_of
 from tests.tools.helpers import run_tool
 from tools import doctor
 from tools.diagnosis import machine, plan
@@ -32,7 +33,7 @@ def test_parameters_are_those_of_the_networks() -> None:
     chosen = config("objective=di4c_paper", "lambda.path=adaln", "lambda.inject_at=1")
     counts = plan.count(chosen, chosen.model, 301)
     teacher = DIT(chosen.model, num_states=301)
-    student = DIT(chosen.model, num_states=301, latent=chosen.latent)
+    student = AdaLNSettings(inject_at=1).fresh(DIT, chosen.model, {"num_states": 301})
     assert counts.teacher == sum(p.numel() for p in teacher.parameters())
     assert counts.student == counts.trained == sum(p.numel() for p in student.parameters())
     assert counts.latent == counts.student - counts.teacher > 0
@@ -44,8 +45,8 @@ def test_a_frozen_trunk_is_held_and_not_optimised() -> None:
     counts = plan.count(chosen, chosen.model, 301)
     assert counts.trained == counts.latent < counts.student
     one, shared = (plan.state_memory(chosen, counts, 4, way) for way in ("0", "3"))
-    assert (one["weights"], one["optimizer"]) == (4 * counts.student, 8 * counts.trained)
-    assert shared["weights"] == counts.student
+    assert (one["weights"] + one["teacher"], one["optimizer"]) == (4 * counts.student, 8 * counts.trained)
+    assert shared["weights"] == counts.trained
 
 
 def test_state_by_stage_in_float32() -> None:
@@ -76,8 +77,8 @@ def test_the_estimate_of_activations_is_near_what_autograd_keeps(checkpointing: 
     """Within a factor of 1.5, for a network that dwarfs the rest."""
     words = ("objective=di4c_codes", f"lambda.path={path}", "lambda.inject_at=1", "objective.num_lambdas=3")
     chosen = config(f"train.activation_checkpointing={checkpointing}", *words)
-    latent = latent_of(chosen)
-    network = DIT(chosen.model, num_states=301, latent=latent)
+    mixture = mixture_of(chosen)
+    network = mixture.fresh(DIT, chosen.model, {"num_states": 301})
     network.activation_checkpointing = checkpointing == "true"
     kept: dict[int, int] = {}
     own = {p.untyped_storage().data_ptr() for p in network.parameters()}
@@ -89,7 +90,7 @@ def test_the_estimate_of_activations_is_near_what_autograd_keeps(checkpointing: 
         return tensor
 
     x = torch.zeros(chosen.train.micro_batch_size, chosen.data.length, dtype=torch.long)
-    lam = network.sample_latents(len(x), 0, torch.rand)
+    lam = network.training_latents(len(x), 3, torch.Generator().manual_seed(0), torch.device("cpu"))
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         prediction = network(x, torch.full((len(x),), 0.5), lam)
     estimate = plan.activation_memory(chosen, chosen.model, 301, on_gpu=False)["network"]

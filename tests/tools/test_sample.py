@@ -12,7 +12,8 @@ from di4c_lm.checkpoints.mdlm import write
 from di4c_lm.data.text.tokenizers import load_tokenizer
 from di4c_lm.domains.text.model import TextModel
 from di4c_lm.domains.text.settings import DataConfig
-from di4c_lm.mixtures.settings import LatentConfig
+from di4c_lm.mixtures.adaln import AdaLNSettings
+from di4c_lm.mixtures.base import MixtureSettings, NoMixture
 from di4c_lm.networks.dit import DIT, DitConfig
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
@@ -21,10 +22,10 @@ tool = importlib.import_module("sample")
 TEXTS = ["the cat sat on the mat and the dog sat on the log", "one two three four five six seven eight nine ten"] * 20
 
 
-def text_model(folder: Path, latent: LatentConfig | None) -> TextModel:
+def text_model(folder: Path, mixture: MixtureSettings) -> TextModel:
     tokenizer = load_tokenizer(DataConfig(vocab_size=300), TEXTS, folder)
     model = DitConfig(hidden_size=16, num_blocks=2, num_heads=2, cond_dim=8)
-    denoiser = DIT(model, num_states=len(tokenizer), latent=latent)
+    denoiser = mixture.fresh(DIT, model, {"num_states": len(tokenizer)})
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in denoiser.parameters():
@@ -35,14 +36,14 @@ def text_model(folder: Path, latent: LatentConfig | None) -> TextModel:
 @pytest.fixture(scope="module")
 def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("student")
-    text_model(tmp_path_factory.mktemp("cache"), LatentConfig(law="codebook", path="adaln")).save_pretrained(folder)
+    text_model(tmp_path_factory.mktemp("cache"), AdaLNSettings(distribution="codebook")).save_pretrained(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("teacher")
-    text_model(tmp_path_factory.mktemp("cache"), None).save_pretrained(folder)
+    text_model(tmp_path_factory.mktemp("cache"), NoMixture()).save_pretrained(folder)
     return folder
 
 

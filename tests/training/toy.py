@@ -128,9 +128,9 @@ class Objective(nn.Module):
 
 def real_objective(spec: dict[str, Any]) -> Any:
     """Di4C on small DiTs: λ's path is trained, and goes unused by the teacher."""
-    from di4c_lm.checkpoints.student import student_from_teacher
-    from di4c_lm.mixtures.settings import LatentConfig
-    from di4c_lm.mixtures.students import freeze_trunk
+    from di4c_lm.mixtures.adaln import AdaLNSettings
+    from di4c_lm.mixtures.class_chain import ClassChainSettings
+    from di4c_lm.mixtures.token import TokenSettings
     from di4c_lm.networks.dit import DIT, DitConfig
     from di4c_lm.objectives.di4c import Di4C
     from di4c_lm.objectives.likelihood import Likelihood
@@ -142,13 +142,13 @@ def real_objective(spec: dict[str, Any]) -> Any:
     for parameter in teacher.parameters():
         nn.init.normal_(parameter, std=0.2)
     if spec.get("path") == "classes":
-        latent = LatentConfig(law="codebook", path="classes", codebook_size=5, init_scale=2.0, trunk="frozen")
+        mixture: Any = ClassChainSettings(codebook_size=5, init_scale=2.0)
     else:
-        latent = LatentConfig(path=spec.get("path", "adaln"), inject_at=1, init_scale=2.0)
-    student = student_from_teacher(teacher, latent, torch.Generator().manual_seed(1))
-    freeze_trunk(student, latent, is_latent)
+        kind = {"adaln": AdaLNSettings, "token": TokenSettings}[spec.get("path", "adaln")]
+        mixture = kind(inject_at=1, init_scale=2.0)
+    student = mixture.over(teacher, torch.Generator().manual_seed(1))
     if spec.get("frozen", False):
-        student.vocab_embed.requires_grad_(False)
+        student.network.vocab_embed.requires_grad_(False)
     student.activation_checkpointing = spec.get("checkpointing", False)
     frozen = teacher.to(torch.bfloat16 if spec.get("dtype") == "bfloat16" else torch.float32)
     chosen = Di4C(num_lambdas=3, delta=0.3, teacher_step=TeacherStep(distribution="fraction", size=0.5))

@@ -15,12 +15,11 @@ from ablation.study import SECONDS, Study
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from di4c_lm.data.batches import PackedSource
+from di4c_lm.data.batches import PackedSource, first_sequences
 from di4c_lm.data.text.synthetic import Source, pair_frequencies
 from di4c_lm.domains.domain import Interrupted
 from di4c_lm.domains.text.domain import DOMAIN
 from di4c_lm.domains.text.settings import Config
-from di4c_lm.mixtures.class_counts import first_sequences
 from di4c_lm.networks.dit import DIT
 from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.runs import recipe

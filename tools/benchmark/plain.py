@@ -2,13 +2,13 @@
 
 import math
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from di4c_lm.networks.dit import DIT
-from di4c_lm.networks.unet import UNet
+from di4c_lm.mixtures.base import Latents
 from di4c_lm.processes.gaussian import GaussianChain
 from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.samplers.grids import published_grid
@@ -19,7 +19,8 @@ _EPS = 1e-9
 
 def logits(network: nn.Module, x_ND: Tensor, t: float, lam: Tensor | None) -> Tensor:
     """At every position and state, (N, D, S)."""
-    prediction = network(x_ND, torch.full((len(x_ND),), t, device=x_ND.device), lam)
+    latents = None if lam is None else Latents(lam)
+    prediction = network(x_ND, torch.full((len(x_ND),), t, device=x_ND.device), latents)
     positions = torch.arange(x_ND.shape[1], device=x_ND.device).repeat(len(x_ND))
     return prediction.output_head.logits(prediction.features.flatten(0, 2), positions).view(*x_ND.shape, -1)
 
@@ -54,8 +55,8 @@ def mixture_loss(
 
 
 def text_loss(
-    student: DIT,
-    teacher: DIT,
+    student: Any,
+    teacher: Any,
     process: MaskedProcess,
     x_0: Tensor,
     x_t: Tensor,
@@ -82,8 +83,8 @@ def text_loss(
 
 
 def image_loss(
-    student: UNet,
-    teacher: UNet,
+    student: Any,
+    teacher: Any,
     chain: GaussianChain,
     x_0: Tensor,
     x_t: Tensor,
@@ -115,13 +116,14 @@ def image_loss(
 
 
 @torch.no_grad()
-def sample_text(network: DIT, process: MaskedProcess, x: Tensor, steps: int) -> Tensor:
+def sample_text(network: Any, process: MaskedProcess, x: Tensor, steps: int) -> Tensor:
     """The loop of MDLM, SDTT and Di4C, ended by an argmax where MASK is left."""
     times = published_grid(steps)
 
     def weights(t: float, s: float) -> Tensor:
-        lam = network.sample_latents(len(x), 1, lambda shape: torch.rand(shape, device=x.device))
-        return _weights(process, process.constrain(logits(network, x, t, lam), x), t, s)
+        lam = network.sample_latents(len(x), 1, torch.default_generator, x.device)
+        value = None if lam is None else lam.value
+        return _weights(process, process.constrain(logits(network, x, t, value), x), t, s)
 
     for t, s in pairwise(times[:-1].tolist()):
         x = torch.where(x == process.mask_id, _gumbel_sample(weights(t, s)), x)

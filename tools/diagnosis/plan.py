@@ -6,11 +6,11 @@ from typing import Any
 import torch
 
 from di4c_lm.domains.text.settings import Config
-from di4c_lm.mixtures.latent import inject_block, is_latent
-from di4c_lm.mixtures.students import freeze_trunk
+from di4c_lm.mixtures.class_chain import ClassChainSettings
+from di4c_lm.mixtures.codes import CodesSettings
 from di4c_lm.networks.dit import DIT, DitConfig
 from di4c_lm.processes.denoiser import LOGITS_ON_CPU, LOGITS_ON_GPU
-from di4c_lm.runs.recipe import latent_of
+from di4c_lm.runs.recipe import mixture_of
 
 GIB = 2**30
 WAYS = ("0", "1", "2", "3", "1+offload", "2+offload", "3+offload")
@@ -33,15 +33,14 @@ class Counts:
 def count(config: Config, model: DitConfig, num_states: int) -> Counts:
     """Of networks of shape `model` over S = `num_states`, made without memory."""
     with torch.device("meta"):
-        student = DIT(model, num_states=num_states, latent=latent_of(config))
+        student: Any = mixture_of(config).fresh(DIT, model, {"num_states": num_states})
         teacher = DIT(model, num_states=num_states) if config.objective.needs_teacher else None
-    freeze_trunk(student, student.latent, is_latent)
-    named = dict(student.named_parameters())
+    tensors, own = student.tensors(), dict(student.named_parameters())
     return Counts(
         teacher=sum(p.numel() for p in teacher.parameters()) if teacher is not None else 0,
-        student=sum(p.numel() for p in named.values()),
-        latent=sum(p.numel() for name, p in named.items() if is_latent(name)),
-        trained=sum(p.numel() for p in named.values() if p.requires_grad),
+        student=sum(tensor.numel() for name, tensor in tensors.items() if name != "rotary_emb.inv_freq"),
+        latent=sum(p.numel() for name, p in own.items() if student.learns_apart(name)),
+        trained=sum(p.numel() for p in own.values()),
     )
 
 
@@ -60,9 +59,8 @@ def state_memory(config: Config, counts: Counts, ranks: int, way: str) -> dict[s
     width, trained = (4 if wide else 2), counts.trained
     stage = 1 if stage == 0 and not wide else stage
     share = trained / ranks if stage else trained
-    frozen = counts.student - trained
     parts = {
-        "weights": width * (share if stage == 3 else trained) + width * frozen / (ranks if stage == 3 else 1),
+        "weights": width * (share if stage == 3 else trained),
         "gradients": width * (share if stage >= 2 else trained) + (0 if wide else 4 * share),
         "optimizer": 8 * share + (4 * share if stage else 0),
         "ema": 4 * share,
@@ -75,20 +73,20 @@ def state_memory(config: Config, counts: Counts, ranks: int, way: str) -> dict[s
 def activation_memory(config: Config, model: DitConfig, num_states: int, *, on_gpu: bool) -> dict[str, float]:
     """What a micro batch takes: O(B L D H) of the network's activations, O(B D S) of laws, and one chunk of logits of L rows."""
     B, D, S, H = config.train.micro_batch_size, config.data.length, num_states, model.hidden_size
-    latent = latent_of(config)
-    L = 1 if latent is None else latent.codebook_size if latent.is_string else config.objective.num_lambdas
-    at = model.num_blocks if latent is None else inject_block(latent, model.num_blocks)
+    mixture = mixture_of(config)
+    with torch.device("meta"):
+        student: Any = mixture.fresh(DIT, model, {"num_states": num_states})
+    L = student.num_components(getattr(config.objective, "num_lambdas", 1))
+    at = model.num_blocks - 1 if isinstance(mixture, CodesSettings) else getattr(student, "inject_at", model.num_blocks)
     block = _BLOCK_WIDTHS * H
     rows_of_blocks = [1.0] * at + [float(L)] * (model.num_blocks - at)
-    if latent is not None and latent.path == "head":  # its attention is run once, its MLP for every code
+    if isinstance(mixture, CodesSettings):  # attention is run once, the last MLP for every code
         rows_of_blocks[-1] = (1 + L) / 2
     per_position = sum(rows * block for rows in rows_of_blocks)
     if config.train.activation_checkpointing:  # the inputs of all blocks, and one block whole
         per_position = sum(rows * H for rows in rows_of_blocks) + max(rows_of_blocks) * block
-    if (
-        latent is not None and latent.path == "classes"
-    ):  # one row of features, and of each class a law, a tail and what ties it
-        per_position += 16 * latent.codebook_size
+    if isinstance(mixture, ClassChainSettings):  # one row of features, and of each class a tail and its chain
+        per_position += 16 * mixture.codebook_size
         L = 1
     width = 4 if config.train.dtype == "float32" else 2
     chunk = config.objective.chunk_rows or max(1, (LOGITS_ON_GPU if on_gpu else LOGITS_ON_CPU) // S)

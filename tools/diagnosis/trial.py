@@ -8,7 +8,7 @@ import torch
 from di4c_lm.domains.domain import cache_dir
 from di4c_lm.domains.text.domain import DOMAIN
 from di4c_lm.domains.text.settings import Config
-from di4c_lm.runs.recipe import batches_of, is_latent_of, make_objective, new_student, random_teacher
+from di4c_lm.runs.recipe import batches_of, make_objective, new_student, random_teacher
 from di4c_lm.training.distributed import World, set_threads, sum_over_ranks
 from di4c_lm.training.engine import Engine
 from di4c_lm.training.loop import update
@@ -37,7 +37,7 @@ def try_out(config: Config, world: World, steps: int) -> dict[str, Any]:
         optim=config.optim,
         zero=config.zero,
         world=world,
-        is_latent=is_latent_of(student.denoiser),
+        is_latent=student.denoiser.learns_apart,
     )
     peak = PeakMemory(world.device)
     tokens, started = 0, 0.0

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Int64
@@ -10,7 +11,7 @@ from torch import Tensor
 from di4c_lm.checkpoints.vqgan import load_vqgan, save_vqgan
 from di4c_lm.core.cache import WORK, Cache, key_of
 from di4c_lm.core.settings import to_dict
-from di4c_lm.data.batches import BatchStream
+from di4c_lm.data.batches import BatchStream, first_sequences
 from di4c_lm.data.images.images import ImageSource, Split
 from di4c_lm.data.records.code_writer import save_codes
 from di4c_lm.data.records.codes import CodeSet, CodeSource, is_code_folder, load_codes
@@ -18,7 +19,6 @@ from di4c_lm.domains.codes.model import CodeModel, encode_images, fingerprint, l
 from di4c_lm.domains.codes.settings import ImagenetConfig
 from di4c_lm.domains.domain import FinishedRun, Interrupted, Pretraining
 from di4c_lm.measure.images.report import ImageReportConfig
-from di4c_lm.mixtures.class_counts import first_sequences
 from di4c_lm.networks.maskgit import MaskGit
 from di4c_lm.networks.vqgan import VqGan
 from di4c_lm.objectives.denoising import Denoising
@@ -95,7 +95,7 @@ class CodeDomain:
             raise ValueError(f"{path}: its network has {found} classes, {data.codes.name} {wanted}")
         return model
 
-    def wrap(self, network: MaskGit, settings: ImagenetConfig, data: CodeData) -> CodeModel:
+    def wrap(self, network: Any, settings: ImagenetConfig, data: CodeData) -> CodeModel:
         """With the data's VQGAN and the configured schedule."""
         return CodeModel(denoiser=network, vqgan=data.vqgan, schedule=settings.schedule)
 

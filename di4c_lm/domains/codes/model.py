@@ -12,15 +12,16 @@ from jaxtyping import Int64, UInt8
 from numpy import ndarray
 from torch import Tensor
 
+from di4c_lm.checkpoints import own
 from di4c_lm.checkpoints.files import CONFIG_FILE
-from di4c_lm.checkpoints.maskgit import MaskGitWeights, read, write_folder
+from di4c_lm.checkpoints.load import read_checkpoint
 from di4c_lm.checkpoints.vqgan import load_vqgan, save_vqgan
 from di4c_lm.data.images.image_files import Fit
 from di4c_lm.data.images.image_sources import load_split
 from di4c_lm.data.images.images import Split
 from di4c_lm.data.records.codes import is_code_folder
 from di4c_lm.domains.codes.settings import ImagenetConfig
-from di4c_lm.networks.maskgit import MaskGit, check_classes
+from di4c_lm.networks.maskgit import check_classes
 from di4c_lm.networks.vqgan import VqGan
 from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.processes.schedules import MASKGIT_SCHEDULES
@@ -52,7 +53,7 @@ def fingerprint(network: torch.nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def check_codebook(vqgan: VqGan, denoiser: MaskGit) -> None:
+def check_codebook(vqgan: VqGan, denoiser: Any) -> None:
     """Raise `ValueError` unless the transformer reads as many codes, at as many places, as the VQGAN makes."""
     made = f"{vqgan.num_codes} codes, {vqgan.length} an image"
     read_ = f"{denoiser.num_codes} codes, {denoiser.length} an image"
@@ -80,7 +81,7 @@ class CodeModel:
     `schedule` is one of `MASKGIT_SCHEDULES`. Raises `ValueError` where the two do not belong together, and for an unknown schedule.
     """
 
-    denoiser: MaskGit
+    denoiser: Any  # a MaskGit, or a mixture on one
     vqgan: VqGan
     schedule: str = SCHEDULE
 
@@ -94,11 +95,16 @@ class CodeModel:
         """The masked process on the codes, MASK last."""
         return MaskedProcess(self.denoiser.mask_id, MASKGIT_SCHEDULES[self.schedule])
 
-    def save_pretrained(self, folder: Path | str, state: Mapping[str, Tensor] | None = None) -> None:
-        """Write the transformer, and the VQGAN below it; `state` holds the weights where the network's own are not meant."""
+    def save_pretrained(
+        self, folder: Path | str, state: Mapping[str, Tensor] | None = None, *, backbone: str | None = None
+    ) -> None:
+        """Write the transformer, and the VQGAN below it; `state` holds the weights where the network's own are not meant.
+
+        With `backbone`, the path of its teacher as seen from `folder`, a mixture over a frozen teacher is written without it.
+        """
         save_vqgan(Path(folder) / VQGAN, self.vqgan)
         extra = {"schedule": self.schedule, VQGAN: fingerprint(self.vqgan)}
-        write_folder(folder, MaskGitWeights.of(self.denoiser, state, extra))
+        own.save(folder, self.denoiser, state=state, extra=extra, backbone=backbone)
 
     @classmethod
     def from_pretrained(
@@ -113,12 +119,12 @@ class CodeModel:
     ) -> "CodeModel":
         """What `save_pretrained` wrote; or a `.pth` of MaskGIT-pytorch or Di4C with its `vqgan`, in eval mode.
 
-        Raises `ValueError` as `read` and `load_vqgan` do, for a VQGAN that is not the one it was saved with, and where none is named.
+        Raises `ValueError` as the readers do, for a VQGAN that is not the one it was saved with, and where none is named.
         """
         path = Path(source).expanduser()
         if vqgan is None and not (path / VQGAN / CONFIG_FILE).is_file():
             raise ValueError(f"{path}: expected the VQGAN of this transformer in {VQGAN}/, found none: name it")
-        weights = read(path, num_heads=num_heads, num_codes=num_codes)
+        weights = read_checkpoint(path, "codes", num_heads=num_heads, num_codes=num_codes)
         coder = vqgan if isinstance(vqgan, VqGan) else load_vqgan(path / VQGAN if vqgan is None else vqgan)
         known = weights.extra.get(VQGAN)
         if known is not None and known != fingerprint(coder):

@@ -1,18 +1,20 @@
 """Images of ordered levels: tauLDR's chain, U-Nets."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jaxtyping import Int64
 from torch import Tensor
 
+from di4c_lm.data.batches import first_sequences
 from di4c_lm.data.images.images import ImageSource, Split
 from di4c_lm.domains.domain import FinishedRun, Pretraining
 from di4c_lm.domains.pixels.model import CifarModel, chain_of, load_images, load_teacher
 from di4c_lm.domains.pixels.settings import CifarConfig
 from di4c_lm.measure.images.report import ImageReportConfig
-from di4c_lm.mixtures.class_counts import first_sequences
-from di4c_lm.networks.unet import UNet, to_and_fro
+from di4c_lm.networks.unet import UNet
 from di4c_lm.objectives.denoising import Denoising
 from di4c_lm.training.distributed import World
 
@@ -34,9 +36,8 @@ class PixelData:
         return ImageSource(self.images.train, seed, flip=self.flip)
 
     def first_sequences(self, seed: int) -> Int64[Tensor, "N D"]:
-        """The training images pixel by pixel, row by row, each second row from right to left."""
-        order_D = to_and_fro(self.images.train.shape)
-        return first_sequences(self.source(seed), len(order_D))[:, order_D]
+        """Of the training images."""
+        return first_sequences(self.source(seed), math.prod(self.images.train.shape))
 
     def save(self, folder: Path) -> None:
         """Nothing: the images are read again."""
@@ -67,7 +68,7 @@ class PixelDomain:
         images = data.images.train
         return load_teacher(path, settings, images.shape, images.levels)
 
-    def wrap(self, network: UNet, settings: CifarConfig, data: PixelData) -> CifarModel:
+    def wrap(self, network: Any, settings: CifarConfig, data: PixelData) -> CifarModel:
         """With the configured chain."""
         return CifarModel(denoiser=network, chain=chain_of(settings.chain, data.images.train.levels))
 

@@ -10,12 +10,12 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from di4c_lm.checkpoints import tauldr, unet
+from di4c_lm.checkpoints import own
+from di4c_lm.checkpoints.load import read_checkpoint
 from di4c_lm.data.images.image_files import Fit
 from di4c_lm.data.images.image_sources import load_split
 from di4c_lm.data.images.images import Shape, Split
 from di4c_lm.domains.pixels.settings import ChainConfig, ChainSamplerConfig, CifarConfig, ImageDataConfig
-from di4c_lm.networks.unet import UNet
 from di4c_lm.processes.gaussian import GaussianChain
 from di4c_lm.samplers.grids import make_grid
 from di4c_lm.samplers.registry import make_sampler
@@ -28,7 +28,7 @@ _CHAIN = "chain"  # in a checkpoint's extra
 class CifarModel:
     """A U-Net with the chain whose x_t it reads."""
 
-    denoiser: UNet
+    denoiser: Any  # a UNet, or a mixture on one
     chain: GaussianChain
 
     @property
@@ -41,19 +41,23 @@ class CifarModel:
         """Rows, columns and channels of its images."""
         return self.denoiser.shape
 
-    def save_pretrained(self, folder: Path | str, state: "Mapping[str, Tensor] | None" = None) -> None:
-        """Write `model.safetensors` and `config.json`; `state` holds the weights where the network's own are not meant."""
+    def save_pretrained(
+        self, folder: Path | str, state: "Mapping[str, Tensor] | None" = None, *, backbone: str | None = None
+    ) -> None:
+        """Write `model.safetensors` and `config.json`; `state` holds the weights where the network's own are not meant.
+
+        With `backbone`, the path of its teacher as seen from `folder`, a mixture over a frozen teacher is written without it.
+        """
         chain = dataclasses.asdict(self.chain)
         del chain["num_states"]
-        weights = unet.UnetWeights.of(self.denoiser, state)
-        unet.write(folder, dataclasses.replace(weights, extra={_CHAIN: chain}))
+        own.save(folder, self.denoiser, state=state, extra={_CHAIN: chain}, backbone=backbone)
 
     @classmethod
     def from_pretrained(cls, source: Path | str, *, device: torch.device | str = "cpu") -> "CifarModel":
-        """What `save_pretrained` wrote, in eval mode. Raises `ValueError` as `checkpoints.unet.read` does."""
-        weights = unet.read(source)
+        """What `save_pretrained` wrote, in eval mode. Raises `ValueError` as `read_checkpoint` does."""
+        weights = read_checkpoint(source, "pixels")
         try:
-            chain = GaussianChain(num_states=weights.num_states, **weights.extra[_CHAIN])
+            chain = GaussianChain(num_states=weights.sizes["num_states"], **weights.extra[_CHAIN])
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{source}: its chain is not one of ours: {error!r}") from error
         return cls(denoiser=weights.build(source).to(device), chain=chain)
@@ -135,7 +139,8 @@ def load_teacher(source: Path | str, config: CifarConfig, shape: Shape, num_stat
     if path.is_dir():
         model = CifarModel.from_pretrained(path)
     else:
-        weights = tauldr.read(path, weights=config.teacher.weights, shape=shape, num_states=num_states)
+        known = {"weights": config.teacher.weights, "shape": shape, "num_states": num_states}
+        weights = read_checkpoint(path, "pixels", **known)
         model = CifarModel(denoiser=weights.build(path), chain=chain_of(config.chain, num_states))
     found, wanted = (*model.shape, model.chain.num_states), (*shape, num_states)
     if found != wanted:

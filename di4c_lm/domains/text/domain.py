@@ -2,20 +2,18 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jaxtyping import Int64
 from torch import Tensor
 
-from di4c_lm.checkpoints.load import load_checkpoint
-from di4c_lm.checkpoints.student import check_tokenizer
-from di4c_lm.data.batches import Source, Stream
+from di4c_lm.checkpoints.load import read_checkpoint
+from di4c_lm.data.batches import Source, Stream, first_sequences
 from di4c_lm.data.text.corpus import Corpus, load_corpus, verify_corpus
-from di4c_lm.data.text.tokenizers import fingerprint
 from di4c_lm.domains.domain import FinishedRun, Pretraining
-from di4c_lm.domains.text.model import VALIDATION, TextModel
+from di4c_lm.domains.text.model import VALIDATION, TextModel, check_tokenizer
 from di4c_lm.domains.text.settings import Config
 from di4c_lm.measure.text.gen_ppl import GenPplConfig
-from di4c_lm.mixtures.class_counts import first_sequences
 from di4c_lm.networks.dit import DIT
 from di4c_lm.objectives.mdlm import Mdlm
 from di4c_lm.training.distributed import World, barrier
@@ -76,11 +74,11 @@ class TextDomain:
     def read(self, path: Path | str, settings: Config, data: TextData) -> TextModel:
         """The network of any of the field's checkpoints, its states those of the corpus's tokenizer."""
         tokenizer, teacher, length = data.corpus.tokenizer, settings.teacher, settings.data.length
-        loaded = load_checkpoint(path, revision=teacher.revision, weights=teacher.weights, length=length)
-        check_tokenizer(loaded, fingerprint=fingerprint(tokenizer), num_states=len(tokenizer), source=path)
-        return self.wrap(loaded.network, settings, data)
+        weights = read_checkpoint(path, revision=teacher.revision, weights=teacher.weights, length=length)
+        check_tokenizer(weights, tokenizer, path)
+        return self.wrap(weights.build(path), settings, data)
 
-    def wrap(self, network: DIT, settings: Config, data: TextData) -> TextModel:
+    def wrap(self, network: Any, settings: Config, data: TextData) -> TextModel:
         """With the corpus's tokenizer."""
         return TextModel(denoiser=network, tokenizer=data.corpus.tokenizer, length=settings.data.length)
 

@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from di4c_lm.checkpoints.di4c import load_denoiser, save_denoiser
+from di4c_lm.checkpoints import own
 from di4c_lm.checkpoints.files import read_safetensors
-from di4c_lm.checkpoints.student import TOKENIZER_KEY, check_tokenizer
+from di4c_lm.checkpoints.load import read_checkpoint
+from di4c_lm.checkpoints.weights import Weights
 from di4c_lm.core.settings import to_dict
 from di4c_lm.data.text.tokenizers import fingerprint
 from di4c_lm.domains.domain import FinishedRun
@@ -26,9 +27,10 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedTokenizerFast
 
-    from di4c_lm.checkpoints.lightning import WhichWeights
+    from di4c_lm.checkpoints.weights import WhichWeights
 
 VALIDATION, EVALUATOR = "validation.safetensors", "evaluator"  # in a run's folder
+TOKENIZER_KEY = "tokenizer"  # in a checkpoint's extra: the fingerprint of the tokenizer that it was trained with
 _GRID_TRAJECTORIES = 16  # on which a grid is optimised
 _GRID_KEYS = 2**40  # the numbers of those, apart from those of samples
 
@@ -46,10 +48,15 @@ class TextModel:
         """The masked process on the tokenizer's ids, MASK last."""
         return MaskedProcess(self.denoiser.mask_id)
 
-    def save_pretrained(self, folder: Path | str, state: "Mapping[str, Tensor] | None" = None) -> None:
-        """Write `model.safetensors`, `config.json` and the tokenizer; `state` holds the weights where the network's own are not meant."""
+    def save_pretrained(
+        self, folder: Path | str, state: "Mapping[str, Tensor] | None" = None, *, backbone: str | None = None
+    ) -> None:
+        """Write `model.safetensors`, `config.json` and the tokenizer; `state` holds the weights where the network's own are not meant.
+
+        With `backbone`, the path of its teacher as seen from `folder`, a mixture over a frozen teacher is written without it.
+        """
         extra = {TOKENIZER_KEY: fingerprint(self.tokenizer)}
-        save_denoiser(folder, self.denoiser, length=self.length, extra=extra, state=state)
+        own.save(folder, self.denoiser, length=self.length, extra=extra, state=state, backbone=backbone)
         self.tokenizer.save_pretrained(str(folder))
 
     @classmethod
@@ -61,10 +68,10 @@ class TextModel:
         from transformers import AutoTokenizer
 
         folder = _folder(source)
-        loaded = load_denoiser(folder)
+        weights = read_checkpoint(folder)
         tokenizer = AutoTokenizer.from_pretrained(str(folder))
-        check_tokenizer(loaded, fingerprint=fingerprint(tokenizer), num_states=len(tokenizer), source=source)
-        return cls(denoiser=loaded.network.to(device).eval(), tokenizer=tokenizer, length=loaded.length)
+        check_tokenizer(weights, tokenizer, source)
+        return cls(denoiser=weights.build(folder).to(device), tokenizer=tokenizer, length=weights.sizes["length"])
 
     @classmethod
     def from_checkpoint(
@@ -78,13 +85,11 @@ class TextModel:
     ) -> "TextModel":
         """A checkpoint in any of the field's formats with the tokenizer it was trained with, in eval mode.
 
-        Raises `ValueError` as `load_checkpoint` does, or where the tokenizer has another number of states.
+        Raises `ValueError` as `read_checkpoint` does, or where the tokenizer has another number of states.
         """
-        from di4c_lm.checkpoints.load import load_checkpoint
-
-        loaded = load_checkpoint(source, revision=revision, weights=weights)
-        check_tokenizer(loaded, fingerprint=fingerprint(tokenizer), num_states=len(tokenizer), source=source)
-        return cls(denoiser=loaded.network.to(device).eval(), tokenizer=tokenizer, length=loaded.length)
+        found = read_checkpoint(source, revision=revision, weights=weights)
+        check_tokenizer(found, tokenizer, source)
+        return cls(denoiser=found.build(source).to(device), tokenizer=tokenizer, length=found.sizes["length"])
 
     def to(self, device: torch.device | str) -> "TextModel":
         """The same model, its network moved to `device`."""
@@ -199,6 +204,24 @@ def load_run(run: Path | FinishedRun) -> Run:
         validation=read_safetensors(finished.folder / VALIDATION)["validation"].long(),
         evaluator=str(trained) if trained.is_dir() else finished.settings.evaluator.path,
     )
+
+
+def check_tokenizer(weights: Weights, tokenizer: "PreTrainedTokenizerFast", source: object) -> None:
+    """Raise `ValueError` where the checkpoint at `source` was trained with another tokenizer.
+
+    Published checkpoints carry no fingerprint: for them only the number of entries, MASK included, is compared.
+    """
+    num_states, known = weights.sizes["num_states"], weights.extra.get(TOKENIZER_KEY)
+    if num_states != len(tokenizer):
+        raise ValueError(
+            f"{source}: its network has {num_states} states, the tokenizer {len(tokenizer)} (MASK included); choose the tokenizer it was "
+            "trained with by data.tokenizer"
+        )
+    if known is not None and known != fingerprint(tokenizer):
+        raise ValueError(
+            f"{source}: trained with another tokenizer: fingerprint {known}, the one in use has {fingerprint(tokenizer)}; choose it by "
+            f"data.tokenizer, for instance data.tokenizer={source}"
+        )
 
 
 def _folder(source: Path | str) -> Path:

@@ -22,27 +22,9 @@ from di4c_lm.samplers.trajectory import sample_keyed
 _CORRELATION_TIMES = (1.0, 0.75, 0.5, 0.25)
 
 
-def num_components(model: TextModel, lambdas: int) -> int:
-    """L: 1 without λ, the whole codebook where it is not larger than `lambdas` or λ is a string of codes, else `lambdas`."""
-    latent = model.denoiser.latent
-    if latent is None:
-        return 1
-    if latent.is_string:
-        return latent.codebook_size
-    return min(lambdas, latent.codebook_size) if latent.law == "codebook" else lambdas
-
-
-def calls_of_all(model: TextModel, lambdas: int) -> int:
-    """Network calls that the prediction under all of `num_components` takes: of token classes one."""
-    latent = model.denoiser.latent
-    return 1 if latent is not None and latent.path == "classes" else num_components(model, lambdas)
-
-
-def latents(model: TextModel, num_batch: int, lambdas: int, rng: Any, device: torch.device) -> Tensor | None:
-    """As many λ of each sequence as stand for the mixture: all of a finite λ, or `num_components` samples."""
-    latent = model.denoiser.latent
-    num_lambdas = 0 if latent is not None and latent.is_string else num_components(model, lambdas)
-    return model.denoiser.sample_latents(num_batch, num_lambdas, lambda shape: uniform(rng, shape, device))
+def latents(model: TextModel, num_batch: int, lambdas: int, rng: Any, device: torch.device) -> Any:
+    """As many λ of each sequence as stand for the mixture: all of a finite λ, else `lambdas` samples; None for a model without λ."""
+    return model.denoiser.training_latents(num_batch, model.denoiser.num_components(lambdas), rng, device)
 
 
 def predict(model: TextModel, x_t: Int64[Tensor, "B D"], t: Float[Tensor, " B"], rng: KeyedRng, *, lambdas: int) -> Any:
@@ -62,7 +44,7 @@ def total_correlation(
     is enumerated; otherwise λ is averaged over samples apart from the one that made x̂, which biases the first towards 0.
     Raises `ValueError` for a model without λ.
     """
-    if model.denoiser.latent is None:
+    if not model.denoiser.has_latents:
         raise ValueError("the model has no λ: it is a product, whose total correlation is 0")
     device = next(model.denoiser.parameters()).device
     own, text = [], []
@@ -72,7 +54,7 @@ def total_correlation(
         masked_BD = uniform(rng, tuple(x_BD.shape), device) < t
         x_t = torch.where(masked_BD, model.process.mask_id, x_BD)
         positions = Positions.where(masked_BD)
-        one = model.denoiser.sample_latents(len(x_BD), 1, lambda shape, rng=rng: uniform(rng, shape, device))
+        one = model.denoiser.sample_latents(len(x_BD), 1, rng, device)
         u_M = uniform(rng, tuple(x_BD.shape), device)[masked_BD]
         own_M = _sample(model.denoiser(x_t, t_B.float(), one), positions, u_M)
         targets_M2 = torch.stack([own_M, positions.gather(x_BD)], 1)
@@ -104,20 +86,16 @@ class Averaged:
         self._rng = torch.Generator().manual_seed(seed)
         self.num_states, self.mask_id = model.denoiser.num_states, model.denoiser.mask_id
 
-    def sample_latents(self, num_batch: int, num_lambdas: int, uniform: Any) -> Tensor | None:
+    def sample_latents(self, num_batch: int, num_lambdas: int, rng: Any, device: torch.device) -> Any:
         """All of them, whatever `num_lambdas` asks for."""
-        latent = self._model.denoiser.latent
-        enumerated = latent is not None and latent.is_string
-        return self._model.denoiser.sample_latents(
-            num_batch, 0 if enumerated else num_components(self._model, self._lambdas), uniform
-        )
+        return latents(self._model, num_batch, self._lambdas, rng, device)
 
     def output_head(self) -> OutputHead:
         """That of the mixture."""
         return self._model.denoiser.output_head()
 
     def __call__(
-        self, x_t: Int64[Tensor, "B D"], t: Float[Tensor, " B"], lam: Tensor | None = None, cond: Any = None
+        self, x_t: Int64[Tensor, "B D"], t: Float[Tensor, " B"], lam: Any = None, cond: Any = None
     ) -> Prediction:
         """Features (B, 1, D, H), each position's under the λ that it chose."""
         return self._model.denoiser(x_t, t, lam).independent(self._rng)
@@ -131,7 +109,7 @@ def latent_modes(model: TextModel, *, lambdas: int, batch_size: int) -> dict[str
         device = next(model.denoiser.parameters()).device
         shape, how = (num_samples, model.length), {"seed": seed, "batch_size": batch_size, "device": device}
         found = sample_keyed(denoiser, model.process, shape, uniform_grid(steps), **how)
-        return found.x, found.nfe * calls_of_all(model, lambdas)
+        return found.x, found.nfe * model.denoiser.num_calls(lambdas)
 
     resampled, frozen = (sampler_of(model, batch_size, hold_latents=hold) for hold in (False, True))
     return {"λ resampled": resampled, "λ frozen": frozen, "λ averaged": averaged}
@@ -146,7 +124,7 @@ def mixture_part(run: TextRun, settings: Any, evaluators: Sequence[Evaluator], *
         steps=(settings.mixture_steps,), seed=settings.seeds[0], **{key: getattr(settings, key) for key in shared}
     )
     for name, model in run.models.items():
-        if model.denoiser.latent is None:
+        if not model.denoiser.has_latents:
             continue
         for t in _CORRELATION_TIMES:
             own_N, text_N = total_correlation(model, x_ND, t=t, lambdas=settings.lambdas, seed=settings.seeds[0])

@@ -114,7 +114,7 @@ def bound_report(run: TextRun, settings: GenPplConfig, *, draws: int) -> str:
     _move(run, settings.device)
     rows: list[Row] = []
     for name, model in run.models.items():
-        if model.denoiser.latent is None:
+        if not model.denoiser.has_latents:
             how: dict[str, Any] = {
                 "draws": draws,
                 "lambdas": 1,

@@ -80,11 +80,12 @@ def test_no_bound_promises_more_probability_than_there_is(codes: int, steps: int
 def _one_at_a_time(model: TextModel) -> torch.Tensor:
     """The bound's exact value: the mean over all orders of revealing one token after the other, λ averaged out of each."""
     total = torch.zeros(len(TEXTS), dtype=torch.float64)
-    codes = torch.arange(CODES).view(1, -1, 1).expand(len(TEXTS), -1, -1)
+    rng = torch.Generator().manual_seed(0)
+    codes = model.denoiser.training_latents(len(TEXTS), CODES, rng, torch.device("cpu"))
     for order in itertools.permutations(range(3)):
         x_t = torch.full_like(TEXTS, model.process.mask_id)
         for d in order:
-            prediction = model.denoiser(x_t, torch.ones(len(TEXTS)), codes if model.denoiser.latent else None)
+            prediction = model.denoiser(x_t, torch.ones(len(TEXTS)), codes)
             law_NS = mixture_marginals(
                 prediction.features[:, :, d], torch.full((len(TEXTS),), d), prediction.output_head
             )

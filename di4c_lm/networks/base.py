@@ -1,0 +1,311 @@
+"""What a network is to the rest: a prediction of L rows of equal weight, and a pass in stages that a mixture can drive."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from di4c_lm.losses.positions import Positions
+from di4c_lm.losses.reading import Reading, mixture_marginals, read_rows
+from di4c_lm.processes.denoiser import OutputHead, Prediction
+from di4c_lm.processes.rng import Rng
+
+NetworkType = TypeVar("NetworkType", bound="Network")
+
+
+@dataclass(frozen=True)
+class Rows(Prediction):
+    """A mixture of L products with equal weights, one a row of the features; L = 1 is a product."""
+
+    features: Float[Tensor, "B L D H"]
+    output_head: OutputHead
+
+    def read(
+        self,
+        positions: Positions,
+        targets: Int64[Tensor, "M T"],
+        distributions: Sequence[Float[Tensor, "M S"]] = (),
+        *,
+        components: bool = False,
+        chunk_rows: int = 0,
+    ) -> Reading:
+        """One pass over M positions of the B sequences.
+
+        Args:
+            targets: T states a position, whose joint and marginal probabilities are wanted.
+            distributions: q_r at each position, normalised, without gradient.
+            components: whether the components' divergence, from the first distribution, is wanted.
+            chunk_rows: rows of logits held at once; 0: as many as suit the device.
+        """
+        return read_rows(
+            positions.features(self.features),
+            positions,
+            self.output_head,
+            targets,
+            distributions,
+            components=components,
+            chunk_rows=chunk_rows,
+        )
+
+    def marginals(self, positions: Positions, *, chunk_rows: int = 0) -> Float[Tensor, "M S"]:
+        """The marginals, λ averaged out, at M positions; without gradient."""
+        features_MLH = positions.features(self.features)
+        return mixture_marginals(features_MLH, positions.position, self.output_head, chunk_rows=chunk_rows)
+
+    def under(self, choice: Int64[Tensor, "B N D"]) -> "Rows":
+        """What is said at each position under the row, or the code, that is chosen for it: N choices a sequence."""
+        index_BNDH = choice[..., None].expand(-1, -1, -1, self.features.shape[3])
+        return Rows(self.features.gather(1, index_BNDH), self.output_head)
+
+    def independent(self, rng: torch.Generator) -> "Rows":
+        """One row in which each position is said under a component of its own choice, so that positions are independent."""
+        num_batch, num_rows, num_positions, _ = self.features.shape
+        choice_BD = torch.randint(num_rows, (num_batch, num_positions), generator=rng).to(self.features.device)
+        return self.under(choice_BD[:, None])
+
+
+class Stages(ABC):
+    """A network's pass over B sequences, stopped where a mixture brings in λ. `unknown`: the positions whose x_0 x_t does not tell."""
+
+    unknown: Bool[Tensor, "B D"]
+    output_head: OutputHead
+
+    @abstractmethod
+    def features(self) -> Float[Tensor, "N D H"]:
+        """Run what is left; the features that the output head reads."""
+
+
+class BlockStages(Stages):
+    """The stages of a transformer: its blocks, one after the other, and of the last one attention and MLP apart.
+
+    `x` is the residual stream of N rows: one a sequence, or where equal sequences share a row fewer, and more after `repeat`.
+    """
+
+    x: Float[Tensor, "N P H"]
+
+    def __init__(self, network: "Network", unknown: Bool[Tensor, "B D"], row_B: Int64[Tensor, " B"] | None) -> None:
+        self.network = network
+        self.unknown = unknown
+        self.output_head = network.output_head()
+        self._row_B = row_B
+        self._next = 0
+
+    @property
+    def num_positions(self) -> int:
+        """D."""
+        return self.unknown.shape[1]
+
+    def run(
+        self, stop: int | None = None, shift_scale: Callable[[int], Float[Tensor, "N fourH"]] | None = None
+    ) -> None:
+        """The blocks that are left, or those of them below `stop`, the norms of block k scaled and shifted by `shift_scale(k)`."""
+        stop = self.network.config.num_blocks if stop is None else stop
+        if self._next == 0 < stop:
+            self._enter()
+        for index in range(self._next, stop):
+            self._block(index, None if shift_scale is None else shift_scale(index))
+        self._next = max(self._next, stop)
+
+    def repeat(self, num_lambdas: int) -> None:
+        """Each sequence `num_lambdas` times."""
+        self._unshare()
+        self._take(lambda row: row.repeat_interleave(num_lambdas, 0))
+
+    def append(self, token: Float[Tensor, "N H"]) -> None:
+        """One more token, without a position."""
+        self.x = torch.cat([self.x, token[:, None].to(self.x.dtype)], 1)
+
+    def features(self) -> Float[Tensor, "N D H"]:
+        """See `Stages.features`."""
+        self.run()
+        features = self._features(None)
+        return features if self._row_B is None else features[self._row_B]
+
+    def before_last_mlp(self) -> Float[Tensor, "B D H"]:
+        """The stream behind all attention, at the positions alone; what follows is made of each position by itself."""
+        last = self.network.config.num_blocks - 1
+        self.run(last)
+        if last == 0:
+            self._enter()
+        self._attention(last)
+        self._unshare()
+        self.x = self.x[:, : self.num_positions]
+        return self.x
+
+    def last_mlp(self, shift_scale: Float[Tensor, "N L P fourH"]) -> Float[Tensor, "B L D H"]:
+        """From `before_last_mlp` to the features, the norms of the last MLP and of the output scaled and shifted in L ways."""
+        num_batch, num_lambdas = len(self.x), shift_scale.shape[1]
+        self.repeat(num_lambdas)
+        rows = shift_scale.to(self.x.dtype).expand(num_batch, -1, -1, -1).flatten(0, 1)
+        of_mlp, of_output = rows.chunk(2, dim=2)
+        self._mlp(self.network.config.num_blocks - 1, of_mlp)
+        return self._features(of_output).unflatten(0, (num_batch, num_lambdas))
+
+    def _unshare(self) -> None:
+        if self._row_B is not None:
+            row_B, self._row_B = self._row_B, None
+            self._take(lambda row: row[row_B])
+
+    def _take(self, rows: Callable[[Tensor], Tensor]) -> None:
+        """Other rows in place of those of the stream."""
+        self.x = rows(self.x)
+
+    def _enter(self) -> None:
+        """What stands before the first block."""
+
+    @abstractmethod
+    def _block(self, index: int, shift_scale: Float[Tensor, "N fourH"] | None) -> None: ...
+
+    @abstractmethod
+    def _attention(self, index: int) -> None: ...
+
+    @abstractmethod
+    def _mlp(self, index: int, shift_scale: Float[Tensor, "N Q twoH"]) -> None: ...
+
+    @abstractmethod
+    def _features(self, shift_scale: Float[Tensor, "N Q twoH"] | None) -> Float[Tensor, "N D H"]: ...
+
+
+Drive = Callable[[Any], Rows]  # from the stages of a pass to the prediction
+
+
+def product(stages: Stages) -> Rows:
+    """The prediction of the network by itself."""
+    return Rows(stages.features()[:, None], stages.output_head)
+
+
+class Network(nn.Module, ABC):
+    """p(x_0 | x_t) as a product of positions: a denoiser without λ, which a mixture may drive in stages.
+
+    `sizes` are what its class is built from beside `config`.
+    """
+
+    has_latents: ClassVar[bool] = False
+    takes_shifts: ClassVar[bool] = False  # whether λ can shift it inside, in the published way of the U-Net
+    config: Any
+    num_states: int
+    image_shape: tuple[int, int, int] | None = None  # of a network on pixels: rows, columns, channels
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.activation_checkpointing = False
+        self.matmul_dtype: torch.dtype | None = None
+
+    @property
+    @abstractmethod
+    def sizes(self) -> dict[str, Any]:
+        """Keyword arguments of the class."""
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """H of the features before the output."""
+
+    @abstractmethod
+    def forward(
+        self,
+        x_t: Int64[Tensor, "B D"],
+        t: Float[Tensor, " B"],
+        lam: Any = None,
+        cond: Int64[Tensor, " B"] | None = None,
+        *,
+        drive: Drive = product,
+        share: bool = False,
+    ) -> Rows:
+        """Predict x_0 from x_t at times t, given classes where the network knows any.
+
+        Args:
+            lam: None: a network by itself has no λ.
+            drive: what makes the prediction of the pass's stages.
+            share: whether equal sequences may share what is run before `drive` takes them apart; never where gradients or dropout do.
+        """
+
+    @abstractmethod
+    def output_head(self) -> OutputHead:
+        """The output head that its predictions carry."""
+
+    def sample_latents(self, num_batch: int, num_lambdas: int, rng: Rng, device: torch.device) -> None:
+        """None: there is no λ."""
+
+    def training_latents(self, num_batch: int, num_lambdas: int, rng: Rng, device: torch.device) -> None:
+        """None, as `sample_latents`."""
+
+    def num_components(self, limit: int) -> int:
+        """1: there is no λ to sample."""
+        return 1
+
+    def num_calls(self, limit: int) -> int:
+        """1, as `num_components`."""
+        return 1
+
+    def owns(self, name: str) -> bool:
+        """Whether a tensor belongs to λ: none does."""
+        return False
+
+    def learns_apart(self, name: str) -> bool:
+        """Whether a parameter belongs to λ: none does."""
+        return False
+
+    def keep_exact(self) -> None:
+        """Nothing: a network that is trained has masters of its own."""
+
+    def tensors(self, state: Mapping[str, Tensor] | None = None, *, whole: bool = True) -> dict[str, Tensor]:
+        """What a file holds, by its names; `state` holds parameters where the network's own are not the ones meant."""
+        return dict(self.state_dict()) if state is None else {**dict(self.named_buffers()), **state}
+
+    def load(self, tensors: Mapping[str, Tensor], *, assign: bool = False) -> None:
+        """Take in what `tensors` gave."""
+        self.load_state_dict(dict(tensors), strict=True, assign=assign)
+
+    def like(self: NetworkType, model: Any = None) -> NetworkType:
+        """A fresh network of the same sizes, `model` in place of its settings."""
+        return type(self)(model or self.config, **self.sizes)
+
+    def run(self, part: Callable[..., Tensor], *inputs: Any) -> Tensor:
+        """A block or a half of one, whose inner activations are recomputed in the backward pass where the run asks for that."""
+        if self.activation_checkpointing and torch.is_grad_enabled():
+            return checkpoint(part, *inputs, use_reentrant=False)  # pyright: ignore[reportReturnType]
+        return part(*inputs)
+
+    def may_share(self) -> bool:
+        """Whether equal rows have equal results and no gradient: no dropout, none recorded."""
+        return not torch.is_grad_enabled() and not (self.training and self.config.dropout)
+
+
+def sinusoid(angle_N: Float[Tensor, " N"], dim: int = 128) -> Float[Tensor, "N dim"]:
+    """[sin(a g_k), cos(a g_k)] with g_k = 10000^(-k / (dim/2 - 1)): the embedding of times, and of λ in the published students."""
+    half = dim // 2
+    frequency = torch.exp(torch.arange(half, device=angle_N.device) * (-math.log(10_000) / (half - 1)))
+    phase = angle_N.float()[:, None] * frequency
+    return torch.cat([phase.sin(), phase.cos()], dim=1)
+
+
+def refuse_latents(lam: object) -> None:
+    """Raise `ValueError` where λ is given to a network by itself."""
+    if lam is not None:
+        raise ValueError(f"lam must be None for a network without λ, got {type(lam).__name__}")
+
+
+def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: object) -> None:
+    """Compare names and shapes; raise one `ValueError` that names `source` and lists all that differs."""
+    complaints = [f"missing: {name} {_shape(expected[name])}" for name in expected if name not in found]
+    complaints += [f"unknown: {name} {_shape(found[name])}" for name in found if name not in expected]
+    for name in expected:
+        if name not in found:
+            continue
+        if found[name].shape != expected[name].shape:
+            complaints.append(f"misshapen: {name} is {_shape(found[name])}, expected {_shape(expected[name])}")
+        elif not found[name].is_floating_point():
+            complaints.append(f"not floating-point: {name} is {found[name].dtype}")
+    if complaints:
+        raise ValueError(f"{source}: {len(complaints)} tensors do not fit the network:\n  " + "\n  ".join(complaints))
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "scalar"

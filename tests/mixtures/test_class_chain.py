@@ -1,0 +1,311 @@
+"""λ as classes in a chain: against sums over all z, and the distribution of the chain."""
+
+import itertools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from di4c_lm.losses.positions import Positions
+from di4c_lm.mixtures.base import Chained, Mixture
+from di4c_lm.mixtures.class_chain import (
+    ClassChain,
+    ClassChainSettings,
+    ClassHead,
+    EveryClass,
+    PairPotentials,
+    boustrophedon,
+)
+from tests.losses import oracle
+from tests.losses.problem import FIELDS, fields_of
+from tests.mixtures.helpers import enumerated, on_dit, on_maskgit, on_unet, sampled
+from tests.networks.helpers import CODE_LENGTH, CODES, LENGTH, LEVELS, STATES, dit, half, images, unet
+
+CLASSES, MASK = 3, STATES - 1
+UNKNOWN = torch.tensor([[1, 1, 0, 1, 0, 1], [0, 1, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1]], dtype=torch.bool)
+
+
+def chosen(**settings: Any) -> ClassChainSettings:
+    return ClassChainSettings(**{"codebook_size": CLASSES, "relations": 2, "freeze_backbone": False, **settings})
+
+
+def sequences(seed: int = 0) -> tuple[Tensor, Tensor]:
+    """x_0 and x_t, the positions `UNKNOWN` of it masked."""
+    x_0 = torch.randint(MASK, UNKNOWN.shape, generator=torch.Generator().manual_seed(seed))
+    return x_0, torch.where(UNKNOWN, MASK, x_0)
+
+
+class World(NamedTuple):
+    """A mixture by classes, sequences for it, and which of their positions it does not know."""
+
+    mixture: Mixture
+    x_0: Tensor
+    x_t: Tensor
+    is_unknown: Tensor
+
+
+def text_world(**settings: Any) -> World:
+    return World(on_dit(chosen(**settings)), *sequences(), UNKNOWN)
+
+
+def code_world(**settings: Any) -> World:
+    """Codes of images, by the tied embedding with a bias of each position."""
+    mixture = on_maskgit(chosen(**settings))
+    x_0 = torch.randint(CODES, (3, CODE_LENGTH), generator=torch.Generator().manual_seed(0))
+    is_unknown = torch.tensor([[1, 0, 1, 1], [0, 1, 0, 0], [1, 1, 1, 1]], dtype=torch.bool)
+    return World(mixture, x_0, torch.where(is_unknown, CODES, x_0), is_unknown)
+
+
+def level_world(**settings: Any) -> World:
+    """Levels of 2 x 2 pixels, by the logistic, all of them unknown."""
+    mixture = on_unet(chosen(**settings), shape=(2, 2, 1))
+    x_0, x_t = torch.randint(LEVELS, (2, 3, 4), generator=torch.Generator().manual_seed(0))
+    return World(mixture, x_0, x_t, torch.ones(3, 4, dtype=torch.bool))
+
+
+def every_class(mixture: Mixture, x_t: Tensor) -> EveryClass:
+    found = mixture(x_t, half(len(x_t)), enumerated(mixture, len(x_t)))
+    assert isinstance(found, EveryClass)
+    return found
+
+
+def prior(chain: ClassChain, b: int, z: tuple[int, ...]) -> Tensor:
+    """p(z) of one z over the open positions of sequence b, from the factors as they are defined."""
+    found = chain.first[b, z[0]]
+    for i, (here, there) in enumerate(itertools.pairwise(z)):
+        gate_K, relation = chain.potentials.gate[b, i], chain.potentials.relation
+        tie = gate_K[0] + (gate_K[1:] * relation[:, here, there]).sum()
+        found = found * chain.normaliser[b, i, here] * tie * chain.out[b, i, there]
+    return found
+
+
+def all_z(b: int, is_unknown: Tensor = UNKNOWN) -> list[tuple[int, ...]]:
+    return list(itertools.product(range(CLASSES), repeat=int(is_unknown[b].sum())))
+
+
+def by_enumeration(
+    prediction: EveryClass, is_unknown: Tensor, positions: Positions, targets: Tensor, distributions: list[Tensor]
+) -> dict[str, Tensor]:
+    """Every field of `Reading` straight from the definitions."""
+    chain, log_p = prediction.chain, prediction.log_probs()
+    fields: dict[str, list[Tensor]] = {name: [] for name in FIELDS}
+    for b in range(len(is_unknown)):
+        place, here = is_unknown[b].nonzero()[:, 0], positions.example == b
+        rank = chain.place[b][chain.is_unknown[b]].argsort()  # of each position in the chain
+        log_prior_Z = torch.stack([prior(chain, b, z) for z in all_z(b, is_unknown)]).log()
+        log_p_ZNS = torch.stack([log_p[b, torch.tensor(z)[rank], place] for z in all_z(b, is_unknown)])
+        log_mean_NS = (log_prior_Z[:, None, None] + log_p_ZNS).logsumexp(0)
+        log_x_ZT = log_p_ZNS.gather(2, targets[here].expand(len(log_p_ZNS), -1, -1)).sum(1)
+        q = [q_MS[here] for q_MS in distributions]
+        fields["joint"].append((log_prior_Z[:, None] + log_x_ZT).logsumexp(0))
+        fields["product"].append(log_mean_NS.gather(1, targets[here]).sum(0))
+        fields["divergence"].append(torch.stack([oracle.divergence(q_NS, log_mean_NS).sum() for q_NS in q]))
+        fields["component_divergence"].append((log_prior_Z.exp() * oracle.divergence(q[0], log_p_ZNS).sum(1)).sum())
+    return {name: torch.stack(values) for name, values in fields.items()}
+
+
+@pytest.mark.parametrize("make", [text_world, code_world, level_world])
+@pytest.mark.parametrize("sinkhorn_iterations", [1, 4])
+def test_a_reading_and_its_gradients_are_sums_over_all_z(make: Callable[..., World], sinkhorn_iterations: int) -> None:
+    found, gradients = [], []
+    for way in ("enumerated", "lean"):
+        world = make(sinkhorn_iterations=sinkhorn_iterations)
+        network, x_0, x_t, is_unknown = world
+        positions, num_states = Positions.where(is_unknown), network.latent_head.table.shape[0]
+        possible = num_states - (0 if make is level_world else 1)  # MASK is never x_0
+        rng = torch.Generator().manual_seed(5)
+        weight = torch.rand(2, len(positions.position), num_states, generator=rng, dtype=torch.float64)
+        weight[..., possible:] = 0
+        distributions = list(weight / weight.sum(2, keepdim=True))
+        samples = torch.randint(possible, (len(positions.position), 2), generator=rng)
+        targets = torch.cat([positions.gather(x_0)[:, None], samples], 1)
+        prediction = every_class(network, x_t)
+        if way == "enumerated":
+            fields = by_enumeration(prediction, is_unknown, positions, targets, distributions)
+        else:
+            fields = fields_of(prediction.read(positions, targets, distributions, components=True))
+        torch.stack(
+            [w * value.sum() for w, value in zip((1.0, 2.0, 3.0, 4.0), fields.values(), strict=True)]
+        ).sum().backward()
+        found.append(fields)
+        gradients.append({name: p.grad for name, p in network.named_parameters()})
+    torch.testing.assert_close(found[1], found[0])
+    for name, expected in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], expected, msg=lambda text, name=name: f"{name}: {text}")
+    assert gradients[0]["latent_head.table"].abs().max() > 0 and gradients[0]["latent_head.left.weight"].abs().max() > 0
+
+
+def test_all_z_of_a_sequence_have_probability_one() -> None:
+    network, (_, x_t) = on_dit(chosen()), sequences()
+    chain = every_class(network, x_t).chain
+    for b in range(len(UNKNOWN)):
+        total = torch.stack([prior(chain, b, z) for z in all_z(b)]).sum()
+        torch.testing.assert_close(total, torch.ones((), dtype=torch.float64))
+    nothing_said = torch.zeros(len(UNKNOWN), LENGTH, 2, CLASSES, dtype=torch.float64)
+    torch.testing.assert_close(chain.log_prob(nothing_said), torch.zeros(len(UNKNOWN), 2, dtype=torch.float64))
+
+
+@given(seed=st.integers(0, 1000), sharp=st.floats(0.1, 3.0))
+@settings(max_examples=25, deadline=None)
+def test_marginals_converge_to_those_asked_for_whatever_the_potentials(seed: int, sharp: float) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    p = (sharp * torch.randn(2, 5, 4, generator=rng, dtype=torch.float64)).softmax(2)
+    gate = torch.randn(2, 4, 3, generator=rng, dtype=torch.float64).softmax(2)
+    potentials = PairPotentials(gate, (sharp * torch.randn(2, 4, 4, generator=rng, dtype=torch.float64)).exp())
+    place = torch.arange(5).expand(2, -1)
+    is_unknown = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+    chain = ClassChain.fitted(p, potentials, place, is_unknown, num_positions=5, iterations=400)
+    expected = torch.where(is_unknown[..., None], p, 0.25)
+    torch.testing.assert_close(chain.log_marginal.exp(), expected, rtol=0, atol=1e-6)
+    rough = ClassChain.fitted(p, potentials, place, is_unknown, num_positions=5, iterations=1)
+    torch.testing.assert_close(rough.log_marginal.exp().sum(2), torch.ones(2, 5, dtype=torch.float64))
+
+
+def test_the_product_of_positions_is_kept() -> None:
+    """With the chain fitted, λ averaged out of each position leaves what the network says without λ."""
+    network, (_, x_t) = on_dit(chosen(sinkhorn_iterations=400)), sequences()
+    prediction, positions = every_class(network, x_t), Positions.where(UNKNOWN)
+    found = prediction.marginals(positions)
+    torch.testing.assert_close(
+        found, network(x_t, half(3)).log_probs()[:, 0][UNKNOWN].exp().detach(), rtol=0, atol=1e-6
+    )
+
+
+def test_samples_follow_the_chain() -> None:
+    network, (_, x_t) = on_dit(chosen()), sequences()
+    chain = every_class(network, x_t).chain
+    num = 40_000
+    u = torch.rand(len(UNKNOWN), num, LENGTH, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    code = chain.sample(u)
+    assert bool((code[~UNKNOWN[:, None].expand_as(code)] == 0).all())
+    for b in (0, 1):
+        sample = code[b][:, UNKNOWN[b]]
+        for z in all_z(b):
+            share = float((sample == torch.tensor(z)).all(1).double().mean())
+            assert share == pytest.approx(prior(chain, b, z).item(), abs=5 / num**0.5)
+
+
+def test_a_sample_says_of_each_position_what_its_class_says() -> None:
+    network, (_, x_t) = on_dit(chosen()), sequences()
+    codes = every_class(network, x_t)
+    drawn = network(x_t, half(3), sampled(network, 3, 4))
+    assert not isinstance(drawn, Chained) and drawn.features.shape == (3, 4, LENGTH, codes.features.shape[3])
+    choice = drawn.features[..., -CLASSES:].argmax(-1)
+    assert len(choice[2].unique(dim=0)) > 1
+    torch.testing.assert_close(codes.under(choice).log_probs(), drawn.log_probs())
+    by_class = codes.log_probs()
+    expected = by_class.gather(1, choice[..., None].expand(-1, -1, -1, STATES))
+    torch.testing.assert_close(drawn.log_probs(), expected)
+    torch.testing.assert_close(by_class.exp().sum(-1), torch.ones(3, CLASSES, LENGTH, dtype=torch.float64))
+
+
+def test_sequences_with_nothing_unknown_are_left_alone() -> None:
+    network = on_dit(chosen())
+    x_0, _ = sequences()
+    found = every_class(network, x_0)
+    torch.testing.assert_close(
+        found.chain.log_prob(torch.zeros(3, LENGTH, 1, CLASSES).double()), torch.zeros(3, 1).double()
+    )
+    assert network(x_0, half(3), sampled(network, 3, 1)).features.isfinite().all()
+
+
+def test_rows_are_those_of_each_sequence_by_itself() -> None:
+    network, (_, x_t) = on_dit(chosen()), sequences()
+    chain = every_class(network, x_t).chain
+    emission = torch.randn(3, LENGTH, 2, CLASSES, dtype=torch.float64)
+    some = torch.tensor([2, 0])
+    torch.testing.assert_close(chain.rows(some).log_prob(emission[some]), chain.log_prob(emission)[some])
+    alone = every_class(network, x_t[1:2]).chain
+    torch.testing.assert_close(alone.log_marginal, chain.log_marginal[1:2])
+
+
+def test_a_student_begins_as_its_teacher_where_gates_and_classes_say_nothing() -> None:
+    teacher, (_, x_t) = dit(), sequences()
+    student = chosen().over(teacher, torch.Generator().manual_seed(0)).eval()
+    torch.testing.assert_close(student(x_t, half(3)).log_probs(), teacher(x_t, half(3)).log_probs())
+    student.latent_head.table.data.zero_()
+    expected = teacher(x_t, half(3)).log_probs()
+    found = every_class(student, x_t).log_probs()[UNKNOWN[:, None].expand(-1, CLASSES, -1)]
+    torch.testing.assert_close(found, expected.expand(-1, CLASSES, -1, -1)[UNKNOWN[:, None].expand(-1, CLASSES, -1)])
+
+
+def test_the_classes_told_at_the_start_tie_the_pairs_that_they_say() -> None:
+    """Two classes, of which the pairs (0, 1) and (1, 0) are frequent: with the gates open, neighbours differ in class."""
+    network = on_dit(chosen(codebook_size=2, relations=1, sinkhorn_iterations=50))
+    class_S = torch.arange(STATES) % 2
+    class_S[MASK] = -1
+    network.latent_head.begin_with(class_S, torch.tensor([[-3.0, 3.0], [3.0, -3.0]]).double())
+    network.latent_head.gate.bias.data = torch.tensor([-20.0, 20.0]).double()
+    network.latent_head.gate.weight.data.zero_()
+    _, x_t = sequences()
+    chain = every_class(network, x_t).chain
+    u = torch.rand(3, 2000, LENGTH, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    code = chain.sample(u)[2]
+    apart = (code[:, 1:] != code[:, :-1]).double().mean(0)
+    one = chain.log_marginal[2, :, 1].exp().detach()
+    by_chance = one[1:] * (1 - one[:-1]) + one[:-1] * (1 - one[1:])
+    assert bool((apart > by_chance + 0.1).all())
+
+
+@pytest.mark.parametrize("colours", [1, 3])
+def test_classes_of_levels_keep_the_distribution_of_each_pixel(colours: int) -> None:
+    shape, t = (2, 4, colours), torch.tensor([0.2, 0.7])
+    mixture, x_t = on_unet(chosen(codebook_size=4, sinkhorn_iterations=50), shape=shape), images(2, (2, 4, colours))
+    own = mixture(x_t, t).log_probs().exp()[:, 0]
+    samples = mixture(x_t, t, sampled(mixture, 2, 4000)).log_probs().exp()
+    assert samples.shape == (2, 4000, 8 * colours, LEVELS) and not torch.allclose(samples[:, 0], samples[:, 1])
+    torch.testing.assert_close(samples.mean(1), own, rtol=0, atol=0.04)
+    torch.testing.assert_close(own, unet(shape)(x_t, t).log_probs().exp()[:, 0])
+
+
+def test_the_chain_goes_in_boustrophedon_order_and_through_the_colours() -> None:
+    rows, columns, _ = shape = (3, 4, 2)
+    place = boustrophedon(shape)
+    assert sorted(place.tolist()) == list(range(24))
+    colour, pixel = place // (rows * columns), place % (rows * columns)
+    row, column = pixel // columns, pixel % columns
+    assert colour.tolist() == [0, 1] * 12
+    steps = (row[2::2] - row[:-2:2]).abs() + (column[2::2] - column[:-2:2]).abs()
+    assert bool((steps == 1).all()), "each pixel beside the one before"
+
+
+def test_guidance_is_under_the_classes_sampled_with_the_condition() -> None:
+    mixture, labels = on_maskgit(chosen()), torch.tensor([0, 1, 2])
+    x_t, lam = torch.full((3, CODE_LENGTH), CODES), sampled(mixture, 3, 1)
+    conditional, free = mixture.guided(x_t, half(3), lam, labels)
+    torch.testing.assert_close(conditional.log_probs(), mixture(x_t, half(3), lam, labels).log_probs())
+    classes = conditional.features[..., -CLASSES:].argmax(-1)
+    assert torch.equal(classes, free.features[..., -CLASSES:].argmax(-1))
+    every = mixture(x_t, half(3), enumerated(mixture, 3), None)
+    torch.testing.assert_close(free.log_probs(), every.under(classes).log_probs())
+
+
+def test_a_mixture_begins_with_the_classes_of_the_data() -> None:
+    """Tokens that follow each other in a circle of three classes: each gets its class, over the teacher's own weights."""
+    true_S = torch.arange(STATES) % CLASSES
+    start = torch.randint(MASK, (4000, 1), generator=torch.Generator().manual_seed(0))
+    rows = [start]
+    for _ in range(LENGTH - 1):
+        step = 3 * torch.randint(3, start.shape, generator=torch.Generator().manual_seed(len(rows))) + 1
+        rows.append((rows[-1] + step) % 9)
+    tokens = torch.cat([row % 9 for row in rows], 1)
+    teacher = dit()
+    student = chosen(freeze_backbone=True).over(teacher, torch.Generator().manual_seed(0), sequences=lambda: tokens)
+    head: ClassHead = student.latent_head
+    assert float(head.table[:9].softmax(1).amax(1).min()) > 0.9
+    found = head.table[:9].argmax(1)
+    assert all(len(set(found[true_S[:9] == c].tolist())) == 1 for c in range(CLASSES)) and len(set(found.tolist())) == 3
+    again = chosen(freeze_backbone=True).over(student, torch.Generator().manual_seed(1), sequences=lambda: tokens[:1])
+    assert torch.equal(again.latent_head.table, head.table), "a second round goes on with the classes of the first"
+
+
+def test_impossible_settings_are_refused() -> None:
+    with pytest.raises(ValueError, match="codebook_size must be at least 1, got 0"):
+        chosen(codebook_size=0)
+    with pytest.raises(ValueError, match="num_lambdas must be mixture.codebook_size = 3, or 0"):
+        chosen().check_num_lambdas(2)
+    chosen().check_num_lambdas(0)
