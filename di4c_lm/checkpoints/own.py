@@ -14,6 +14,7 @@ from di4c_lm.networks.base import Network
 
 FORMAT_VERSION = 2
 _FRAME = {"architecture", "format_version", "model", "mixture", "backbone", "extra"}
+_RENAMED = ("latent_output.readout.", "latent_output.output_head.")  # since format 1
 _FRAME_1 = {"architecture", "format_version", "model", "latent", "extra"}
 
 
@@ -50,8 +51,11 @@ def read(folder: Path | str, hints: Hints | None = None) -> Weights:
             backbone = None if config["backbone"] is None else Backbone(**config["backbone"])
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: the settings of the network are not ours: {error}") from error
+    tensors = read_safetensors(Path(folder) / WEIGHTS_FILE)
+    if version == 1:
+        tensors = {name.replace(*_RENAMED): tensor for name, tensor in tensors.items()}
     weights = Weights(
-        tensors=read_safetensors(Path(folder) / WEIGHTS_FILE),
+        tensors=tensors,
         architecture=name,
         model=model,
         sizes=sizes,

@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from di4c_lm.checkpoints import own
 from di4c_lm.checkpoints.load import load_checkpoint, read_checkpoint
 from di4c_lm.mixtures.base import Latents, NoMixture
 from di4c_lm.mixtures.class_chain import ClassChainSettings
+from di4c_lm.mixtures.codes import CodesSettings
+from di4c_lm.networks.unet import UNet, UnetConfig
 from tests.checkpoints.helpers import MIXTURES, PUBLISHED, assert_same_tensors, tiny
 
 
@@ -179,6 +182,22 @@ def test_a_folder_of_format_1_still_loads(tmp_path, latent, mixture):
     (tmp_path / "config.json").write_text(json.dumps({**config, "format_version": 1, "latent": latent}))
     assert read_checkpoint(tmp_path).mixture == mixture
     assert_same_tensors(load_checkpoint(tmp_path).tensors(), network.tensors())
+
+
+def test_tensors_of_format_1_are_read_by_their_names_of_then(tmp_path):
+    sizes = {"shape": (4, 4, 1), "num_states": 5}
+    student = CodesSettings(codebook_size=3).fresh(UNet, UnetConfig(width=4, multipliers=(1,), res_blocks=1), sizes)
+    own.save(tmp_path, student)
+    config, path = json.loads((tmp_path / "config.json").read_text()), tmp_path / "model.safetensors"
+    del config["mixture"], config["backbone"]
+    latent = {**LEGACY, "path": "head", "trunk": "train"}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "format_version": 1, "latent": latent}))
+    tensors = load_file(path)
+    save_file(
+        {name.replace("latent_output.output_head", "latent_output.readout"): t for name, t in tensors.items()}, path
+    )
+    assert "latent_output.readout.bias" in load_file(path)
+    assert_same_tensors(load_checkpoint(tmp_path, "pixels").tensors(), student.tensors())
 
 
 def exported(tmp_path: Path, **options: str) -> tuple[Any, Any]:
