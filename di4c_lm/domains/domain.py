@@ -47,8 +47,13 @@ class Model(Protocol):
         """The process whose x_t the network reads."""
         ...
 
-    def save_pretrained(self, folder: Path | str, state: Mapping[str, Tensor] | None = None) -> None:
-        """Write the model; `state` holds the weights where the network's own are not meant."""
+    def save_pretrained(
+        self, folder: Path | str, state: Mapping[str, Tensor] | None = None, *, backbone: str | None = None
+    ) -> None:
+        """Write the model; `state` holds the weights where the network's own are not meant.
+
+        With `backbone`, the path of its teacher as seen from `folder`, a mixture over a frozen teacher is written without it.
+        """
         ...
 
     @classmethod

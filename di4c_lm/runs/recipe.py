@@ -86,9 +86,9 @@ def run_once(domain: Domain, settings: Any, *, export_raw: bool = False, optimiz
         )
         if world.is_main:
             logger.info("4/5 export: %s", folder / STUDENT)
-            student.save_pretrained(folder / STUDENT, trained.ema)
-            if export_raw:
-                student.save_pretrained(folder / STUDENT_RAW, trained.raw)
+            exports = {STUDENT: trained.ema, **({STUDENT_RAW: trained.raw} if export_raw else {})}
+            for name, state in exports.items():
+                student.save_pretrained(folder / name, state, backbone=None if merged(settings) else f"../{TEACHER}")
             data.save(folder)
             finished.write()
         close(finished, data, world)
@@ -101,6 +101,15 @@ def close(finished: FinishedRun, data: Data, world: World) -> None:
         logger.info("5/5 report on %s", ", ".join(finished.models))
         logger.info("%s", finished.domain.report(finished, data=data))
     barrier()
+
+
+def merged(settings: Any) -> bool:
+    """Whether a student over a frozen teacher is exported with the teacher's weights: by default where the run made its teacher itself.
+
+    Else the run's folder holds them once, in the teacher's.
+    """
+    how = getattr(settings, "export", "merged")
+    return how == "merged" or (how == "auto" and settings.teacher.kind != "pretrained")
 
 
 # Teachers

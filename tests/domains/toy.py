@@ -55,6 +55,7 @@ class ToySettings:
     zero: ZeroConfig = setting(ZeroConfig())
     teacher: TeacherConfig = setting(TeacherConfig(pretrain=PretrainConfig(steps=3, batch_size=4)))
     eval: ToyEval = setting(ToyEval())
+    export: Literal["auto", "head", "merged"] = setting("auto")
     wandb: WandbConfig = setting(WandbConfig())
     rounds: tuple[dict[str, Any], ...] = setting(())
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from di4c_lm.objectives.sdtt import Sdtt
 from di4c_lm.runs import recipe
 from di4c_lm.runs.folder import run_dir
 from di4c_lm.training.settings import RunConfig
-from tests.domains.toy import DOMAIN, ToySettings
+from tests.domains.toy import DOMAIN, ToyModel, ToySettings
 from tests.runs.helpers import contents, metrics, run, same, weights
 
 
@@ -205,7 +206,7 @@ def test_an_objective_without_lambda_refuses_a_mixture_for_teacher(make: Callabl
     given = {"kind": "pretrained", "path": str(mixture)}
     with pytest.raises(ValueError, match="objective must be likelihood or di4c where the teacher is a mixture"):
         recipe.run(DOMAIN, make("b", teacher=given, objective=Sdtt()))
-    again = run(make("c", teacher=given, train={"steps": 1}))
+    again = run(make("c", teacher=given, train={"steps": 1}, export="merged"))
     assert set(weights(again / "student")) == set(weights(mixture)), "a second round goes on with λ"
 
 
@@ -309,3 +310,29 @@ def test_a_codebook_without_a_size_has_a_vector_for_each_lambda(make: Callable[.
     folder = run(make(latent=latent, objective=Di4C(num_lambdas=3)))
     config = json.loads((folder / "student" / "config.json").read_text())
     assert config["mixture"]["codebook_size"] == 3
+
+
+# Export
+
+
+def test_a_student_of_a_given_teacher_is_exported_without_it_unless_merged(
+    make: Callable[..., ToySettings], tmp_path: Path
+) -> None:
+    own = run(make("a"))
+    given = {"kind": "pretrained", "path": str(own / "teacher")}
+    head, merged = run(make("head", teacher=given)), run(make("merged", teacher=given, export="merged"))
+    teacher = set(weights(head / "teacher"))
+    assert not teacher & set(weights(head / "student")) and teacher < set(weights(merged / "student"))
+    assert same(own / "student", merged / "student"), "what a run trained its teacher for is merged by default"
+    moved = head.rename(tmp_path / "moved")
+    found = [ToyModel.from_pretrained(folder / "student").sample(6, 2, seed=1) for folder in (moved, merged)]
+    assert torch.equal(*found), "both load, wherever the run's folder is"
+
+
+def test_a_students_teacher_is_the_one_that_it_was_trained_on(make: Callable[..., ToySettings], tmp_path: Path) -> None:
+    given = {"kind": "pretrained", "path": str(run(make("a")) / "teacher")}
+    folder, other = run(make("b", teacher=given)), run(make("c", teacher={"kind": "random"}))
+    shutil.rmtree(folder / "teacher")
+    shutil.copytree(other / "teacher", folder / "teacher")
+    with pytest.raises(ValueError, match="fingerprint"):
+        ToyModel.from_pretrained(folder / "student")
