@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from di4c_lm.processes.categorical import sample_categorical, sample_categorical_fp32, sample_poisson
+from di4c_lm.processes.categorical import kl_divergence, sample_categorical, sample_categorical_fp32, sample_poisson
 
 SIZES = [1, 2, 255, 256, 257, 511, 512, 513, 1000]
 
@@ -106,6 +106,15 @@ def test_rows_and_shapes() -> None:
 def test_uniforms_for_other_rows_are_refused() -> None:
     with pytest.raises(ValueError, match=r"3 rows.*\(2,\)"):
         sample_categorical(torch.ones(3, 4), torch.rand(2, dtype=torch.float64))
+
+
+def test_the_divergence_is_that_of_the_definition_and_exact_where_the_two_are_near() -> None:
+    q_MS, p_MS = (torch.randn(4, 9, generator=torch.Generator().manual_seed(n)).double().softmax(1) for n in (0, 1))
+    q_MS[0, 3:] = 0  # q may vanish
+    q_MS[0] /= q_MS[0].sum()
+    expected_M = torch.where(q_MS > 0, q_MS * (q_MS.clamp_min(1e-300).log() - p_MS.log()), 0.0).sum(1)
+    torch.testing.assert_close(kl_divergence(q_MS, p_MS.log()), expected_M)
+    assert float(kl_divergence(p_MS, p_MS.log()).abs().max()) < 1e-15
 
 
 @settings(deadline=None)
