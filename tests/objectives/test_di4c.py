@@ -160,13 +160,13 @@ def test_the_control_variate_is_that_of_the_data_and_of_consistency() -> None:
         torch.testing.assert_close(terms["consistency"], consistency_B)
 
 
-def watch_latents(of: Di4CObjective) -> list[Tensor]:
-    """The λ of each of the student's calls from now on."""
-    seen: list[Tensor] = []
+def watch(of: Di4CObjective) -> list[tuple[Tensor, Tensor, bool]]:
+    """The time, the λ and whether dropout is on, of each of the student's calls from now on."""
+    seen: list[tuple[Tensor, Tensor, bool]] = []
     run = of.student.forward
 
     def forward(x_t: Tensor, t: Tensor, lam: Any, cond: Any = None) -> Any:
-        seen.append(getattr(lam, "value", lam))
+        seen.append((t, getattr(lam, "value", lam), of.student.training))
         return run(x_t, t, lam, cond)
 
     setattr(of.student, "forward", forward)  # noqa: B010
@@ -175,12 +175,22 @@ def watch_latents(of: Di4CObjective) -> list[Tensor]:
 
 def test_the_consistency_target_has_a_fresh_lambda() -> None:
     of = on_text(TOKEN, delta=0.0)
-    seen = watch_latents(of)
+    seen = watch(of)
     of(text_batch(*range(5)))
-    target, data = (lam.flatten() for lam in seen)
-    assert len(target) == len(data) == 20
+    (_, target, _), (_, data, _) = seen
+    assert target.numel() == data.numel() == 20
     assert not torch.isin(target, data).any()
     assert len(target.unique()) == 20, "and one a sample"
+
+
+def test_the_consistency_target_is_of_the_student_at_u_without_dropout() -> None:
+    of, batch = on_text(TOKEN, delta=0.0, teacher_step=FRACTION), text_batch(*range(5))
+    of.train()
+    seen = watch(of)
+    of(batch)
+    (u_N, _, of_target), (t_B, _, of_data) = seen
+    torch.testing.assert_close(u_N, (t_B / 2).repeat_interleave(4))
+    assert of_data and not of_target
 
 
 def test_l_one_has_no_correlation_term() -> None:
