@@ -1,13 +1,13 @@
 """The divergences of SDTT (Deschenaux and Gulcehre 2025, section 3 and appendix B) from a factored prediction, unreduced.
 
-For the student's law p and the teacher's law q at one position, over the states Ω that can be (MASK cannot):
+For the student's distribution p and the teacher's q at one position, over the states Ω that can be (MASK cannot):
 
     kl_forward   = Σ_v q(v) (log q(v) - log p(v))
     kl_backward  = Σ_v p(v) (log p(v) - log q(v))        Eq. 9, the paper's KLD
     tv           = 1/2 Σ_v |p(v) - q(v)|                 Eq. 10
     mse          = 1/|Ω| Σ_v (log p(v) - log q(v))²      Eq. 11: of log-probabilities
 
-As in `losses.reading`, each pass goes once over the positions in chunks and reads them out again in the backward pass, so that of the
+As in `losses.reading`, each pass goes once over the positions in chunks and reads them again in the backward pass, so that of the
 student nothing of shape (positions, S) is ever held.
 """
 
@@ -55,7 +55,7 @@ class _Plan:
     def chunks(self) -> Iterator[slice]:
         return row_chunks(len(self.positions), rows_at_once(self.output_head, self.chunk_rows))
 
-    def laws(
+    def distributions(
         self, features_MH: Tensor, chunk: slice
     ) -> tuple[Float[Tensor, "C S"], Float[Tensor, "C S"], Bool[Tensor, "C S"]]:
         """log p, log q and which states can be; log p is fresh and may be used up."""
@@ -65,14 +65,14 @@ class _Plan:
 
 
 class _ReadDivergence(torch.autograd.Function):
-    """The pass of `sdtt_divergence`. Saved: features, parameters and the teacher's laws."""
+    """The pass of `sdtt_divergence`. Saved: features, parameters and the teacher's distributions."""
 
     @staticmethod
     def forward(ctx: Any, plan: _Plan, features_MH: Tensor, *parameters: Tensor) -> Tensor:
         options = {"dtype": widest(features_MH.dtype), "device": features_MH.device}
         value_M = torch.empty(len(features_MH), **options)
         for chunk in plan.chunks():
-            value_M[chunk] = _value(plan.name, *plan.laws(features_MH, chunk))
+            value_M[chunk] = _value(plan.name, *plan.distributions(features_MH, chunk))
         ctx.plan = plan
         ctx.save_for_backward(features_MH, *parameters)
         return value_M
@@ -88,7 +88,7 @@ class _ReadDivergence(torch.autograd.Function):
             for p, needed in zip(parameters, ctx.needs_input_grad[2:], strict=True)
         ]
         for chunk in plan.chunks():
-            grad_CS = _logit_gradient(plan.name, *plan.laws(features_MH, chunk)).mul_(grads[0][chunk, None])
+            grad_CS = _logit_gradient(plan.name, *plan.distributions(features_MH, chunk)).mul_(grads[0][chunk, None])
             features_grad_MH[chunk] = plan.output_head.vjp(
                 features_MH[chunk], plan.positions[chunk], grad_CS, parameter_grads
             )

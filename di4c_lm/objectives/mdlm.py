@@ -15,7 +15,7 @@ from di4c_lm.processes.schedules import LogLinear
 
 @section
 class Mdlm:
-    """MDLM's continuous-time bound, from data alone: trains a model anew, or goes on from the teacher's weights."""
+    """MDLM's continuous-time bound, from data alone: trains a model anew, or further from the teacher's weights."""
 
     init: Literal["scratch", "teacher"] = setting("scratch", "random weights, or the teacher's")
     times: Literal["antithetic", "iid"] = setting(

@@ -133,6 +133,6 @@ def _first_step(
 
 
 def uniform_at(positions: Positions, rng: Rng, num_samples: int, num_positions: int) -> Float[Tensor, "M I"]:
-    """One uniform a position and sample, which does not depend on which positions are asked for."""
+    """One uniform a position and sample, which does not depend on what the positions are."""
     u_BID = uniform(rng, (positions.num_examples, num_samples, num_positions), positions.example.device)
     return u_BID[positions.example, :, positions.position]

@@ -118,7 +118,7 @@ class Problem:
         return {name: found[name].detach() for name in FIELDS}, list(torch.autograd.grad(total, leaves))
 
 
-def draw(
+def random_problem(
     seed: int,
     num_examples: int,
     num_lambdas: int,

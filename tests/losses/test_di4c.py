@@ -13,7 +13,7 @@ from di4c_lm.losses.positions import Positions
 from di4c_lm.losses.reading import read_rows
 from di4c_lm.networks.output_head import LinearHead
 from tests.losses import oracle
-from tests.losses.problem import SETTINGS, Problem, draw
+from tests.losses.problem import SETTINGS, Problem, random_problem
 
 FAST = settings(max_examples=25, deadline=None)
 
@@ -33,7 +33,7 @@ def exact(problem: Problem) -> dict[str, Tensor]:
 @FAST
 @given(SETTINGS)
 def test_the_terms_are_those_of_the_definitions(arguments: dict[str, Any]) -> None:
-    problem = draw(**{**arguments, "scale": 1.0})
+    problem = random_problem(**{**arguments, "scale": 1.0})
     reading, expected = problem.read(), exact(problem)
     weight_B = torch.linspace(0.1, 0.9, problem.positions.num_examples, dtype=torch.float64)
     close = {"rtol": 1e-9, "atol": 1e-9}
@@ -49,7 +49,7 @@ def test_the_terms_are_those_of_the_definitions(arguments: dict[str, Any]) -> No
 
 
 def test_without_the_control_variate_the_log_likelihoods_are_left() -> None:
-    problem = draw(0, 3, 4, 5, 7)
+    problem = random_problem(0, 3, 4, 5, 7)
     reading, weight_B = problem.read(), torch.tensor([0.2, 1.0, 3.0], dtype=torch.float64)
     data_B = data_term(reading, weight_B, marginal_weight=0.0, control_variate=False)
     torch.testing.assert_close(data_B, -weight_B * reading.joint[:, 0])
@@ -57,7 +57,7 @@ def test_without_the_control_variate_the_log_likelihoods_are_left() -> None:
 
 
 def test_one_component_has_no_correlation() -> None:
-    reading = draw(0, 3, 1, 5, 7).read()
+    reading = random_problem(0, 3, 1, 5, 7).read()
     torch.testing.assert_close(correlation(reading.joint, reading.product), torch.zeros(3, 2, dtype=torch.float64))
     torch.testing.assert_close(distillation_term(reading), reading.divergence[:, 0])
 

@@ -1,4 +1,4 @@
-"""The reading of a mixture: against everything materialised in float64, its laws, and what it refuses."""
+"""The reading of a mixture: against everything materialised in float64, its properties, and what it refuses."""
 
 import dataclasses
 import itertools
@@ -15,7 +15,7 @@ from di4c_lm.losses.positions import Positions
 from di4c_lm.losses.reading import Reading, check_values, mixture_marginals, read_mixture, read_rows, sample_rows
 from di4c_lm.networks.output_head import LinearHead
 from di4c_lm.processes.denoiser import row_chunks, rows_at_once
-from tests.losses.problem import FIELDS, SETTINGS, draw, fields_of
+from tests.losses.problem import FIELDS, SETTINGS, fields_of, random_problem
 
 FAST = settings(max_examples=25, deadline=None)
 
@@ -36,7 +36,7 @@ def sum_of(reading: Reading) -> Tensor:
 @FAST
 @given(SETTINGS, st.integers(0, 9))
 def test_values_and_gradients_equal_the_oracle(arguments: dict[str, Any], chunk_rows: int) -> None:
-    problem = draw(**arguments)
+    problem = random_problem(**arguments)
     found, gradients = problem.lean(torch.float64, chunk_rows)
     exact, exact_gradients = problem.plain(torch.float64)
     torch.testing.assert_close(found, exact, rtol=1e-10, atol=1e-10)
@@ -46,7 +46,7 @@ def test_values_and_gradients_equal_the_oracle(arguments: dict[str, Any], chunk_
 @FAST
 @given(SETTINGS, st.integers(0, 9))
 def test_bfloat16_features_are_read_in_float32(arguments: dict[str, Any], chunk_rows: int) -> None:
-    problem = draw(**arguments).rounded(torch.bfloat16)
+    problem = random_problem(**arguments).rounded(torch.bfloat16)
     found, gradients = problem.lean(torch.bfloat16, chunk_rows)
     exact, exact_gradients = problem.plain(torch.float64)
     # bfloat16 logits are off by 2^-8 of their size, and the sums by that much a position.
@@ -64,7 +64,9 @@ def test_bfloat16_features_are_read_in_float32(arguments: dict[str, Any], chunk_
 def test_float32_is_as_near_to_float64_as_the_plain_way(scale: float) -> None:
     worst: dict[str, list[float]] = {}
     for seed in range(3):
-        problem = draw(seed, 2, 8, 24, 1500, width=32, scale=scale, with_impossible=True).rounded(torch.float32)
+        problem = random_problem(seed, 2, 8, 24, 1500, width=32, scale=scale, with_impossible=True).rounded(
+            torch.float32
+        )
         exact, exact_gradients = problem.plain(torch.float64)
         runs = (problem.lean(torch.float32), problem.plain(torch.float32))
         for name in FIELDS:
@@ -102,7 +104,7 @@ def test_a_state_that_has_underflowed_everywhere_keeps_its_value_and_gradient() 
 
 
 def test_equal_components_are_the_product() -> None:
-    problem = draw(1, 3, 4, 5, 7)
+    problem = random_problem(1, 3, 4, 5, 7)
     problem.features = problem.features[:, :1].expand(-1, 4, -1).clone()
     together = problem.read()
     alone = dataclasses.replace(problem, features=problem.features[:, :1].clone()).read()
@@ -131,7 +133,7 @@ def test_two_equal_bits_need_a_mixture() -> None:
 @FAST
 @given(SETTINGS)
 def test_each_example_is_by_itself(arguments: dict[str, Any]) -> None:
-    problem = draw(**arguments)
+    problem = random_problem(**arguments)
     together = fields_of(problem.read())
     for b in range(problem.positions.num_examples):
         mine = problem.positions.example == b
@@ -149,14 +151,14 @@ def test_each_example_is_by_itself(arguments: dict[str, Any]) -> None:
 
 
 def test_no_position_gives_zeros_and_zero_gradients() -> None:
-    found, gradients = draw(0, 2, 3, 4, 5, masked_share=0.0).lean(torch.float32)
+    found, gradients = random_problem(0, 2, 3, 4, 5, masked_share=0.0).lean(torch.float32)
     assert all(bool((value == 0).all()) for value in found.values())
     assert all(bool((gradient == 0).all()) for gradient in gradients)
 
 
 def test_a_certain_position_adds_exactly_nothing() -> None:
     """A visible position of text: constrained to its token, in the data, the samples and the distributions alike."""
-    problem = draw(3, 2, 4, 6, 5, masked_share=1.0)
+    problem = random_problem(3, 2, 4, 6, 5, masked_share=1.0)
     logits_MLS = (problem.features @ problem.weight.T + problem.bias).float()
     visible_M = torch.arange(len(logits_MLS)) % 3 == 0
     certain_MS = torch.nn.functional.one_hot(problem.x_0, 5).float()
@@ -192,7 +194,7 @@ BAD_SHAPES = {
 @pytest.mark.usefixtures("no_shape_checks")
 @pytest.mark.parametrize("argument", BAD_SHAPES)
 def test_shapes_that_disagree_are_named(argument: str) -> None:
-    problem = draw(0, 2, 3, 4, 5, masked_share=1.0)
+    problem = random_problem(0, 2, 3, 4, 5, masked_share=1.0)
     with pytest.raises(ValueError) as error:
         dataclasses.replace(problem, **BAD_SHAPES[argument](problem)).read()
     assert str(error.value).startswith(f"{argument} must have shape (8, ")
@@ -208,7 +210,7 @@ BAD_VALUES = {
 
 @pytest.mark.parametrize("argument", BAD_VALUES)
 def test_values_that_cannot_be_are_named(argument: str) -> None:
-    problem = draw(0, 2, 3, 4, 5, masked_share=1.0)
+    problem = random_problem(0, 2, 3, 4, 5, masked_share=1.0)
     check_values(problem.features, problem.head(), problem.targets, problem.distributions)
     bad = dataclasses.replace(problem, **BAD_VALUES[argument](problem))
     with pytest.raises(ValueError) as error:
@@ -217,7 +219,7 @@ def test_values_that_cannot_be_are_named(argument: str) -> None:
 
 
 def test_targets_alone_need_no_distribution() -> None:
-    problem = draw(0, 1, 2, 4, 6)
+    problem = random_problem(0, 1, 2, 4, 6)
     found = read_mixture(problem.features, problem.positions.position, problem.head(), problem.targets)
     expected = problem.log_p().gather(2, problem.targets[:, None].expand(-1, 2, -1))
     torch.testing.assert_close(found.target_log_p, expected)
@@ -226,7 +228,7 @@ def test_targets_alone_need_no_distribution() -> None:
 
 
 def test_equal_weights_are_the_default() -> None:
-    problem = draw(0, 2, 3, 5, 7, with_impossible=True)
+    problem = random_problem(0, 2, 3, 5, 7, with_impossible=True)
     equal = torch.full((len(problem.x_0), 3), 1 / 3, dtype=torch.float64).log()
     inputs = (
         problem.features, problem.positions.position, problem.head(), problem.targets, problem.distributions
@@ -236,7 +238,7 @@ def test_equal_weights_are_the_default() -> None:
 
 
 def test_marginals_are_the_weighted_mean_of_the_components() -> None:
-    problem = draw(2, 1, 3, 4, 6, with_impossible=True)
+    problem = random_problem(2, 1, 3, 4, 6, with_impossible=True)
     p_MLS = problem.log_p().exp()
     inputs = (problem.features, problem.positions.position, problem.head())
     found = mixture_marginals(*inputs, chunk_rows=2)
@@ -248,7 +250,7 @@ def test_marginals_are_the_weighted_mean_of_the_components() -> None:
 
 
 def test_samples_and_their_distribution_come_from_one_pass() -> None:
-    problem = draw(0, 2, 3, 5, 9, masked_share=0.8, with_impossible=True)
+    problem = random_problem(0, 2, 3, 5, 9, masked_share=0.8, with_impossible=True)
     head, count = problem.head(), len(problem.x_0)
     into_N = torch.arange(count).repeat_interleave(3)
     features_NH, position_N = problem.features.flatten(0, 1), problem.positions.position[into_N]

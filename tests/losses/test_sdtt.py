@@ -1,4 +1,4 @@
-"""SDTT's four divergences: against everything materialised in float64, and their laws."""
+"""SDTT's four divergences: against everything materialised in float64, and their properties."""
 
 from typing import get_args
 
@@ -50,9 +50,9 @@ def test_value_and_gradients_are_those_of_the_definition(
     def grads(cast: torch.dtype, *, lean: bool) -> tuple[Tensor, list[Tensor]]:
         rounded = [x.to(dtype).to(cast).requires_grad_() for x in (features, weight, bias)]
         output_head = LinearHead(rounded[1], rounded[2], impossible=MASK)
-        law = log_q.to(torch.float64 if cast == torch.float64 else torch.float32)
-        found = sdtt_divergence(name, rounded[0], positions, output_head, law, chunk_rows=chunk_rows)
-        value = found if lean else plain(name, rounded[0], rounded[1], rounded[2], law)
+        target = log_q.to(torch.float64 if cast == torch.float64 else torch.float32)
+        found = sdtt_divergence(name, rounded[0], positions, output_head, target, chunk_rows=chunk_rows)
+        value = found if lean else plain(name, rounded[0], rounded[1], rounded[2], target)
         return value.detach(), list(torch.autograd.grad((value.double() * weights).sum(), rounded))
 
     exact, exact_grads = grads(torch.float64, lean=False)
@@ -85,10 +85,10 @@ def test_a_divergence_is_not_negative_and_is_zero_with_no_pull_at_the_teacher(
 @pytest.mark.parametrize("name", ["kl_forward", "kl_backward"])
 def test_float32_keeps_a_small_divergence(name: DivergenceName) -> None:
     features, weight, bias, positions, _ = problem(7)
-    law = LinearHead(weight.float(), bias.float(), impossible=MASK)
+    narrow = LinearHead(weight.float(), bias.float(), impossible=MASK)
     near = (features.float() + 1e-4 * torch.linspace(-1, 1, 45).view(9, 5)).detach()
-    log_q = law.logits(near, positions).log_softmax(1)
-    found = sdtt_divergence(name, features.float(), positions, law, log_q)
+    log_q = narrow.logits(near, positions).log_softmax(1)
+    found = sdtt_divergence(name, features.float(), positions, narrow, log_q)
     wide = LinearHead(weight.float().double(), bias.float().double(), impossible=MASK)
     exact_q = wide.logits(near.double(), positions).log_softmax(1)
     exact = sdtt_divergence(name, features.float().double(), positions, wide, exact_q)

@@ -14,7 +14,7 @@ from di4c_lm.mixtures.base import Chained
 from di4c_lm.mixtures.codes import CodeChain, CodesSettings
 from di4c_lm.networks.output_head import LinearHead
 from tests.losses import oracle
-from tests.losses.problem import FIELDS, Problem, draw, fields_of
+from tests.losses.problem import FIELDS, Problem, fields_of, random_problem
 from tests.mixtures.helpers import enumerated, gradients, on_dit, on_maskgit, on_unet, sampled
 from tests.networks.helpers import CODE_LENGTH, LENGTH, codes, dit, half, images, tokens, unet
 
@@ -139,7 +139,7 @@ def read_lean(problem: Problem, leaves: list[Tensor], chunk_rows: int) -> dict[s
 
 def chained_problem(seed: int, scale: float = 1.0) -> tuple[Problem, list[Tensor]]:
     """Two sequences of 5 positions in windows of 2, 3 codes: a problem and the leaves of both ways to read it."""
-    problem = draw(seed, 2, 3, 5, 7, masked_share=0.7, with_impossible=True)
+    problem = random_problem(seed, 2, 3, 5, 7, masked_share=0.7, with_impossible=True)
     score = torch.randn(2, 3, 3, 3, generator=torch.Generator().manual_seed(seed + 50), dtype=torch.float64)
     score[:, 0] = score[:, 0, :1]
     problem.weight = problem.weight * scale

@@ -1,4 +1,4 @@
-"""Di4C's objective on small networks, on text and on levels of pixels: laws that hold for every setting."""
+"""Di4C's objective on small networks, on text and on levels of pixels: what holds for every setting."""
 
 import dataclasses
 import json
