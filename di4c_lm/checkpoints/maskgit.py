@@ -60,7 +60,7 @@ def read(path: Path, hints: Hints) -> Weights:
         raise ValueError(f"{path}: {num_rows} tokens leave no class beside num_codes={codes}")
     if width % heads:
         raise ValueError(
-            f"{path}: num_heads={heads} is impossible with the width {width} of the tensors: give num_heads="
+            f"{path}: num_heads must divide the width {width} of the tensors, got {heads}: give num_heads="
         )
     model = MaskGitConfig(
         hidden_size=width,

@@ -201,8 +201,8 @@ def original(weights: Weights, origin: str) -> dict[str, Any]:
 
 def with_extra(config: dict[str, Any], weights: Weights, origin: str) -> dict[str, Any]:
     """`config` with what it cannot say by itself under a key of ours, for `read_extra`."""
-    untold = set(weights.extra) - ({"origin"} if original(weights, origin) else set())
-    return {**config, EXTRA_KEY: weights.extra} if untold else config
+    unsaid = set(weights.extra) - ({"origin"} if original(weights, origin) else set())
+    return {**config, EXTRA_KEY: weights.extra} if unsaid else config
 
 
 def refuse_mixture(weights: Weights, target: str, *, published_allowed: bool) -> None:

@@ -23,7 +23,7 @@ _TRAINING = "loss."  # the discriminator and the perceptual network
 _KEYS = {"architecture", "format_version", "model", "extra"}
 _OWN = {"n_embed", "embed_dim", "beta", "norm_groups"}  # of `VqganConfig`, not in the YAML's ddconfig
 _PUBLISHED_GROUPS, _PUBLISHED_BETA = 32, 0.25
-# What Taming's networks may be told beside, and the only values that they are built with here.
+# What Taming's settings may say beside, and the only values that they are built with here.
 _FIXED: dict[str, Any] = {"double_z": False, "resamp_with_conv": True, "give_pre_end": False}
 
 
@@ -62,8 +62,8 @@ def read_yaml(path: Path) -> VqganConfig:
             f"{path}: expected the YAML of a VQGAN with model.params.n_embed, embed_dim and ddconfig: {error}"
         ) from error
     for key, value in _FIXED.items():
-        if said.pop(key, value) != value:
-            raise ValueError(f"{path}: model.params.ddconfig.{key} is impossible here: allowed is {value}")
+        if (found := said.pop(key, value)) != value:
+            raise ValueError(f"{path}: model.params.ddconfig.{key} must be {value}, got {found!r}")
     try:
         return build(VqganConfig, said)
     except (ValidationError, TypeError, ValueError) as error:

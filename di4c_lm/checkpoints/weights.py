@@ -37,7 +37,7 @@ ARCHITECTURES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Hints:
-    """What a reader is told: which weights, where a file holds both, and what it does not state itself."""
+    """What a reader is given: which weights, where a file holds both, and what it does not state itself."""
 
     weights: WhichWeights = "ema"
     num_heads: int | None = None

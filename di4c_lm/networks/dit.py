@@ -28,7 +28,7 @@ class DitConfig:
     num_heads: int = setting(4, "heads of the attention")
     cond_dim: int = setting(128, "width of the embedding of the noise level")
     dropout: float = setting(0.0, "share of the activations dropped in training")
-    time_conditioning: bool = setting(False, "whether the network is told the noise level; else it is told 0")
+    time_conditioning: bool = setting(False, "whether the network gets the noise level; else it gets 0")
     attention: Literal["auto", "sdpa", "flash"] = setting(
         "auto", "kernel of the attention; auto: flash where it is installed"
     )
@@ -148,7 +148,7 @@ def distinct(
 ) -> tuple[Int64[Tensor, "U D"], Float[Tensor, " W"], Int64[Tensor, " B"]]:
     """The distinct pairs of sequence and noise level (one level for all stays one), and which of them each row is.
 
-    After a short step of the teacher most of the L sequences that the student is asked about are still equal.
+    After a short step of the teacher most of the L sequences that the student gets are still equal.
     """
     if len(sigma) == 1:
         x_UD, row_B = x_t.unique(dim=0, return_inverse=True)

@@ -26,7 +26,7 @@ class _Bins(NamedTuple):
 @final
 @dataclass(frozen=True)
 class LogisticHead(OutputHead):
-    """A logistic law on [-1, 1], its mass in S equal bins, normalised (Salimans et al. 2017; Campbell et al. 2022, section 5.2).
+    """A logistic distribution on [-1, 1], its mass in S equal bins, normalised (Salimans et al. 2017; Campbell et al. 2022, section 5.2).
 
     Features are (μ, log s) of each position. With the edges e_k = (-1 + 2k/S - μ) exp(2 - log s), bin k has mass σ(e_{k+1}) - σ(e_k),
     which is σ(e_{k+1}) σ(-e_k) (1 - exp(e_k - e_{k+1})) without cancellation; as published, `lift` σ(e_{k+1}) is added to it. `both_tails`

@@ -52,7 +52,7 @@ class UnetConfig:
 
     @property
     def time_conditioning(self) -> bool:
-        """True: the network is told the time."""
+        """True: the network gets the time."""
         return True
 
 

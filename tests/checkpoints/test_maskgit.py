@@ -140,7 +140,7 @@ def test_a_broken_file_is_named(tmp_path: Path, change: str, message: str) -> No
     "told, message",
     [
         ({"num_heads": 4}, "12 tokens are codes, MASK, classes and the dropped class.*give num_codes="),
-        ({"num_heads": 5, "num_codes": 7}, "num_heads=5 is impossible with the width 32 of the tensors"),
+        ({"num_heads": 5, "num_codes": 7}, "num_heads must divide the width 32 of the tensors, got 5"),
         ({"num_heads": 4, "num_codes": 10}, "12 tokens leave no class beside num_codes=10"),
     ],
 )

@@ -105,7 +105,7 @@ def test_golden_weights_go_through_a_checkpoint(tmp_path: Path, shared: Path) ->
         ({"drop": "quant_conv.bias"}, "missing: quant_conv.bias 3"),
         ({"add": "decoder.more"}, "unknown: decoder.more 1"),
         ({"yaml": params(ch=64)}, "misshapen: .*conv_in.bias is 32, expected 64"),
-        ({"yaml": params(double_z=True)}, "model.params.ddconfig.double_z is impossible here: allowed is False"),
+        ({"yaml": params(double_z=True)}, "model.params.ddconfig.double_z must be False, got True"),
         ({"yaml": params(attention="none")}, "model.params are not those of a VQGAN"),
         ({"yaml": {"model": {}}}, "expected the YAML of a VQGAN with model.params.n_embed"),
         ({"cut": True}, "expected a whole file of torch.save"),

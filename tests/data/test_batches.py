@@ -18,6 +18,7 @@ from di4c_lm.data.batches import (
     PackedSource,
     batch_rng,
     classes_of,
+    first_sequences,
     permutation,
     random_index,
     scattered,
@@ -330,3 +331,10 @@ def test_without_classes_nothing_is_drawn_and_none_are_told() -> None:
     assert classes_of(dataclasses.replace(batch, labels=None), 0.5, rng) is None
     assert classes_of(batch, 0.0, rng) is batch.labels
     assert torch.equal(rng.uniform((3,)), other.uniform((3,)))
+
+
+@pytest.mark.parametrize("num", [5, 300])
+def test_the_first_sequences_are_read_once(num: int) -> None:
+    tokens = torch.arange(num * 4).view(num, 4).numpy()
+    found = first_sequences(PackedSource(tokens, 0), 4)
+    assert sorted(found[:, 0].tolist()) == list(range(0, num * 4, 4))

@@ -16,6 +16,7 @@ from di4c_lm.domains.text.report import compare
 from di4c_lm.domains.text.settings import Config, DataConfig
 from di4c_lm.measure.text.gen_ppl import CompareConfig, GenPplConfig
 from di4c_lm.mixtures.adaln import AdaLNSettings
+from di4c_lm.mixtures.class_chain import ClassChainSettings
 from di4c_lm.networks.dit import DIT, DitConfig
 from di4c_lm.runs import recipe
 
@@ -39,6 +40,34 @@ def test_what_is_saved_is_loaded_and_writes_the_same(model: TextModel, tmp_path:
     again = TextModel.from_pretrained(tmp_path)
     assert (again.length, len(again.tokenizer)) == (12, len(model.tokenizer))
     assert torch.equal(again.sample(5, 3, seed=1)[0], model.sample(5, 3, seed=1)[0])
+
+
+def test_a_checkpoint_of_another_tokenizer_is_refused(model: TextModel, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path)
+    fewer = load_tokenizer(DataConfig(vocab_size=280), TEXTS, tmp_path / "280")
+    with pytest.raises(
+        ValueError, match=rf"its network has {len(model.tokenizer)} states, the tokenizer {len(fewer)} "
+    ):
+        TextModel.from_checkpoint(tmp_path, fewer)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["extra"]["tokenizer"] = "abc"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="trained with another tokenizer: fingerprint abc"):
+        TextModel.from_pretrained(tmp_path)
+
+
+def test_an_exported_head_writes_the_same_beside_its_teacher(model: TextModel, tmp_path: Path) -> None:
+    teacher = TextModel(denoiser=model.denoiser.network, tokenizer=model.tokenizer, length=12)
+    mixture = ClassChainSettings(codebook_size=3).over(teacher.denoiser, torch.Generator().manual_seed(0)).eval()
+    student = TextModel(denoiser=mixture, tokenizer=model.tokenizer, length=12)
+    teacher.save_pretrained(tmp_path / "teacher")
+    student.save_pretrained(tmp_path / "head", backbone="../teacher")
+    student.save_pretrained(tmp_path / "merged")
+    expected = student.sample(5, 3, seed=1)[0]
+    for name in ("head", "merged"):
+        assert torch.equal(TextModel.from_pretrained(tmp_path / name).sample(5, 3, seed=1)[0], expected), name
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("head", "merged")]
+    assert sizes[0] < sizes[1] / 2
 
 
 def test_a_sample_depends_on_its_number_and_the_seed_alone(model: TextModel) -> None:

@@ -1,7 +1,5 @@
-import pytest
 import torch
 
-from di4c_lm.data.batches import PackedSource, first_sequences
 from di4c_lm.data.text.synthetic import MarkovChain
 from di4c_lm.mixtures.class_counts import token_classes
 
@@ -17,7 +15,7 @@ def classes_of_chain() -> tuple[torch.Tensor, torch.Tensor]:
     return true_S, chain.sample(2000, rng)
 
 
-def test_classes_that_make_the_law_are_found() -> None:
+def test_classes_that_make_the_distribution_are_found() -> None:
     true_S, tokens = classes_of_chain()
     found = token_classes(tokens, 21, 4, torch.Generator().manual_seed(1))
     assert found.class_S[20] == -1, "never seen"
@@ -41,14 +39,7 @@ def test_ratios_are_those_of_the_pairs() -> None:
     torch.testing.assert_close(own.double().exp(), ratio, rtol=0.02, atol=0.02)
 
 
-def test_draws_are_repeatable() -> None:
+def test_they_are_repeatable() -> None:
     _, tokens = classes_of_chain()
     one, two = (token_classes(tokens, 20, 4, torch.Generator().manual_seed(3)) for _ in range(2))
     assert torch.equal(one.class_S, two.class_S) and torch.equal(one.log_ratio_LL, two.log_ratio_LL)
-
-
-@pytest.mark.parametrize("num", [5, 300])
-def test_no_sequence_is_read_twice(num: int) -> None:
-    tokens = torch.arange(num * 4).view(num, 4).numpy()
-    found = first_sequences(PackedSource(tokens, 0), 4)
-    assert sorted(found[:, 0].tolist()) == list(range(0, num * 4, 4))

@@ -229,7 +229,8 @@ def run(spec: dict[str, Any], rank: int, world_size: int) -> int:
         real_objective(spec) if real else Objective(bad=spec.get("bad", []), external=spec.get("external", True))
     )
     held: Any = objective.teacher
-    teacher = held if real else held[0]
+    frozen: Any = objective.student.network if held is None else held  # the likelihood has no teacher but the backbone
+    teacher = frozen if real else held[0]
     before = [p.clone() for p in teacher.parameters()]
     batches = Batches(sections["train"].micro_batch_size, rank, world_size)
     if rank == world_size - 1:
