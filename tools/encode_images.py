@@ -18,9 +18,9 @@ from jaxtyping import Int64, UInt8
 
 from di4c_lm.checkpoints.vqgan import load_vqgan
 from di4c_lm.core.settings import at_least, check, section, setting
+from di4c_lm.data.images.codes import CodeJob, write_codes
 from di4c_lm.data.images.image_files import Fit
 from di4c_lm.data.images.image_sources import raw_images
-from di4c_lm.data.records.code_writer import CodeJob, write_codes
 from di4c_lm.domains.codes.model import encode_images, fingerprint
 from tools.arguments import run_script
 
@@ -61,7 +61,7 @@ def write_images(settings: Settings) -> None:
         fit=Fit(size=(side, side), channels=channels, crop=settings.crop),
         num_codes=vqgan.num_codes,
         length=vqgan.length,
-        vqgan=fingerprint(vqgan),
+        codec=fingerprint(vqgan),
         part=part,
         parts=parts,
         **{name: getattr(settings, name) for name in ("skip_bad", "mirror", "shard_images", "batch_size")},
@@ -72,8 +72,8 @@ def write_images(settings: Settings) -> None:
 
     folder = Path(settings.out) if parts == 1 else Path(settings.out) / f"part_{part}_of_{parts}"
     index = write_codes(folder, job, encode, on_shard=lambda done, bad: print(f"{done:,} rows, {bad:,} skipped"))
-    shards = len(index.shards)
-    print(f"{folder}: {index.images:,} rows of {index.length} codes in {shards} shards, {index.skipped:,} skipped")
+    shards, skipped = len(index.train), index.counts["skipped"]
+    print(f"{folder}: {index.rows:,} rows of {index.length} codes in {shards} shards, {skipped:,} skipped")
 
 
 def _part(text: str) -> tuple[int, int]:

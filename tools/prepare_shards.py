@@ -15,11 +15,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tqdm import tqdm
 
 from di4c_lm.core.settings import check, section, setting
-from di4c_lm.data.records.shard_writer import Layout, prepare
 from di4c_lm.data.records.shards import Index
 from di4c_lm.data.text.corpus import open_documents
 from di4c_lm.data.text.documents import Split, train_side
 from di4c_lm.data.text.packing import Cursor
+from di4c_lm.data.text.prepare import Layout, prepare
 from di4c_lm.data.text.tokenizers import load_tokenizer
 from di4c_lm.domains.domain import cache_dir
 from di4c_lm.domains.text.settings import DataConfig
@@ -77,7 +77,7 @@ class Progress:
         self.seconds, self.megabytes, self.tokens = 0.0, 0.0, 0
 
     def __call__(self, cursor: Cursor, tokens: int) -> None:
-        """As `shard_writer.Report`: first at the start, without tokens."""
+        """As `prepare.Report`: first at the start, without tokens."""
         if not tokens:
             self._started, self._before = time.perf_counter(), cursor.text_bytes
         self.seconds, self.tokens = time.perf_counter() - self._started, tokens
@@ -98,7 +98,7 @@ class Progress:
 
 
 def write_shards(settings: PrepareConfig) -> None:
-    """Prepare, and say what was made and how fast. Raises as `shard_writer.prepare` and `load_tokenizer`."""
+    """Prepare, and say what was made and how fast. Raises as `prepare` and `load_tokenizer`."""
     check(settings.out, "out", settings.out, "a folder to make")
     check(bool(settings.path) != bool(settings.dataset), "path", settings.path, "a path, or a dataset, and not both")
     low = settings.length
@@ -129,10 +129,11 @@ def description(folder: str, index: Index) -> str:
         )
         if counts[key]
     )
-    wrap = " data.wrap=true" if index.wrap else ""
+    validation = index.validation.rows if index.validation else 0
+    wrap = " data.wrap=true" if index.facts["wrap"] else ""
     return (
-        f"{folder}: {index.sequences:,} sequences of {index.length} tokens in {len(index.train)} shards, "
-        f"from {counts['documents']:,} documents; {index.validation.sequences:,} sequences of {counts['held_out']:,} held-out documents"
+        f"{folder}: {index.rows:,} sequences of {index.length} tokens in {len(index.train)} shards, "
+        f"from {counts['documents']:,} documents; {validation:,} sequences of {counts['held_out']:,} held-out documents"
         + (f"; {mended}" if mended else "")
         + f"\ntrain on it: data=shards data.path={folder} data.length={index.length}{wrap}"
     )

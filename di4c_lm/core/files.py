@@ -14,7 +14,7 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+_BESIDE = ".tmp-"  # how the names of folders begin that hold what is being written
 _BLOCK = 1 << 22  # bytes read at once
 _SMALL = 1 << 20  # bytes of a file whose checksum is compared each time
 _POLL_S = 0.2
@@ -67,12 +68,18 @@ def whole_folder(path: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def _new_folder_beside(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
-    folder = path.with_name(f".tmp-{os.getpid()}-{secrets.token_hex(4)}")
+    folder = path.with_name(f"{_BESIDE}{os.getpid()}-{secrets.token_hex(4)}")
     folder.mkdir()
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_left_overs(folder: Path) -> None:
+    """Remove what killed processes were writing in `folder`. The caller holds a lock, so that nobody is writing there now."""
+    for path in folder.glob(f"{_BESIDE}*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def settle(folder: Path) -> None:
@@ -134,9 +141,9 @@ def read_json(path: Path) -> dict[str, Any]:
 # Checksums and manifests
 
 
-def checksum(path: Path) -> str:
-    """SHA-256 of a file's content, as hex digits."""
-    digest = hashlib.sha256()
+def checksum(path: Path, new: Callable[[], Any] = hashlib.sha256) -> str:
+    """The hash of a file's content, as hex digits; SHA-256 unless `new` makes another of `hashlib`."""
+    digest = new()
     with path.open("rb") as file:
         while block := file.read(_BLOCK):
             digest.update(block)

@@ -17,6 +17,7 @@ from di4c_lm.core.files import (
     lock,
     read_json,
     read_manifest,
+    remove_left_overs,
     save_tensors,
     whole_file,
     whole_folder,
@@ -56,6 +57,18 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path: 
         beside.write_text("half")
         raise RuntimeError
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_write_left_is_removed_and_nothing_else(tmp_path: Path):
+    code = (
+        "import os, signal, sys; from pathlib import Path; from di4c_lm.core.files import whole_file\n"
+        "with whole_file(Path(sys.argv[1])) as beside: beside.touch(); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    write_text(tmp_path / "kept", "old")
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "kept")], check=False)
+    assert len(list(tmp_path.iterdir())) == 2
+    remove_left_overs(tmp_path)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 
 
 def test_json_without_a_number_for_nan(tmp_path: Path):

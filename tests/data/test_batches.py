@@ -23,10 +23,10 @@ from di4c_lm.data.batches import (
     random_index,
     scattered,
 )
-from di4c_lm.data.records.shards import Index, ShardSource
+from di4c_lm.data.records.shards import Shards, ShardSource
 from di4c_lm.processes.denoiser import NO_CLASS
 from di4c_lm.processes.rng import KeyedRng
-from tests.data.records.shard_folders import write_shards
+from tests.data.records.helpers import write_shards
 
 D = 3
 _FOLDER = tempfile.TemporaryDirectory()
@@ -42,16 +42,17 @@ def packed(count: int, seed: int = 0) -> PackedSource:
 
 
 @functools.cache
-def shards_of(count: int) -> tuple[Path, Index]:
+def shards_of(count: int) -> Shards:
     """`tokens(count)` in shards of 5 sequences."""
     folder = Path(_FOLDER.name) / str(count)
     folder.mkdir()
     parts = [tokens(count)[start : start + 5] for start in range(0, count, 5)]
-    return folder, write_shards(folder, parts)
+    write_shards(folder, parts)
+    return Shards.read(folder)
 
 
 def sharded(count: int, seed: int = 0) -> ShardSource:
-    return ShardSource(*shards_of(count), seed)
+    return ShardSource(shards_of(count), seed)
 
 
 def names(batch: Batch) -> list[tuple[int, int]]:

@@ -12,7 +12,7 @@ from di4c_lm.checkpoints import maskgit
 from di4c_lm.checkpoints.vqgan import save_vqgan
 from di4c_lm.checkpoints.weights import Weights
 from di4c_lm.core import image_cli
-from di4c_lm.data.records.code_writer import save_codes
+from di4c_lm.data.images.codes import save_codes
 from di4c_lm.domains.codes.domain import DOMAIN
 from di4c_lm.domains.codes.model import CodeModel, encode_images, fingerprint, to_images, to_planes
 from di4c_lm.domains.codes.report import sampler_of, samplers
@@ -182,7 +182,7 @@ def test_the_recipes_are_read(name: str) -> None:
 def test_codes_of_another_vqgan_and_a_teacher_of_other_classes_are_refused(tmp_path: Path) -> None:
     save_codes(
         tmp_path / "codes", np.zeros((3, 4), dtype=np.int64), np.zeros(3, dtype=np.int64), num_codes=CODES,
-        classes=("a",), vqgan=fingerprint(coder()), made_by={},
+        classes=("a",), codec=fingerprint(coder()), made_by={},
     )  # fmt: skip
     save_vqgan(tmp_path / "vqgan", coder())
     save_vqgan(tmp_path / "other", coder(seed=5))

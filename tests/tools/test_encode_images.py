@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from di4c_lm.checkpoints.vqgan import save_vqgan
-from di4c_lm.data.records.codes import load_codes
+from di4c_lm.data.images.codes import load_codes
 from di4c_lm.domains.codes.model import encode_images, fingerprint
 from di4c_lm.networks.vqgan import VqGan, VqganConfig
 from tests.data.images.pictures import pixels, png, write_tar
@@ -48,14 +48,14 @@ def test_folders_and_tars(tmp_path: Path, vqgan: tuple[VqGan, Path], capsys: pyt
     assert tool.main([f"source={tar}", f"out={tmp_path / 'out'}", f"vqgan={weights}", "classes=2"]) == 0
     assert "5 rows of 4 codes in 1 shards, 0 skipped" in capsys.readouterr().out
     found = load_codes(tmp_path / "out")
-    assert np.array_equal(found.codes(), expected) and found.labels().tolist() == [1] * 5
-    assert found.vqgan == fingerprint(network)
+    assert np.array_equal(found.states(), expected) and found.labels().tolist() == [1] * 5
+    assert found.index.coder == fingerprint(network)
     for part in ("1/2", "2/2"):
         place = [f"source={folder(tmp_path / 'in')}", f"out={tmp_path / 'parts'}", f"vqgan={weights}"]
         assert tool.main([*place, f"part={part}"]) == 0
     rows = load_codes(tmp_path / "parts")
-    assert sorted(map(tuple, rows.codes())) == sorted(map(tuple, expected))
-    assert sorted(rows.labels().tolist()) == [0, 0, 0, 1, 1] and rows.classes == ("class_0", "class_1")
+    assert sorted(map(tuple, rows.states())) == sorted(map(tuple, expected))
+    assert sorted(rows.labels().tolist()) == [0, 0, 0, 1, 1] and rows.index.classes == ("class_0", "class_1")
 
 
 @pytest.mark.parametrize(

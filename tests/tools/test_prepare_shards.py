@@ -31,9 +31,9 @@ def test_a_folder_is_made_and_its_use_is_told(corpus: Path, capsys: pytest.Captu
     said = capsys.readouterr().out
     index = Index.read(corpus.parent / "out")
     assert re.search(r"MB of text and [\d,]+ tokens in .* MB/s, [\d,]+ tokens/s", said)
-    assert f"{index.sequences:,} sequences of 16 tokens in 1 shards" in said
+    assert f"{index.rows:,} sequences of 16 tokens in 1 shards" in said
     assert f"data=shards data.path={corpus.parent / 'out'} data.length=16 data.wrap=true" in said
-    assert index.wrap
+    assert index.facts["wrap"]
     assert prepare_shards.main(words(corpus, wrap="true")) == 0
 
 

@@ -1,170 +1,385 @@
-"""Prepared shards: packed sequences in memory-mapped files under one index. `shard_writer` writes them.
+"""Rows of states that were prepared once, tokens or an image's codes: memory-mapped files under one index. `writer` writes them.
 
-    index.json            an `Index`: the shards with sequences, bytes and checksum, what they were made from and by what
-    train_00000.bin ...   (n, D) token ids, little-endian uint16, or uint32 for more than 65,536 states
-    validation.bin        the same, of documents held out
-    validation.jsonl      these documents
-    tokenizer/            as `save_pretrained` writes it
+    index.json            an `Index`: the shards with rows, bytes and checksum, what they were made from and by what
+    train_00000.bin ...   (n, D) little-endian states, uint16, or uint32 for more than 65,536; where there are classes, (n, D + 1) with
+                          the class of each row behind it
+    validation.bin        the same, of what was held out, if anything was
 
-(The on-disk format of `datasets` reads as fast, but has no checksums to tell which shard is damaged, nothing to go on without one, and
-cannot go on where a kill cut its writing.)
+A folder may instead hold the folders part_1_of_4, ..., part_4_of_4, each of this form and all made alike.
+
+(The on-disk format of `datasets` reads as fast, but has no checksums to tell which shard is damaged, nothing to do without one, and
+cannot resume where a kill cut its writing.)
 """
 
-import bisect
 import dataclasses
+import functools
 import hashlib
 import json
+import logging
 import os
-from collections.abc import Sequence
-from itertools import accumulate
+import re
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Literal, final
 
 import numpy as np
-from jaxtyping import Int, Integer
+import torch
+from jaxtyping import Int, Int64, Integer
+from tqdm import tqdm
 
+from di4c_lm.core.files import checksum, read_json, write_json
 from di4c_lm.data.batches import Batch, make_batch, scattered
 
-INDEX, TOKENIZER = "index.json", "tokenizer"
-VALIDATION, VALIDATION_TEXTS = "validation.bin", "validation.jsonl"
-FORMAT = 1
-_READ_AT_ONCE = 1 << 22
+logger = logging.getLogger(__name__)
+
+INDEX, FORMAT = "index.json", 2
+Kind = Literal["tokens", "codes"]
+How = Literal["once", "always", "size"]
+Stamp = tuple[int, int]  # bytes, nanoseconds of the last change
+TOOLS = {"tokens": "tools/prepare_shards.py", "codes": "tools/encode_images.py"}
+_PART = re.compile(r"part_(\d+)_of_(\d+)")
+blake2b = functools.partial(hashlib.blake2b, digest_size=16)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shard:
-    """A file of whole sequences."""
+    """A file of whole rows."""
 
     name: str
-    sequences: int
+    rows: int
     size: int  # bytes
     blake2b: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Index:
-    """What a folder of shards says about itself. The files follow each other: `sample_id` counts sequences through `train`."""
+    """What a folder of shards says about itself. The files follow each other: `sample_id` counts rows through `train`."""
 
-    format: int
+    kind: Kind
     length: int  # D
-    wrap: bool
+    num_states: int  # S, of tokens MASK included
     dtype: str
-    num_states: int  # S, MASK included
-    eos_id: int
-    tokenizer: str  # fingerprint
-    made_by: dict[str, Any]  # source, layout and tokenizer, as the writer was asked
-    counts: dict[str, int]  # documents, held_out, split, replaced, skipped, text_bytes, tokens, dropped_tokens
+    coder: str  # fingerprint of the tokenizer, or of what encoded the images
+    classes: tuple[str, ...] = ()  # whose number stands behind each row; none: no label
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)  # of tokens: wrap, eos_id
+    made_by: dict[str, Any]  # source and options, as the writer was given them
+    counts: dict[str, int]  # what was read, mended and left out on the way
     train: tuple[Shard, ...]
-    validation: Shard
+    validation: Shard | None = None
 
     @property
-    def sequences(self) -> int:
+    def width(self) -> int:
+        """Numbers a row."""
+        return self.length + bool(self.classes)
+
+    @property
+    def rows(self) -> int:
         """Of the training side."""
-        return sum(shard.sequences for shard in self.train)
+        return sum(shard.rows for shard in self.train)
 
     @property
-    def fingerprint(self) -> str:
-        """SHA-256 of the contents: changes with the tokenizer and with any token."""
-        parts = [self.length, self.dtype, self.tokenizer, *(shard.blake2b for shard in (*self.train, self.validation))]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    def files(self) -> tuple[Shard, ...]:
+        """Of both sides."""
+        return self.train if self.validation is None else (*self.train, self.validation)
 
     def write(self, folder: Path) -> None:
         """Write `index.json`, under a checksum of its own."""
-        plain = dataclasses.asdict(self)
-        content = {**plain, "checksum": _checksum(plain)}
-        replace_file(folder / INDEX, (json.dumps(content, indent=1) + "\n").encode())
+        plain = {"format": FORMAT, **dataclasses.asdict(self)}
+        write_json(folder / INDEX, {**plain, "checksum": _seal(plain)})
 
     @classmethod
     def read(cls, folder: Path) -> "Index":
-        """The index of `folder`. Raises `ValueError` where there is none, or it is damaged or of another format."""
+        """The index of `folder`. Raises `ValueError` where there is none, or it is damaged or of an unknown format."""
         path = folder / INDEX
         if not path.is_file():
-            raise ValueError(
-                f"data.path={folder}: no {INDEX} is there: allowed is a folder that tools/prepare_shards.py has finished"
-            )
+            raise ValueError(f"{folder}: no {INDEX}: expected a folder that {' or '.join(TOOLS.values())} has finished")
+        plain = read_json(path)
+        expected, found = plain.pop("checksum", None), _seal(plain)
         try:
-            plain = json.loads(path.read_bytes())
-            expected = plain.pop("checksum")
-            found = _checksum(plain)
-        except (ValueError, KeyError, AttributeError) as error:
-            raise ValueError(f"{path}: damaged: {type(error).__name__}: {error}") from error
-        if plain.get("format") != FORMAT:
-            raise ValueError(f"{path}: format {plain.get('format')!r}, allowed is {FORMAT}: prepare the shards again")
-        if found != expected:
-            raise ValueError(f"{path}: damaged: expected checksum {expected}, found {found}")
-        train = tuple(Shard(**shard) for shard in plain.pop("train"))
-        return cls(**{**plain, "train": train, "validation": Shard(**plain["validation"])})
+            if plain.get("kind") == "di4c_lm.codes" and plain["format"] == 1:  # the one kind without a checksum
+                return cls(**_from_codes_1(plain))
+            if found != expected:
+                raise ValueError(f"{path}: damaged: expected checksum {expected}, found {found}")
+            if plain["format"] == 1:
+                return cls(**_from_tokens_1(plain))
+            if plain.pop("format") != FORMAT:
+                raise KeyError("format")
+            plain["train"] = tuple(Shard(**shard) for shard in plain["train"])
+            plain["validation"] = plain["validation"] and Shard(**plain["validation"])
+            return cls(**{**plain, "classes": tuple(plain["classes"])})
+        except (KeyError, TypeError, AttributeError) as error:
+            tool = TOOLS.get(str(plain.get("kind")), " or ".join(TOOLS.values()))
+            raise ValueError(
+                f"{path}: not of format {FORMAT} or 1 ({type(error).__name__}: {error}): make the shards again with {tool}"
+            ) from error
 
 
-def _checksum(plain: dict[str, Any]) -> str:
-    return hashlib.blake2b(json.dumps(plain, sort_keys=True).encode(), digest_size=16).hexdigest()
+def _seal(plain: dict[str, Any]) -> str:
+    return blake2b(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
-def file_checksum(path: Path) -> str:
-    """BLAKE2b (16 bytes, hex) of a file's content."""
-    digest = hashlib.blake2b(digest_size=16)
-    with open(path, "rb") as file:
-        while block := file.read(_READ_AT_ONCE):
-            digest.update(block)
-    return digest.hexdigest()
+def _from_tokens_1(plain: dict[str, Any]) -> dict[str, Any]:
+    """The fields of an index of tokens of format 1."""
+    shards = [
+        Shard(name=one["name"], rows=one["sequences"], size=one["size"], blake2b=one["blake2b"])
+        for one in (*plain["train"], plain["validation"])
+    ]
+    kept = {name: plain[name] for name in ("length", "num_states", "dtype", "made_by", "counts")}
+    facts = {"wrap": plain["wrap"], "eos_id": plain["eos_id"]}
+    more = {"coder": plain["tokenizer"], "facts": facts, "train": tuple(shards[:-1]), "validation": shards[-1]}
+    return {"kind": "tokens", **kept, **more}
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Write beside, sync and rename: a kill or a full disk leaves the old content or the new."""
-    new = path.with_name(f"{path.name}.tmp")
-    with open(new, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(new, path)
+def _from_codes_1(plain: dict[str, Any]) -> dict[str, Any]:
+    """The fields of an index of codes of format 1."""
+    row_bytes = 2 * (plain["length"] + 1)
+    shards = (
+        Shard(name=one["name"], rows=one["images"], size=one["images"] * row_bytes, blake2b=one["blake2b"])
+        for one in plain["shards"]
+    )
+    kept = {"length": plain["length"], "num_states": plain["num_codes"], "coder": plain["vqgan"]}
+    more = {"classes": tuple(plain["classes"]), "made_by": plain["made_by"], "counts": {"skipped": plain["skipped"]}}
+    return {"kind": "codes", "dtype": "<u2", **kept, **more, "train": tuple(shards)}
 
 
-def read_held_out(folder: Path) -> list[str]:
-    """The held-out documents that are kept."""
-    with open(folder / VALIDATION_TEXTS, "rb") as lines:
-        return [json.loads(line)["text"] for line in lines]
+def is_shards(path: Path) -> bool:
+    """Whether `path` is a folder with an index, or of parts."""
+    return (path / INDEX).is_file() or (path.is_dir() and any(_PART.fullmatch(p.name) for p in path.iterdir()))
 
 
-def map_shard(folder: Path, index: Index, shard: Shard) -> Integer[np.ndarray, "n D"]:
-    """The sequences of a shard, mapped and not read."""
-    return np.memmap(folder / shard.name, np.dtype(index.dtype), "r", shape=(shard.sequences, index.length))
+@final
+class Shards:
+    """The rows of a folder of shards, mapped and not read; without the files of `left_out`.
+
+    Args:
+        folder: their name in messages.
+        parts: the folders with their indices, in order; all made alike.
+        left_out: paths of files.
+    """
+
+    def __init__(self, folder: Path, parts: Sequence[tuple[Path, Index]], left_out: Collection[Path] = ()) -> None:
+        self.folder, self.index, self._parts = folder, parts[0][1], list(parts)
+        train = [(part / shard.name, shard) for part, index in parts for shard in index.train]
+        starts = np.cumsum([0, *(shard.rows for _, shard in train)])
+        kept = [n for n, (path, shard) in enumerate(train) if path not in left_out and shard.rows]
+        self._train = [train[n] for n in kept]
+        self._first_id = np.array([starts[n] for n in kept], dtype=np.int64)
+        self._ends = np.cumsum([shard.rows for _, shard in self._train])
+        self._maps: dict[int, Integer[np.ndarray, "n W"]] = {}
+        if not len(self):
+            raise ValueError(f"{folder}: no shard is left with a row in it")
+
+    @classmethod
+    def read(cls, folder: Path) -> "Shards":
+        """Those of a folder, or of all its parts, by their indices; `verified` compares the files.
+
+        Raises `ValueError` as `Index.read` does, for a part that is missing or made otherwise than the first, and for no row at all.
+        """
+        parts = [(part, Index.read(part)) for part in _parts(folder)]
+        first = parts[0][1]
+        for part, index in parts:
+            for what in ("kind", "length", "num_states", "dtype", "coder", "classes", "facts"):
+                if getattr(index, what) != getattr(first, what):
+                    raise ValueError(f"{part / INDEX}: {what} differs from that of {parts[0][0] / INDEX}")
+        return cls(folder, parts)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    @property
+    def skipped(self) -> int:
+        """What could not be read when the shards were made."""
+        return sum(index.counts.get("skipped", 0) for _, index in self._parts)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the contents: changes with the coder and with any state."""
+        checksums = [shard.blake2b for _, index in self._parts for shard in index.files]
+        return hashlib.sha256(
+            json.dumps([self.index.length, self.index.dtype, self.index.coder, *checksums]).encode()
+        ).hexdigest()
+
+    @functools.cached_property
+    def _contents(self) -> str:
+        return hashlib.sha256("".join(shard.blake2b for _, shard in self._train).encode()).hexdigest()[:12]
+
+    @property
+    def identity(self) -> str:
+        """Of the shards in use: a run resumes only where these are the same."""
+        return f"{len(self)} sequences in {len(self._train)} shards ({self._contents})"
+
+    def __getitem__(self, rows: Int[np.ndarray, " B"]) -> Integer[np.ndarray, "B W"]:
+        """Some of the rows in use, in the order asked for."""
+        number_B = np.searchsorted(self._ends, rows, side="right")
+        found = np.empty((len(rows), self.index.width), dtype=np.dtype(self.index.dtype))
+        for number in np.unique(number_B):
+            here_B = number_B == number
+            found[here_B] = self._map(int(number))[self._inside(rows[here_B], number)]
+        return found
+
+    def ids(self, rows: Int[np.ndarray, " B"]) -> Int64[np.ndarray, " B"]:
+        """The number of each of these rows among all that were written, those left out counted."""
+        number_B = np.searchsorted(self._ends, rows, side="right")
+        return self._first_id[number_B] + self._inside(rows, number_B)
+
+    def _inside(self, rows: Int[np.ndarray, " B"], number: Any) -> Int64[np.ndarray, " B"]:
+        """Places in the shards of these numbers."""
+        counts = np.array([shard.rows for _, shard in self._train], dtype=np.int64)
+        return rows - (self._ends - counts)[number]
+
+    def _map(self, number: int) -> Integer[np.ndarray, "n W"]:
+        if number not in self._maps:
+            path, shard = self._train[number]
+            self._maps[number] = self._mapped(path, shard)
+        return self._maps[number]
+
+    def _mapped(self, path: Path, shard: Shard) -> Integer[np.ndarray, "n W"]:
+        return np.memmap(path, np.dtype(self.index.dtype), "r", shape=(shard.rows, self.index.width))
+
+    def blocks(self) -> Iterator[Integer[np.ndarray, "n W"]]:
+        """The rows in use shard by shard, mapped."""
+        return (self._map(number) for number in range(len(self._train)))
+
+    def states(self) -> Int64[np.ndarray, "N D"]:
+        """All rows in use without their labels, in memory."""
+        return np.concatenate([block_nW[:, : self.index.length] for block_nW in self.blocks()]).astype(np.int64)
+
+    def labels(self) -> Int64[np.ndarray, " N"]:
+        """All labels of the rows in use, in memory. There are some where the index has classes."""
+        assert self.index.classes
+        return np.concatenate([block_nW[:, -1] for block_nW in self.blocks()]).astype(np.int64)
+
+    def validation(self) -> Integer[np.ndarray, "N D"]:
+        """The rows that were held out, mapped; of parts, in memory."""
+        found = [
+            self._mapped(part / one.validation.name, one.validation) for part, one in self._parts if one.validation
+        ]
+        return found[0] if len(found) == 1 else np.concatenate(found)
+
+    # Verification. Sizes are looked at on every opening, one `stat` a shard. Reading all the files for every rank and every start could
+    # take hours. So a checksum that was read once is remembered with the file's size and time of change, and holds as long as these do.
+
+    def damage(self, how: How = "always", cache_dir: Path | None = None) -> dict[Path, str]:
+        """What is wrong with which of the files, of both sides: a message by path, none where all is well.
+
+        `how`: "size" reads no checksum, "once" those that no earlier call has read (remembered in `cache_dir`), "always" all; on all cores.
+        """
+        shards = {part / shard.name: shard for part, index in self._parts for shard in index.files}
+        stamps = {path: _stamp(path) for path in shards}
+        memory = _Memory(self.folder, cache_dir)
+        known: dict[Path, str | None] = {}
+        unread: dict[Path, Stamp] = {}
+        for path, stamp in stamps.items():
+            known[path] = memory.recall(path, stamp) if stamp is not None and how == "once" else None
+            if stamp is not None and stamp[0] == shards[path].size and how != "size" and known[path] is None:
+                unread[path] = stamp
+        if unread:
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                read = pool.map(functools.partial(checksum, new=blake2b), unread)
+                found = list(tqdm(read, desc="checksums", total=len(unread), unit=" shards", delay=2, disable=None))
+            known |= dict(zip(unread, found, strict=True))
+            memory.keep({path: (*stamp, known[path]) for path, stamp in unread.items()})
+        problems = {path: _problem(path, shards[path], stamps[path], known[path]) for path in shards}
+        return {path: problem for path, problem in problems.items() if problem is not None}
+
+    def verified(self, how: How = "always", cache_dir: Path | None = None, *, skip_bad: bool = False) -> "Shards":
+        """The same, its files compared with their checksums; with `skip_bad` without the damaged training shards, counted in the log.
+
+        Raises `ValueError` that names each damaged file with the checksum expected and found, unless `skip_bad` and the validation is
+        whole; and where no shard is left.
+        """
+        damage = self.damage(how, cache_dir)
+        if not damage:
+            return self
+        train, total = {path for path, _ in self._train}, sum(len(index.files) for _, index in self._parts)
+        if not skip_bad or not damage.keys() <= train:
+            raise ValueError(
+                "\n".join(damage.values())
+                + f"\n{len(damage)} of {total} files cannot be used: put them back, make them again in an empty folder with "
+                f"{TOOLS[self.index.kind]}, or leave the training shards among them out by data.skip_bad=true"
+            )
+        for problem in damage.values():
+            logger.warning("left out: %s", problem)
+        left = Shards(self.folder, self._parts, set(damage))
+        shown = (self.folder, len(damage), len(train), len(self) - len(left), len(self))
+        logger.warning("%s: going on without %d of %d shards, %d of %d sequences", *shown)
+        return left
+
+
+def _parts(folder: Path) -> list[Path]:
+    if (folder / INDEX).is_file() or not folder.is_dir():
+        return [folder]
+    found = {int(match[1]): (path, int(match[2])) for path in folder.iterdir() if (match := _PART.fullmatch(path.name))}
+    if not found:
+        return [folder]
+    count = next(iter(found.values()))[1]
+    missing = [n for n in range(1, count + 1) if n not in found or found[n][1] != count]
+    if missing:
+        raise ValueError(f"{folder}: expected the parts 1 to {count}, found no part {missing[0]} of {count}")
+    return [found[n][0] for n in range(1, count + 1)]
+
+
+def _stamp(path: Path) -> Stamp | None:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_size, found.st_mtime_ns
+
+
+class _Memory:
+    """Checksums that were read, by file and stamp; none where there is no `cache_dir`."""
+
+    def __init__(self, folder: Path, cache_dir: Path | None) -> None:
+        name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+        self._folder, self._known = folder, {}
+        self._path = None if cache_dir is None else cache_dir / "verified_shards" / f"{name}.json"
+        if self._path is not None and self._path.is_file():
+            try:
+                self._known = read_json(self._path)
+            except ValueError as error:
+                logger.warning("%s: it is forgotten, and the shards are read again", error)
+
+    def recall(self, path: Path, stamp: Stamp) -> str | None:
+        size, changed, found = self._known.get(str(path.relative_to(self._folder)), (None, None, None))
+        return found if (size, changed) == stamp else None
+
+    def keep(self, found: dict[Path, tuple[int, int, str | None]]) -> None:
+        self._known |= {str(path.relative_to(self._folder)): list(entry) for path, entry in found.items()}
+        if self._path is not None:
+            write_json(self._path, self._known)
+
+
+def _problem(path: Path, shard: Shard, stamp: Stamp | None, found: str | None) -> str | None:
+    expected = f"expected {shard.size} bytes with BLAKE2b {shard.blake2b}"
+    if stamp is None:
+        return f"{path}: missing: {expected}, found no file"
+    if stamp[0] != shard.size:
+        kind = "empty" if stamp[0] == 0 else "truncated" if stamp[0] < shard.size else "too long"
+        return f"{path}: {kind}: {expected}, found {stamp[0]} bytes with BLAKE2b {checksum(path, new=blake2b)}"
+    if found is not None and found != shard.blake2b:
+        return f"{path}: corrupt: {expected}, found {stamp[0]} bytes with BLAKE2b {found}"
+    return None
 
 
 @final
 class ShardSource:
-    """The training sequences of a folder of shards: any position is read at once, and nothing is kept of an epoch's order.
+    """The rows of shards for a `BatchStream`: any position is read at once, and nothing is kept of an epoch's order.
 
-    `left_out` names shards to go on without. `sample_id` is the sequence's number in the whole index.
+    `sample_id` is the row's number among all that were written, so that it does not depend on the shards left out.
     """
 
-    def __init__(self, folder: Path, index: Index, seed: int, left_out: Sequence[str] = ()) -> None:
-        starts = [0, *accumulate(shard.sequences for shard in index.train)]
-        kept = [n for n, shard in enumerate(index.train) if shard.name not in left_out]
-        self.folder, self.index, self.seed = folder, index, seed
-        self._shards = [index.train[n] for n in kept]
-        self._first_id = np.array([starts[n] for n in kept], dtype=np.int64)
-        self._ends = list(accumulate(shard.sequences for shard in self._shards))
-        self._maps: dict[int, Integer[np.ndarray, "n D"]] = {}
-        if not len(self):
-            raise ValueError(f"{folder}: no shard is left with a training sequence in it")
+    def __init__(self, shards: Shards, seed: int) -> None:
+        self.shards, self.seed = shards, seed
 
     def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
+        return len(self.shards)
 
     @property
     def identity(self) -> str:
-        """Of the shards in use: a run goes on only where these are the same."""
-        content = "".join(shard.blake2b for shard in self._shards)
-        return (
-            f"{len(self)} sequences in {len(self._shards)} shards ({hashlib.sha256(content.encode()).hexdigest()[:12]})"
-        )
-
-    def _sequence(self, row: int) -> tuple[int, Integer[np.ndarray, " D"]]:
-        number = bisect.bisect_right(self._ends, row)
-        inside = row - (self._ends[number - 1] if number else 0)
-        if number not in self._maps:
-            self._maps[number] = map_shard(self.folder, self.index, self._shards[number])
-        return int(self._first_id[number]) + inside, self._maps[number][inside]
+        """See `Shards.identity`."""
+        return self.shards.identity
 
     def rows(self, start: int, count: int) -> Int[np.ndarray, " B"]:
         """Which of the rows in use lie at `count` positions from `start` on."""
@@ -176,7 +391,11 @@ class ShardSource:
         return row_B
 
     def read(self, start: int, count: int) -> Batch:
-        """`count` sequences from position `start` on."""
-        sample_ids, rows = zip(*(self._sequence(row) for row in self.rows(start, count).tolist()), strict=True)
+        """`count` rows from position `start` on, with their labels where they have some."""
+        row_B, length = self.rows(start, count), self.shards.index.length
+        cells_BW = self.shards[row_B]
         epoch_B = np.arange(start, start + count) // len(self)
-        return make_batch(np.stack(rows), np.array(sample_ids), epoch_B)
+        batch = make_batch(cells_BW[:, :length], self.shards.ids(row_B), epoch_B)
+        if not self.shards.index.classes:
+            return batch
+        return dataclasses.replace(batch, labels=torch.from_numpy(cells_BW[:, length].astype(np.int64)))

@@ -16,8 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from di4c_lm.data.batches import PackedSource
-from di4c_lm.data.records.shards import TOKENIZER, Index, ShardSource, map_shard, read_held_out
-from di4c_lm.data.records.verification import find_damage, usable_shards
+from di4c_lm.data.records.shards import Index, Shards, ShardSource
 from di4c_lm.data.text.builtin import builtin_corpus
 from di4c_lm.data.text.documents import (
     VALIDATION_CHARACTERS,
@@ -31,6 +30,7 @@ from di4c_lm.data.text.documents import (
 from di4c_lm.data.text.files import file_documents
 from di4c_lm.data.text.openwebtext import hub_documents, hub_stream
 from di4c_lm.data.text.packing import Cursor, Run, encode_documents, encode_runs, pack, token_dtype, token_id
+from di4c_lm.data.text.prepare import TOKENIZER, read_held_out
 from di4c_lm.data.text.streaming import StreamingSource
 from di4c_lm.data.text.tokenizers import fingerprint, load_tokenizer
 from di4c_lm.domains.text.settings import DataConfig
@@ -194,7 +194,7 @@ def verify_corpus(config: DataConfig, cache_dir: Path) -> None:
     if config.kind == "shards" and config.path is not None and config.verify == "once":
         folder = Path(config.path).expanduser()
         with contextlib.suppress(ValueError):
-            find_damage(folder, Index.read(folder), config.verify, cache_dir)
+            Shards.read(folder).damage(config.verify, cache_dir)
 
 
 def _shards_tokenizer(
@@ -204,10 +204,10 @@ def _shards_tokenizer(
     named = own if config.tokenizer == "train" else config.tokenizer
     tokenizer = load_tokenizer(dataclasses.replace(config, tokenizer=named), (), cache_dir)
     found = fingerprint(tokenizer)
-    if found != index.tokenizer:
+    if found != index.coder:
         raise ValueError(
             f"data.tokenizer={named} is not the tokenizer of the shards in {folder}: expected {index.num_states} entries with fingerprint "
-            f"{index.tokenizer[:16]}, found {len(tokenizer)} with {found[:16]}. Allowed is data.tokenizer={own}, or train, which means it"
+            f"{index.coder[:16]}, found {len(tokenizer)} with {found[:16]}. Allowed is data.tokenizer={own}, or train, which means it"
         )
     return tokenizer
 
@@ -215,17 +215,21 @@ def _shards_tokenizer(
 def _from_shards(config: DataConfig, seed: int, cache_dir: Path) -> Corpus:
     assert config.path is not None
     folder = Path(config.path).expanduser()
-    index = Index.read(folder)
-    for key, here, there in (("length", config.length, index.length), ("wrap", config.wrap, index.wrap)):
+    shards = Shards.read(folder)
+    index = shards.index
+    if index.kind != "tokens":
+        raise ValueError(
+            f"data.path must be a folder of tools/prepare_shards.py, got shards of {index.kind} in {folder}"
+        )
+    for key, here, there in (("length", config.length, index.length), ("wrap", config.wrap, index.facts["wrap"])):
         if here != there:
             said = json.dumps(there)
             raise ValueError(
                 f"data.{key}={json.dumps(here)}, but the shards in {folder} were prepared with {said}: say data.{key}={said}"
             )
     tokenizer = _shards_tokenizer(config, folder, index, cache_dir)
-    left_out = usable_shards(folder, index, config.verify, cache_dir, skip_bad=config.skip_bad)
-    train = ShardSource(folder, index, seed, left_out)
-    validation_ND = map_shard(folder, index, index.validation)
+    train = ShardSource(shards.verified(config.verify, cache_dir, skip_bad=config.skip_bad), seed)
+    validation_ND = shards.validation()
     logger.info("%s: %d training and %d validation sequences in shards", folder, len(train), len(validation_ND))
     return Corpus(
         name=f"data.path={folder}",
@@ -233,5 +237,5 @@ def _from_shards(config: DataConfig, seed: int, cache_dir: Path) -> Corpus:
         train=train,
         validation=_as_tensor(validation_ND),
         validation_texts=read_held_out(folder),
-        fingerprint=index.fingerprint,
+        fingerprint=shards.fingerprint,
     )

@@ -12,9 +12,9 @@ from di4c_lm.checkpoints.vqgan import load_vqgan, save_vqgan
 from di4c_lm.core.cache import WORK, Cache, key_of
 from di4c_lm.core.settings import to_dict
 from di4c_lm.data.batches import BatchStream, first_sequences
+from di4c_lm.data.images.codes import load_codes, save_codes
 from di4c_lm.data.images.images import ImageSource, Split
-from di4c_lm.data.records.code_writer import save_codes
-from di4c_lm.data.records.codes import CodeSet, CodeSource, is_code_folder, load_codes
+from di4c_lm.data.records.shards import Shards, ShardSource, is_shards
 from di4c_lm.domains.codes.model import CodeModel, encode_images, fingerprint, load_images, to_planes
 from di4c_lm.domains.codes.settings import ImagenetConfig
 from di4c_lm.domains.domain import FinishedRun, Interrupted, Pretraining
@@ -34,22 +34,22 @@ _START_IMAGES = 512  # whose encodings the codebook starts from
 class CodeData:
     """Codes, the VQGAN they come from, and where they were made here the images."""
 
-    codes: CodeSet
+    codes: Shards
     vqgan: VqGan
     images: Split | None
 
     @property
     def fingerprint(self) -> str:
         """Of the codes and the VQGAN."""
-        return f"{self.codes.fingerprint} {self.codes.vqgan}"
+        return f"{self.codes.fingerprint} {self.codes.index.coder}"
 
-    def source(self, seed: int) -> CodeSource:
+    def source(self, seed: int) -> ShardSource:
         """The codes of the training images, with their classes."""
-        return CodeSource(self.codes, seed)
+        return ShardSource(self.codes, seed)
 
     def first_sequences(self, seed: int) -> Int64[Tensor, "N D"]:
         """The codes row by row."""
-        return first_sequences(self.source(seed), self.codes.length)
+        return first_sequences(self.source(seed), self.codes.index.length)
 
     def save(self, folder: Path) -> None:
         """Nothing: the images are read again."""
@@ -66,12 +66,12 @@ class CodeDomain:
     def data(self, settings: ImagenetConfig, world: World, cache_dir: Path) -> CodeData:
         """A folder of codes; or images and the codes that a VQGAN makes of them, which is trained where none is named."""
         path, cache = Path(settings.data.path).expanduser(), Cache(cache_dir, world)
-        if is_code_folder(path):
+        if is_shards(path):
             if settings.vqgan.path is None:
                 raise ValueError(f"vqgan.path must be the VQGAN that made the codes {path}, got None")
             codes, vqgan = load_codes(path), load_vqgan(settings.vqgan.path)
-            if codes.vqgan != fingerprint(vqgan):
-                raise ValueError(f"{path}: codes of the VQGAN {codes.vqgan}, vqgan.path is {fingerprint(vqgan)}")
+            if codes.index.coder != fingerprint(vqgan):
+                raise ValueError(f"{path}: codes of the VQGAN {codes.index.coder}, vqgan.path is {fingerprint(vqgan)}")
             return CodeData(codes=codes, vqgan=vqgan, images=None)
         images = load_images(settings)
         vqgan = find_vqgan(settings, images, world, cache)
@@ -81,8 +81,8 @@ class CodeDomain:
 
     def network(self, settings: ImagenetConfig, data: CodeData) -> MaskGit:
         """A transformer on the VQGAN's codes and the images' classes."""
-        codes, classes = data.codes, len(data.codes.classes)
-        return MaskGit(settings.model, num_codes=codes.num_codes, num_classes=classes, length=codes.length)
+        index = data.codes.index
+        return MaskGit(settings.model, num_codes=index.num_states, num_classes=len(index.classes), length=index.length)
 
     def read(self, path: Path | str, settings: ImagenetConfig, data: CodeData) -> CodeModel:
         """A folder of ours, or a `.pth` of MaskGIT-pytorch or Di4C, of as many classes as the images have."""
@@ -90,9 +90,9 @@ class CodeDomain:
         model = CodeModel.from_pretrained(
             path, data.vqgan, num_heads=heads, num_codes=codes, schedule=settings.schedule
         )
-        found, wanted = model.denoiser.num_classes, len(data.codes.classes)
+        found, wanted = model.denoiser.num_classes, len(data.codes.index.classes)
         if found != wanted:
-            raise ValueError(f"{path}: its network has {found} classes, {data.codes.name} {wanted}")
+            raise ValueError(f"{path}: its network has {found} classes, {data.codes.folder} {wanted}")
         return model
 
     def wrap(self, network: Any, settings: ImagenetConfig, data: CodeData) -> CodeModel:
@@ -112,7 +112,7 @@ def encode(folder: Path, vqgan: VqGan, images: Split) -> None:
     """Write the codes of the training images."""
     train = images.train
     rows = encode_images(vqgan, train.images, levels=train.levels)
-    facts = {"num_codes": vqgan.num_codes, "classes": train.classes, "vqgan": fingerprint(vqgan)}
+    facts = {"num_codes": vqgan.num_codes, "classes": train.classes, "codec": fingerprint(vqgan)}
     save_codes(folder, rows, train.labels, made_by={"source": train.name}, **facts)
 
 

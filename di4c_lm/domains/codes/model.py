@@ -19,7 +19,7 @@ from di4c_lm.checkpoints.vqgan import load_vqgan, save_vqgan
 from di4c_lm.data.images.image_files import Fit
 from di4c_lm.data.images.image_sources import load_split
 from di4c_lm.data.images.images import Split
-from di4c_lm.data.records.codes import is_code_folder
+from di4c_lm.data.records.shards import is_shards
 from di4c_lm.domains.codes.settings import ImagenetConfig
 from di4c_lm.networks.maskgit import check_classes
 from di4c_lm.networks.vqgan import VqGan
@@ -182,7 +182,7 @@ class CodeModel:
 def load_images(config: ImagenetConfig) -> Split:
     """The images that `config.data` names. Raises `ValueError` as the readers do, and for a folder of codes, which holds none."""
     path, told = Path(config.data.path).expanduser(), config.data
-    if is_code_folder(path):
+    if is_shards(path):
         raise ValueError(f"data.path={told.path!r} holds codes: allowed here are the images that they were made of")
     fit = Fit(size=(told.size, told.size) if told.size else None, channels=told.channels, crop=told.crop)
     share = told.validation_share

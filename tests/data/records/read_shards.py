@@ -14,8 +14,9 @@ import sys
 import time
 from pathlib import Path
 
+from di4c_lm.core.files import write_json
 from di4c_lm.data.batches import BatchStream
-from di4c_lm.data.records.shards import Index, ShardSource, replace_file
+from di4c_lm.data.records.shards import Shards, ShardSource
 
 GLOBAL_BATCH, STEPS, SAVE_EVERY = 8, 60, 5
 PARTS = ((1, 2), (11, 1), (24, 2), (33, 4), (41, 2), (STEPS, 1))  # step to be killed after, ranks
@@ -26,10 +27,9 @@ def step_of(state: Path) -> int:
 
 
 def read(shards: Path, folder: Path, rank: int, ranks: int) -> None:
-    index = Index.read(shards)
     accumulation = 2 if ranks == 1 else 1
     stream = BatchStream(
-        ShardSource(shards, index, seed=11),
+        ShardSource(Shards.read(shards), seed=11),
         micro_batch_size=GLOBAL_BATCH // accumulation // ranks,
         gradient_accumulation=accumulation,
         rank=rank,
@@ -48,7 +48,7 @@ def read(shards: Path, folder: Path, rank: int, ranks: int) -> None:
         if rank == 0 and (step + 1) % SAVE_EVERY == 0:
             while len([line for line in logged(folder) if line.startswith(f"{step} ")]) < accumulation * ranks:
                 time.sleep(0.001)
-            replace_file(state, json.dumps({"step": step + 1, "batches": stream.state_dict()}).encode())
+            write_json(state, {"step": step + 1, "batches": stream.state_dict()})
         time.sleep(0.002)
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from di4c_lm.data.records.shards import Index, ShardSource
-from tests.data.records.shard_folders import write_shards
+from di4c_lm.data.records.shards import Shards, ShardSource
+from tests.data.records.helpers import write_shards
 
 GLOBAL_BATCH, STEPS, SEQUENCES = 8, 60, 170
 
@@ -25,7 +25,7 @@ def test_no_sample_is_lost_or_seen_twice_over_kills_and_numbers_of_ranks(tmp_pat
     assert int(done.stdout) >= 8, "of the 11 processes that were to be killed, some may have been at their end"
     lines = [line.split() for line in (folder / "log").read_text().splitlines()]
     by_step = [sorted(name for step, _, *names in lines if int(step) == n for name in names) for n in range(STEPS)]
-    whole = ShardSource(shards, Index.read(shards), seed=11).read(0, STEPS * GLOBAL_BATCH)
+    whole = ShardSource(Shards.read(shards), seed=11).read(0, STEPS * GLOBAL_BATCH)
     names = [f"{e}/{n}" for e, n in zip(whole.epoch.tolist(), whole.sample_id.tolist(), strict=True)]
     unbroken = [sorted(names[n * GLOBAL_BATCH : (n + 1) * GLOBAL_BATCH]) for n in range(STEPS)]
     assert by_step == unbroken

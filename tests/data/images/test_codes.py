@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from di4c_lm.data.batches import BatchStream
+from di4c_lm.data.images.codes import CodeJob, load_codes, save_codes, write_codes
 from di4c_lm.data.images.image_files import Fault, Fit, Line, RawImage, RawImages
-from di4c_lm.data.records.code_writer import CodeJob, save_codes, write_codes
-from di4c_lm.data.records.codes import CodeIndex, CodeSource, is_code_folder, load_codes
+from di4c_lm.data.records.shards import Index, ShardSource, is_shards
 from tests.data.images.pictures import pixels, png
 
 CODES, LENGTH = 200, 3
@@ -34,7 +34,7 @@ def raw(count: int, *, bad: tuple[int, ...] = (), label: Callable[[int], int] = 
 
 
 def job(images: RawImages, **options: Any) -> CodeJob:
-    return CodeJob(raw=images, fit=Fit(), num_codes=CODES, length=LENGTH, vqgan="v", **options)
+    return CodeJob(raw=images, fit=Fit(), num_codes=CODES, length=LENGTH, codec="v", **options)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -43,18 +43,19 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_codes_and_classes_come_back(tmp_path: Path) -> None:
     index = write_codes(tmp_path, job(raw(7), shard_images=3, batch_size=2), encode)
-    assert [shard.images for shard in index.shards] == [3, 3, 1] and CodeIndex.read(tmp_path) == index
+    assert [shard.rows for shard in index.train] == [3, 3, 1] and Index.read(tmp_path) == index
     found = load_codes(tmp_path)
-    assert is_code_folder(tmp_path) and len(found) == 7
-    assert np.array_equal(found.codes(), encode(np.stack([pixels(n) for n in range(7)])))
+    assert is_shards(tmp_path) and len(found) == 7
+    assert np.array_equal(found.states(), encode(np.stack([pixels(n) for n in range(7)])))
     assert found.labels().tolist() == [0, 1, 2, 0, 1, 2, 0]
-    assert (found.classes, found.vqgan, found.num_codes, found.length) == (("a", "b", "c"), "v", CODES, LENGTH)
+    of = found.index
+    assert (of.classes, of.coder, of.num_states, of.length) == (("a", "b", "c"), "v", CODES, LENGTH)
 
 
 def test_mirrored_images_are_rows_too(tmp_path: Path) -> None:
     write_codes(tmp_path, job(raw(3), mirror=True, batch_size=8), encode)
     images = np.stack([pixels(n) for n in range(3)])
-    rows = load_codes(tmp_path).codes()
+    rows = load_codes(tmp_path).states()
     assert np.array_equal(rows, np.concatenate([encode(images), encode(images[:, :, ::-1])]))
 
 
@@ -79,7 +80,7 @@ def test_a_cut_anywhere_changes_nothing(
     try:
         write_codes(torn, job(images, **of), failing)
     except OSError:
-        assert not is_code_folder(torn)
+        assert not is_shards(torn)
     write_codes(torn, job(images, **of), encode)
     assert contents(whole) == contents(torn)
     assert load_codes(torn).skipped == len(bad & set(range(count)))
@@ -92,18 +93,18 @@ def test_parts_hold_every_image_once(tmp_path: Path, parts: int) -> None:
         if part < parts:
             with pytest.raises(ValueError, match=f"expected the parts 1 to {parts}, found no part"):
                 load_codes(tmp_path)
-    rows = load_codes(tmp_path).codes()
+    rows = load_codes(tmp_path).states()
     assert sorted(map(tuple, rows)) == sorted(map(tuple, encode(np.stack([pixels(n) for n in range(7)]))))
 
 
 def test_a_source_gives_each_row_once_an_epoch_and_any_position(tmp_path: Path) -> None:
     write_codes(tmp_path, job(raw(7), shard_images=2), encode)
     codes = load_codes(tmp_path)
-    source = CodeSource(codes, seed=1)
+    source = ShardSource(codes, seed=1)
     two = source.read(0, 14)
     assert sorted(two.sample_id[:7].tolist()) == sorted(two.sample_id[7:].tolist()) == list(range(7))
     assert two.sample_id[:7].tolist() != two.sample_id[7:].tolist() and two.epoch.tolist() == [0] * 7 + [1] * 7
-    assert np.array_equal(two.x.numpy(), codes.codes()[two.sample_id.numpy()])
+    assert np.array_equal(two.x.numpy(), codes.states()[two.sample_id.numpy()])
     assert two.labels is not None
     assert np.array_equal(two.labels.numpy(), codes.labels()[two.sample_id.numpy()])
     later = source.read(5, 4)
@@ -114,16 +115,16 @@ def test_a_source_gives_each_row_once_an_epoch_and_any_position(tmp_path: Path) 
 
 def test_codes_in_memory(tmp_path: Path) -> None:
     codes, labels = np.arange(12).reshape(4, 3), np.array([0, 1, 1, 0])
-    given_ = {"num_codes": 12, "classes": ("a", "b"), "vqgan": "v", "made_by": {}}
+    given_ = {"num_codes": 12, "classes": ("a", "b"), "codec": "v", "made_by": {}}
     save_codes(tmp_path, codes, labels, **given_)
     found = load_codes(tmp_path)
-    assert np.array_equal(found.codes(), codes) and np.array_equal(found.labels(), labels)
+    assert np.array_equal(found.states(), codes) and np.array_equal(found.labels(), labels)
     with pytest.raises(ValueError, match="expected labels 0 to 1, found 1 outside: image 2 has label 2"):
         save_codes(tmp_path, codes, np.array([0, 1, 2, 0]), **given_)
 
 
 def damaged(folder: Path, how: str) -> None:
-    shard = folder / "codes_00001.bin"
+    shard = folder / "train_00001.bin"
     if how == "missing":
         shard.unlink()
     elif how == "short":
@@ -141,12 +142,12 @@ def damaged(folder: Path, how: str) -> None:
 @pytest.mark.parametrize(
     "how, message",
     [
-        ("missing", "codes_00001.bin: expected 16 bytes, found nothing"),
-        ("short", "codes_00001.bin: expected 16 bytes, found 15 bytes"),
-        ("changed", "codes_00001.bin: damaged: expected the checksum"),
-        ("index", "index.json: expected the index of a folder of codes, format 1"),
-        ("other index", "another kind of file"),
-        ("no index", "index.json: expected the index of a folder of codes, found nothing"),
+        ("missing", "train_00001.bin: missing: expected 16 bytes"),
+        ("short", "train_00001.bin: truncated: expected 16 bytes .*, found 15 bytes"),
+        ("changed", "train_00001.bin: corrupt: expected 16 bytes"),
+        ("index", "index.json: expected a JSON file, could not read it"),
+        ("other index", "index.json: damaged: expected checksum None"),
+        ("no index", "no index.json: expected a folder that .*encode_images.py has finished"),
     ],
 )
 def test_a_damaged_folder_is_named(tmp_path: Path, how: str, message: str) -> None:
@@ -162,11 +163,11 @@ def test_what_cannot_be_encoded_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="image 0: expected a label 0 to 2, found 3"):
         write_codes(tmp_path / "label", job(raw(3, label=lambda n: n + 3)), encode)
     write_codes(tmp_path / "whole", job(raw(3)), encode)
-    with pytest.raises(ValueError, match=r"holds codes made otherwise \(mirror=False, asked is True\)"):
+    with pytest.raises(ValueError, match="holds shards made with mirror False, now it is True"):
         write_codes(tmp_path / "whole", job(raw(3), mirror=True), encode)
     for options, message in (
-        ({"part": 3, "parts": 2}, "part=3 is impossible: allowed is 1 to parts=2"),
-        ({"shard_images": 0}, "shard_images=0 is impossible"),
+        ({"part": 3, "parts": 2}, "part must be 1 to parts=2, got 3"),
+        ({"shard_images": 0}, "shard_images must be at least 1, got 0"),
     ):
         with pytest.raises(ValueError, match=message):
             job(raw(1), **options)

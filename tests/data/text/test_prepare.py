@@ -1,6 +1,7 @@
 """Preparing: the same sequences as in memory, the same bytes after kills, and what bad text gets."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,11 +13,10 @@ import torch
 import transformers
 
 from di4c_lm.data.batches import PackedSource
-from di4c_lm.data.records import shard_writer
-from di4c_lm.data.records.shard_writer import Layout, prepare
-from di4c_lm.data.records.shards import Index, ShardSource, map_shard
+from di4c_lm.data.records.shards import Index, Shards, ShardSource
 from di4c_lm.data.text import packing
 from di4c_lm.data.text.corpus import load_corpus, open_documents
+from di4c_lm.data.text.prepare import Layout, prepare
 from di4c_lm.data.text.tokenizers import load_tokenizer
 from di4c_lm.domains.text.settings import DataConfig
 
@@ -46,8 +46,8 @@ def make(
     return prepare(out, open_documents(config), tokenizer, layout, {"path": "the corpus"})
 
 
-def rows(out: Path, index: Index) -> np.ndarray:
-    return np.concatenate([map_shard(out, index, shard) for shard in index.train])
+def rows(out: Path) -> np.ndarray:
+    return Shards.read(out).states()
 
 
 @pytest.mark.parametrize("wrap", [False, True])
@@ -61,11 +61,11 @@ def test_the_sequences_are_those_of_a_corpus_in_memory(
     whole = load_corpus(DataConfig(kind="files", path=str(corpus), tokenizer=own, **common), 3, tmp_path)
     found = load_corpus(DataConfig(kind="shards", path=str(tmp_path / "out"), **common), 3, tmp_path)
     assert isinstance(whole.train, PackedSource) and isinstance(found.train, ShardSource)
-    assert np.array_equal(rows(tmp_path / "out", index), whole.train.tokens_ND)
+    assert np.array_equal(rows(tmp_path / "out"), whole.train.tokens_ND)
     assert torch.equal(found.validation, whole.validation)
     assert found.validation_texts == whole.validation_texts
     assert len(index.train) > 5
-    assert {shard.sequences for shard in index.train[:-1]} == {20_000 // 16}
+    assert {shard.rows for shard in index.train[:-1]} == {20_000 // 16}
     batch = found.train.read(0, 50)
     assert torch.equal(batch.x, torch.from_numpy(whole.train.tokens_ND.astype(np.int64))[batch.sample_id])
 
@@ -77,10 +77,10 @@ def test_counts_are_those_of_the_corpus(
     counts = index.counts
     assert counts["documents"] + counts["held_out"] == len(TEXTS)
     assert counts["text_bytes"] == sum(len(text.encode()) for text in TEXTS)
-    assert counts["tokens"] == index.sequences * 16 == rows(tmp_path / "out", index).size
+    assert counts["tokens"] == index.rows * 16 == rows(tmp_path / "out").size
     assert counts["dropped_tokens"] < 16
     assert (counts["split"], counts["replaced"], counts["skipped"]) == (0, 0, 0)
-    eos = sum(int((map_shard(tmp_path / "out", index, shard) == index.eos_id).sum()) for shard in index.train)
+    eos = int((rows(tmp_path / "out") == index.facts["eos_id"]).sum())
     assert counts["documents"] - 16 <= eos <= counts["documents"]
 
 
@@ -167,15 +167,15 @@ def test_a_full_disk_keeps_what_is_finished(
     small_runs: None,
 ) -> None:
     whole = make(tmp_path / "whole", corpus, tokenizer)
-    append = shard_writer._OpenShard.append
+    replace = os.replace
 
-    def full(self: Any, block_ND: np.ndarray) -> None:
-        if self.name == "train_00003.bin":
+    def full(old: Any, new: Any) -> None:
+        if Path(new).name == "train_00003.bin":
             raise OSError(28, "No space left on device")
-        append(self, block_ND)
+        replace(old, new)
 
     with monkeypatch.context() as patch:
-        patch.setattr(shard_writer._OpenShard, "append", full)
+        patch.setattr(os, "replace", full)
         with pytest.raises(OSError, match="No space left"):
             make(tmp_path / "out", corpus, tokenizer)
     assert make(tmp_path / "out", corpus, tokenizer) == whole

@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from di4c_lm.data.records.shard_writer import Layout, prepare
 from di4c_lm.data.text import packing
 from di4c_lm.data.text.corpus import open_documents
+from di4c_lm.data.text.prepare import Layout, prepare
 from di4c_lm.data.text.tokenizers import load_tokenizer
 from di4c_lm.domains.text.settings import DataConfig
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from di4c_lm.data.records.shards import FORMAT, Index, Shard, file_checksum
+from di4c_lm.core.files import checksum
+from di4c_lm.data.records.shards import Index, Shard, blake2b
 
 
 def write_shards(folder: Path, parts: Sequence[np.ndarray], tokenizer: str = "none") -> Index:
@@ -13,16 +14,15 @@ def write_shards(folder: Path, parts: Sequence[np.ndarray], tokenizer: str = "no
 
     def shard(name: str, part: np.ndarray) -> Shard:
         (folder / name).write_bytes(part.astype("<u2").tobytes())
-        return Shard(name=name, sequences=len(part), size=part.size * 2, blake2b=file_checksum(folder / name))
+        return Shard(name=name, rows=len(part), size=part.size * 2, blake2b=checksum(folder / name, blake2b))
 
     index = Index(
-        format=FORMAT,
+        kind="tokens",
         length=parts[0].shape[1],
-        wrap=False,
         dtype="<u2",
         num_states=1 << 16,
-        eos_id=0,
-        tokenizer=tokenizer,
+        coder=tokenizer,
+        facts={"wrap": False, "eos_id": 0},
         made_by={},
         counts={},
         train=tuple(shard(f"train_{n:05d}.bin", part) for n, part in enumerate(parts)),

@@ -1,0 +1,181 @@
+"""Images as rows of codes, made once and kept in shards (`data/records/shards.py`): the D codes of an image row by row, then its class."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+
+from di4c_lm.data.images.image_files import Fit, ImageReader, ImageRecord, Line, RawImages
+from di4c_lm.data.images.images import check_labels
+from di4c_lm.data.records.shards import Index, Shards
+from di4c_lm.data.records.writer import ShardWriter, row_dtype, writing
+
+Encode = Callable[[UInt8[np.ndarray, "B H W C"]], Int64[np.ndarray, "B D"]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CodeJob:
+    """What is to be encoded and how. `part` p of `parts` takes every `parts`-th image; `mirror` adds each image turned left to right."""
+
+    raw: RawImages
+    fit: Fit
+    num_codes: int
+    length: int
+    codec: str  # fingerprint of what encodes
+    skip_bad: bool = False
+    mirror: bool = False
+    part: int = 1
+    parts: int = 1
+    shard_images: int = 10_000
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        for name in ("num_codes", "length", "parts", "shard_images", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)!r}")
+        if not 1 <= self.part <= self.parts:
+            raise ValueError(f"part must be 1 to parts={self.parts}, got {self.part}")
+        if not self.raw.classes:
+            raise ValueError(f"{self.raw.name}: expected classes, found none; name them")
+
+    @property
+    def made_by(self) -> dict[str, Any]:
+        """What a resumed run must agree with, plain values."""
+        kept = ("num_codes", "length", "codec", "skip_bad", "mirror", "part", "parts", "shard_images")
+        size = None if self.fit.size is None else list(self.fit.size)
+        fit = {"size": size, "channels": self.fit.channels, "crop": self.fit.crop}
+        source = {"source": self.raw.name, "classes": list(self.raw.classes), "fit": fit}
+        return {**source, **{name: getattr(self, name) for name in kept}}
+
+
+def write_codes(
+    folder: Path, job: CodeJob, encode: Encode, *, on_shard: Callable[[int, int], None] = lambda rows, skipped: None
+) -> Index:
+    """Encode what is not encoded yet, and write the index. A finished folder of the same job is left as it is.
+
+    `on_shard` is given the rows written and the images skipped so far. Raises `ValueError` where `folder` holds another job, and as
+    `ImageReader` and the codec do; the shards written until then stay, and a next call resumes behind them.
+    """
+    with writing(folder):
+        rows = job.shard_images * (1 + job.mirror)
+        dtype = _dtype(job.num_codes, len(job.raw.classes))
+        writer = ShardWriter(folder, dtype=dtype, width=job.length + 1, shard_rows=rows, made_by=job.made_by)
+        if writer.finished is not None:
+            return writer.finished
+        place = writer.place or {"taken": 0, "skipped": 0}
+        for records, behind in _batches(job, place):
+            place = behind
+            if writer.append(_encoded(records, job, encode)):
+                writer.commit(place)
+                on_shard(writer.rows, place["skipped"])
+        shards = writer.close()
+        on_shard(writer.rows, place["skipped"])
+        index = Index(
+            kind="codes",
+            length=job.length,
+            num_states=job.num_codes,
+            dtype=dtype.str,
+            coder=job.codec,
+            classes=job.raw.classes,
+            made_by=job.made_by,
+            counts={"skipped": place["skipped"]},
+            train=shards,
+        )
+        writer.publish(index)
+        return index
+
+
+def save_codes(
+    folder: Path,
+    codes: Int64[np.ndarray, "N D"],
+    labels: Int64[np.ndarray, " N"],
+    *,
+    num_codes: int,
+    classes: tuple[str, ...],
+    codec: str,
+    made_by: dict[str, Any],
+) -> Index:
+    """Write codes that are all in memory, as one shard. Raises `ValueError` for labels that name no class."""
+    check_labels(labels, len(classes), str(folder))
+    dtype, width = _dtype(num_codes, len(classes)), codes.shape[1] + 1
+    with writing(folder):
+        writer = ShardWriter(folder, dtype=dtype, width=width, shard_rows=len(codes) + 1, made_by=made_by)
+        writer.append(np.concatenate([codes, labels[:, None]], 1))
+        index = Index(
+            kind="codes",
+            length=codes.shape[1],
+            num_states=num_codes,
+            dtype=dtype.str,
+            coder=codec,
+            classes=classes,
+            made_by=made_by,
+            counts={"skipped": 0},
+            train=writer.close(),
+        )
+        writer.publish(index)
+    return index
+
+
+def load_codes(folder: Path) -> Shards:
+    """The codes in `folder`, or in all the parts it holds, each file's checksum compared.
+
+    Raises `ValueError` with the file's name for one that is missing, damaged or of another size, for parts that are missing or of another
+    codec, for codes or classes out of range, for shards of something else, and for none at all.
+    """
+    found = Shards.read(folder)
+    if found.index.kind != "codes":
+        raise ValueError(f"{folder}: expected shards of codes, found shards of {found.index.kind}")
+    found = found.verified()
+    most = max(int(block_nW[:, :-1].max()) for block_nW in found.blocks())
+    if most >= found.index.num_states:
+        raise ValueError(f"{folder}: expected codes below {found.index.num_states}, found {most}")
+    check_labels(found.labels(), len(found.index.classes), str(folder))
+    return found
+
+
+def _dtype(num_codes: int, num_classes: int) -> "np.dtype[Any]":
+    return row_dtype(max(num_codes, num_classes))
+
+
+def _batches(job: CodeJob, place: dict[str, int]) -> Iterator[tuple[list[ImageRecord], dict[str, int]]]:
+    """Up to `batch_size` images from `place` on, with the place behind them: the raw images taken, skipped ones among them."""
+    taken, skipped = place["taken"], place["skipped"]
+    passed = 0
+
+    def rest() -> Line:
+        nonlocal passed
+        mine = itertools.islice(job.raw.open(), job.part - 1, None, job.parts)
+        for entry in itertools.islice(mine, taken, None):
+            passed += 1
+            yield entry
+
+    reader = ImageReader(dataclasses.replace(job.raw, open=rest), job.fit, skip_bad=job.skip_bad)
+    records: list[ImageRecord] = []
+    try:
+        for record in reader:
+            records.append(record)
+            if len(records) == job.batch_size:
+                yield records, {"taken": taken + passed, "skipped": skipped + reader.skipped}
+                records = []
+    except ValueError:
+        if not taken or (passed and not job.skip_bad):  # behind the last shard there may be no image left
+            raise
+    yield records, {"taken": taken + passed, "skipped": skipped + reader.skipped}
+
+
+def _encoded(records: list[ImageRecord], job: CodeJob, encode: Encode) -> Int64[np.ndarray, "n W"]:
+    """The rows of images: their codes and classes, then with `mirror` the same of each turned left to right."""
+    if not records:
+        return np.empty((0, job.length + 1), dtype=np.int64)
+    labels_N = np.array([record.label for record in records], dtype=np.int64)
+    check_labels(labels_N, len(job.raw.classes), job.raw.name)
+    images, rows = np.stack([record.image for record in records]), []
+    for turned in (images, images[:, :, ::-1]) if job.mirror else (images,):
+        codes_ND = encode(np.ascontiguousarray(turned))
+        assert codes_ND.shape == (len(images), job.length) and int(codes_ND.max()) < job.num_codes
+        rows.append(np.concatenate([codes_ND, labels_N[:, None]], 1))
+    return np.concatenate(rows)
