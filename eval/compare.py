@@ -6,14 +6,14 @@ python eval/compare.py models=[mdlm=<dir>,di4c=<dir>] run=<dir> [steps=[1,2,4]] 
 
 import sys
 
-from di4c_lm.core import cli
+from di4c_lm.core.compose import measure
 from di4c_lm.domains.text.report import compare
 from di4c_lm.measure.text.gen_ppl import CompareConfig
 
 
 def main(argv: list[str]) -> int:
     """Measure, write the report, print the table; bad input ends with exit status 2."""
-    return cli.measure(CompareConfig, argv, "eval/compare.py", compare)
+    return measure(CompareConfig, argv, "eval/compare.py", compare)
 
 
 if __name__ == "__main__":

@@ -5,13 +5,13 @@ python eval/compare_reports.py files=[a/report/report.json,b/report/report.json]
 
 import sys
 
-from di4c_lm.core import cli
+from di4c_lm.core.compose import measure
 from di4c_lm.measure.render.comparability import CompareReportsConfig, compare_results
 
 
 def main(argv: list[str]) -> int:
     """Print the table; files that do not compare end with exit status 2."""
-    return cli.measure(CompareReportsConfig, argv, "eval/compare_reports.py", compare_results)
+    return measure(CompareReportsConfig, argv, "eval/compare_reports.py", compare_results)
 
 
 if __name__ == "__main__":

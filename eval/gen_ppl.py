@@ -5,14 +5,14 @@ python eval/gen_ppl.py [run=<dir>] [steps=[1,2,4]] [evaluator=<dir or hub name>]
 
 import sys
 
-from di4c_lm.core import cli
+from di4c_lm.core.compose import measure
 from di4c_lm.domains.text.report import gen_ppl
 from di4c_lm.measure.text.gen_ppl import GenPplConfig
 
 
 def main(argv: list[str]) -> int:
     """Measure, write the report, print the table; bad input ends with exit status 2."""
-    return cli.measure(GenPplConfig, argv, "eval/gen_ppl.py", gen_ppl)
+    return measure(GenPplConfig, argv, "eval/gen_ppl.py", gen_ppl)
 
 
 if __name__ == "__main__":

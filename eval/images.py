@@ -5,14 +5,14 @@ python eval/images.py [run=<dir>] [steps=[2,4,8,16]] [protocol=full|quick] [feat
 
 import sys
 
-from di4c_lm.core import cli
+from di4c_lm.core.compose import measure
 from di4c_lm.domains.image_report import images
 from di4c_lm.measure.images.report import ImageReportConfig
 
 
 def main(argv: list[str]) -> int:
     """Measure, write the report, print the table; bad input ends with exit status 2."""
-    return cli.measure(ImageReportConfig, argv, "eval/images.py", images)
+    return measure(ImageReportConfig, argv, "eval/images.py", images)
 
 
 if __name__ == "__main__":

@@ -5,14 +5,14 @@ python eval/report.py [run=<dir>] [models=[teacher,<name>=<dir>]] [steps=[1,2,4]
 
 import sys
 
-from di4c_lm.core import cli
+from di4c_lm.core.compose import measure
 from di4c_lm.domains.text.report import suite
 from di4c_lm.measure.text.suite import ReportConfig
 
 
 def main(argv: list[str]) -> int:
     """Measure, write the report, print the table; bad input ends with exit status 2."""
-    return cli.measure(ReportConfig, argv, "eval/report.py", suite)
+    return measure(ReportConfig, argv, "eval/report.py", suite)
 
 
 if __name__ == "__main__":

@@ -7,18 +7,20 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from di4c_lm.core import cli
+from di4c_lm.core.terminal import run_script
+from di4c_lm.domains.text.domain import DOMAIN
+from di4c_lm.runs.folder import parse_run
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
 def main(argv: list[str]) -> NoReturn:
     """Read the settings, run, and end the program."""
-    config, rounds = cli.parse(argv, CONFIGS, "train_lm", "launch/train_lm.py")
-    from di4c_lm.domains.text.domain import DOMAIN
+    settings, rounds = parse_run(DOMAIN, argv, CONFIGS, program="deepspeed launch/train_lm.py")
     from di4c_lm.runs.recipe import run
+    from di4c_lm.training.distributed import shutdown
 
-    cli.run_script(lambda: run(DOMAIN, config, rounds))
+    run_script(lambda: run(DOMAIN, settings, rounds), shutdown)
 
 
 if __name__ == "__main__":

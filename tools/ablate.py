@@ -16,23 +16,23 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ablation.outcome import bars, measures_of, plot, table
 from ablation.study import SECONDS, Study, load_study
-from pydantic import ConfigDict
-from pydantic.dataclasses import dataclass
 
-from di4c_lm.core import cli
-from di4c_lm.core.settings import Ints, check, to_dict
+from di4c_lm.core.compose import parse
+from di4c_lm.core.settings import Ints, check, section, to_dict
+from di4c_lm.core.terminal import bad_input_ends, fail
 
 _APART = "--run"
 _LIKE_TIME = 0.1  # of the logarithm of a ratio of times
 _TWICE = ((1, 2), (2, 4), (4, 8), (8, 16), (16, 16))  # a student at K steps against the teacher at K'
 
 
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", strict=True))
+@section
 class Settings:
     """Which settings make a better student: a study of settings by seeds, each run in a process of its own.
 
@@ -64,17 +64,15 @@ def main(argv: list[str]) -> int:
     if argv[:1] == [_APART]:
         return run_here(*argv[1:])
     as_json, words = "--json" in argv, [word for word in argv if word != "--json"]
-    settings = cli.parse_words(Settings, words, "tools/ablate.py")
-    try:
+    settings = parse(Settings, words, program="python tools/ablate.py")
+    with bad_input_ends():
         study = load_study(settings.study)
-    except ValueError as error:
-        cli.fail(str(error))
     chosen = list(settings.settings or ([study.recipe] if as_json else study.settings))
     for name in chosen:
         if name not in study.settings:
-            cli.fail(f"settings: {name!r} is impossible: allowed are {', '.join(study.settings)}")
+            fail(f"settings: {name!r} is impossible: allowed are {', '.join(study.settings)}")
     if settings.equal_time and (not study.source or study.recipe not in chosen):
-        cli.fail("equal_time=true is impossible: allowed is false, without a source or where settings lack the recipe")
+        fail("equal_time=true is impossible: allowed is false, without a source or where settings lack the recipe")
     out = Path(settings.out or Path("outputs") / "ablate" / study.name)
     rows = run_all(study, settings, [Job(name) for name in chosen], out)
     if settings.equal_time:

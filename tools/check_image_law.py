@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from di4c_lm.core import image_cli
+from di4c_lm.core.compose import compose
 from di4c_lm.core.settings import section, setting
 from di4c_lm.data.images.synthetic_images import Bars
 from di4c_lm.domains.pixels.model import sampler_of
-from di4c_lm.domains.pixels.settings import CifarConfig
+from di4c_lm.domains.pixels.settings import PixelSettings
 from di4c_lm.measure.statistics.exact import ExactCheck, check_samples, product_of_marginals, total_variation
 from tools.arguments import CONFIGS, own_arguments, run_script
 
@@ -45,8 +45,8 @@ def main(argv: Sequence[str]) -> int:
 def _check(settings: Settings, arguments: Sequence[str]) -> str:
     bars = Bars(size=settings.size, levels=settings.levels, noise=settings.noise)
     chain = [f"chain.rate_sigma={bars.levels / 17}", f"chain.q_sigma={2 * bars.levels}"]
-    own = [*chain, f"lambda.codebook_size={bars.levels}"]
-    config = image_cli.load(CifarConfig, [*SMALL, *own, *arguments], CONFIGS, "train_cifar10")
+    own = [*chain, f"mixture.codebook_size={bars.levels}"]
+    config = compose(PixelSettings, [*SMALL, *own, *arguments], CONFIGS, "cifar10")
     found = {
         (name, steps, seed): _checked(model, bars, config, steps, seed, settings.samples)
         for name, model in _trained(config, bars, settings.images).items()
@@ -56,10 +56,10 @@ def _check(settings: Settings, arguments: Sequence[str]) -> str:
     return _table(bars, found)
 
 
-def _trained(config: CifarConfig, bars: Bars, count: int) -> dict[str, Any]:
+def _trained(config: PixelSettings, bars: Bars, count: int) -> dict[str, Any]:
     from di4c_lm.core.cache import Cache
     from di4c_lm.data.images.images import Split
-    from di4c_lm.domains.domain import Interrupted, cache_dir
+    from di4c_lm.domains.domain import Interrupted
     from di4c_lm.domains.pixels.domain import DOMAIN, PixelData
     from di4c_lm.runs import recipe
     from di4c_lm.training.distributed import init_distributed, set_threads
@@ -69,7 +69,7 @@ def _trained(config: CifarConfig, bars: Bars, count: int) -> dict[str, Any]:
     images = bars.images(count, config.train.seed)
     data = PixelData(images=Split(images, images), flip=config.data.flip)
     try:
-        teacher = recipe.find_teacher(DOMAIN, config, data, world, Cache(cache_dir(config.run), world))
+        teacher = recipe.find_teacher(DOMAIN, config, data, world, Cache(config.run.cache, world))
         student = recipe.new_student(DOMAIN, config, data, teacher)
         with tempfile.TemporaryDirectory() as folder:
             source = data.source(config.train.seed)
@@ -83,7 +83,7 @@ def _trained(config: CifarConfig, bars: Bars, count: int) -> dict[str, Any]:
     return models
 
 
-def _checked(model: Any, bars: Bars, config: CifarConfig, steps: int, seed: int, count: int) -> ExactCheck:
+def _checked(model: Any, bars: Bars, config: PixelSettings, steps: int, seed: int, count: int) -> ExactCheck:
     x_ND, _ = model.sample(
         count, steps, seed=seed, batch_size=config.eval.batch_size, **sampler_of(config.sampler, steps=steps)
     )

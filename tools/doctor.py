@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from di4c_lm.core import cli
-from di4c_lm.domains.domain import cache_dir
+from di4c_lm.core.terminal import bad_input_ends
 from di4c_lm.domains.text.domain import DOMAIN
-from di4c_lm.domains.text.settings import Config
+from di4c_lm.domains.text.settings import TextSettings
 from di4c_lm.networks.dit import DitConfig
+from di4c_lm.runs.folder import parse_run
 from tools.diagnosis.machine import describe_machine
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -43,7 +43,7 @@ def own_words(argv: Sequence[str]) -> tuple[dict[str, int], list[str]]:
     return values, words
 
 
-def shape_of(config: Config) -> tuple[DitConfig, int]:
+def shape_of(config: TextSettings) -> tuple[DitConfig, int]:
     """The networks' shape, and S. (A tokenizer that the run would train has at most `data.vocab_size` entries, and MASK.)"""
     from di4c_lm.data.text.tokenizers import load_tokenizer
 
@@ -56,10 +56,10 @@ def shape_of(config: Config) -> tuple[DitConfig, int]:
         return network.config, network.num_states
     if config.data.tokenizer == "train":
         return config.model, config.data.vocab_size + 1
-    return config.model, len(load_tokenizer(config.data, [], cache_dir(config.run)))
+    return config.model, len(load_tokenizer(config.data, [], config.run.cache))
 
 
-def plan(config: Config, ranks: int, *, on_gpu: bool) -> dict[str, Any]:
+def plan(config: TextSettings, ranks: int, *, on_gpu: bool) -> dict[str, Any]:
     """What the run will take. Raises `ValueError` and `ConnectionError` where its teacher or tokenizer cannot be had."""
     from tools.diagnosis.plan import activation_memory, count, disk_needed, memory_table, tokens_per_step
 
@@ -134,12 +134,12 @@ def print_report(report: dict[str, Any]) -> None:
     print("the run can go" if not report["reasons"] else f"the run cannot go: {len(report['reasons'])} reason(s)")
 
 
-def examine(config: Config, ranks: int, trial_steps: int) -> dict[str, Any]:
+def examine(config: TextSettings, ranks: int, trial_steps: int) -> dict[str, Any]:
     """Machine, plan, trial, and the reasons against the run. All ranks call it."""
     from di4c_lm.runs.folder import run_dir
     from di4c_lm.training.distributed import init_distributed
 
-    machine = describe_machine(run_dir(DOMAIN, config), cache_dir(config.run))
+    machine = describe_machine(run_dir(DOMAIN, config), config.run.cache)
     report: dict[str, Any] = {"machine": machine, "reasons": []}
     try:
         world = init_distributed(config.run.device)
@@ -160,11 +160,9 @@ def main(argv: list[str]) -> int:
     as_json, argv = "--json" in argv, [word for word in argv if word != "--json"]
     if any(word in ("-h", "--help") for word in argv):
         print(__doc__)
-    try:
+    with bad_input_ends():
         own, words = own_words(argv)
-    except ValueError as error:
-        cli.fail(str(error))
-    config, rounds = cli.parse(words, CONFIGS, "train_lm", "tools/doctor.py")
+    config, rounds = parse_run(DOMAIN, words, CONFIGS, program="python tools/doctor.py")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     report = examine(rounds[0] if rounds else config, own["ranks"], own["trial_steps"])
     if os.environ.get("RANK", "0") == "0":
@@ -178,4 +176,4 @@ def main(argv: list[str]) -> int:
 if __name__ == "__main__":
     status = main(sys.argv[1:])
     sys.stdout.flush()
-    os._exit(status)  # as in di4c_lm.core.cli.run_script
+    os._exit(status)  # as in di4c_lm.core.terminal.run_script

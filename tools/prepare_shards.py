@@ -21,7 +21,6 @@ from di4c_lm.data.text.documents import Split, train_side
 from di4c_lm.data.text.packing import Cursor
 from di4c_lm.data.text.prepare import Layout, prepare
 from di4c_lm.data.text.tokenizers import load_tokenizer
-from di4c_lm.domains.domain import cache_dir
 from di4c_lm.domains.text.settings import DataConfig
 from di4c_lm.training.settings import RunConfig
 from tools.arguments import run_script
@@ -106,7 +105,7 @@ def write_shards(settings: PrepareConfig) -> None:
     config = settings.data()
     documents = open_documents(config)
     train = train_side(documents, Split.by_share(config.validation_share))
-    tokenizer = load_tokenizer(config, train, cache_dir(RunConfig(cache_dir=settings.cache_dir)))
+    tokenizer = load_tokenizer(config, train, RunConfig(cache_dir=settings.cache_dir).cache)
     shape = {name: getattr(settings, name) for name in ("length", "wrap", "shard_tokens", "validation_share")}
     source = {key: getattr(settings, key) for key in ("path", "dataset", "split", "text_key", "skip_bad")}
     progress = Progress()

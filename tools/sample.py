@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from di4c_lm.core import cli
+from di4c_lm.core.compose import parse
 from di4c_lm.core.settings import check, class_of, fields
+from di4c_lm.core.terminal import bad_input_ends
 from di4c_lm.domains.text.settings import DataConfig
 
 if TYPE_CHECKING:
@@ -75,11 +76,9 @@ def main(argv: list[str]) -> int:
     """Sample, print, and perhaps write; bad input ends with exit status 2."""
     if any(word in ("-h", "--help") for word in argv):
         sys.stdout.write(_samplers_help())
-    settings = cli.parse_words(SampleConfig, _words(argv), PROGRAM)
-    try:
+    settings = parse(SampleConfig, _words(argv), program=f"python {PROGRAM}")
+    with bad_input_ends(OSError):
         write_samples(settings)
-    except (ValueError, ConnectionError, OSError) as error:
-        cli.fail(str(error))
     return 0
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
 from di4c_lm.checkpoints.files import CONFIG_FILE, WEIGHTS_FILE, read_safetensors, save_pickle, write_checkpoint
@@ -66,7 +65,7 @@ def read_yaml(path: Path) -> VqganConfig:
             raise ValueError(f"{path}: model.params.ddconfig.{key} must be {value}, got {found!r}")
     try:
         return build(VqganConfig, said)
-    except (ValidationError, TypeError, ValueError) as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: model.params are not those of a VQGAN: {error}") from error
 
 
@@ -144,6 +143,6 @@ def _read_folder(folder: Path) -> tuple[VqganConfig, Mapping[str, Tensor], Path]
         raise ValueError(f"{path}: expected the keys {sorted(_KEYS)}, found {sorted(config)}")
     try:
         settings = build(VqganConfig, config["model"])
-    except (ValidationError, TypeError, ValueError) as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: the settings of the network are not ours: {error}") from error
     return settings, read_safetensors(folder / WEIGHTS_FILE), folder / WEIGHTS_FILE

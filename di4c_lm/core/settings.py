@@ -25,17 +25,16 @@ import json
 import math
 import types
 from collections.abc import Callable, Iterator, Mapping
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from pydantic import ConfigDict, Strict
 from typing_extensions import dataclass_transform
 
 T = TypeVar("T")
 Registry = Mapping[str, Any]  # name of a kind: its class, or a `functools.partial` of one
-Ints = Annotated[tuple[int, ...], Strict(strict=False)]
-Pair = Annotated[tuple[float, float], Strict(strict=False)]
+Ints = tuple[int, ...]
+Pair = tuple[float, float]
 Texts = tuple[str, ...]
-STRICT = ConfigDict(extra="forbid", strict=True)
+Rounds = tuple[dict[str, Any], ...]
 _UNIONS = (Union, types.UnionType)
 
 
@@ -64,7 +63,7 @@ def choice(registry: Registry | Callable[[], Registry], default: Any, help: str 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(dataclasses.field,))
 def section(cls: type[T]) -> type[T]:
     """A frozen dataclass whose fields have the types they say, whole numbers being numbers and lists tuples. Raises `SettingError`."""
-    check_values = cls.__dict__.get("__post_init__")
+    check_values = getattr(cls, "__post_init__", None)
 
     def __post_init__(self: Any) -> None:
         for name, one in fields(type(self)).items():
@@ -73,7 +72,9 @@ def section(cls: type[T]) -> type[T]:
             check_values(self)
 
     cls.__post_init__ = __post_init__  # pyright: ignore[reportAttributeAccessIssue]
-    return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+    made = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+    made.__init__.__annotations__ = {}  # the types are checked above, and by that rule alone
+    return made
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,10 +149,10 @@ def class_of(entry: Any) -> type:
 
 
 def kind_of(registry: Registry, value: Any) -> str:
-    """The name of the kind that a section is, the first of its class. Raises `ValueError` where the registry has none."""
-    for name, entry in registry.items():
-        if type(value) is class_of(entry):
-            return name
+    """The name of the kind that a section is: the one it says, or the first of its class. Raises `ValueError` where there is none."""
+    names = [name for name, entry in registry.items() if type(value) is class_of(entry)]
+    if names:
+        return value.kind if getattr(value, "kind", None) in names else names[0]
     raise ValueError(f"{type(value).__name__} is none of {', '.join(registry)}")
 
 
@@ -167,11 +168,11 @@ def build(cls: type[T], plain: Mapping[str, Any], *, text: bool = False, key: st
             raise ValueError(f"{here} is no key, got {show(value)}; allowed are {', '.join(known)}")
         one = known[name]
         if one.is_section and isinstance(value, Mapping):
-            below = {part: inner for part, inner in value.items() if one.registry is None or part != "kind"}
             try:
                 below_cls = one.section_class(value.get("kind"))
             except SettingError as error:
                 raise error.within(key) from None
+            below = {part: inner for part, inner in value.items() if part != "kind" or "kind" in fields(below_cls)}
             entry = one.registry[value["kind"]] if one.registry is not None else below_cls
             implied = entry.keywords if isinstance(entry, functools.partial) else {}
             values[name] = build(below_cls, {**implied, **below}, text=text, key=here)
@@ -191,7 +192,7 @@ def to_dict(settings: Any) -> dict[str, Any]:
         if dataclasses.is_dataclass(value):
             kind = {} if one.registry is None else {"kind": kind_of(one.registry, value)}
             value = {**kind, **to_dict(value)}
-        plain["lambda" if name == "latent" else name] = value
+        plain[name] = value
     return plain
 
 
@@ -272,8 +273,6 @@ def _read(hint: Any, value: Any, *, text: bool) -> Any:
     """The value as `hint` has it. Raises `ValueError` or `TypeError` where it cannot be."""
     origin, args = get_origin(hint), get_args(hint)
     said = value if text and isinstance(value, str) else None
-    if origin is Annotated:
-        return _read(args[0], value, text=text)
     if origin in _UNIONS:
         for one in sorted(args, key=lambda one: one is str):  # text last: all else is text too
             try:
@@ -284,7 +283,7 @@ def _read(hint: Any, value: Any, *, text: bool) -> Any:
     if origin is Literal:
         return [one for one in args if (said == _word(one) if said is not None else _same(one, value))][0]
     if origin in (tuple, list, dict):
-        return _read_many(origin, args, _flow(said) if said is not None else value, text=text)
+        return _read_many(origin, args, parse_flow(said) if said is not None else value, text=text)
     if said is not None and hint in (bool, type(None)):
         value = {"true": True, "false": False, "null": None}.get(said.lower(), said)
     elif said is not None and hint in (int, float):
@@ -309,16 +308,17 @@ def _read_many(origin: Any, args: tuple[Any, ...], value: Any, *, text: bool) ->
     return origin(_read(hint, one, text=text) for hint, one in zip(hints, value, strict=True))
 
 
-def _flow(text: str) -> Any:
-    """A list [1,2,4] or a mapping {a: 1}, everything in it as text."""
+def parse_flow(text: str) -> Any:
+    """A list [1,2,4] or a mapping {a: 1}, everything in it as text. Raises `ValueError`."""
     import yaml
 
-    if text[:1] not in ("[", "{"):
-        raise ValueError
     try:
-        return yaml.load(text, yaml.BaseLoader)
+        plain = yaml.load(text, yaml.BaseLoader)
     except yaml.YAMLError as error:
-        raise ValueError from error
+        raise ValueError(f"{text!r} is not YAML") from error
+    if text[:1] not in ("[", "{") or isinstance(plain, str):
+        raise ValueError(f"{text!r} is neither a list nor a mapping")
+    return plain
 
 
 def _same(one: Any, value: Any) -> bool:
@@ -332,8 +332,6 @@ def _word(value: Any) -> str:
 def _describe(hint: Any) -> str:
     """What a value of this type is, for messages."""
     origin, args = get_origin(hint), get_args(hint)
-    if origin is Annotated:
-        return _describe(args[0])
     if origin in _UNIONS:
         return " or ".join(_describe(one) for one in args)
     if origin is Literal:

@@ -20,7 +20,6 @@ from di4c_lm.core.settings import build
 from di4c_lm.data.batches import Source, Stream
 from di4c_lm.processes.process import Process
 from di4c_lm.training.distributed import World
-from di4c_lm.training.settings import RunConfig
 
 # In a run's folder. `student` holds the averaged weights, `student_raw` the others, where a next round wants them.
 SETTINGS, PARTS, TEACHER, STUDENT, STUDENT_RAW = "config.yaml", "parts.json", "teacher", "student", "student_raw"
@@ -186,13 +185,7 @@ def read_settings(domain: Domain, folder: Path) -> Any:
     """The settings of the run in `folder`. Raises `ValueError` for those that are not the domain's."""
     import yaml
 
-    plain = yaml.safe_load((folder / SETTINGS).read_text(encoding="utf-8"))
-    return build(domain.settings, {"latent" if key == "lambda" else key: value for key, value in plain.items()})
-
-
-def cache_dir(run: RunConfig) -> Path:
-    """Where trained teachers and evaluators are kept: `run.cache_dir`, else $DI4C_CACHE, else ~/.cache/di4c_lm."""
-    return Path(run.cache_dir or os.environ.get("DI4C_CACHE") or Path.home() / ".cache" / "di4c_lm")
+    return build(domain.settings, yaml.safe_load((folder / SETTINGS).read_text(encoding="utf-8")))
 
 
 def find_domain(name: str) -> Domain:

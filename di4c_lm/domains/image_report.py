@@ -5,7 +5,7 @@ from typing import Any
 
 from di4c_lm.core.settings import build, fields, to_dict
 from di4c_lm.data.images.images import Split
-from di4c_lm.domains.domain import FinishedRun, cache_dir, find_run
+from di4c_lm.domains.domain import FinishedRun, find_run
 from di4c_lm.measure.images.report import ImageReportConfig, ImageRun, run_report
 from di4c_lm.measure.images.samplers import ImageSampler
 
@@ -34,6 +34,6 @@ def report(run: FinishedRun, samplers: Sequence[ImageSampler], images: Split, se
         config=to_dict(run.settings),
         checkpoints=run.models,
         dtypes=dict.fromkeys(run.models, "float32"),
-        cache_dir=cache_dir(run.settings.run),
+        cache_dir=run.settings.run.cache,
     )
     return run_report(measured, settings)

@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from di4c_lm.core.settings import at_least, check, positive, section, setting
+from di4c_lm.core.settings import at_least, positive, section, setting
 from di4c_lm.losses.positions import Positions
 from di4c_lm.losses.reading import PositionReading
 from di4c_lm.mixtures.base import Chain, Chained, CodedMixture, Latents, MixtureSettings, Sequences
@@ -54,11 +54,6 @@ class ClassChainSettings(MixtureSettings):
     def wrap(self, network: Network) -> "ClassChainMixture":
         """See `MixtureSettings.wrap`."""
         return ClassChainMixture(self, network)
-
-    def check_num_lambdas(self, num_lambdas: int) -> None:
-        """See `MixtureSettings.check_num_lambdas`: the classes are enumerated, whatever L is."""
-        allowed = f"mixture.codebook_size = {self.codebook_size}, or 0: all classes are enumerated"
-        check(num_lambdas in (0, self.codebook_size), "objective.num_lambdas", num_lambdas, allowed)
 
 
 @dataclass(frozen=True)

@@ -50,13 +50,6 @@ class CodesSettings(MixtureSettings):
         """See `MixtureSettings.sized`."""
         return dataclasses.replace(self, codebook_size=self.codebook_size or num_lambdas)
 
-    def check_num_lambdas(self, num_lambdas: int) -> None:
-        """See `MixtureSettings.check_num_lambdas`: the codes are enumerated, whatever L is."""
-        size = self.codebook_size
-        allowed = f"mixture.codebook_size = {size}, or 0: all codes are enumerated" if size else "at least 1"
-        fits = num_lambdas in (0, size) if size else num_lambdas >= 1
-        check(fits, "objective.num_lambdas", num_lambdas, allowed)
-
 
 @dataclass(frozen=True)
 class CodeChain(Chain):

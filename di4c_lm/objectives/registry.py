@@ -10,12 +10,8 @@ An objective is one file here: its settings, a section that also says what a run
     build(student, process, seed=, teacher=None)   the module that the engine wraps
 """
 
-from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BeforeValidator
-
-from di4c_lm.core.settings import SettingError, build
 from di4c_lm.objectives.denoising import Denoising
 from di4c_lm.objectives.di4c import Di4C
 from di4c_lm.objectives.likelihood import Likelihood
@@ -43,18 +39,3 @@ OLD_KEYS: dict[str, str] = {
     "objective.delta_weight": "gone (objective.distil_weight=<1 / objective.delta> does the same)",
     "objective.lead_steps": "gone (it had no measurable effect; objective=likelihood learns from the likelihood alone)",
 }
-
-
-def _read(value: Any) -> Any:
-    if not isinstance(value, Mapping):
-        return value
-    kind, said = value.get("kind"), {name: one for name, one in value.items() if name != "kind"}
-    if kind not in OBJECTIVES:
-        raise SettingError("kind", kind, f"one of {', '.join(OBJECTIVES)}, chosen by objective=<kind>")
-    try:
-        return build(OBJECTIVES[kind], said, key="objective")
-    except SettingError as error:
-        raise ValueError(str(error)) from error
-
-
-ObjectiveSettings = Annotated[Any, BeforeValidator(_read)]

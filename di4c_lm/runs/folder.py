@@ -1,36 +1,36 @@
 """The folder of a run: its name, the settings that it was begun with, and its lock."""
 
-import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from di4c_lm.core.compose import compose_rounds, overrides_of, parse
 from di4c_lm.core.files import lock, write_text
-from di4c_lm.core.settings import to_dict
+from di4c_lm.core.settings import identity, run_hash, to_dict
+from di4c_lm.core.terminal import bad_input_ends
 from di4c_lm.domains.domain import PARTS, SETTINGS, STUDENT, Domain, read_settings
 from di4c_lm.training.distributed import World
 from di4c_lm.training.run_state import snapshots
 
 CHECKPOINTS, REPORT = "checkpoints", "report"
-# What does not make a run another one: where it lives, how it is watched, and how it is measured.
-_FREE = {"run", "wandb", "eval", "rounds", "train.save_every", "train.keep_checkpoints", "train.resume"}
-_FREE |= {"train.log_every", "train.max_bad_steps", "train.rank_timeout_s"}
 # What may change where a run resumes: its length, and how the same work is shared out.
-_RESUMABLE = {"zero", "train.steps", "train.micro_batch_size", "train.gradient_accumulation"}
+_RESUMABLE = {"rounds", "train.steps", "train.micro_batch_size", "train.gradient_accumulation"}
+
+
+def parse_run(domain: Domain, argv: Sequence[str], configs: Path, *, program: str) -> tuple[Any, list[Any]]:
+    """The settings of a run from its command line, and those of its rounds. `--help` and bad input end the program."""
+    settings = parse(domain.settings, argv, configs, domain.name, program=program)
+    with bad_input_ends():
+        folder = run_dir(domain, settings)
+        return settings, compose_rounds(settings, overrides_of(argv), configs, domain.name, folder)
 
 
 def run_dir(domain: Domain, settings: Any) -> Path:
     """`run.dir`, else `outputs/<run.name>`, where an absent name is `<domain>-<hash of the settings>`."""
     run = settings.run
     return Path(run.dir or Path("outputs") / (run.name or f"{domain.name}-{run_hash(settings)}"))
-
-
-def run_hash(settings: Any) -> str:
-    """Eight hex digits that stand for the settings which make a run what it is."""
-    kept = _without(_leaves(to_dict(settings)), _FREE - {"rounds"})
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def is_finished(folder: Path, *, reported: bool) -> bool:
@@ -47,10 +47,8 @@ def check_settings(domain: Domain, settings: Any, folder: Path, *, rounds: bool 
     steps = max((int(path.name.partition("_")[2]) for path in snapshots(folder / CHECKPOINTS)), default=0)
     if not (folder / SETTINGS).is_file() or (steps == 0 and not (folder / STUDENT).exists()):
         return
-    there, here = (_leaves(to_dict(one)) for one in (read_settings(domain, folder), settings))
-    free = _FREE | _RESUMABLE
-    if rounds and is_finished(folder, reported=False):
-        free = free - {"train.steps"}
+    there, here = (_leaves(identity(one)) for one in (read_settings(domain, folder), settings))
+    free = _RESUMABLE - ({"train.steps"} if rounds and is_finished(folder, reported=False) else set())
     differing = [
         f"{key}={json.dumps(there.get(key))} there, {json.dumps(here.get(key))} here"
         for key in {**_without(there, free), **_without(here, free)}

@@ -26,10 +26,8 @@ from di4c_lm.domains.domain import (
     FinishedRun,
     Interrupted,
     Model,
-    cache_dir,
 )
 from di4c_lm.mixtures.base import MixtureSettings, NoMixture
-from di4c_lm.mixtures.registry import legacy_settings
 from di4c_lm.objectives.registry import OBJECTIVES
 from di4c_lm.runs.folder import check_settings, is_finished, opened, run_dir
 from di4c_lm.training.distributed import World, barrier, init_distributed, set_threads
@@ -63,7 +61,7 @@ def run_once(domain: Domain, settings: Any, *, export_raw: bool = False, optimiz
         export_raw: export the raw weights beside their average.
         optimizer_from: the folder of the run whose optimiser's moments this one goes on with.
     """
-    world, folder, cache = init_distributed(settings.run.device), run_dir(domain, settings), cache_dir(settings.run)
+    world, folder, cache = init_distributed(settings.run.device), run_dir(domain, settings), settings.run.cache
     set_threads(settings.run.threads)
     with opened(domain, settings, folder, world):
         logger.info("run %s: %d rank(s) on %s", folder, world.size, world.device.type)
@@ -108,7 +106,7 @@ def merged(settings: Any) -> bool:
 
     Else the run's folder holds them once, in the teacher's.
     """
-    how = getattr(settings, "export", "merged")
+    how = settings.export
     return how == "merged" or (how == "auto" and settings.teacher.kind != "pretrained")
 
 
@@ -224,7 +222,7 @@ def mixture_of(settings: Any) -> MixtureSettings:
     """The student's mixture, none where its objective takes none; a codebook without a size has a vector for each of the L samples."""
     if not settings.objective.takes_mixture:
         return NoMixture()
-    return legacy_settings(dataclasses.asdict(settings.latent)).sized(settings.objective.num_lambdas)
+    return settings.mixture.sized(settings.objective.num_lambdas)
 
 
 def fit(
@@ -317,7 +315,7 @@ def run_rounds(domain: Domain, settings: Any, rounds: Sequence[Any]) -> None:
             data = run_once(domain, one, export_raw=wants_raw, optimizer_from=moments)
         models = {name: folder / STUDENT for name, folder in zip(names(chain), folders, strict=True)}
         finished = FinishedRun(domain=domain, folder=base, settings=settings, models=models)
-        data = data or domain.data(settings, world, cache_dir(settings.run))
+        data = data or domain.data(settings, world, settings.run.cache)
         if world.is_main:
             data.save(base)
             finished.write()

@@ -54,7 +54,7 @@ def parameter_groups(
     trained: Mapping[str, nn.Parameter], optim: OptimConfig, is_latent: Callable[[str], bool]
 ) -> list[dict[str, Any]]:
     """One group, or two where the parameters of the λ path learn at a rate of their own."""
-    scales = {name: optim.latent_lr_scale if is_latent(name) else 1.0 for name in trained}
+    scales = {name: optim.mixture_lr_scale if is_latent(name) else 1.0 for name in trained}
     return [
         {"params": [p for name, p in trained.items() if scales[name] == scale], "lr": optim.lr, "lr_scale": scale}
         for scale in sorted(set(scales.values()))
@@ -101,7 +101,7 @@ class Engine:
     A frozen teacher belongs outside `nn.Module`'s registration (in a tuple, say): DeepSpeed then neither casts, partitions, optimises nor
     saves it. Under ZeRO-3 a parameter that is used outside the `forward` of the module that owns it must be named by
     `objective.external_parameters() -> list[tuple[nn.Module, nn.Parameter]]` (the module that uses it, the parameter).
-    `is_latent(name)` tells which of the student's parameters learn at `optim.latent_lr_scale` times the rate.
+    `is_latent(name)` tells which of the student's parameters learn at `optim.mixture_lr_scale` times the rate.
 
     Errors: `ValueError` for parameters outside the student, for none to train, and for a contradictory `zero.config`.
     """

@@ -1,99 +1,100 @@
-"""How any run trains: where it lives, the optimiser, the loop, ZeRO, and how a teacher or judge is trained before it."""
+"""How any run trains: where it lives, the optimiser, the loop, ZeRO, and how a teacher or evaluator is trained before it."""
 
+import os
+from pathlib import Path
 from typing import Literal
 
-from pydantic.dataclasses import dataclass
-
-from di4c_lm.core.settings import STRICT, Pair, at_least, check, positive
+from di4c_lm.core.settings import Pair, at_least, check, positive, section, setting
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
+@section
 class RunConfig:
-    """Where a run lives. `name` absent: a name made from the hash of the settings. `dir` absent: `outputs/<name>`."""
+    """Where a run lives."""
 
-    name: str | None = None
-    dir: str | None = None
-    cache_dir: str | None = None  # trained teachers and judges; absent: $DI4C_CACHE, else ~/.cache/di4c_lm
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: int = 0  # CPU threads a rank; 0: cores divided among the ranks of the node
+    name: str | None = setting(None, "null: one made from the hash of the settings")
+    dir: str | None = setting(None, "null: outputs/<name>")
+    cache_dir: str | None = setting(None, "trained teachers and evaluators; null: $DI4C_CACHE, else ~/.cache/di4c_lm")
+    device: Literal["auto", "cpu", "cuda"] = setting("auto", "auto: cuda where there is one")
+    threads: int = setting(0, "CPU threads a rank; 0: cores divided among the ranks of the node")
 
     def __post_init__(self) -> None:
         at_least(self, 0, "threads")
 
+    @property
+    def cache(self) -> Path:
+        """Where trained teachers and evaluators are kept."""
+        return Path(self.cache_dir or os.environ.get("DI4C_CACHE") or Path.home() / ".cache" / "di4c_lm")
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
+
+@section
 class OptimConfig:
     """AdamW with linear warm-up, clipping by global norm, and an exponential moving average of the weights."""
 
-    lr: float = 1e-3
-    betas: Pair = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    warmup_steps: int = 50
-    schedule: Literal["constant", "cosine"] = "constant"  # after the warm-up; cosine ends at a tenth of lr
-    clip_norm: float = 1.0
-    ema_decay: float = 0.9999
-    latent_lr_scale: float = 1.0  # factor on lr for the parameters of the λ path
+    lr: float = setting(1e-3, "learning rate after the warm-up")
+    betas: Pair = setting((0.9, 0.999), "decay of the two moments")
+    eps: float = setting(1e-8, "added to the root of the second moment")
+    weight_decay: float = setting(0.0, "an update, times lr")
+    warmup_steps: int = setting(50, "updates")
+    schedule: Literal["constant", "cosine"] = setting("constant", "after the warm-up; cosine ends at a tenth of lr")
+    clip_norm: float = setting(1.0, "largest norm of a gradient")
+    ema_decay: float = setting(0.9999, "of the moving average that is exported")
+    mixture_lr_scale: float = setting(1.0, "factor on lr for the parameters of λ")
 
     def __post_init__(self) -> None:
-        positive(self, "lr", "eps", "clip_norm", "latent_lr_scale")
+        positive(self, "lr", "eps", "clip_norm", "mixture_lr_scale")
         at_least(self, 0, "weight_decay", "warmup_steps")
         check(all(0 <= b < 1 for b in self.betas), "betas", self.betas, "two values in [0, 1)")
-        check(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "a value in [0, 1)")
+        check(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "in [0, 1)")
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
+@section
 class TrainConfig:
     """The loop: how many updates, of how many sequences, and what is kept."""
 
-    steps: int = 1000
-    seed: int = 0
-    micro_batch_size: int = 8  # sequences a rank and forward pass
-    gradient_accumulation: int = 1
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    activation_checkpointing: bool = False
-    save_every: int = 500  # updates; 0: only at the end
-    keep_checkpoints: int = 2
-    resume: Literal["auto", "never", "must"] = "auto"
-    log_every: int = 10
-    max_bad_steps: int = 10
-    rank_timeout_s: int | float = 600  # a rank that does not move for so long ends the run, by name; 0: never
-    reset_optimizer: bool = True  # in a chain of rounds: false goes on with the moments of the round before
+    steps: int = setting(1000, "updates")
+    seed: int = setting(0, "of weights, data order and noise")
+    micro_batch_size: int = setting(8, "sequences a rank and forward pass")
+    gradient_accumulation: int = setting(1, "forward passes an update")
+    dtype: Literal["float32", "bfloat16"] = setting("float32", "of the networks; the optimiser has float32")
+    activation_checkpointing: bool = setting(False, "less memory, more time")
+    save_every: int = setting(500, "updates; 0: only at the end", identity=False)
+    keep_checkpoints: int = setting(2, "the last so many", identity=False)
+    resume: Literal["auto", "never", "must"] = setting("auto", "from the last checkpoint", identity=False)
+    log_every: int = setting(10, "updates", identity=False)
+    max_bad_steps: int = setting(
+        10, "updates in a row without a finite loss or gradient that end a run", identity=False
+    )
+    rank_timeout_s: int | float = setting(
+        600, "a rank that hangs so long ends the run, by name; 0: never", identity=False
+    )
+    reset_optimizer: bool = setting(True, "in a chain of rounds: false keeps the moments of the round before")
 
     def __post_init__(self) -> None:
         at_least(self, 0, "seed", "save_every", "rank_timeout_s")
-        at_least(
-            self,
-            1,
-            "steps",
-            "micro_batch_size",
-            "gradient_accumulation",
-            "keep_checkpoints",
-            "log_every",
-            "max_bad_steps",
-        )
+        at_least(self, 1, "steps", "micro_batch_size", "gradient_accumulation")
+        at_least(self, 1, "keep_checkpoints", "log_every", "max_bad_steps")
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
+@section
 class ZeroConfig:
-    """DeepSpeed ZeRO. `config`: a DeepSpeed JSON of the user's own, merged with ours after a check for contradictions."""
+    """DeepSpeed ZeRO."""
 
-    stage: Literal[0, 1, 2, 3] = 0
-    offload: bool = False
-    config: str | None = None
+    stage: Literal[0, 1, 2, 3] = setting(0, "what the ranks share out: 1 optimiser, 2 and gradients, 3 and weights")
+    offload: bool = setting(False, "keep the optimiser in CPU memory")
+    config: str | None = setting(None, "a DeepSpeed JSON, merged with ours after a check for contradictions")
 
     def __post_init__(self) -> None:
         check(not (self.offload and self.stage == 0), "offload", self.offload, "false at stage 0")
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
+@section
 class PretrainConfig:
-    """How a teacher (by MDLM's bound) or a judge (next token) is trained when none is given."""
+    """How it is trained where none is given."""
 
-    steps: int = 1500
-    batch_size: int = 32
-    lr: float = 1e-3
-    seed: int = 0
+    steps: int = setting(1500, "updates")
+    batch_size: int = setting(32, "sequences an update, over all ranks")
+    lr: float = setting(1e-3, "learning rate after the warm-up")
+    seed: int = setting(0, "of its weights, data order and noise")
 
     def __post_init__(self) -> None:
         at_least(self, 1, "steps", "batch_size")
@@ -101,10 +102,14 @@ class PretrainConfig:
         at_least(self, 0, "seed")
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
+@section
 class WandbConfig:
     """Weights & Biases."""
 
-    mode: Literal["online", "offline", "disabled"] = "disabled"
-    project: str = "di4c-lm"
-    entity: str | None = None
+    mode: Literal["online", "offline", "disabled"] = setting("disabled", "offline: kept in the run's folder")
+    project: str = setting("di4c-lm", "where the run is shown")
+    entity: str | None = setting(None, "its owner; null: your own")
+
+    def unused(self) -> dict[str, str]:
+        """Where a run would be shown."""
+        return dict.fromkeys(("project", "entity") if self.mode == "disabled" else (), "where wandb.mode=disabled")

@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 from di4c_lm.checkpoints import maskgit
 from di4c_lm.checkpoints.vqgan import save_vqgan
 from di4c_lm.checkpoints.weights import Weights
-from di4c_lm.core import image_cli
+from di4c_lm.core.compose import compose
 from di4c_lm.data.images.codes import save_codes
 from di4c_lm.domains.codes.domain import DOMAIN
 from di4c_lm.domains.codes.model import CodeModel, encode_images, fingerprint, to_images, to_planes
 from di4c_lm.domains.codes.report import sampler_of, samplers
-from di4c_lm.domains.codes.settings import CodesConfig, ImagenetConfig, VqganSource
+from di4c_lm.domains.codes.settings import CodeSettings, ImageDataConfig, VqganSource
 from di4c_lm.domains.domain import FinishedRun
 from di4c_lm.mixtures.adaln import AdaLNSettings
 from di4c_lm.mixtures.base import MixtureSettings, NoMixture
@@ -147,7 +147,7 @@ TINY = (
     "run.device=cpu",
     "run.threads=1",
 )
-CLASSES = ("lambda.path=classes", "lambda.codebook_size=5", "lambda.trunk=frozen", "objective.num_lambdas=0")
+CLASSES = ("mixture=class_chain", "mixture.codebook_size=5", "mixture.trunk=frozen", "objective.num_lambdas=0")
 
 
 def test_a_run_makes_codes_a_teacher_and_a_student_of_them(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_a_run_makes_codes_a_teacher_and_a_student_of_them(tmp_path: Path) -> No
         f"run.cache_dir={tmp_path / 'cache'}",
         "objective.consistency_samples=1",
     ]
-    config = image_cli.load(ImagenetConfig, [*words, *CLASSES], CONFIGS, "train_imagenet")
+    config = compose(CodeSettings, [*words, *CLASSES], CONFIGS, "imagenet")
     assert recipe.run(DOMAIN, config) == 0
     kinds = {path.name for path in (tmp_path / "cache").iterdir()}
     assert {"codes", "teachers"} <= kinds
@@ -169,16 +169,6 @@ def test_a_run_makes_codes_a_teacher_and_a_student_of_them(tmp_path: Path) -> No
         assert drawer.sample(3, 2, 0, None)[0].shape == (3, 8, 8, 1)
 
 
-@pytest.mark.parametrize("name", ["imagenet_digits", "imagenet_paper"])
-def test_the_recipes_are_read(name: str) -> None:
-    config = image_cli.load(ImagenetConfig, [f"experiment={name}"], CONFIGS, "train_imagenet")
-    paper = name == "imagenet_paper"
-    assert config.objective.num_lambdas == (32 if paper else 16)
-    if paper:
-        assert (config.optim.lr, config.optim.betas, config.train.steps) == (1e-5, (0.9, 0.96), 30_000)
-        assert (config.latent.path, config.latent.inject_at, config.objective.label_drop) == ("token", 0, 0.1)
-
-
 def test_codes_of_another_vqgan_and_a_teacher_of_other_classes_are_refused(tmp_path: Path) -> None:
     save_codes(
         tmp_path / "codes", np.zeros((3, 4), dtype=np.int64), np.zeros(3, dtype=np.int64), num_codes=CODES,
@@ -187,8 +177,10 @@ def test_codes_of_another_vqgan_and_a_teacher_of_other_classes_are_refused(tmp_p
     save_vqgan(tmp_path / "vqgan", coder())
     save_vqgan(tmp_path / "other", coder(seed=5))
 
-    def config(**vqgan: str) -> ImagenetConfig:
-        return ImagenetConfig(data=CodesConfig(path=str(tmp_path / "codes")), vqgan=VqganSource(**vqgan))
+    def config(**vqgan: str) -> CodeSettings:
+        return CodeSettings(
+            data=ImageDataConfig(kind="files", path=str(tmp_path / "codes")), vqgan=VqganSource(**vqgan)
+        )
 
     world = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
     with pytest.raises(ValueError, match="vqgan.path must be the VQGAN that made the codes"):

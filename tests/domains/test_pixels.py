@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from di4c_lm.checkpoints import own, tauldr
-from di4c_lm.core import image_cli
+from di4c_lm.core.compose import compose
 from di4c_lm.domains.domain import FinishedRun
 from di4c_lm.domains.pixels.domain import DOMAIN
 from di4c_lm.domains.pixels.model import (
@@ -23,9 +23,9 @@ from di4c_lm.domains.pixels.report import sampler, samplers
 from di4c_lm.domains.pixels.settings import (
     ChainConfig,
     ChainSamplerConfig,
-    CifarConfig,
-    ImageDataConfig,
     ImageEvalConfig,
+    PixelDataConfig,
+    PixelSettings,
 )
 from di4c_lm.networks.unet import UNet, UnetConfig
 from di4c_lm.runs import recipe
@@ -96,22 +96,22 @@ def test_a_teacher_is_read_from_a_folder_or_a_published_file(tmp_path: Path) -> 
     model().save_pretrained(tmp_path / "ours")
     tauldr.write(tmp_path / "published.pt", own.read(tmp_path / "ours"))
     for name in ("ours", "published.pt"):
-        config = CifarConfig(chain=CHAIN)
+        config = PixelSettings(chain=CHAIN)
         found = load_teacher(tmp_path / name, config, (4, 4, 1), 5)
         assert torch.equal(found.sample(2, 2, seed=0)[0], model().sample(2, 2, seed=0)[0])
     with pytest.raises(ValueError, match=r"ours: its images have .* \(4, 4, 1, 5\), the data's \(8, 8, 1, 17\)"):
-        load_teacher(tmp_path / "ours", CifarConfig(), (8, 8, 1), 17)
+        load_teacher(tmp_path / "ours", PixelSettings(), (8, 8, 1), 17)
 
 
 def test_images_of_another_size_are_refused(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
     np.savez(tmp_path / "a.npz", images=images, labels=np.zeros(6, dtype=np.int64))
-    assert load_images(ImageDataConfig(source=str(tmp_path / "a.npz"), size=8), 0).train.shape == (8, 8, 3)
+    assert load_images(PixelDataConfig(kind="files", path=str(tmp_path / "a.npz"), size=8), 0).train.shape == (8, 8, 3)
     with pytest.raises(ValueError, match="a.npz.*"):
-        load_images(ImageDataConfig(source=str(tmp_path / "a.npz"), size=16), 0)
+        load_images(PixelDataConfig(kind="files", path=str(tmp_path / "a.npz"), size=16), 0)
     with pytest.raises(ValueError, match="digits: expected images of 32 x 32 pixels"):
-        load_images(ImageDataConfig(size=32), 0)
+        load_images(PixelDataConfig(size=32), 0)
 
 
 TINY = (
@@ -127,7 +127,7 @@ TINY = (
     "run.threads=1",
 )
 HEAD = (
-    "lambda={law: codebook, path: head, window: 16, codebook_size: 0, relations: 1, trunk: train}",
+    "mixture={kind: codes, window: 16, codebook_size: 0}",
     "objective.num_lambdas=2",
     "objective.marginal_weight=0.5",
     "objective.distil_weight=1",
@@ -137,7 +137,7 @@ HEAD = (
 
 def finished(folder: Path, *words: str) -> FinishedRun:
     own = [*TINY, f"run.dir={folder / 'run'}", f"run.cache_dir={folder / 'cache'}", *words]
-    assert recipe.run(DOMAIN, image_cli.load(CifarConfig, own, CONFIGS, "train_cifar10")) == 0
+    assert recipe.run(DOMAIN, compose(PixelSettings, own, CONFIGS, "cifar10")) == 0
     return FinishedRun.read(folder / "run")
 
 
@@ -171,6 +171,6 @@ def test_the_report_measures_teacher_and_student(tmp_path: Path) -> None:
 
 
 def test_impossible_settings_of_the_report_are_refused_before_the_images_are_read(tmp_path: Path) -> None:
-    config = CifarConfig(data=ImageDataConfig(source="/nowhere"), eval=ImageEvalConfig(steps=(0,)))
+    config = PixelSettings(data=PixelDataConfig(kind="files", path="/nowhere"), eval=ImageEvalConfig(steps=(0,)))
     with pytest.raises(ValueError, match="eval.steps must be"):
         DOMAIN.data(config, World(rank=0, local_rank=0, size=1, device=torch.device("cpu")), tmp_path)

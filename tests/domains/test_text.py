@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from di4c_lm.core import cli
+from di4c_lm.core.compose import compose, compose_rounds
 from di4c_lm.data.text.tokenizers import load_tokenizer
 from di4c_lm.domains.domain import FinishedRun
 from di4c_lm.domains.text.domain import DOMAIN
 from di4c_lm.domains.text.model import TextModel, load_run
 from di4c_lm.domains.text.report import compare
-from di4c_lm.domains.text.settings import Config, DataConfig
+from di4c_lm.domains.text.settings import DataConfig, TextSettings
 from di4c_lm.measure.text.gen_ppl import CompareConfig, GenPplConfig
 from di4c_lm.mixtures.adaln import AdaLNSettings
 from di4c_lm.mixtures.class_chain import ClassChainSettings
@@ -122,7 +122,7 @@ TINY = [
     "model.cond_dim=8",
     "data.length=16",
     "data.vocab_size=300",
-    "lambda.codebook_size=4",
+    "mixture.codebook_size=4",
     "evaluator.hidden_size=16",
     "evaluator.num_blocks=1",
     "evaluator.num_heads=2",
@@ -147,10 +147,10 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def settings(text: Path, folder: Path, *words: str) -> tuple[Config, list[Config]]:
+def settings(text: Path, folder: Path, *words: str) -> tuple[TextSettings, list[TextSettings]]:
     own = [f"data={text}", *TINY, f"run.dir={folder}", *words]
-    config = cli.load(own, CONFIGS, "train_lm")
-    return config, cli.load_rounds(config, own, CONFIGS, "train_lm")
+    config = compose(TextSettings, own, CONFIGS, "text")
+    return config, compose_rounds(config, own, CONFIGS, "text", folder)
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +208,7 @@ def test_a_teacher_of_another_tokenizer_or_a_truncated_one_is_refused(
     [
         (["data=/absent/file.jsonl"], "/absent/file.jsonl"),
         (["teacher=/absent/folder"], "/absent/folder"),
-        (["data=openwebtext", "data.streaming=true"], "evaluator.path must be"),
+        (["data=openwebtext"], "evaluator.path must be"),
     ],
 )
 def test_what_cannot_be_read_is_named(words: list[str], said: str, text: Path, tmp_path: Path) -> None:

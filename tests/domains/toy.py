@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Int64
@@ -15,8 +15,10 @@ from di4c_lm.checkpoints.load import load_checkpoint
 from di4c_lm.core.settings import choice, section, setting
 from di4c_lm.data.batches import PackedSource
 from di4c_lm.domains.domain import FinishedRun, Pretraining
-from di4c_lm.domains.text.settings import TeacherConfig
-from di4c_lm.mixtures.settings import LatentConfig
+from di4c_lm.domains.settings import RunSettings, TeacherConfig
+from di4c_lm.mixtures.base import MixtureSettings
+from di4c_lm.mixtures.class_chain import ClassChainSettings
+from di4c_lm.mixtures.registry import MIXTURES
 from di4c_lm.networks.dit import DIT, DitConfig
 from di4c_lm.objectives.likelihood import Likelihood
 from di4c_lm.objectives.mdlm import Mdlm
@@ -26,7 +28,7 @@ from di4c_lm.processes.rng import KeyedRng
 from di4c_lm.samplers.grids import uniform_grid
 from di4c_lm.samplers.trajectory import sample
 from di4c_lm.training.distributed import World
-from di4c_lm.training.settings import OptimConfig, PretrainConfig, RunConfig, TrainConfig, WandbConfig, ZeroConfig
+from di4c_lm.training.settings import OptimConfig, PretrainConfig, RunConfig, TrainConfig
 
 STATES, LENGTH = 12, 8
 
@@ -41,23 +43,18 @@ class ToyEval:
 
 
 @section
-class ToySettings:
+class ToySettings(RunSettings):
     """One run on counting sequences."""
 
-    domain: Literal["toy"] = setting("toy")
-    run: RunConfig = setting(RunConfig(device="cpu", threads=1))
+    run: RunConfig = setting(RunConfig(device="cpu", threads=1), identity=False)
     sequences: int = setting(64)
     model: DitConfig = setting(DitConfig(hidden_size=8, num_blocks=1, num_heads=1, cond_dim=4))
-    latent: LatentConfig = setting(LatentConfig(law="codebook", path="classes", codebook_size=4, trunk="frozen"))
+    mixture: MixtureSettings = choice(MIXTURES, ClassChainSettings(codebook_size=4))
     objective: Any = choice(OBJECTIVES, Likelihood(num_lambdas=4))
     optim: OptimConfig = setting(OptimConfig(lr=1e-2, warmup_steps=1, ema_decay=0.5))
     train: TrainConfig = setting(TrainConfig(steps=4, micro_batch_size=4, log_every=1, save_every=0))
-    zero: ZeroConfig = setting(ZeroConfig())
     teacher: TeacherConfig = setting(TeacherConfig(pretrain=PretrainConfig(steps=3, batch_size=4)))
-    eval: ToyEval = setting(ToyEval())
-    export: Literal["auto", "head", "merged"] = setting("auto")
-    wandb: WandbConfig = setting(WandbConfig())
-    rounds: tuple[dict[str, Any], ...] = setting(())
+    eval: ToyEval = setting(ToyEval(), identity=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -306,6 +306,3 @@ def test_a_mixture_begins_with_the_classes_of_the_data() -> None:
 def test_impossible_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="codebook_size must be at least 1, got 0"):
         chosen(codebook_size=0)
-    with pytest.raises(ValueError, match="num_lambdas must be mixture.codebook_size = 3, or 0"):
-        chosen().check_num_lambdas(2)
-    chosen().check_num_lambdas(0)

@@ -296,5 +296,3 @@ def test_impossible_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="mixture.codebook_size must be at least 1, got 0"):
         on_dit(chosen(codebook_size=0))
     assert chosen(codebook_size=0).sized(5).codebook_size == 5 and chosen().sized(5).codebook_size == 3
-    with pytest.raises(ValueError, match="num_lambdas must be mixture.codebook_size = 3, or 0"):
-        chosen().check_num_lambdas(2)

@@ -14,7 +14,7 @@ import torch
 
 from di4c_lm.data.batches import PackedSource
 from di4c_lm.domains.domain import FinishedRun
-from di4c_lm.mixtures.settings import LatentConfig
+from di4c_lm.mixtures.codes import CodesSettings
 from di4c_lm.objectives.di4c import Di4C
 from di4c_lm.objectives.mdlm import Mdlm
 from di4c_lm.objectives.sdtt import Sdtt
@@ -306,8 +306,7 @@ def test_a_round_that_names_its_teacher_keeps_it(make: Callable[..., ToySettings
 
 
 def test_a_codebook_without_a_size_has_a_vector_for_each_lambda(make: Callable[..., ToySettings]) -> None:
-    latent = LatentConfig(law="codebook", path="head", codebook_size=0, window=1)
-    folder = run(make(latent=latent, objective=Di4C(num_lambdas=3)))
+    folder = run(make(mixture=CodesSettings(window=1), objective=Di4C(num_lambdas=3)))
     config = json.loads((folder / "student" / "config.json").read_text())
     assert config["mixture"]["codebook_size"] == 3
 

@@ -25,9 +25,9 @@ TINY = {
     ],
     "recipe": "plain",
     "settings": {
-        "plain": ["objective=di4c_codes"],
-        "more: codes": ["lambda.codebook_size=3"],
-        "twice": ["objective=di4c_codes", "rounds=[{train.steps: 1}, {train.steps: 1}]"],
+        "plain": ["recipe=di4c"],
+        "more: codes": ["mixture.codebook_size=3"],
+        "twice": ["recipe=di4c", "rounds=[{train.steps: 1}, {train.steps: 1}]"],
     },
 }
 
@@ -126,7 +126,7 @@ def test_a_failing_run_ends_the_study_with_its_log(tmp_path: Path) -> None:
 
 def test_a_cut_training_leaves_no_rows(tmp_path: Path) -> None:
     long = tmp_path / "long.yaml"
-    plain = {**TINY, "settings": {"plain": ["objective=di4c_codes", "train.steps=100000"]}}
+    plain = {**TINY, "settings": {"plain": ["recipe=di4c", "train.steps=100000"]}}
     long.write_text(yaml.safe_dump(plain, sort_keys=False))
     words = [f"study={long}", "seeds=[0]", f"out={tmp_path / 'out'}", "threads=1"]
     running = subprocess.Popen([sys.executable, str(TOOLS / "ablate.py"), *words], stderr=subprocess.PIPE, text=True)

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from di4c_lm.core import cli
-from di4c_lm.domains.text.settings import Config
+from di4c_lm.core.compose import compose
+from di4c_lm.domains.text.settings import TextSettings
 from di4c_lm.mixtures.adaln import AdaLNSettings
 from di4c_lm.networks.dit import DIT
 from di4c_lm.runs.recipe import mixture_of
@@ -19,8 +19,8 @@ from tools.diagnosis import machine, plan
 SMALL = ["model.hidden_size=32", "model.num_heads=2", "model.cond_dim=8", "data.length=16", "data.vocab_size=300"]
 
 
-def config(*words: str) -> Config:
-    return cli.load([*SMALL, *words], doctor.CONFIGS, "train_lm")
+def config(*words: str) -> TextSettings:
+    return compose(TextSettings, [*SMALL, *words], doctor.CONFIGS, "text")
 
 
 def memory(*words: str, ranks: int = 4) -> dict[str, dict[str, float]]:
@@ -30,7 +30,7 @@ def memory(*words: str, ranks: int = 4) -> dict[str, dict[str, float]]:
 
 
 def test_parameters_are_those_of_the_networks() -> None:
-    chosen = config("objective=di4c_paper", "lambda.path=adaln", "lambda.inject_at=1")
+    chosen = config("recipe=di4c_paper", "mixture=adaln", "mixture.inject_at=1")
     counts = plan.count(chosen, chosen.model, 301)
     teacher = DIT(chosen.model, num_states=301)
     student = AdaLNSettings(inject_at=1).fresh(DIT, chosen.model, {"num_states": 301})
@@ -41,7 +41,7 @@ def test_parameters_are_those_of_the_networks() -> None:
 
 
 def test_a_frozen_trunk_is_held_and_not_optimised() -> None:
-    chosen = config("objective=likelihood", "lambda.codebook_size=8")
+    chosen = config("mixture.codebook_size=8")
     counts = plan.count(chosen, chosen.model, 301)
     assert counts.trained == counts.latent < counts.student
     one, shared = (plan.state_memory(chosen, counts, 4, way) for way in ("0", "3"))
@@ -51,8 +51,8 @@ def test_a_frozen_trunk_is_held_and_not_optimised() -> None:
 
 def test_state_by_stage_in_float32() -> None:
     """16 bytes a parameter and the EMA's 4 at stage 0; the shares of stages 1 to 3 after Rajbhandari et al. 2020."""
-    found = memory("objective=di4c_codes")
-    trained = plan.count(config("objective=di4c_codes"), config().model, 301).trained
+    found = memory("recipe=di4c")
+    trained = plan.count(config("recipe=di4c"), config().model, 301).trained
     sums = {way: sum(found[way][part] for part in ("weights", "gradients", "optimizer", "ema")) for way in plan.WAYS}
     assert sums["0"] == 20 * trained
     assert sums["1"] == (8 + 16 / 4) * trained
@@ -63,7 +63,7 @@ def test_state_by_stage_in_float32() -> None:
 
 
 def test_bfloat16_halves_what_is_computed_with_and_nothing_else() -> None:
-    wide, narrow = (memory("objective=di4c_codes", f"train.dtype={dtype}") for dtype in ("float32", "bfloat16"))
+    wide, narrow = (memory("recipe=di4c", f"train.dtype={dtype}") for dtype in ("float32", "bfloat16"))
     for way in ("1", "2", "3"):
         assert narrow[way]["weights"] == wide[way]["weights"] / 2
         assert narrow[way]["teacher"] == wide[way]["teacher"] / 2
@@ -72,10 +72,17 @@ def test_bfloat16_halves_what_is_computed_with_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("checkpointing", ["false", "true"])
-@pytest.mark.parametrize("path", ["adaln", "head"])
+@pytest.mark.parametrize("path", ["adaln", "codes"])
 def test_the_estimate_of_activations_is_near_what_autograd_keeps(checkpointing: str, path: str) -> None:
     """Within a factor of 1.5, for a network that dwarfs the rest."""
-    words = ("objective=di4c_codes", f"lambda.path={path}", "lambda.inject_at=1", "objective.num_lambdas=3")
+    words = (
+        "recipe=di4c",
+        f"mixture={path}",
+        "mixture.law=codebook",
+        "mixture.codebook_size=0",
+        "mixture.inject_at=1",
+        "objective.num_lambdas=3",
+    )
     chosen = config(f"train.activation_checkpointing={checkpointing}", *words)
     mixture = mixture_of(chosen)
     network = mixture.fresh(DIT, chosen.model, {"num_states": 301})
@@ -101,9 +108,7 @@ def test_the_estimate_of_activations_is_near_what_autograd_keeps(checkpointing: 
 
 
 def test_the_loss_is_counted_by_its_chunks() -> None:
-    chosen = config(
-        "objective=di4c_codes", "objective.chunk_rows=7", "objective.num_lambdas=4", "train.micro_batch_size=2"
-    )
+    chosen = config("recipe=di4c", "objective.chunk_rows=7", "objective.num_lambdas=4", "train.micro_batch_size=2")
     found = plan.activation_memory(chosen, chosen.model, 1000, on_gpu=False)
     assert found["logits"] == 4 * 3 * 7 * 1000
     assert found["laws"] == 4 * 2 * 2 * 16 * 1000

@@ -37,7 +37,7 @@ def plain_run(bad: tuple[int, ...] = ()) -> tuple[list[float], dict[str, Any], d
         p.grad = torch.zeros_like(p)
     groups = [
         {"params": [p for name, p in named.items() if toy.is_latent(name) == latent], "scale": scale}
-        for latent, scale in ((False, 1.0), (True, optim.latent_lr_scale))
+        for latent, scale in ((False, 1.0), (True, optim.mixture_lr_scale))
     ]
     adam = torch.optim.AdamW(groups, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay)
     average = {name: p.detach().clone() for name, p in named.items()}

@@ -19,7 +19,7 @@ from di4c_lm.data.batches import PackedSource, first_sequences
 from di4c_lm.data.text.synthetic import Source, pair_frequencies
 from di4c_lm.domains.domain import Interrupted
 from di4c_lm.domains.text.domain import DOMAIN
-from di4c_lm.domains.text.settings import Config
+from di4c_lm.domains.text.settings import TextSettings
 from di4c_lm.networks.dit import DIT
 from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.runs import recipe
@@ -68,11 +68,11 @@ class LawDomain:
 
     pretraining = DOMAIN.pretraining
 
-    def network(self, settings: Config, data: LawData) -> DIT:
+    def network(self, settings: TextSettings, data: LawData) -> DIT:
         """On the law's states and MASK."""
         return DIT(settings.model, num_states=data.law.num_states + 1)
 
-    def wrap(self, network: DIT, settings: Config, data: LawData) -> LawModel:
+    def wrap(self, network: DIT, settings: TextSettings, data: LawData) -> LawModel:
         """The network alone."""
         return LawModel(denoiser=network)
 
@@ -126,7 +126,7 @@ def _to_the_end() -> Iterator[None]:
         raise SystemExit(128 + interrupted.number) from interrupted
 
 
-def _prepare(study: Study, setting: str | None, seed: int, threads: int) -> tuple[Config, World, LawData]:
+def _prepare(study: Study, setting: str | None, seed: int, threads: int) -> tuple[TextSettings, World, LawData]:
     config, law = study.config(setting, seed), study.law()
     world = init_distributed(config.run.device)
     set_threads(threads)
@@ -134,15 +134,15 @@ def _prepare(study: Study, setting: str | None, seed: int, threads: int) -> tupl
     return config, world, LawData(law=law, sequences=PackedSource(tokens_ND.numpy().astype(np.uint16), seed))
 
 
-def _rows(model: str, network: DIT, law: Source, config: Config) -> list[dict[str, Any]]:
+def _rows(model: str, network: DIT, law: Source, config: TextSettings) -> list[dict[str, Any]]:
     return [
         {"model": model, "steps": steps, **_quality(_draw(network, law, steps, config), law)}
         for steps in config.eval.steps
     ]
 
 
-def _draw(network: DIT, law: Source, steps: int, config: Config) -> Int64[Tensor, "N D"]:
-    shape, how = (config.eval.num_samples, law.length), {"seed": config.eval.seed, "batch_size": _BATCH}
+def _draw(network: DIT, law: Source, steps: int, config: TextSettings) -> Int64[Tensor, "N D"]:
+    shape, how = (config.eval.num_samples, law.length), {"seed": config.eval.seeds[0], "batch_size": _BATCH}
     return sample_keyed(network.eval(), MaskedProcess(law.num_states), shape, uniform_grid(steps), **how).x
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import yaml
 
-from di4c_lm.core import cli
+from di4c_lm.core.compose import compose, compose_rounds
 from di4c_lm.data.text.synthetic import CodewordMixture, CorrelatedBits, MarkovChain, Source
-from di4c_lm.domains.text.settings import Config
+from di4c_lm.domains.text.settings import TextSettings
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 STUDIES = CONFIGS / "study"
@@ -40,22 +40,22 @@ class Study:
     def words(self, setting: str | None, seed: int) -> list[str]:
         """What is said on the command line of a run; without `setting`, of the teacher that all settings share."""
         teacher_seed = seed if self.teacher_seed is None else self.teacher_seed
-        seeds = (f"train.seed={seed}", f"teacher.pretrain.seed={teacher_seed}", f"eval.seed={seed}")
+        seeds = (f"train.seed={seed}", f"teacher.pretrain.seed={teacher_seed}", f"eval.seeds=[{seed}]")
         return [*self.base, *(() if setting is None else self.settings[setting]), *seeds]
 
-    def config(self, setting: str | None, seed: int) -> Config:
+    def config(self, setting: str | None, seed: int) -> TextSettings:
         """The configuration of a run; `ValueError` as for the command line."""
-        return cli.load(self.words(setting, seed), CONFIGS, "train_lm")
+        return compose(TextSettings, self.words(setting, seed), CONFIGS, "text")
 
     def timed(self, setting: str, steps: int) -> "tuple[Study, str]":
         """The study with `setting` once more, under a name of its own, with so many updates."""
         name = f"{setting}, {steps} updates"
         return replace(self, settings={**self.settings, name: (*self.settings[setting], f"train.steps={steps}")}), name
 
-    def rounds(self, setting: str, seed: int) -> list[Config]:
+    def rounds(self, setting: str, seed: int) -> list[TextSettings]:
         """The configurations of the rounds of a run, itself where it has none."""
         config = self.config(setting, seed)
-        return cli.load_rounds(config, self.words(setting, seed), CONFIGS, "train_lm") or [config]
+        return compose_rounds(config, self.words(setting, seed), CONFIGS, "text", Path("outputs")) or [config]
 
 
 def load_study(name: str) -> Study:

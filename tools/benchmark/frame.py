@@ -8,9 +8,9 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
-from di4c_lm.core import cli
-from di4c_lm.core.settings import SettingError, check, fields, section, setting
-from tools.arguments import BAD_INPUT, read_settings
+from di4c_lm.core.settings import check, fields, section, setting
+from di4c_lm.core.terminal import bad_input_ends
+from tools.arguments import read_settings
 
 if TYPE_CHECKING:
     import torch
@@ -67,13 +67,11 @@ def run_benchmark(
     way, rest = (argv[1], argv[2:]) if argv[:1] == ["--way"] else ("", argv)
     arguments = [argument for argument in rest if argument != "--json"]
     settings = read_settings(script, settings_class, arguments)
-    try:
+    with bad_input_ends():
         for name, one in fields(settings_class).items():
             if type(one.default) is int and one.default > 0:
                 check(getattr(settings, name) > 0, name, getattr(settings, name), "at least 1")
         ways = settings.chosen
-    except SettingError as error:
-        cli.fail(str(error))
     if way:
         _measure_here(way, settings, measure)
     results = {way: run_apart(script, way, arguments, settings) for way in ways}
@@ -129,10 +127,8 @@ def _measure_here(way: str, settings: S, measure: Callable[[str, S], Mapping[str
 
     if settings.torch_device().type == "cpu":
         torch.set_num_threads(settings.threads)
-    try:
+    with bad_input_ends(OSError):
         print(json.dumps(measure(way, settings)), flush=True)
-    except BAD_INPUT as error:
-        cli.fail(str(error))
     os._exit(0)  # native threads of the collectives' libraries may outlive the interpreter
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from di4c_lm.domains.text.settings import Config
+from di4c_lm.domains.text.settings import TextSettings
 from di4c_lm.mixtures.class_chain import ClassChainSettings
 from di4c_lm.mixtures.codes import CodesSettings
 from di4c_lm.networks.dit import DIT, DitConfig
@@ -30,7 +30,7 @@ class Counts:
     trained: int
 
 
-def count(config: Config, model: DitConfig, num_states: int) -> Counts:
+def count(config: TextSettings, model: DitConfig, num_states: int) -> Counts:
     """Of networks of shape `model` over S = `num_states`, made without memory."""
     with torch.device("meta"):
         student: Any = mixture_of(config).fresh(DIT, model, {"num_states": num_states})
@@ -44,12 +44,12 @@ def count(config: Config, model: DitConfig, num_states: int) -> Counts:
     )
 
 
-def tokens_per_step(config: Config, ranks: int) -> int:
+def tokens_per_step(config: TextSettings, ranks: int) -> int:
     """Of an optimiser step over all ranks."""
     return config.train.micro_batch_size * config.train.gradient_accumulation * ranks * config.data.length
 
 
-def state_memory(config: Config, counts: Counts, ranks: int, way: str) -> dict[str, float]:
+def state_memory(config: TextSettings, counts: Counts, ranks: int, way: str) -> dict[str, float]:
     """What the state takes of a rank: weights, gradients, masters and AdamW's moments, EMA, teacher; and of it on the host by offload.
 
     float32 at stage 0 needs no masters beside the weights; bfloat16 runs as stage 1 there, and adds gradients up in float32.
@@ -70,7 +70,7 @@ def state_memory(config: Config, counts: Counts, ranks: int, way: str) -> dict[s
     return {**parts, "on_host": on_host if offload else 0.0}
 
 
-def activation_memory(config: Config, model: DitConfig, num_states: int, *, on_gpu: bool) -> dict[str, float]:
+def activation_memory(config: TextSettings, model: DitConfig, num_states: int, *, on_gpu: bool) -> dict[str, float]:
     """What a micro batch takes: O(B L D H) of the network's activations, O(B D S) of laws, and one chunk of logits of L rows."""
     B, D, S, H = config.train.micro_batch_size, config.data.length, num_states, model.hidden_size
     mixture = mixture_of(config)
@@ -97,13 +97,13 @@ def activation_memory(config: Config, model: DitConfig, num_states: int, *, on_g
     }
 
 
-def disk_needed(config: Config, counts: Counts) -> float:
+def disk_needed(config: TextSettings, counts: Counts) -> float:
     """Checkpoints (masters, two moments, EMA in float32; one more than are kept, while the next is written) and the exported student."""
     return 16.0 * counts.trained * (config.train.keep_checkpoints + 1) + 4.0 * counts.student
 
 
 def memory_table(
-    config: Config, counts: Counts, activations: dict[str, float], ranks: int
+    config: TextSettings, counts: Counts, activations: dict[str, float], ranks: int
 ) -> dict[str, dict[str, Any]]:
     """GiB of a rank by ZeRO stage, with and without offload: the parts, what lies on the host of them, and the sum."""
     table = {}

@@ -5,16 +5,15 @@ from typing import Any
 
 import torch
 
-from di4c_lm.domains.domain import cache_dir
 from di4c_lm.domains.text.domain import DOMAIN
-from di4c_lm.domains.text.settings import Config
+from di4c_lm.domains.text.settings import TextSettings
 from di4c_lm.runs.recipe import batches_of, make_objective, new_student, random_teacher
 from di4c_lm.training.distributed import World, set_threads, sum_over_ranks
 from di4c_lm.training.engine import Engine
 from di4c_lm.training.loop import update
 
 
-def try_out(config: Config, world: World, steps: int) -> dict[str, Any]:
+def try_out(config: TextSettings, world: World, steps: int) -> dict[str, Any]:
     """Seconds an update, those of 1,000, tokens/s, and this rank's peak of memory (GiB), from `steps` updates after a first one.
 
     On the run's own corpus and objective. A teacher that the run would train first is a random one of its shape. All ranks call it.
@@ -23,7 +22,7 @@ def try_out(config: Config, world: World, steps: int) -> dict[str, Any]:
     from tools.benchmark.measure import PeakMemory
 
     set_threads(config.run.threads)
-    data = DOMAIN.data(config, world, cache_dir(config.run))
+    data = DOMAIN.data(config, world, config.run.cache)
     teacher = None
     if config.objective.needs_teacher:
         pretrained = config.teacher.kind == "pretrained" and config.teacher.path

@@ -16,7 +16,7 @@ from di4c_lm.data.images.codes import load_codes, save_codes
 from di4c_lm.data.images.images import ImageSource, Split
 from di4c_lm.data.records.shards import Shards, ShardSource, is_shards
 from di4c_lm.domains.codes.model import CodeModel, encode_images, fingerprint, load_images, to_planes
-from di4c_lm.domains.codes.settings import ImagenetConfig
+from di4c_lm.domains.codes.settings import CodeSettings
 from di4c_lm.domains.domain import FinishedRun, Interrupted, Pretraining
 from di4c_lm.measure.images.report import ImageReportConfig
 from di4c_lm.networks.maskgit import MaskGit
@@ -59,13 +59,13 @@ class CodeDomain:
     """See `Domain`."""
 
     name = "imagenet"
-    settings = ImagenetConfig
+    settings = CodeSettings
     model = CodeModel
     pretraining = Pretraining(objective=Denoising(times="iid"), sections=("model", "schedule"), ema_decay=0.99)
 
-    def data(self, settings: ImagenetConfig, world: World, cache_dir: Path) -> CodeData:
+    def data(self, settings: CodeSettings, world: World, cache_dir: Path) -> CodeData:
         """A folder of codes; or images and the codes that a VQGAN makes of them, which is trained where none is named."""
-        path, cache = Path(settings.data.path).expanduser(), Cache(cache_dir, world)
+        path, cache = Path(settings.data.source).expanduser(), Cache(cache_dir, world)
         if is_shards(path):
             if settings.vqgan.path is None:
                 raise ValueError(f"vqgan.path must be the VQGAN that made the codes {path}, got None")
@@ -79,12 +79,12 @@ class CodeDomain:
         folder = cache.entry("codes", key, lambda folder: encode(folder, vqgan, images))
         return CodeData(codes=load_codes(folder), vqgan=vqgan, images=images)
 
-    def network(self, settings: ImagenetConfig, data: CodeData) -> MaskGit:
+    def network(self, settings: CodeSettings, data: CodeData) -> MaskGit:
         """A transformer on the VQGAN's codes and the images' classes."""
         index = data.codes.index
         return MaskGit(settings.model, num_codes=index.num_states, num_classes=len(index.classes), length=index.length)
 
-    def read(self, path: Path | str, settings: ImagenetConfig, data: CodeData) -> CodeModel:
+    def read(self, path: Path | str, settings: CodeSettings, data: CodeData) -> CodeModel:
         """A folder of ours, or a `.pth` of MaskGIT-pytorch or Di4C, of as many classes as the images have."""
         heads, codes = settings.teacher.num_heads, settings.teacher.num_codes
         model = CodeModel.from_pretrained(
@@ -95,7 +95,7 @@ class CodeDomain:
             raise ValueError(f"{path}: its network has {found} classes, {data.codes.folder} {wanted}")
         return model
 
-    def wrap(self, network: Any, settings: ImagenetConfig, data: CodeData) -> CodeModel:
+    def wrap(self, network: Any, settings: CodeSettings, data: CodeData) -> CodeModel:
         """With the data's VQGAN and the configured schedule."""
         return CodeModel(denoiser=network, vqgan=data.vqgan, schedule=settings.schedule)
 
@@ -116,7 +116,7 @@ def encode(folder: Path, vqgan: VqGan, images: Split) -> None:
     save_codes(folder, rows, train.labels, made_by={"source": train.name}, **facts)
 
 
-def find_vqgan(config: ImagenetConfig, split: Split, world: World, cache: Cache) -> VqGan:
+def find_vqgan(config: CodeSettings, split: Split, world: World, cache: Cache) -> VqGan:
     """The VQGAN that is named, or one trained on the images, in the cache under the hash of all that shapes it."""
     if config.vqgan.path is not None:
         return load_vqgan(config.vqgan.path)
@@ -124,7 +124,7 @@ def find_vqgan(config: ImagenetConfig, split: Split, world: World, cache: Cache)
     expected = (model.resolution, model.resolution, model.in_channels)
     if images.shape != expected or model.out_ch != model.in_channels:
         raise ValueError(
-            f"vqgan.model reads images of {expected} and writes {model.out_ch} channels, those of {config.data.path} are {images.shape}"
+            f"vqgan.model reads images of {expected} and writes {model.out_ch} channels, those of {config.data.source} are {images.shape}"
         )
 
     def make(folder: Path) -> None:

@@ -20,7 +20,7 @@ from di4c_lm.data.images.image_files import Fit
 from di4c_lm.data.images.image_sources import load_split
 from di4c_lm.data.images.images import Split
 from di4c_lm.data.records.shards import is_shards
-from di4c_lm.domains.codes.settings import ImagenetConfig
+from di4c_lm.domains.codes.settings import CodeSettings
 from di4c_lm.networks.maskgit import check_classes
 from di4c_lm.networks.vqgan import VqGan
 from di4c_lm.processes.masked import MaskedProcess
@@ -179,11 +179,11 @@ class CodeModel:
         return np.concatenate([to_images(self.vqgan.decode(rows.to(device))) for rows in codes.split(batch_size)])
 
 
-def load_images(config: ImagenetConfig) -> Split:
+def load_images(config: CodeSettings) -> Split:
     """The images that `config.data` names. Raises `ValueError` as the readers do, and for a folder of codes, which holds none."""
-    path, told = Path(config.data.path).expanduser(), config.data
+    path, told = Path(config.data.source).expanduser(), config.data
     if is_shards(path):
         raise ValueError(f"data.path={told.path!r} holds codes: allowed here are the images that they were made of")
     fit = Fit(size=(told.size, told.size) if told.size else None, channels=told.channels, crop=told.crop)
     share = told.validation_share
-    return load_split(told.path, seed=config.train.seed, validation_share=share, fit=fit, skip_bad=told.skip_bad)
+    return load_split(told.source, seed=config.train.seed, validation_share=share, fit=fit, skip_bad=told.skip_bad)

@@ -1,115 +1,124 @@
-"""Settings of the ImageNet domain: the masked transformer on codes, the VQGAN that makes them, and a run."""
+"""Settings of a run on the codes of images, such as ImageNet's: the codes' VQGAN, and MaskGIT's transformer on them."""
 
-from dataclasses import field
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic.dataclasses import dataclass
-
-from di4c_lm.core.settings import STRICT, Ints, check, choice
-from di4c_lm.domains.checks import check_lambda
-from di4c_lm.mixtures.settings import LatentConfig
+from di4c_lm.core.settings import at_least, check, choice, positive, section, setting, unit
+from di4c_lm.domains.settings import ImageDataConfig, ImageEvalConfig, RunSettings, TeacherConfig
+from di4c_lm.mixtures.base import MixtureSettings
+from di4c_lm.mixtures.codes import CodesSettings
+from di4c_lm.mixtures.registry import MIXTURES
 from di4c_lm.networks.maskgit import MaskGitConfig
 from di4c_lm.networks.vqgan import VqganConfig
-from di4c_lm.objectives.likelihood import Likelihood
-from di4c_lm.objectives.registry import OBJECTIVES, ObjectiveSettings
-from di4c_lm.training.settings import OptimConfig, PretrainConfig, RunConfig, TrainConfig, WandbConfig, ZeroConfig
+from di4c_lm.objectives.di4c import Di4C
+from di4c_lm.objectives.registry import OBJECTIVES
+from di4c_lm.objectives.teacher_step import TeacherStep
+from di4c_lm.processes.times import Times
+from di4c_lm.training.settings import OptimConfig, PretrainConfig, TrainConfig
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class CodesConfig:
-    """The images: `path` is digits or patches (built in), a file, folder or hub name of images, or a folder of tools/encode_images.py."""
-
-    path: str = "digits"
-    size: int = 0  # pixels along one side; 0: as the images are
-    channels: Literal[1, 3] = 3
-    crop: bool = False  # cut and resize images of another size or mode, which are an error otherwise
-    validation_share: float = 0.1
-    skip_bad: bool = False
-
-    def __post_init__(self) -> None:
-        check(bool(self.path), "path", self.path, "digits, patches, a path or a hub name")
-        check(self.size >= 0, "size", self.size, "a value of at least 0")
-        check(not self.crop or self.size > 0, "size", self.size, "a value above 0 where crop=true")
-        check(0 < self.validation_share < 1, "validation_share", self.validation_share, "a value in (0, 1)")
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
+@section
 class VqganSource:
-    """A VQGAN: `path` names a folder, or Taming's `last.ckpt` with its YAML beside it; absent, one is trained on the images and cached."""
+    """The VQGAN that makes the codes."""
 
-    path: str | None = None
-    model: VqganConfig = field(default_factory=VqganConfig)
-    usage: float = 0.1  # weight of how equally the codes are used
-    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
-
-    def __post_init__(self) -> None:
-        check(self.usage >= 0, "usage", self.usage, "a value of at least 0")
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class MaskGitSource:
-    """A teacher: `path` names a folder or a `.pth`; absent, one is trained on the codes and cached.
-
-    `num_heads` and `num_codes` serve where a `.pth` states neither and they are not the published ones.
-    """
-
-    path: str | None = None
-    num_heads: int | None = None
-    num_codes: int | None = None
-    label_drop: float = 0.1  # share of the images whose class is hidden, for guidance
-    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    path: str | None = setting(
+        None, "a folder, or Taming's last.ckpt with its YAML beside it; null: trained and cached"
+    )
+    model: VqganConfig = setting(VqganConfig())
+    usage: float = setting(0.1, "weight of how equally the codes are used")
+    pretrain: PretrainConfig = setting(PretrainConfig())
 
     def __post_init__(self) -> None:
-        check(0 <= self.label_drop <= 1, "label_drop", self.label_drop, "a value in [0, 1]")
+        at_least(self, 0, "usage")
+
+    def unused(self) -> dict[str, str]:
+        """Shape and training of one that is given."""
+        return dict.fromkeys(() if self.path is None else ("model", "usage", "pretrain"), "where vqgan.path is given")
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class ImagenetEvalConfig:
-    """The closing report, as `di4c_lm.measure.images.report.ImageReportConfig` says, and how images are drawn: by confidence."""
+@section
+class CodeTeacherConfig(TeacherConfig):
+    """The network that is distilled."""
 
-    skip: bool = False
-    steps: Ints = (2, 4, 8, 16)
-    num_samples: int = 1536
-    seeds: Ints = (0, 1, 2)
-    batch_size: int = 64
-    features: str = "classifier"
-    against: Literal["train", "validation"] = "train"
-    bootstrap: int = 1000
-    grid: int = 12
-    guidance: float = 0.0
-    choice_temperature: float = 4.5
-    temperature: float = 1.0
-    counts: Literal["expected", "published"] = "expected"
+    num_heads: int | None = setting(None, "of a .pth that does not say and is not the published one")
+    num_codes: int | None = setting(None, "of a .pth that does not say and is not the published one")
+    label_drop: float = setting(0.1, "share of the images whose class is hidden in training, for guidance")
 
     def __post_init__(self) -> None:
-        check(self.guidance >= 0, "guidance", self.guidance, "a value of at least 0")
-        check(self.choice_temperature >= 0, "choice_temperature", self.choice_temperature, "a value of at least 0")
-        check(self.temperature > 0, "temperature", self.temperature, "a value above 0")
+        super().__post_init__()
+        unit(self, "label_drop")
+
+    def unused(self) -> dict[str, str]:
+        """Those of any teacher, and what is said of a file, or of training."""
+        names = ("label_drop",) if self.kind == "pretrained" else ("num_heads", "num_codes")
+        return super().unused() | dict.fromkeys(names, f"where teacher.kind={self.kind}")
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class ImagenetConfig:
-    """One run: a VQGAN, codes, a teacher, a student, a report."""
+@section
+class CodeEvalConfig(ImageEvalConfig):
+    """The closing report of a run on images, which are sampled by confidence."""
 
-    domain: Literal["imagenet"] = "imagenet"
-    run: RunConfig = field(default_factory=RunConfig)
-    data: CodesConfig = field(default_factory=CodesConfig)
-    vqgan: VqganSource = field(default_factory=VqganSource)
-    model: MaskGitConfig = field(default_factory=MaskGitConfig)
-    schedule: Literal["root", "linear", "square", "cosine", "arccos"] = "arccos"
-    latent: LatentConfig = field(default_factory=LatentConfig)  # `lambda` in YAML and on the command line
-    objective: ObjectiveSettings = choice(OBJECTIVES, Likelihood(), "what is minimised")
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    zero: ZeroConfig = field(default_factory=ZeroConfig)
-    teacher: MaskGitSource = field(default_factory=MaskGitSource)
-    eval: ImagenetEvalConfig = field(default_factory=ImagenetEvalConfig)
-    wandb: WandbConfig = field(default_factory=WandbConfig)
+    guidance: float = setting(0.0, "weight of classifier-free guidance at the end of its ramp")
+    choice_temperature: float = setting(4.5, "of the choice of positions")
+    temperature: float = setting(1.0, "of the codes")
+    counts: Literal["expected", "published"] = setting(
+        "expected", "positions a step: their mean, or as the published code"
+    )
 
     def __post_init__(self) -> None:
-        check_lambda(self.latent, self.objective)
-        blocks, at = self.model.num_blocks, self.latent.inject_at
-        own_shape = self.teacher.path is None  # else the checkpoint says how many blocks there are
-        check(
-            not own_shape or -blocks <= at < blocks, "lambda.inject_at", at, f"a block below model.num_blocks={blocks}"
+        at_least(self, 0, "guidance", "choice_temperature")
+        positive(self, "temperature")
+
+
+@section
+class CodeSettings(RunSettings):
+    """A run on the codes of images: images, their codes, a teacher, a student, a report."""
+
+    data: ImageDataConfig = setting(ImageDataConfig(channels=1))
+    vqgan: VqganSource = setting(
+        VqganSource(
+            model=VqganConfig(
+                n_embed=64,
+                embed_dim=8,
+                z_channels=16,
+                resolution=8,
+                in_channels=1,
+                out_ch=1,
+                ch=16,
+                ch_mult=(1, 2),
+                num_res_blocks=1,
+                attn_resolutions=(),
+                norm_groups=8,
+            ),
+            pretrain=PretrainConfig(steps=600, batch_size=64, lr=2e-3),
         )
+    )
+    model: MaskGitConfig = setting(MaskGitConfig(hidden_size=96, num_blocks=4, num_heads=4, mlp_size=384, dropout=0.0))
+    schedule: Literal["root", "linear", "square", "cosine", "arccos"] = setting("arccos", "of masking")
+    mixture: MixtureSettings = choice(MIXTURES, CodesSettings(window=1, init_scale=1.0), "λ of the student")
+    objective: Any = choice(
+        OBJECTIVES,
+        Di4C(
+            consistency_samples=1,
+            alpha="constant",
+            alpha_scale=1.0,
+            marginal_weight=4.0,
+            consistency_weight=0.0,
+            delta=0.05,
+            label_drop=0.1,
+            times=Times(grid_share=0.8, grid_steps=(1, 2, 4)),
+            teacher_step=TeacherStep(distribution="fraction", size=0.5),
+        ),
+        "what is minimised",
+    )
+    optim: OptimConfig = setting(OptimConfig(lr=3e-4, mixture_lr_scale=30.0, schedule="cosine", ema_decay=0.99))
+    train: TrainConfig = setting(TrainConfig(steps=800, micro_batch_size=32, save_every=200))
+    teacher: CodeTeacherConfig = setting(CodeTeacherConfig(pretrain=PretrainConfig(batch_size=64)))
+    eval: CodeEvalConfig = setting(
+        CodeEvalConfig(steps=(1, 2, 4, 8, 16), num_samples=1536, seeds=(0, 1, 2), batch_size=256), identity=False
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        blocks, at = self.model.num_blocks, getattr(self.mixture, "inject_at", 0)
+        own_shape = self.teacher.kind != "pretrained"  # else the checkpoint says how many blocks there are
+        check(not own_shape or -blocks <= at < blocks, "mixture.inject_at", at, f"below model.num_blocks={blocks}")

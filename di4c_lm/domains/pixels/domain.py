@@ -12,7 +12,7 @@ from di4c_lm.data.batches import first_sequences
 from di4c_lm.data.images.images import ImageSource, Split
 from di4c_lm.domains.domain import FinishedRun, Pretraining
 from di4c_lm.domains.pixels.model import CifarModel, chain_of, load_images, load_teacher
-from di4c_lm.domains.pixels.settings import CifarConfig
+from di4c_lm.domains.pixels.settings import PixelSettings
 from di4c_lm.measure.images.report import ImageReportConfig
 from di4c_lm.networks.unet import UNet
 from di4c_lm.objectives.denoising import Denoising
@@ -47,28 +47,28 @@ class PixelDomain:
     """See `Domain`."""
 
     name = "cifar10"
-    settings = CifarConfig
+    settings = PixelSettings
     model = CifarModel
     pretraining = Pretraining(objective=Denoising(), sections=("model", "chain"))
 
-    def data(self, settings: CifarConfig, world: World, cache_dir: Path) -> PixelData:
+    def data(self, settings: PixelSettings, world: World, cache_dir: Path) -> PixelData:
         """All images in memory; impossible settings of the report are refused before."""
         from di4c_lm.domains.image_report import closing_settings
 
         closing_settings(settings)
         return PixelData(images=load_images(settings.data, settings.train.seed), flip=settings.data.flip)
 
-    def network(self, settings: CifarConfig, data: PixelData) -> UNet:
+    def network(self, settings: PixelSettings, data: PixelData) -> UNet:
         """A U-Net of the images' shape."""
         images = data.images.train
         return UNet(settings.model, shape=images.shape, num_states=images.levels)
 
-    def read(self, path: Path | str, settings: CifarConfig, data: PixelData) -> CifarModel:
+    def read(self, path: Path | str, settings: PixelSettings, data: PixelData) -> CifarModel:
         """A folder of ours, or a `.pt` of tauLDR or Di4C, whose chain is the configured one."""
         images = data.images.train
         return load_teacher(path, settings, images.shape, images.levels)
 
-    def wrap(self, network: Any, settings: CifarConfig, data: PixelData) -> CifarModel:
+    def wrap(self, network: Any, settings: PixelSettings, data: PixelData) -> CifarModel:
         """With the configured chain."""
         return CifarModel(denoiser=network, chain=chain_of(settings.chain, data.images.train.levels))
 

@@ -15,7 +15,7 @@ from di4c_lm.checkpoints.load import read_checkpoint
 from di4c_lm.data.images.image_files import Fit
 from di4c_lm.data.images.image_sources import load_split
 from di4c_lm.data.images.images import Shape, Split
-from di4c_lm.domains.pixels.settings import ChainConfig, ChainSamplerConfig, CifarConfig, ImageDataConfig
+from di4c_lm.domains.pixels.settings import ChainConfig, ChainSamplerConfig, PixelDataConfig, PixelSettings
 from di4c_lm.processes.gaussian import GaussianChain
 from di4c_lm.samplers.grids import make_grid
 from di4c_lm.samplers.registry import make_sampler
@@ -107,7 +107,7 @@ def sampler_of(config: ChainSamplerConfig, *, steps: int, hybrid: bool = False) 
     }
 
 
-def load_images(config: ImageDataConfig, seed: int) -> Split:
+def load_images(config: PixelDataConfig, seed: int) -> Split:
     """Training and held-out images. Raises `ValueError` as `load_split` does, and for images of another size than `data.size`."""
     size = None if config.size is None else (config.size, config.size)
     split = load_split(
@@ -130,7 +130,7 @@ def chain_of(config: ChainConfig, num_states: int) -> GaussianChain:
     return GaussianChain(num_states=num_states, **dataclasses.asdict(config))
 
 
-def load_teacher(source: Path | str, config: CifarConfig, shape: Shape, num_states: int) -> CifarModel:
+def load_teacher(source: Path | str, config: PixelSettings, shape: Shape, num_states: int) -> CifarModel:
     """The checkpoint at `source`: a folder of ours, or a `.pt` of tauLDR or Di4C, whose chain is the configured one.
 
     Raises `ValueError` as the readers do, and where its images are of another shape or number of levels than the data's.

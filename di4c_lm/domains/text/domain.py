@@ -12,7 +12,7 @@ from di4c_lm.data.batches import Source, Stream, first_sequences
 from di4c_lm.data.text.corpus import Corpus, load_corpus, verify_corpus
 from di4c_lm.domains.domain import FinishedRun, Pretraining
 from di4c_lm.domains.text.model import VALIDATION, TextModel, check_tokenizer
-from di4c_lm.domains.text.settings import Config
+from di4c_lm.domains.text.settings import TextSettings
 from di4c_lm.measure.text.gen_ppl import GenPplConfig
 from di4c_lm.networks.dit import DIT
 from di4c_lm.objectives.mdlm import Mdlm
@@ -50,11 +50,11 @@ class TextDomain:
     """See `Domain`."""
 
     name = "text"
-    settings = Config
+    settings = TextSettings
     model = TextModel
     pretraining = Pretraining(objective=Mdlm(times="iid"), sections=("model",), zero_gates=True)
 
-    def data(self, settings: Config, world: World, cache_dir: Path) -> TextData:
+    def data(self, settings: TextSettings, world: World, cache_dir: Path) -> TextData:
         """Read, tokenised and packed; shards are verified once a machine."""
         at_hand = not settings.data.streaming and settings.data.kind != "shards"
         if settings.evaluator.path == "train" and not at_hand and not settings.eval.skip:
@@ -67,18 +67,18 @@ class TextDomain:
         corpus = load_corpus(settings.data, settings.train.seed, cache_dir)
         return TextData(corpus=corpus, length=settings.data.length)
 
-    def network(self, settings: Config, data: TextData) -> DIT:
+    def network(self, settings: TextSettings, data: TextData) -> DIT:
         """A DiT on the tokenizer's entries."""
         return DIT(settings.model, num_states=len(data.corpus.tokenizer))
 
-    def read(self, path: Path | str, settings: Config, data: TextData) -> TextModel:
+    def read(self, path: Path | str, settings: TextSettings, data: TextData) -> TextModel:
         """The network of any of the field's checkpoints, its states those of the corpus's tokenizer."""
         tokenizer, teacher, length = data.corpus.tokenizer, settings.teacher, settings.data.length
         weights = read_checkpoint(path, revision=teacher.revision, weights=teacher.weights, length=length)
         check_tokenizer(weights, tokenizer, path)
         return self.wrap(weights.build(path), settings, data)
 
-    def wrap(self, network: Any, settings: Config, data: TextData) -> TextModel:
+    def wrap(self, network: Any, settings: TextSettings, data: TextData) -> TextModel:
         """With the corpus's tokenizer."""
         return TextModel(denoiser=network, tokenizer=data.corpus.tokenizer, length=settings.data.length)
 

@@ -10,9 +10,9 @@ import torch
 from di4c_lm.data.batches import PackedSource
 from di4c_lm.data.text.corpus import Corpus, load_corpus
 from di4c_lm.data.text.tokenizers import fingerprint
-from di4c_lm.domains.domain import STUDENT, FinishedRun, cache_dir, find_run
+from di4c_lm.domains.domain import STUDENT, FinishedRun, find_run
 from di4c_lm.domains.text.model import EVALUATOR, Run, TextModel, load_run
-from di4c_lm.domains.text.settings import Config
+from di4c_lm.domains.text.settings import TextSettings
 from di4c_lm.measure.settings import Measurement, device_of
 from di4c_lm.measure.text.evaluator import train_evaluator
 from di4c_lm.measure.text.gen_ppl import CompareConfig, GenPplConfig
@@ -51,7 +51,7 @@ def report(
     asked = settings or closing_settings(config)
     run = compared(models, run) if models else run
     if (asked.evaluator or run.evaluator) == "train":
-        trained = trained_evaluator(config, corpus, cache_dir(config.run), device_of(asked.device))
+        trained = trained_evaluator(config, corpus, config.run.cache, device_of(asked.device))
         shutil.copytree(trained, finished.folder / EVALUATOR, dirs_exist_ok=True)
         run = dataclasses.replace(run, evaluator=str(finished.folder / EVALUATOR))
     table = gen_ppl_report(run, asked)
@@ -60,7 +60,7 @@ def report(
     return table
 
 
-def closing_settings(config: Config) -> GenPplConfig:
+def closing_settings(config: TextSettings) -> GenPplConfig:
     """The closing report's settings, as `eval/gen_ppl.py` takes them."""
     shared = ("steps", "num_samples", "batch_size", "seed", "bootstrap")
     asked = {name: getattr(config.eval, name) for name in shared}
@@ -75,7 +75,7 @@ def _found(settings: Measurement) -> FinishedRun:
     return run
 
 
-def trained_evaluator(config: Config, corpus: Corpus | None, cache: Path, device: str) -> str:
+def trained_evaluator(config: TextSettings, corpus: Corpus | None, cache: Path, device: str) -> str:
     """The folder of a small GPT-2 trained on the corpus, or taken from the cache. Raises `ValueError` for a streamed corpus.
 
     It reads the training text, or where `data.evaluator_share` sets text aside that alone.

@@ -1,136 +1,158 @@
-"""A run on text.
+"""Settings of a run on text. Times are in [0, 1] (1 is pure noise), sizes in tokens or sequences, learning rates per optimiser step."""
 
-The YAML files in `configs/` carry one section a dataclass; `di4c_lm.core.cli` reads them. Times are in [0, 1] (1 is pure noise), sizes in
-tokens or sequences, learning rates per optimiser step.
-"""
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
-from dataclasses import field
-from typing import Annotated, Any, Literal
-
-from pydantic import Strict
-from pydantic.dataclasses import dataclass
-
-from di4c_lm.core.settings import STRICT, Ints, at_least, check, choice
-from di4c_lm.domains.checks import check_lambdas
+from di4c_lm.core.settings import Ints, at_least, check, choice, section, setting
+from di4c_lm.domains.settings import RunSettings, TeacherConfig
 from di4c_lm.measure.text.evaluator import EvaluatorConfig
-from di4c_lm.mixtures.settings import LatentConfig
+from di4c_lm.mixtures.base import MixtureSettings
+from di4c_lm.mixtures.class_chain import ClassChainSettings
+from di4c_lm.mixtures.registry import MIXTURES
 from di4c_lm.networks.dit import DitConfig
 from di4c_lm.objectives.likelihood import Likelihood
-from di4c_lm.objectives.registry import OBJECTIVES, ObjectiveSettings
-from di4c_lm.training.settings import OptimConfig, PretrainConfig, RunConfig, TrainConfig, WandbConfig, ZeroConfig
-
-Rounds = Annotated[tuple[dict[str, Any], ...], Strict(strict=False)]
+from di4c_lm.objectives.registry import OBJECTIVES
+from di4c_lm.training.settings import OptimConfig, PretrainConfig, TrainConfig
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
+@section
 class DataConfig:
-    """A corpus and how it is cut into sequences of `length` tokens."""
+    """A corpus, and how it is cut into sequences."""
 
-    kind: Literal["builtin", "files", "openwebtext", "shards"] = "builtin"
-    # kind=files: a .jsonl, .txt or .parquet file, a folder of them, an fsspec URL, or several joined by commas. shards: a prepared folder
-    path: str | None = None
-    dataset: str = "Skylion007/openwebtext"  # kind=openwebtext: hub name
-    split: str = "train"
-    text_key: str = "text"
-    length: int = 64  # D, tokens a sequence
-    streaming: bool = False
-    shuffle_buffer: int = 10_000  # sequences; streaming only
-    validation_share: float = 0.05  # of the documents
-    evaluator_share: float = (
-        0.0  # of the documents: read by a trained judge alone; 0: it reads what the models are trained on
+    PATH_KIND: ClassVar[str] = "files"
+    PATH_KEYS: ClassVar[tuple[str, ...]] = ("path",)
+
+    kind: Literal["builtin", "files", "openwebtext", "shards"] = setting(
+        "builtin", "builtin: the documentation of Python"
     )
-    # "train": a BPE of `vocab_size` entries trained on the corpus, with kind=shards the shards' own; else a folder, file or hub name
-    tokenizer: str = "train"
-    vocab_size: int = 1024
-    wrap: bool = False  # BOS and EOS at both ends of each sequence, the MDLM and SDTT convention
-    skip_bad: bool = False  # go on without records, files and shards that cannot be read, and count them
-    verify: Literal["once", "always", "size"] = (
-        "once"  # kind=shards: checksums read once a machine, at each start, or never
+    path: str | None = setting(
+        None, ".jsonl, .txt or .parquet, a folder, an fsspec URL, several with commas; a folder of shards"
+    )
+    dataset: str = setting("Skylion007/openwebtext", "hub name")
+    split: str = setting("train", "of the dataset")
+    text_key: str = setting("text", "of a record")
+    length: int = setting(64, "D, tokens a sequence")
+    streaming: bool = setting(False, "read documents as they are needed")
+    shuffle_buffer: int = setting(10_000, "sequences that a stream is mixed in")
+    validation_share: float = setting(0.05, "of the documents")
+    evaluator_share: float = setting(
+        0.0, "of the documents, for a trained evaluator alone; 0: it reads the training set"
+    )
+    tokenizer: str = setting("train", "train: a BPE of the corpus, or the shards' own; else a folder, file or hub name")
+    vocab_size: int = setting(1024, "entries of a trained tokenizer")
+    wrap: bool = setting(False, "BOS and EOS at both ends of each sequence, as MDLM and SDTT have it")
+    skip_bad: bool = setting(False, "leave out records, files and shards that cannot be read, and count them")
+    verify: Literal["once", "always", "size"] = setting(
+        "once", "shards' checksums: once a machine, at each start, never"
     )
 
     def __post_init__(self) -> None:
         at_least(self, 2, "length")
         at_least(self, 258, "vocab_size")
         at_least(self, 1, "shuffle_buffer")
-        check(0 < self.validation_share < 1, "validation_share", self.validation_share, "a value in (0, 1)")
+        check(0 < self.validation_share < 1, "validation_share", self.validation_share, "in (0, 1)")
         rest = 1 - self.validation_share
-        check(0 <= self.evaluator_share < rest, "evaluator_share", self.evaluator_share, f"a value in [0, {rest:g})")
-        at_hand = self.kind != "shards" and not self.streaming
-        check(
-            at_hand or self.evaluator_share == 0,
-            "evaluator_share",
-            self.evaluator_share,
-            "0 when streaming=true or kind=shards",
-        )
-        check(self.kind != "files" or bool(self.path), "path", self.path, "a file or folder when kind=files")
-        check(
-            self.kind != "shards" or bool(self.path), "path", self.path, "a folder of prepared shards when kind=shards"
-        )
-        check(self.kind != "shards" or not self.streaming, "streaming", self.streaming, "false when kind=shards")
+        check(0 <= self.evaluator_share < rest, "evaluator_share", self.evaluator_share, f"in [0, {rest:g})")
+        aside = self.at_hand or self.evaluator_share == 0
+        check(aside, "evaluator_share", self.evaluator_share, "0 where streaming=true or kind=shards")
+        check(self.kind != "files" or bool(self.path), "path", self.path, "a file or folder where kind=files")
+        check(self.kind != "shards" or bool(self.path), "path", self.path, "a folder of shards where kind=shards")
+        check(self.kind != "shards" or not self.streaming, "streaming", self.streaming, "false where kind=shards")
+
+    @property
+    def at_hand(self) -> bool:
+        """Whether the whole corpus is read when a run begins."""
+        return self.kind != "shards" and not self.streaming
+
+    def unused(self) -> dict[str, str]:
+        """What other kinds of corpora read."""
+        used_by = {
+            "path": ("files", "shards"),
+            "dataset": ("openwebtext",),
+            "split": ("openwebtext",),
+            "text_key": ("files", "openwebtext"),
+            "skip_bad": ("files", "openwebtext", "shards"),
+            "verify": ("shards",),
+            "validation_share": ("builtin", "files", "openwebtext"),
+        }
+        found = {key: f"where data.kind={self.kind}" for key, kinds in used_by.items() if self.kind not in kinds}
+        if "path" in found:
+            found["path"] += "; data=<path> reads files"
+        if not self.streaming:
+            found["shuffle_buffer"] = "where data.streaming=false"
+        if self.tokenizer != "train" or self.kind == "shards":
+            found["vocab_size"] = "where the tokenizer is given"
+        return found
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class TeacherConfig:
-    """`train`: a small MDLM trained first and cached. `pretrained`: a folder, file or hub name in `path`. `random`: for trials of cost."""
+@section
+class TextTeacherConfig(TeacherConfig):
+    """The network that is distilled."""
 
-    kind: Literal["train", "pretrained", "random"] = "train"
-    path: str | None = None
-    revision: str | None = None
-    weights: Literal["ema", "raw"] = "ema"  # where a file holds both
-    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    PATH_KEYS: ClassVar[tuple[str, ...]] = ("path", "weights", "revision")
 
-    def __post_init__(self) -> None:
-        check(
-            self.kind != "pretrained" or bool(self.path),
-            "path",
-            self.path,
-            "a folder, file or hub name when kind=pretrained",
-        )
+    revision: str | None = setting(None, "of a hub name")
+
+    def unused(self) -> dict[str, str]:
+        """Those of any teacher, and the revision with the path."""
+        found = super().unused()
+        return found | ({"revision": found["path"]} if "path" in found else {})
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
+@section
 class EvalConfig:
     """The closing report of a run."""
 
-    skip: bool = False
-    steps: Ints = (1, 2, 4, 8, 16)
-    num_samples: int = 256
-    batch_size: int = 64
-    seed: int = 0
-    bootstrap: int = 1000  # resamples behind each 95 % interval
+    skip: bool = setting(False, "no report")
+    steps: Ints = setting((1, 2, 4, 8, 16), "step counts of the samples")
+    num_samples: int = setting(256, "of a model and step count")
+    batch_size: int = setting(64, "sequences sampled at once")
+    seeds: Ints = setting((0,), "of sampling: one")
+    bootstrap: int = setting(1000, "resamples behind each 95 % interval")
+
+    @property
+    def seed(self) -> int:
+        """Of sampling, of the choice of validation sequences and of resampling."""
+        return self.seeds[0]
 
     def __post_init__(self) -> None:
         check(len(self.steps) > 0 and min(self.steps) >= 1, "steps", self.steps, "step counts of at least 1")
+        check(len(self.seeds) == 1 and self.seeds[0] >= 0, "seeds", self.seeds, "one seed of at least 0")
         at_least(self, 2, "num_samples")
         at_least(self, 1, "batch_size", "bootstrap")
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class Config:
-    """One training run, or with `rounds` a chain of them.
+@section
+class TextSettings(RunSettings):
+    """A run on text, or with `rounds` a chain of them: a corpus, a teacher, a student, a report."""
 
-    A round is a mapping of the words that set it apart, `{objective: sdtt, train.steps: 300}`; each learns from the one before it.
-    """
+    STUDENTS_OWN: ClassVar[tuple[str, ...]] = ("dropout", "attention")
+    OLD_KEYS: ClassVar[Mapping[str, str]] = {
+        **RunSettings.OLD_KEYS,
+        "judge": "evaluator",
+        "data.judge_share": "data.evaluator_share",
+        "eval.seed": "eval.seeds",
+    }
 
-    run: RunConfig = field(default_factory=RunConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    model: DitConfig = field(default_factory=DitConfig)
-    latent: LatentConfig = field(default_factory=LatentConfig)  # `lambda` in YAML and on the command line
-    objective: ObjectiveSettings = choice(OBJECTIVES, Likelihood(), "what is minimised")
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    zero: ZeroConfig = field(default_factory=ZeroConfig)
-    teacher: TeacherConfig = field(default_factory=TeacherConfig)
-    evaluator: EvaluatorConfig = field(default_factory=EvaluatorConfig)
-    eval: EvalConfig = field(default_factory=EvalConfig)
-    wandb: WandbConfig = field(default_factory=WandbConfig)
-    rounds: Rounds = ()
+    data: DataConfig = setting(DataConfig())
+    model: DitConfig = setting(DitConfig(cond_dim=64))
+    mixture: MixtureSettings = choice(MIXTURES, ClassChainSettings(), "λ of the student")
+    objective: Any = choice(
+        OBJECTIVES,
+        Likelihood(),
+        "what is minimised",
+    )
+    optim: OptimConfig = setting(OptimConfig(lr=1e-2, schedule="cosine", ema_decay=0.99))
+    train: TrainConfig = setting(TrainConfig(steps=200, micro_batch_size=16, save_every=100))
+    teacher: TextTeacherConfig = setting(TextTeacherConfig())
+    evaluator: EvaluatorConfig = setting(EvaluatorConfig(num_blocks=3, pretrain=PretrainConfig(steps=400)))
+    eval: EvalConfig = setting(EvalConfig(), identity=False)
 
     def __post_init__(self) -> None:
-        blocks, at = self.model.num_blocks, self.latent.inject_at
+        super().__post_init__()
+        blocks, at = self.model.num_blocks, getattr(self.mixture, "inject_at", 0)
         own_shape = self.teacher.kind != "pretrained"  # else the checkpoint says how many blocks there are
-        check(
-            not own_shape or -blocks <= at < blocks, "lambda.inject_at", at, f"a block below model.num_blocks={blocks}"
-        )
-        if self.objective.takes_mixture:
-            check_lambdas(self.latent, self.objective)
+        check(not own_shape or -blocks <= at < blocks, "mixture.inject_at", at, f"below model.num_blocks={blocks}")
+        path, skip = self.evaluator.path, self.eval.skip
+        allowed = "a folder or hub name, or eval.skip=true, where data.streaming=true or data.kind=shards"
+        check(path != "train" or self.data.at_hand or skip, "evaluator.path", path, allowed)

@@ -4,21 +4,20 @@ import hashlib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Int
-from pydantic.dataclasses import dataclass as checked
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from di4c_lm.core.cache import Cache, key_of
 from di4c_lm.core.files import write_json
 from di4c_lm.core.fingerprints import fingerprint
-from di4c_lm.core.settings import STRICT, positive, to_dict
+from di4c_lm.core.settings import positive, section, setting, to_dict
 from di4c_lm.measure.render.manifest import weights_hash
 from di4c_lm.measure.text.perplexity import context_limit, same_vocabulary
 from di4c_lm.training.settings import PretrainConfig
@@ -29,19 +28,24 @@ _WEIGHT_DECAY = 0.1
 _log = logging.getLogger(__name__)
 
 
-@checked(frozen=True, kw_only=True, config=STRICT)
+@section
 class EvaluatorConfig:
-    """The language model whose perplexity is reported: `train` for a small GPT-2 trained on the run's corpus, else a folder or hub name."""
+    """The language model whose perplexity is reported."""
 
-    path: str = "train"
-    hidden_size: int = 192
-    num_blocks: int = 4
-    num_heads: int = 4
-    batch_size: int = 32
-    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    path: str = setting("train", "train: a small GPT-2 trained on the run's corpus; else a folder or hub name")
+    hidden_size: int = setting(192, "width of a trained one")
+    num_blocks: int = setting(4, "its layers")
+    num_heads: int = setting(4, "its heads of attention")
+    batch_size: int = setting(32, "documents read at once")
+    pretrain: PretrainConfig = setting(PretrainConfig())
 
     def __post_init__(self) -> None:
         positive(self, "hidden_size", "num_blocks", "num_heads", "batch_size")
+
+    def unused(self) -> dict[str, str]:
+        """Shape and training of an evaluator that is given."""
+        names = () if self.path == "train" else ("hidden_size", "num_blocks", "num_heads", "pretrain")
+        return dict.fromkeys(names, f"where evaluator.path={self.path}")
 
 
 @final

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from di4c_lm.domains.text import report
-from di4c_lm.domains.text.settings import Config
+from di4c_lm.domains.text.settings import TextSettings
 from tests.domains.text.corpora import ASIDE, CORPUS, TRAINING
 
 
@@ -24,5 +24,8 @@ def test_the_evaluator_reads_the_share_set_apart_and_no_training_text_beside_it(
         return SimpleNamespace(name="evaluator")
 
     monkeypatch.setattr(report, "train_evaluator", train_evaluator)
-    assert report.trained_evaluator(Config(), dataclasses.replace(CORPUS, judge=aside), tmp_path, "cpu") == "evaluator"
+    assert (
+        report.trained_evaluator(TextSettings(), dataclasses.replace(CORPUS, judge=aside), tmp_path, "cpu")
+        == "evaluator"
+    )
     assert torch.equal(read[0], expected)

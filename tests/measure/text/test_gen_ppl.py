@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from di4c_lm.core.cli import parse_words
+from di4c_lm.core.compose import parse
 from di4c_lm.core.settings import fields
 from di4c_lm.measure.text.evaluator import Evaluator
 from di4c_lm.measure.text.gen_ppl import GenPplConfig, Measured, measure
@@ -223,14 +223,14 @@ def test_arguments_choose() -> None:
         "conditional=true",
         "eos=mdlm",
     ]
-    config = parse_words(GenPplConfig, arguments, "eval/gen_ppl.py")
+    config = parse(GenPplConfig, arguments, program="python eval/gen_ppl.py")
     assert (config.run, config.steps, config.evaluator) == ("outputs/a", (1, 2, 4), "gpt2-large")
     assert (config.num_samples, config.conditional, config.eos) == (8, True, "mdlm")
 
 
 def test_help_lists_and_explains_every_key(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
-        parse_words(GenPplConfig, ["--help"], "eval/gen_ppl.py")
+        parse(GenPplConfig, ["--help"], program="python eval/gen_ppl.py")
     assert end.value.code == 0
     lines = capsys.readouterr().out.splitlines()
     for name, field in fields(GenPplConfig).items():
@@ -255,7 +255,7 @@ def test_help_lists_and_explains_every_key(capsys: pytest.CaptureFixture[str]) -
 )
 def test_bad_arguments_end_with_status_2(argument: str, told: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
-        parse_words(GenPplConfig, [argument], "eval/gen_ppl.py")
+        parse(GenPplConfig, [argument], program="python eval/gen_ppl.py")
     assert end.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and all(part in error for part in told), error

@@ -1,0 +1,146 @@
+"""What the settings of a run have in all domains."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from di4c_lm.core.settings import Ints, Rounds, check, choice, fields, kind_of, section, setting
+from di4c_lm.mixtures.base import MixtureSettings
+from di4c_lm.mixtures.class_chain import ClassChainSettings
+from di4c_lm.mixtures.registry import MIXTURES
+from di4c_lm.objectives.likelihood import Likelihood
+from di4c_lm.objectives.registry import OBJECTIVES
+from di4c_lm.objectives.registry import OLD_KEYS as OLD_OBJECTIVE_KEYS
+from di4c_lm.training.settings import OptimConfig, PretrainConfig, RunConfig, TrainConfig, WandbConfig, ZeroConfig
+
+
+@section
+class TeacherConfig:
+    """The network that is distilled."""
+
+    PATH_KIND: ClassVar[str] = "pretrained"
+    PATH_KEYS: ClassVar[tuple[str, ...]] = ("path", "weights")
+
+    kind: Literal["train", "pretrained", "random"] = setting(
+        "train", "train: a small one, cached; random: trials of cost"
+    )
+    path: str | None = setting(None, "a folder, file or hub name")
+    weights: Literal["ema", "raw"] = setting("ema", "where a file holds both")
+    pretrain: PretrainConfig = setting(PretrainConfig())
+
+    def __post_init__(self) -> None:
+        named = self.kind != "pretrained" or bool(self.path)
+        check(named, "path", self.path, "a folder, file or hub name where teacher.kind=pretrained")
+
+    def unused(self) -> dict[str, str]:
+        """The path of a teacher that is made here, and how one that is given would be trained."""
+        reason = f"where teacher.kind={self.kind}"
+        of_given = {} if self.kind == "pretrained" else {"path": f"{reason}; teacher=<path> reads one"}
+        pretraining = ("steps", "batch_size", "lr") if self.kind == "random" else ("",)
+        return of_given | {
+            "pretrain" + (f".{name}" if name else ""): reason for name in pretraining if self.kind != "train"
+        }
+
+
+@section
+class ImageDataConfig:
+    """Images: built-in ones, or those of a path."""
+
+    PATH_KIND: ClassVar[str] = "files"
+    PATH_KEYS: ClassVar[tuple[str, ...]] = ("path",)
+
+    kind: Literal["digits", "patches", "files"] = setting(
+        "digits", "scikit-learn's digits or patches of its photographs; or `path`"
+    )
+    path: str | None = setting(
+        None, "an .npz file, a folder (CIFAR-10's own, of class folders, of tars), a tar, or a hub name"
+    )
+    size: int | None = setting(None, "rows and columns; null: as the images are")
+    channels: Literal[1, 3] = setting(3, "1: grey, 3: colours")
+    crop: bool = setting(False, "cut and resize what has another size or mode, in place of an error")
+    validation_share: float = setting(0.1, "of the images, where the source has no validation set of its own")
+    skip_bad: bool = setting(False, "leave out what cannot be read, and count it")
+
+    def __post_init__(self) -> None:
+        check(self.kind != "files" or bool(self.path), "path", self.path, "a path or hub name where data.kind=files")
+        check(self.size is None or self.size >= 1, "size", self.size, "at least 1, or null")
+        check(not self.crop or self.size is not None, "size", self.size, "at least 1 where crop=true")
+        check(0 < self.validation_share < 1, "validation_share", self.validation_share, "in (0, 1)")
+
+    @property
+    def source(self) -> str:
+        """The name of the built-in images, or the path."""
+        return self.path if self.kind == "files" and self.path else self.kind
+
+    def unused(self) -> dict[str, str]:
+        """How files are found and read, for built-in images."""
+        names = () if self.kind == "files" else ("path", "channels", "crop", "skip_bad")
+        return dict.fromkeys(names, f"where data.kind={self.kind}; data=<path> reads files")
+
+
+@section
+class ImageEvalConfig:
+    """The closing report of a run on images."""
+
+    skip: bool = setting(False, "no report")
+    steps: Ints = setting((2, 4, 8, 16), "step counts of the samples")
+    num_samples: int = setting(1000, "images of a model and step count, over all seeds")
+    seeds: Ints = setting((0,), "of sampling; intervals are over the images of all")
+    batch_size: int = setting(64, "images sampled at once")
+    features: str = setting("classifier", "what FID compares: classifier, inception, pixels")
+    against: Literal["train", "validation"] = setting("train", "the real images it compares with")
+    bootstrap: int = setting(1000, "resamples behind each 95 % interval")
+    grid: int = setting(12, "rows and columns of the picture of samples")
+
+
+@section
+class RunSettings:
+    """One run, or with `rounds` a chain of them, each of which learns from the one before it."""
+
+    STUDENTS_OWN: ClassVar[tuple[str, ...]] = ("dropout",)  # of `model`: what a student need not share with its teacher
+    OLD_KEYS: ClassVar[Mapping[str, str]] = {
+        "lambda.path=token": "mixture=token",
+        "lambda.path=adaln": "mixture=adaln",
+        "lambda.path=head": "mixture=codes",
+        "lambda.path=classes": "mixture=class_chain",
+        "lambda.path": "mixture",
+        "lambda": "mixture",
+        "objective=di4c_codes": "recipe=di4c",
+        "objective=di4c_paper": "recipe=di4c_paper",
+        "optim.latent_lr_scale": "optim.mixture_lr_scale",
+        **OLD_OBJECTIVE_KEYS,
+    }
+
+    run: RunConfig = setting(RunConfig(), identity=False)
+    mixture: MixtureSettings = choice(MIXTURES, ClassChainSettings(), "λ of the student")
+    objective: Any = choice(OBJECTIVES, Likelihood())
+    model: Any
+    optim: OptimConfig = setting(OptimConfig())
+    train: TrainConfig = setting(TrainConfig())
+    zero: ZeroConfig = setting(ZeroConfig(), identity=False)
+    teacher: TeacherConfig = setting(TeacherConfig())
+    export: Literal["auto", "head", "merged"] = setting(
+        "auto",
+        "of a student over a frozen teacher; head: λ's tensors and where the teacher is; auto: merged where the run made it",
+        identity=False,
+    )
+    wandb: WandbConfig = setting(WandbConfig(), identity=False)
+    rounds: Rounds = setting((), "of a chain: the overrides of each, [{objective: sdtt, train.steps: 300}, ...]")
+
+    def __post_init__(self) -> None:
+        if not self.objective.takes_mixture:
+            return
+        self.mixture.check_num_lambdas(self.objective.num_lambdas)
+        inputs, kind = getattr(self.objective, "distil_inputs", "shared"), kind_of(MIXTURES, self.mixture)
+        each = kind in ("token", "adaln")
+        check(each or inputs == "shared", "objective.distil_inputs", inputs, f"shared where mixture={kind}")
+
+    def unused(self) -> dict[str, str]:
+        """Sections that the objective, or a given teacher, has no use for."""
+        reason = f"where objective={kind_of(OBJECTIVES, self.objective)}"
+        found = {} if self.objective.takes_mixture else {"mixture": reason, "optim.mixture_lr_scale": reason}
+        if not self.objective.needs_teacher:
+            found["teacher"] = reason
+        elif self.teacher.kind == "pretrained":
+            names = [name for name in fields(type(self.model)) if name not in self.STUDENTS_OWN]
+            found |= {f"model.{name}": "where a teacher is given, whose shape it is" for name in names}
+        return found
