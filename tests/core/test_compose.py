@@ -161,14 +161,14 @@ BAD = [
     ("optim={lr", "optim must be a mapping {key: value}, got '{lr'"),
     # impossible values
     ("train.steps=0", "train.steps must be at least 1, got 0"),
-    ("objective.times.mass_at_one=2", "objective.times.mass_at_one must be in [0, 1], got 2.0"),
+    ("objective.times.grid_share=2", "objective.times.grid_share must be in [0, 1], got 2.0"),
     ("mixture.inject_at=9", "mixture.inject_at must be below model.num_blocks=4, got 9"),
     ("model.hidden_size=30", "model.hidden_size must be a multiple of"),
     ("data.validation_share=1.0", "data.validation_share must be in (0, 1), got 1.0"),
     ("teacher=pretrained", "teacher.path must be a folder, file or hub name where teacher.kind=pretrained, got null"),
     # kinds and presets
-    ("objective=di5c", "objective must be one of di4c, likelihood, sdtt, mdlm, got 'di5c'"),
-    ("objective.kind=di5c", "objective.kind must be one of di4c, likelihood, sdtt, mdlm, got 'di5c'"),
+    ("objective=di5c", "objective must be one of likelihood, di4c, sdtt, mdlm, denoising, got 'di5c'"),
+    ("objective.kind=di5c", "objective.kind must be one of likelihood, di4c, sdtt, mdlm, denoising, got 'di5c'"),
     ("teacher.kind=x", "teacher.kind must be one of train, pretrained, random, got 'x'"),
     ("experiment=nothing", "experiment must be one of chain_copula, chain_sdtt, paper_owt, paper_sdtt, got 'nothing'"),
     ("experiment=cifar10_paper", "experiment must be one of chain_copula"),
@@ -262,7 +262,7 @@ def test_rounds_say_what_sets_them_apart() -> None:
 @pytest.mark.parametrize(
     "rounds, message",
     [
-        (["{objective: di5c}"], "rounds[0]: objective must be one of di4c, likelihood, sdtt, mdlm, got 'di5c'"),
+        (["{objective: di5c}"], "rounds[0]: objective must be one of likelihood, di4c, sdtt, mdlm, denoising, got 'di5c'"),
         (["{objective: mdlm}", "{objective: sdtt, objective.dt: 1}"], "rounds[1]: objective.dt"),
         (["{objective: mdlm, mixture.window: 1}"], "rounds[0]: mixture.window must be left out where objective=mdlm"),
     ],

@@ -147,7 +147,7 @@ TINY = (
     "run.device=cpu",
     "run.threads=1",
 )
-CLASSES = ("mixture=class_chain", "mixture.codebook_size=5", "mixture.trunk=frozen", "objective.num_lambdas=0")
+CLASSES = ("mixture=class_chain", "mixture.codebook_size=5", "mixture.trunk=frozen", "objective=likelihood")
 
 
 def test_a_run_makes_codes_a_teacher_and_a_student_of_them(tmp_path: Path) -> None:
@@ -155,7 +155,6 @@ def test_a_run_makes_codes_a_teacher_and_a_student_of_them(tmp_path: Path) -> No
         *TINY,
         f"run.dir={tmp_path / 'run'}",
         f"run.cache_dir={tmp_path / 'cache'}",
-        "objective.consistency_samples=1",
     ]
     config = compose(CodeSettings, [*words, *CLASSES], CONFIGS, "imagenet")
     assert recipe.run(DOMAIN, config) == 0

@@ -127,6 +127,7 @@ TINY = (
     "run.threads=1",
 )
 HEAD = (
+    "objective=di4c",
     "mixture={kind: codes, window: 16, codebook_size: 0}",
     "objective.num_lambdas=2",
     "objective.marginal_weight=0.5",

@@ -148,7 +148,9 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings(text: Path, folder: Path, *words: str) -> tuple[TextSettings, list[TextSettings]]:
-    own = [f"data={text}", *TINY, f"run.dir={folder}", *words]
+    given = any(word.startswith("teacher=") for word in words)  # its shape is its own
+    tiny = [word for word in TINY if not (given and word.startswith("model."))]
+    own = [f"data={text}", *tiny, f"run.dir={folder}", *words]
     config = compose(TextSettings, own, CONFIGS, "text")
     return config, compose_rounds(config, own, CONFIGS, "text", folder)
 

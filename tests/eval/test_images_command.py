@@ -101,7 +101,7 @@ def test_the_help_explains_every_key(script: ModuleType, capsys: pytest.CaptureF
         ("protocol=half", ["protocol", "half"]),
         ("steps=[2,2]", ["steps", "distinct"]),
         ("num_samples=1", ["num_samples", "at least twice"]),
-        ("fid=3", ["fid is no key"]),
+        ("fid=3", ["there is no key fid"]),
         ("run=/absent", ["/absent", "student/model.safetensors"]),
     ],
 )
