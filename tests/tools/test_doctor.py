@@ -78,9 +78,8 @@ def test_the_estimate_of_activations_is_near_what_autograd_keeps(checkpointing: 
     words = (
         "recipe=di4c",
         f"mixture={path}",
-        "mixture.law=codebook",
+        *(["mixture.distribution=codebook", "mixture.inject_at=1"] if path == "adaln" else []),
         "mixture.codebook_size=0",
-        "mixture.inject_at=1",
         "objective.num_lambdas=3",
     )
     chosen = config(f"train.activation_checkpointing={checkpointing}", *words)

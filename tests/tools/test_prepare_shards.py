@@ -45,7 +45,7 @@ def test_a_folder_is_made_and_its_use_is_told(corpus: Path, capsys: pytest.Captu
         ({"path": "absent.jsonl"}, "no file or folder absent.jsonl"),
         ({"out": ""}, "out must be .*, got ''"),
         ({"length": 1}, "length must be .*, got 1"),
-        ({"depth": 3}, "depth is no key"),
+        ({"depth": 3}, "there is no key depth"),
         ({"shard_tokens": 3}, "shard_tokens must be at least length=16, got 3"),
         ({"path": "gone://bucket/a.jsonl"}, "gone://bucket/a.jsonl.*gone"),
     ],

@@ -107,7 +107,7 @@ def test_help_lists_keys_and_samplers(capsys) -> None:
         tool.main(["--help"])
     assert ended.value.code == 0
     printed = capsys.readouterr().out
-    for word in ("top_p=1.0", "first_hitting_parallel", "eta=0.02", "jsonl=null", "--show-steps"):
+    for word in ("top_p=1.0", "first_hitting_parallel", "eta=0.02", "jsonl=null", "show_steps=false"):
         assert word in printed
 
 
