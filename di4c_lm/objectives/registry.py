@@ -37,5 +37,5 @@ OLD_KEYS: dict[str, str] = {
     "objective.control_variate_consistency": "objective.control_variate",
     "objective.data_weight": "objective.alpha_scale",
     "objective.delta_weight": "gone (objective.distil_weight=<1 / objective.delta> does the same)",
-    "objective.lead_steps": "gone (it had no measurable effect; objective=likelihood learns from the likelihood alone)",
+    "objective.lead_steps": "gone (objective=likelihood learns from the likelihood alone)",
 }
