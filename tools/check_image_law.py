@@ -16,7 +16,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from di4c_lm.core.compose import compose
 from di4c_lm.core.settings import section, setting
-from di4c_lm.data.images.synthetic_images import Bars
+from di4c_lm.data.images.builtin import Bars
 from di4c_lm.domains.pixels.model import sampler_of
 from di4c_lm.domains.pixels.settings import PixelSettings
 from di4c_lm.measure.statistics.exact import ExactCheck, check_samples, product_of_marginals, total_variation
@@ -87,11 +87,11 @@ def _checked(model: Any, bars: Bars, config: PixelSettings, steps: int, seed: in
     x_ND, _ = model.sample(
         count, steps, seed=seed, batch_size=config.eval.batch_size, **sampler_of(config.sampler, steps=steps)
     )
-    return check_samples(bars.index(x_ND.numpy()), bars.law(), seed=seed)
+    return check_samples(bars.index(x_ND.numpy()), bars.distribution(), seed=seed)
 
 
 def _table(bars: Bars, found: dict[tuple[str, int, int], ExactCheck]) -> str:
-    exact = bars.law()
+    exact = bars.distribution()
     product = total_variation(product_of_marginals(exact, bars.enumerate()), exact)
     lines = [
         f"{bars}: {bars.num_images} images; the product of the marginals is {product:.3f} away",

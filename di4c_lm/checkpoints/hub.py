@@ -1,9 +1,9 @@
-"""The Hugging Face hub, with patience; where it does not answer, the error names the folder that would do instead."""
+"""The Hugging Face hub, with policy; where it does not answer, the error names the folder that would do instead."""
 
 from pathlib import Path
 
 from di4c_lm.checkpoints.files import CONFIG_FILE, PICKLE_FILE, WEIGHTS_FILE
-from di4c_lm.core.retry import is_network_failure, with_patience
+from di4c_lm.core.retry import is_network_failure, with_retries
 
 OFFLINE_WAY = f"teacher=<folder with {WEIGHTS_FILE} (or {PICKLE_FILE}) + {CONFIG_FILE}>, as `hf download` writes it"
 _TOKENIZER_FILES = ("tokenizer*.json", "*.model", "vocab.json", "merges.txt", "special_tokens_map.json")
@@ -29,7 +29,7 @@ def snapshot(name: str, revision: str | None = None, cache_dir: str | Path | Non
         return folder
 
     try:
-        return Path(with_patience(download, what, OFFLINE_WAY))
+        return Path(with_retries(download, what, OFFLINE_WAY))
     except (HfHubHTTPError, HFValidationError, EntryNotFoundError) as error:
         raise ValueError(
             f"{what}: neither a file or folder here nor a model that the hub gives us: {_first_line(error)}. "
@@ -69,7 +69,7 @@ def push_to_hub(folder: Path | str, name: str, *, revision: str | None = None, p
         return str(commit.commit_url)
 
     try:
-        return with_patience(upload, f"upload of {folder} to {name}", f"the folder is whole in {folder}")
+        return with_retries(upload, f"upload of {folder} to {name}", f"the folder is whole in {folder}")
     except (HfHubHTTPError, HFValidationError) as error:
         assert not is_network_failure(error)
         raise ValueError(f"{name}: the hub refuses the upload of {folder}: {_first_line(error)}") from error

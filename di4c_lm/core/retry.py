@@ -1,4 +1,4 @@
-"""Patience with a network: what is worth another try, and what to say when trying is over."""
+"""Retries of what needs a network: what is worth another try, and what to say when trying is over."""
 
 import logging
 import time
@@ -41,7 +41,7 @@ def _is_offline_by_choice() -> bool:
     return bool(constants.HF_HUB_OFFLINE)
 
 
-class Patience:
+class RetryPolicy:
     """Counts failures in a row. `what` is being tried; `offline_way` is what the user can do without a network."""
 
     def __init__(self, what: str, offline_way: str) -> None:
@@ -73,11 +73,11 @@ class Patience:
         self.failures = 0
 
 
-def with_patience(action: Callable[[], Result], what: str, offline_way: str) -> Result:
-    """`action()`, tried again with back-off where the network fails. Raises as `Patience.after`."""
-    patience = Patience(what, offline_way)
+def with_retries(action: Callable[[], Result], what: str, offline_way: str) -> Result:
+    """`action()`, tried again with back-off where the network fails. Raises as `RetryPolicy.after`."""
+    policy = RetryPolicy(what, offline_way)
     while True:
         try:
             return action()
         except Exception as error:
-            patience.after(error)
+            policy.after(error)

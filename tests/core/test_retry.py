@@ -1,4 +1,4 @@
-"""Patience with a network that fails."""
+"""Retries where a network fails."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ import pytest
 from huggingface_hub import constants
 
 from di4c_lm.core import retry as hub
-from di4c_lm.core.retry import Patience, is_network_failure, with_patience
+from di4c_lm.core.retry import RetryPolicy, is_network_failure, with_retries
 
 
 class Answer:
@@ -76,32 +76,32 @@ def test_which_failures_are_the_networks(error: Exception, network: bool) -> Non
 
 @pytest.mark.parametrize("times", [0, 1, 2])
 def test_passing_failures_are_waited_out(times: int, waits: list[float]) -> None:
-    assert with_patience(failing(times, ConnectionResetError("reset")), "it", "another way") == "done"
+    assert with_retries(failing(times, ConnectionResetError("reset")), "it", "another way") == "done"
     assert waits == [1.0, 4.0][:times]
 
 
 def test_lasting_failures_name_the_offline_way(waits: list[float]) -> None:
     with pytest.raises(ConnectionError, match="it: no answer after 3 attempts.*reset.*Offline: another way"):
-        with_patience(failing(3, ConnectionResetError("reset")), "it", "another way")
+        with_retries(failing(3, ConnectionResetError("reset")), "it", "another way")
     assert waits == [1.0, 4.0]
 
 
 def test_other_errors_are_not_tried_again(waits: list[float]) -> None:
     with pytest.raises(KeyError, match="absent"):
-        with_patience(failing(1, KeyError("absent")), "it", "another way")
+        with_retries(failing(1, KeyError("absent")), "it", "another way")
     assert waits == []
 
 
 def test_offline_by_choice_does_not_wait(waits: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ConnectionError, match="after 1 attempts"):
-        with_patience(failing(1, ConnectionError("offline")), "it", "another way")
+        with_retries(failing(1, ConnectionError("offline")), "it", "another way")
     assert waits == []
 
 
 def test_success_restores_patience(waits: list[float]) -> None:
-    patience = Patience("it", "another way")
+    policy = RetryPolicy("it", "another way")
     for _ in range(5):
-        patience.after(ConnectionResetError("reset"))
-        patience.succeeded()
+        policy.after(ConnectionResetError("reset"))
+        policy.succeeded()
     assert waits == [1.0] * 5

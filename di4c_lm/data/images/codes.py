@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from di4c_lm.data.images.image_files import Fit, ImageReader, ImageRecord, Line, RawImages
 from di4c_lm.data.images.images import check_labels
+from di4c_lm.data.images.sources import Fit, ImageReader, ImageRecord, Line, RawImages
 from di4c_lm.data.records.shards import Index, Shards
 from di4c_lm.data.records.writer import ShardWriter, row_dtype, writing
 

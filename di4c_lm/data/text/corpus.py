@@ -17,18 +17,17 @@ from tqdm import tqdm
 
 from di4c_lm.data.batches import PackedSource
 from di4c_lm.data.records.shards import Index, Shards, ShardSource
-from di4c_lm.data.text.builtin import builtin_corpus
 from di4c_lm.data.text.documents import (
     VALIDATION_CHARACTERS,
     Documents,
     Split,
+    builtin_corpus,
     first_characters,
     held_out_side,
     judge_side,
     train_side,
 )
-from di4c_lm.data.text.files import file_documents
-from di4c_lm.data.text.openwebtext import hub_documents, hub_stream
+from di4c_lm.data.text.files import file_documents, hub_documents, hub_stream
 from di4c_lm.data.text.packing import Cursor, Run, encode_documents, encode_runs, pack, token_dtype, token_id
 from di4c_lm.data.text.prepare import TOKENIZER, read_held_out
 from di4c_lm.data.text.streaming import StreamingSource

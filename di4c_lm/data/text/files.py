@@ -1,13 +1,21 @@
-"""A corpus in files: JSON lines, plain text or parquet, alone, in folders, compressed or not, local or at an fsspec URL."""
+"""A corpus in files, alone, in folders, packed or not, here or at an fsspec URL, or on the Hugging Face hub: what is in one file, then
+the files one after the other, then the hub's data sets.
+"""
 
+import dataclasses
 import hashlib
+import json
 import logging
+import os
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from di4c_lm.core.retry import Patience, is_network_failure, with_patience
+from di4c_lm.core.retry import RetryPolicy, is_network_failure, with_retries
+from di4c_lm.data.reading import ask_hub, local_or_hub, opened
+from di4c_lm.data.records.shards import is_shards
 from di4c_lm.data.text.documents import Documents, Place, Walk
-from di4c_lm.data.text.formats import READ_ERRORS, SUFFIXES, Tally, documents_in
 
 logger = logging.getLogger(__name__)
 
@@ -15,6 +23,151 @@ OFFLINE_WAY = (
     "data=files data.path=<.jsonl, .txt or .parquet files, or a folder of them>, or data.dataset=<folder of parquet "
     "files>"
 )
+SUFFIXES = (*(kind + packing for kind in (".jsonl", ".txt") for packing in ("", ".gz", ".zst")), ".parquet")
+READ_ERRORS = (OSError, EOFError, zlib.error)
+_SEPARATOR = "<|endoftext|>"
+_ROWS_AT_ONCE = 256
+_SKIPPED_AT_ONCE = 1 << 20
+_LINE_BYTES = 1 << 28  # a line is held in memory, and 1.4 MB of gzip may say that it has gigabytes
+
+
+@dataclasses.dataclass
+class Tally:
+    """What was found, mended or left out while reading."""
+
+    documents: int = 0
+    replaced: int = 0
+    skipped: int = 0
+    skip_bad: bool = False
+
+
+def documents_in(name: str, start: int, text_key: str, tally: Tally) -> Iterator[tuple[int, str]]:
+    """The documents of the file or URL `name`, each with the offset behind it; `start` is such an offset, or 0.
+
+    Counts in `tally` what it replaces and skips, and not the documents. Raises `ValueError` for a record that is not as asked,
+    `OSError`, `EOFError` or `zlib.error` for a file that cannot be read on.
+    """
+    kind = name.lower()
+    with opened(name) as file:
+        if kind.endswith(".parquet"):
+            yield from _parquet(name, file, start, text_key, tally)
+        elif ".jsonl" in kind[-len(".jsonl.zst") :]:
+            yield from _json_lines(name, _lines(file, start), start, text_key, tally)
+        else:
+            yield from _paragraphs(_lines(file, start), tally)
+
+
+def _lines(file: Any, start: int) -> Iterator[tuple[int, bytes]]:
+    """Lines with the offset behind each."""
+    if start and file.seekable():
+        file.seek(start)
+    else:
+        left = start
+        while left:
+            left -= len(file.read(min(left, _SKIPPED_AT_ONCE))) or left
+    offset = start
+    while line := file.readline(_LINE_BYTES):
+        if len(line) == _LINE_BYTES:
+            raise OSError(f"a line of {_LINE_BYTES:,} bytes or more")
+        offset += len(line)
+        yield offset, line
+
+
+def _decode(raw: bytes, tally: Tally) -> str:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        text = raw.decode("utf-8", "replace")
+        tally.replaced += text.count("\ufffd")
+        return text
+
+
+def _without_surrogates(text: str, tally: Tally) -> str:
+    """JSON may escape half a UTF-16 pair, which no encoding of the text can hold: replaced like invalid UTF-8."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        mended = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    else:
+        return text
+    tally.replaced += mended.count("\ufffd")
+    return mended
+
+
+def _record_text(line: str, text_key: str) -> str:
+    """Raises ValueError that says what is wrong with the record."""
+    try:
+        record: Any = json.loads(line)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"not valid JSON ({error})") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"a JSON object was expected, found {type(record).__name__}")
+    if text_key not in record:
+        raise ValueError(f"no key {text_key!r} (data.text_key), found {sorted(record)}")
+    if not isinstance(record[text_key], str):
+        raise ValueError(f"the value of {text_key!r} is not a text but {type(record[text_key]).__name__}")
+    return record[text_key]
+
+
+def _json_lines(
+    name: str, lines: Iterator[tuple[int, bytes]], start: int, text_key: str, tally: Tally
+) -> Iterator[tuple[int, str]]:
+    for number, (offset, line) in enumerate(lines, start=1):
+        text = _decode(line, tally).lstrip("\ufeff").strip()
+        if not text:
+            continue
+        try:
+            yield offset, _without_surrogates(_record_text(text, text_key), tally)
+        except ValueError as error:
+            if not tally.skip_bad:
+                where = f"{name}:{number}" + (f" behind byte {start}" if start else "")
+                raise ValueError(f"{where}: {error} (data.skip_bad=true skips and counts such records)") from error
+            tally.skipped += 1
+
+
+def _paragraphs(lines: Iterator[tuple[int, bytes]], tally: Tally) -> Iterator[tuple[int, str]]:
+    paragraph: list[str] = []
+    offset = 0
+    for offset, line in lines:
+        text = _decode(line, tally).lstrip("\ufeff").rstrip("\r\n")
+        if text.strip() and text.strip() != _SEPARATOR:
+            paragraph.append(text)
+        elif paragraph:
+            yield offset, "\n".join(paragraph)
+            paragraph = []
+    yield offset, "\n".join(paragraph)
+
+
+def _parquet(name: str, file: Any, start: int, text_key: str, tally: Tally) -> Iterator[tuple[int, str]]:
+    import pyarrow
+    from pyarrow import parquet, types
+
+    try:
+        table = parquet.ParquetFile(file)
+        if table.schema_arrow.names.count(text_key) != 1:
+            raise ValueError(
+                f"{name}: expected one column {text_key!r} (data.text_key), found {sorted(table.schema_arrow.names)}"
+            )
+        kind: Any = table.schema_arrow.field(text_key).type
+        if not (types.is_string(kind) or types.is_large_string(kind)):
+            raise ValueError(f"{name}: the column {text_key!r} does not hold texts but {kind}")
+        as_bytes = pyarrow.large_binary() if types.is_large_string(kind) else pyarrow.binary()
+        first = 0
+        for group in range(table.num_row_groups):
+            rows = table.metadata.row_group(group).num_rows
+            row = first
+            if first + rows > start:
+                batches = table.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=[text_key], use_threads=False)
+                for batch in batches:
+                    if row + len(batch) > start:
+                        texts = batch.column(0).cast(as_bytes).to_pylist()
+                        for at, raw in enumerate(texts[max(0, start - row) :], start=max(row, start) + 1):
+                            if raw is not None:
+                                yield at, _decode(raw, tally)
+                    row += len(batch)
+            first += rows
+    except (pyarrow.ArrowException, OSError) as error:
+        raise OSError(f"{error}") from error
 
 
 def _has_known_suffix(name: str) -> bool:
@@ -24,6 +177,13 @@ def _has_known_suffix(name: str) -> bool:
 def _expand_local(part: str) -> list[str]:
     path = Path(part).expanduser()
     if path.is_dir():
+        if is_shards(path):
+            raise ValueError(f"data.path: {path} holds prepared shards and no text: say data=shards data.path={path}")
+        if not os.access(path, os.R_OK | os.X_OK):
+            raise ValueError(f"data.path: the folder {path} may not be read")
+        broken = next((file for file in path.rglob("*") if _has_known_suffix(file.name) and not file.exists()), None)
+        if broken is not None:
+            raise ValueError(f"data.path: {broken} is a link to nothing")
         inside = sorted(file for file in path.rglob("*") if file.is_file() and _has_known_suffix(file.name))
         return [str(file) for file in inside]
     if not path.exists():
@@ -44,7 +204,7 @@ def _expand_url(url: str) -> list[str]:
         return [url]
 
     try:
-        return with_patience(look, f"data.path={url}", OFFLINE_WAY)
+        return with_retries(look, f"data.path={url}", OFFLINE_WAY)
     except ImportError as error:
         protocol = url.partition("://")[0]
         raise ValueError(f"data.path={url}: {protocol}:// needs a package that is not installed: {error}") from error
@@ -120,11 +280,11 @@ def files_as_documents(name: str, files: Sequence[str], *, text_key: str, skip_b
         reported.append(end)
 
     def walk(start: Place, rank: int, world_size: int) -> Walk:
-        patience, reached = Patience(name, OFFLINE_WAY), start
+        policy, reached = RetryPolicy(name, OFFLINE_WAY), start
         while True:
             try:
                 for place, text in _walk_once(files, reached, text_key, rank, world_size, skip_bad=skip_bad):
-                    patience.succeeded()
+                    policy.succeeded()
                     reached = place
                     if text is None:
                         report(place)
@@ -134,7 +294,7 @@ def files_as_documents(name: str, files: Sequence[str], *, text_key: str, skip_b
                     yield place, text
                 return
             except Exception as error:
-                patience.after(error)
+                policy.after(error)
 
     return Documents(
         name,
@@ -160,3 +320,61 @@ def file_documents(paths: str, *, text_key: str = "text", skip_bad: bool = False
         ConnectionError: a server did not answer; the message names the offline way.
     """
     return files_as_documents(paths, _expand(paths), text_key=text_key, skip_bad=skip_bad)
+
+
+def _rows(rows: Any, dataset: str, text_key: str) -> Iterator[list[str]]:
+    for batch in rows.iter(batch_size=_ROWS_AT_ONCE):
+        if text_key not in batch:
+            raise ValueError(f"data.dataset={dataset}: no column {text_key!r} (data.text_key), found {sorted(batch)}")
+        yield [text for text in batch[text_key] if text is not None]
+
+
+def hub_documents(dataset: str, *, split: str = "train", text_key: str = "text") -> Documents:
+    """The documents of a hub data set, in its order, downloaded whole; `dataset` may be a local folder of parquet (or JSON) files.
+
+    No code of the data set's is run. Empty documents are passed over.
+
+    Raises (while reading):
+        ValueError: an unknown data set, split or column, a damaged file, or no document at all.
+        ConnectionError: the hub did not answer; the message names the offline way.
+    """
+    name = f"data.dataset={dataset}"
+
+    def load(datasets: Any) -> Any:
+        return datasets.load_dataset(local_or_hub(dataset), split=split)
+
+    def read() -> Iterator[str]:
+        documents = 0
+        for texts in _rows(ask_hub(load, f"{name}, data.split={split}", OFFLINE_WAY), dataset, text_key):
+            for text in filter(str.strip, texts):
+                documents += 1
+                yield text
+        if not documents:
+            raise ValueError(f"{name}, data.split={split}: the corpus is empty, 0 documents were found")
+
+    return Documents(name, read, identity=f"{dataset}/{split}")
+
+
+def hub_stream(dataset: str, *, split: str = "train", text_key: str = "text", skip_bad: bool = False) -> Documents:
+    """As `hub_documents`, but only what is read is downloaded, as it is read: the data files of the split, in their order.
+
+    Raises (the first two at once):
+        ValueError: an unknown data set or split, or data files of another kind than `SUFFIXES`; while reading, as
+            `file_documents`.
+        ConnectionError: the hub did not answer; the message names the offline way.
+    """
+
+    def look(datasets: Any) -> Any:
+        return datasets.load_dataset_builder(local_or_hub(dataset)).config.data_files
+
+    by_split = ask_hub(look, f"data.dataset={dataset}, data.split={split}", OFFLINE_WAY) or {}
+    if split not in by_split:
+        raise ValueError(f"data.dataset={dataset}, data.split={split}: cannot be loaded: found {sorted(by_split)}")
+    files = [str(file) for file in by_split[split]]
+    other = next((file for file in files if not file.lower().endswith(SUFFIXES)), None)
+    if other is not None or not files:
+        raise ValueError(
+            f"data.dataset={dataset}, data.split={split}: {other or 'no file'} cannot be streamed: allowed are "
+            f"{', '.join(SUFFIXES)}; data.streaming=false reads all kinds that `datasets` knows"
+        )
+    return files_as_documents(f"data.dataset={dataset}", files, text_key=text_key, skip_bad=skip_bad)

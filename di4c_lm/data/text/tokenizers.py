@@ -1,16 +1,18 @@
 """Tokenizers: trained on the corpus, or loaded; always with EOS, BOS, and MASK as the last id."""
 
 import hashlib
+import json
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from di4c_lm.core.cache import Cache
+from di4c_lm.core.files import write_text
 from di4c_lm.core.fingerprints import fingerprint as fingerprint
-from di4c_lm.core.retry import is_network_failure, with_patience
+from di4c_lm.core.retry import is_network_failure, with_retries
 from di4c_lm.data.text.documents import first_characters
 from di4c_lm.domains.text.settings import DataConfig
 
@@ -24,10 +26,11 @@ END_OF_TEXT = "<|endoftext|>"
 _MASKS = ("[MASK]", "<|mask|>", "<|di4c_mask|>")
 _TRAINING_CHARACTERS = 50_000_000  # of the corpus, enough for any vocabulary and bounded in memory
 _OFFLINE_WAY = "data.tokenizer=train, or a folder that holds the tokenizer's files"
+_RESTRICT_BATCH = 1000  # texts
 _PROBES = ("The assert statement, twice  spaced.", "a = b[3] + 10\n\tnext line", "naïve café")
 
 
-def _new_bpe(texts: Iterable[str], vocab_size: int) -> "tokenizers.Tokenizer":
+def train_bpe(texts: Iterable[str], vocab_size: int) -> "tokenizers.Tokenizer":
     """A byte-level BPE like GPT-2's, `<|endoftext|>` among its `vocab_size` entries; the same for the same texts."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -44,15 +47,6 @@ def _new_bpe(texts: Iterable[str], vocab_size: int) -> "tokenizers.Tokenizer":
     return backend
 
 
-def _replace_file(path: Path, text: str) -> None:
-    """Write beside and rename, so that ranks that do the same at once never see half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    with open(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-    os.replace(temporary, path)
-
-
 def _trained(documents: Iterable[str], vocab_size: int, cache_dir: Path) -> "transformers.PreTrainedTokenizerFast":
     import tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -63,12 +57,13 @@ def _trained(documents: Iterable[str], vocab_size: int, cache_dir: Path) -> "tra
     key = hashlib.sha256(f"{tokenizers.__version__} {vocab_size}".encode())
     for text in texts:
         key.update(hashlib.sha256(text.encode("utf-8", "replace")).digest())
-    path = cache_dir / "tokenizers" / f"{key.hexdigest()[:16]}.json"
-    if path.exists():
-        logger.info("tokenizer of %d entries from the cache: %s", vocab_size, path)
-    else:
+
+    def make(folder: Path) -> None:
         logger.info("training a byte-level BPE of %d entries on %d documents", vocab_size, len(texts))
-        _replace_file(path, _new_bpe(texts, vocab_size).to_str())
+        write_text(folder / "tokenizer.json", train_bpe(texts, vocab_size).to_str())
+
+    path = Cache(cache_dir).entry("tokenizers", key.hexdigest()[:16], make) / "tokenizer.json"
+    logger.info("tokenizer of %d entries: %s", vocab_size, path)
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path), eos_token=END_OF_TEXT, bos_token=END_OF_TEXT)
     if len(tokenizer) < vocab_size:
         logger.warning("the corpus gave only %d of data.vocab_size=%d tokenizer entries", len(tokenizer), vocab_size)
@@ -127,7 +122,7 @@ def _loaded(name: str) -> "transformers.PreTrainedTokenizerFast":
     def from_hub() -> "transformers.PreTrainedTokenizerFast":
         return AutoTokenizer.from_pretrained(name, use_fast=True, trust_remote_code=False)
 
-    return with_patience(from_hub, f"data.tokenizer={name}", _OFFLINE_WAY)
+    return with_retries(from_hub, f"data.tokenizer={name}", _OFFLINE_WAY)
 
 
 def _load_or_explain(name: str) -> "transformers.PreTrainedTokenizerFast":
@@ -185,3 +180,49 @@ def load_tokenizer(
     if config.tokenizer == "train":
         return _with_specials(_trained(documents, config.vocab_size, cache_dir))
     return _with_specials(_load_or_explain(config.tokenizer))
+
+
+def restrict(
+    tokenizer: "transformers.PreTrainedTokenizerFast", texts: Iterable[str]
+) -> "transformers.PreTrainedTokenizerFast":
+    """The same tokenizer with the entries that occur in `texts`, those they are merged from, all bytes and special tokens.
+
+    `texts` are cut into the same pieces as before, since every merge on the way to a kept entry is kept; other text into smaller ones. Ids
+    follow the old order. Raises `ValueError` for a tokenizer that is no BPE, and for texts without a token.
+    """
+    from tokenizers import Tokenizer, pre_tokenizers
+
+    plain = json.loads(tokenizer.backend_tokenizer.to_str())
+    model = plain["model"]
+    if model["type"] != "BPE":
+        raise ValueError(f"only a BPE can be cut down, found a tokenizer of type {model['type']}")
+    used = _used(tokenizer, texts)
+    if not used:
+        raise ValueError("there is no token in the texts that are to say which entries stay")
+    merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
+    parts = {left + right: (left, right) for left, right in merges}
+    wanted = [entry for entry, number in model["vocab"].items() if number in used]
+    kept = set(pre_tokenizers.ByteLevel.alphabet()) | {one["content"] for one in plain["added_tokens"]}
+    while wanted:
+        entry = wanted.pop()
+        if entry not in kept:
+            kept.add(entry)
+            wanted += parts.get(entry, ())
+    in_order = sorted((entry for entry in model["vocab"] if entry in kept), key=lambda entry: model["vocab"][entry])
+    model["vocab"] = {entry: number for number, entry in enumerate(in_order)}
+    model["merges"] = [list(merge) for merge in merges if merge[0] + merge[1] in kept]
+    for one in plain["added_tokens"]:
+        one["id"] = model["vocab"].setdefault(one["content"], len(model["vocab"]))
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
+    return type(tokenizer)(tokenizer_object=Tokenizer.from_str(json.dumps(plain)), **special)
+
+
+def _used(tokenizer: "transformers.PreTrainedTokenizerFast", texts: Iterable[str]) -> set[int]:
+    used, batch = set(), []
+    for text in [*texts, None]:
+        if text is not None:
+            batch.append(text)
+        if batch and (text is None or len(batch) == _RESTRICT_BATCH):
+            used |= {number for ids in tokenizer(batch, add_special_tokens=False)["input_ids"] for number in ids}
+            batch = []
+    return used

@@ -16,9 +16,8 @@ from di4c_lm.checkpoints import own
 from di4c_lm.checkpoints.files import CONFIG_FILE
 from di4c_lm.checkpoints.load import read_checkpoint
 from di4c_lm.checkpoints.vqgan import load_vqgan, save_vqgan
-from di4c_lm.data.images.image_files import Fit
-from di4c_lm.data.images.image_sources import load_split
 from di4c_lm.data.images.images import Split
+from di4c_lm.data.images.sources import Fit, load_split
 from di4c_lm.data.records.shards import is_shards
 from di4c_lm.domains.codes.settings import CodeSettings
 from di4c_lm.networks.maskgit import check_classes

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from di4c_lm.checkpoints import own
 from di4c_lm.checkpoints.load import read_checkpoint
-from di4c_lm.data.images.image_files import Fit
-from di4c_lm.data.images.image_sources import load_split
 from di4c_lm.data.images.images import Shape, Split
+from di4c_lm.data.images.sources import Fit, load_split
 from di4c_lm.domains.pixels.settings import ChainConfig, ChainSamplerConfig, PixelDataConfig, PixelSettings
 from di4c_lm.processes.gaussian import GaussianChain
 from di4c_lm.samplers.grids import make_grid

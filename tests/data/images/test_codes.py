@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from di4c_lm.data.batches import BatchStream
 from di4c_lm.data.images.codes import CodeJob, load_codes, save_codes, write_codes
-from di4c_lm.data.images.image_files import Fault, Fit, Line, RawImage, RawImages
+from di4c_lm.data.images.sources import Fault, Fit, Line, RawImage, RawImages
 from di4c_lm.data.records.shards import Index, ShardSource, is_shards
 from tests.data.images.pictures import pixels, png
 

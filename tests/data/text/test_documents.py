@@ -1,5 +1,10 @@
 """The split by document."""
 
+import hashlib
+import os
+import subprocess
+import sys
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,6 +12,8 @@ from hypothesis import strategies as st
 from di4c_lm.data.text.documents import (
     Documents,
     Split,
+    builtin_corpus,
+    builtin_documents,
     document_hash,
     first_characters,
     held_out_side,
@@ -76,3 +83,33 @@ def test_too_few_documents_are_an_error(texts: list[str], found: str) -> None:
 def test_first_characters_stops_reading() -> None:
     endless = iter(lambda: "abcd", None)
     assert list(first_characters(endless, 10)) == ["abcd"] * 3
+
+
+HASH_ALL = (
+    "import hashlib; from di4c_lm.data.text.documents import builtin_documents;"
+    "print(hashlib.sha256('\\0'.join(builtin_documents()).encode()).hexdigest())"
+)
+
+
+def test_size_and_shape() -> None:
+    documents = builtin_documents()
+    assert 1_500_000 < sum(map(len, documents)) < 3_000_000
+    assert len(documents) > 300
+    assert len(set(documents)) == len(documents)
+    assert min(map(len, documents)) >= 200
+    assert list(builtin_corpus().read()) == documents
+
+
+def test_it_is_english_prose_about_python() -> None:
+    text = "\n".join(builtin_documents())
+    assert text.count(" the ") > 10_000
+    assert "assert statement" in text.lower()
+
+
+def test_another_process_finds_the_same() -> None:
+    here = hashlib.sha256("\0".join(builtin_documents()).encode()).hexdigest()
+    environment = {**os.environ, "PYTHONHASHSEED": "1"}
+    there = subprocess.run(
+        [sys.executable, "-c", HASH_ALL], env=environment, capture_output=True, text=True, check=True
+    )
+    assert there.stdout.strip() == here

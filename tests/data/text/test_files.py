@@ -2,11 +2,23 @@
 
 import gzip
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import datasets
+import datasets.config
+import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
+from huggingface_hub import constants
 
-from di4c_lm.data.text.files import file_documents
+from di4c_lm.core import retry as hub
+from di4c_lm.data.text import files
+from di4c_lm.data.text.documents import Documents
+from di4c_lm.data.text.files import file_documents, hub_documents, hub_stream
+from tests.data.records.helpers import write_shards
 
 LINES = [{"text": "first"}, {"text": "second\n\nstill second"}, {"text": "third"}]
 TEXTS = [record["text"] for record in LINES]
@@ -153,7 +165,7 @@ def test_parquet_with_nulls_empty_rows_and_invalid_utf8(tmp_path: Path, caplog: 
 
 def test_parquet_without_the_column_is_named(tmp_path: Path) -> None:
     path = parquet(tmp_path / "a.parquet", ["first"])
-    with pytest.raises(ValueError, match=rf"{path}: no column 'body' \(data.text_key\), found \['text'\]"):
+    with pytest.raises(ValueError, match=rf"{path}: expected one column 'body' \(data.text_key\), found \['text'\]"):
         list(file_documents(path, text_key="body").read())
 
 
@@ -205,3 +217,164 @@ def test_files_at_urls_alone_and_in_folders() -> None:
 def test_an_unknown_protocol_is_named() -> None:
     with pytest.raises(ValueError, match=r"data.path=gone://a.jsonl: .*gone"):
         file_documents("gone://a.jsonl")
+
+
+def test_a_folder_of_shards_is_no_text(tmp_path: Path) -> None:
+    """Its held-out documents lie in it as .jsonl: they must not be trained on."""
+    write_shards(tmp_path, [np.arange(12).reshape(4, 3)])
+    assert (tmp_path / "validation.jsonl").is_file()
+    with pytest.raises(ValueError, match=f"{tmp_path} holds prepared shards and no text: say data=shards"):
+        file_documents(str(tmp_path))
+
+
+def test_a_link_to_nothing_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "b.txt").symlink_to(tmp_path / "gone.txt")
+    with pytest.raises(ValueError, match="b.txt is a link to nothing"):
+        file_documents(str(tmp_path))
+
+
+def test_a_line_without_end_is_not_taken_into_memory(tmp_path: Path) -> None:
+    """300 MB of spaces are 300 kB of gzip."""
+    with gzip.open(tmp_path / "a.jsonl.gz", "wb") as file:
+        for _ in range(300):
+            file.write(b" " * 1_000_000)
+    with pytest.raises(
+        ValueError, match="a.jsonl.gz: damaged or unreadable after 0 documents: .*a line of 268,435,456 bytes"
+    ):
+        list(file_documents(str(tmp_path / "a.jsonl.gz")).read())
+
+
+def test_json_nested_without_end_is_a_bad_record(tmp_path: Path) -> None:
+    deep = '{"text": ' + "[" * 100_000 + "]" * 100_000 + "}"
+    (tmp_path / "a.jsonl").write_text(deep + '\n{"text": "fine"}\n')
+    with pytest.raises(ValueError, match="a.jsonl:1: not valid JSON"):
+        list(file_documents(str(tmp_path / "a.jsonl")).read())
+    assert list(file_documents(str(tmp_path / "a.jsonl"), skip_bad=True).read()) == ["fine"]
+
+
+# Data sets of the hub
+
+HUB_TEXTS = [f"document number {n}" for n in range(700)]
+MODES = pytest.mark.parametrize("open_hub", [hub_documents, hub_stream])
+
+
+@pytest.fixture(autouse=True)
+def no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+
+@pytest.fixture
+def hub_folder(tmp_path: Path) -> Path:
+    """Two shards of parquet; the second also holds a null and an empty text."""
+    path = tmp_path / "corpus"
+    path.mkdir()
+    parts = (HUB_TEXTS[:300], [*HUB_TEXTS[300:500], None, " \n", *HUB_TEXTS[500:]])
+    for number, texts in enumerate(parts):
+        table = pyarrow.table({"text": pyarrow.array(texts, pyarrow.string()), "id": list(range(len(texts)))})
+        pyarrow.parquet.write_table(table, path / f"train-{number:05d}-of-00002.parquet")
+    return path
+
+
+@MODES
+def test_all_documents_in_order_and_again(hub_folder: Path, open_hub: Callable[..., Documents]) -> None:
+    documents = open_hub(str(hub_folder))
+    assert list(documents.read()) == HUB_TEXTS
+    assert list(documents.read()) == HUB_TEXTS
+
+
+@MODES
+@pytest.mark.parametrize(
+    "wrong, said", [({"text_key": "body"}, r"'body'.*\['id', 'text'\]"), ({"split": "test"}, "data.split=test")]
+)
+def test_an_absent_column_or_split_is_named(
+    hub_folder: Path, open_hub: Callable[..., Documents], wrong: dict[str, str], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        list(open_hub(str(hub_folder), **wrong).read())
+
+
+@MODES
+def test_a_truncated_shard_is_an_error(hub_folder: Path, open_hub: Callable[..., Documents]) -> None:
+    shard = next(iter(sorted(hub_folder.iterdir())))
+    shard.write_bytes(shard.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=str(hub_folder)):
+        list(open_hub(str(hub_folder)).read())
+
+
+@MODES
+def test_an_empty_data_set_is_named(tmp_path: Path, open_hub: Callable[..., Documents]) -> None:
+    pyarrow.parquet.write_table(pyarrow.table({"text": [" ", ""]}), tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match="empty.* 0 documents"):
+        list(open_hub(str(tmp_path)).read())
+
+
+@MODES
+def test_an_empty_folder_is_named(tmp_path: Path, open_hub: Callable[..., Documents]) -> None:
+    with pytest.raises(ValueError, match=f"data.dataset={tmp_path}"):
+        list(open_hub(str(tmp_path)).read())
+
+
+@MODES
+def test_without_network_the_offline_way_is_named(open_hub: Callable[..., Documents]) -> None:
+    with pytest.raises(ConnectionError, match="data.dataset=somebody/corpus.*data=files data.path="):
+        next(open_hub("somebody/corpus").read())
+
+
+class Flaky:
+    """Documents of a file whose connection breaks after `good` of them, each time it is opened."""
+
+    def __init__(self, good: int) -> None:
+        self.good = good
+        self.opened = 0
+
+    def __call__(self, name: str, start: int, *_: Any) -> Iterator[tuple[int, str]]:
+        self.opened += 1
+        for number in range(start, len(HUB_TEXTS)):
+            if number == start + self.good:
+                raise OSError("broken pipe") from ConnectionResetError()
+            yield number + 1, HUB_TEXTS[number]
+
+
+@pytest.fixture
+def flaky(monkeypatch: pytest.MonkeyPatch, hub_folder: Path) -> Callable[[int], Flaky]:
+    monkeypatch.setattr(hub, "DELAYS_S", (0.0, 0.0))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    (hub_folder / "train-00001-of-00002.parquet").unlink()
+
+    def breaks_after(good: int) -> Flaky:
+        flaky = Flaky(good)
+        monkeypatch.setattr(files, "documents_in", flaky)
+        return flaky
+
+    return breaks_after
+
+
+def test_a_connection_that_breaks_midway_loses_and_repeats_nothing(
+    flaky: Callable[[int], Flaky], hub_folder: Path
+) -> None:
+    broken = flaky(100)
+    assert list(hub_stream(str(hub_folder)).read()) == HUB_TEXTS
+    assert broken.opened == 7
+
+
+def test_a_connection_that_stays_broken_is_given_up(flaky: Callable[[int], Flaky], hub_folder: Path) -> None:
+    flaky(0)
+    with pytest.raises(ConnectionError, match="after 3 attempts.*data=files"):
+        list(hub_stream(str(hub_folder)).read())
+
+
+def test_a_stream_of_other_files_names_them(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("text\nhere\n")
+    with pytest.raises(ValueError, match=r"train.csv cannot be streamed: allowed are .jsonl.*data.streaming=false"):
+        hub_stream(str(tmp_path))
+
+
+def test_a_stream_goes_on_from_any_place(hub_folder: Path) -> None:
+    documents = hub_stream(str(hub_folder))
+    walked = list(documents.walk())
+    for at in (0, 1, 298, 299, 300, 498, 699):
+        place, _ = walked[at]
+        assert [text for _, text in documents.walk(place)] == [*HUB_TEXTS[at + 1 :], None]

@@ -1,0 +1,458 @@
+"""Images from folders of classes, webdataset-style tars and the hub, one after the other, decoded and checked; and whole sets of them by
+the name of their source.
+
+What is read is a line of `RawImage` (bytes and label) and `Fault` (what could not be read); an `ImageReader` decodes it.
+"""
+
+import contextlib
+import dataclasses
+import io
+import json
+import logging
+import math
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias, final
+
+import numpy as np
+from jaxtyping import UInt8
+
+from di4c_lm.data.images.builtin import digits, photograph_patches
+from di4c_lm.data.images.cifar import is_cifar_folder, load_cifar_folder
+from di4c_lm.data.images.images import ImageSet, Split
+from di4c_lm.data.reading import ask_hub, opened
+
+logger = logging.getLogger(__name__)
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
+_FORMATS = (
+    "PNG",
+    "JPEG",
+    "WEBP",
+    "BMP",
+    "PPM",
+    "TIFF",
+)  # of these suffixes: no other decoder is tried, whatever the content
+_MOST_CLASSES = 1 << 16  # where nothing but the labels says how many there are
+_MOST_BYTES = 1 << 28  # of an image in a tar
+_DECODE_ERRORS = (OSError, EOFError, SyntaxError, ValueError, struct.error, zlib.error)
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class RawImage:
+    """An encoded image, its class, and where it was found."""
+
+    key: str
+    content: bytes
+    label: int
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """Something that should have been an image, and why it is none."""
+
+    key: str
+    reason: str
+
+
+Line: TypeAlias = Iterator[RawImage | Fault]
+
+
+@final
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RawImages:
+    """`open()` starts reading from the first image. `classes` is empty where only the labels tell how many there are."""
+
+    name: str
+    classes: tuple[str, ...]
+    open: Callable[[], Line]
+
+
+@final
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fit:
+    """What an image must be.
+
+    size       (H, W); None: that of the first image
+    channels   3 (RGB) or 1 (grey)
+    crop       false: another size or mode is an error. True: the middle is cut out, resized (bicubic) and converted
+    """
+
+    size: tuple[int, int] | None = None
+    channels: int = 3
+    crop: bool = False
+
+    def __post_init__(self) -> None:
+        if self.channels not in (1, 3):
+            raise ValueError(f"channels={self.channels!r} is impossible: allowed are 1 (grey) and 3 (RGB)")
+        if self.size is not None and min(self.size) < 1:
+            raise ValueError(f"size={self.size!r} is impossible: allowed are at least 1 row and 1 column")
+        if self.crop and self.size is None:
+            raise ValueError("size=None is impossible where images are cropped: allowed is (H, W)")
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class ImageRecord:
+    """A decoded image, its class, and where it was found."""
+
+    key: str
+    image: UInt8[np.ndarray, "H W C"]
+    label: int
+
+
+@final
+class ImageReader:
+    """Decoded images of one shape. `skipped` counts those left out of the last pass by `skip_bad`, which is also logged.
+
+    Raises `ValueError` while iterating: a file that is damaged or of another size or mode, or a label that names no class, each by its
+    name (with `skip_bad` these are skipped and counted); no image at all.
+    """
+
+    def __init__(self, raw: RawImages, fit: Fit, *, skip_bad: bool = False) -> None:
+        self.raw = raw
+        self.fit = fit
+        self.skip_bad = skip_bad
+        self.skipped = 0
+
+    def __iter__(self) -> Iterator[ImageRecord]:
+        self.skipped = 0
+        fit, found = self.fit, 0
+        for entry in self.raw.open():
+            try:
+                record = self._decode(entry, fit)
+            except ValueError as error:
+                if not self.skip_bad:
+                    raise ValueError(f"{error} (skip_bad=true skips and counts such images)") from error
+                self.skipped += 1
+                continue
+            found += 1
+            fit = fit if fit.size else dataclasses.replace(fit, size=record.image.shape[:2])
+            yield record
+        if self.skipped:
+            logger.warning("%s: %d images that could not be used were skipped", self.raw.name, self.skipped)
+        if not found:
+            raise ValueError(f"{self.raw.name}: expected images, found none that can be used ({self.skipped} skipped)")
+
+    def _decode(self, entry: RawImage | Fault, fit: Fit) -> ImageRecord:
+        if isinstance(entry, Fault):
+            raise ValueError(f"{entry.key}: {entry.reason}")
+        num_classes = len(self.raw.classes) or _MOST_CLASSES
+        if not 0 <= entry.label < num_classes:
+            raise ValueError(f"{entry.key}: expected a label 0 to {num_classes - 1}, found {entry.label}")
+        try:
+            return ImageRecord(entry.key, decode(entry.content, fit), entry.label)
+        except ValueError as error:
+            raise ValueError(f"{entry.key}: {error}") from error
+
+    def collect(self) -> ImageSet:
+        """All images in memory, as a set. Raises as iterating does."""
+        records = list(self)
+        labels = np.array([record.label for record in records], dtype=np.int64)
+        return ImageSet(
+            images=np.stack([record.image for record in records]),
+            labels=labels,
+            classes=self.raw.classes or tuple(str(n) for n in range(int(labels.max()) + 1)),
+            name=self.raw.name,
+            skipped=self.skipped,
+        )
+
+
+def decode(content: bytes, fit: Fit) -> UInt8[np.ndarray, "H W C"]:
+    """The pixels of an encoded image. Raises `ValueError`: damaged, or not what `fit` asks for."""
+    from PIL import Image, ImageOps
+
+    mode = "RGB" if fit.channels == 3 else "L"
+    with _damage_named():
+        image: Any = Image.open(io.BytesIO(content), formats=_FORMATS)
+    if not fit.crop:  # said before its pixels take memory
+        if image.mode != mode:
+            raise ValueError(f"expected an image of mode {mode}, found {image.mode}")
+        if fit.size is not None and image.size[::-1] != fit.size:
+            raise ValueError(f"expected {fit.size[0]} x {fit.size[1]} pixels, found {image.size[1]} x {image.size[0]}")
+    with _damage_named():
+        image.load()
+    if fit.crop:
+        assert fit.size is not None
+        height, width = fit.size
+        image = ImageOps.fit(image.convert(mode), (width, height), method=Image.Resampling.BICUBIC)
+    return np.asarray(image, dtype=np.uint8).reshape(image.size[1], image.size[0], fit.channels)
+
+
+@contextlib.contextmanager
+def _damage_named() -> Iterator[None]:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        yield
+    except UnidentifiedImageError as error:
+        raise ValueError(f"a damaged image or none: it is none of {', '.join(_FORMATS)}") from error
+    except (*_DECODE_ERRORS, Image.DecompressionBombError) as error:
+        raise ValueError(f"a damaged image or none: {type(error).__name__}: {error}") from error
+
+
+def folder_images(path: Path) -> RawImages:
+    """A folder of folders, one a class, the images however deep inside; classes in the order of their names.
+
+    Raises `ValueError` for a folder without class folders or without images, and for a class folder without any.
+    """
+    classes = [folder for folder in sorted(path.iterdir()) if folder.is_dir() and not folder.name.startswith(".")]
+    if not classes:
+        raise ValueError(f"{path}: expected a folder for each class with images inside, found no folder")
+    files = [sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES) for folder in classes]
+    empty = [folder.name for folder, inside in zip(classes, files, strict=True) if not inside]
+    if empty:
+        raise ValueError(f"{path}: expected images ({', '.join(SUFFIXES)}) in each class folder, none in {empty[:8]}")
+
+    def read() -> Line:
+        for label, inside in enumerate(files):
+            for file in inside:
+                try:
+                    content = file.read_bytes()
+                except OSError as error:
+                    yield Fault(str(file), f"cannot be read: {error}")
+                else:
+                    yield RawImage(str(file), content, label)
+
+    return RawImages(name=str(path), classes=tuple(folder.name for folder in classes), open=read)
+
+
+def tar_images(path: Path, *, classes: Sequence[str] = ()) -> RawImages:
+    """Webdataset-style tars: one file, or a folder of them in the order of their names.
+
+    A sample is a run of members that share a name up to the first dot of its last part: an image (`.jpg`, `.png`, ...) and `.cls` (its
+    label in digits) or `.json` (an object with the label under "label" or "cls"). With `classes` labels must name one of them.
+    Raises `ValueError` for a folder without tars.
+    """
+    tars = sorted(path.glob("*.tar*")) if path.is_dir() else [path]
+    if not tars:
+        raise ValueError(f"{path}: expected files *.tar, *.tar.gz, found none")
+
+    def read() -> Line:
+        for tar in tars:
+            yield from _tar_samples(tar)
+
+    return RawImages(name=str(path), classes=tuple(classes), open=read)
+
+
+def _tar_samples(path: Path) -> Line:
+    sample: dict[str, bytes] = {}
+    current, num_read = "", 0
+    try:
+        with opened(str(path)) as packed, tarfile.open(fileobj=packed, mode="r|*") as tar:
+            for member in tar:
+                folder, slash, base = member.name.rpartition("/")
+                stem, _, suffix = base.partition(".")
+                if not member.isfile() or not stem:
+                    continue
+                if member.size > _MOST_BYTES:
+                    raise ValueError(
+                        f"{member.name} is said to have {member.size:,} bytes, allowed are {_MOST_BYTES:,}"
+                    )
+                if (name := folder + slash + stem) != current:
+                    yield from _sample(f"{path}:{current}", sample)
+                    sample, current, num_read = {}, name, num_read + 1
+                file = tar.extractfile(member)
+                assert file is not None
+                sample[f".{suffix.lower()}"] = file.read()
+    except (*_DECODE_ERRORS, tarfile.TarError) as error:
+        yield Fault(str(path), f"damaged after {max(0, num_read - 1)} images: {type(error).__name__}: {error}")
+        return
+    yield from _sample(f"{path}:{current}", sample)
+
+
+def _sample(key: str, parts: dict[str, bytes]) -> Line:
+    """One sample's parts by suffix; none, nothing."""
+    if not parts:
+        return
+    image = next((parts[suffix] for suffix in SUFFIXES if suffix in parts), None)
+    if image is None:
+        yield Fault(key, f"expected an image ({', '.join(SUFFIXES)}), found {sorted(parts)}")
+        return
+    try:
+        label = _label(parts)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        yield Fault(key, f"expected a label in .cls or .json, found {sorted(parts)} ({type(error).__name__}: {error})")
+    else:
+        yield RawImage(key, image, label)
+
+
+def _label(parts: dict[str, bytes]) -> int:
+    if ".cls" in parts:
+        return int(parts[".cls"].decode())
+    told = json.loads(parts[".json"])
+    return int(told["label"] if "label" in told else told["cls"])
+
+
+# Whole sets by the name of their source
+
+BUILT_IN = ("digits", "patches")
+HUB_NAMES = {"cifar10": "uoft-cs/cifar10", "imagenet": "ILSVRC/imagenet-1k"}
+OFFLINE_WAY = "an .npz file, CIFAR-10's own folder, a folder of class folders, or tars"
+_HELD_OUT = ("validation", "val", "test")
+_IMAGE_COLUMNS, _LABEL_COLUMNS = ("image", "img"), ("label", "labels", "fine_label", "cls")
+
+
+def load_split(
+    source: str,
+    *,
+    seed: int,
+    validation_share: float = 0.1,
+    levels: int | None = None,
+    fit: Fit | None = None,
+    skip_bad: bool = False,
+) -> Split:
+    """Training and held-out images of `source`, all in memory.
+
+    "digits", "patches": built in (`levels` and the size of `fit` choose their form). An .npz file with `images` uint8 (N, H, W, C),
+    `labels` and, if it likes, `classes`. A folder: CIFAR-10's own; class folders; tars; either of these under train/ and validation/, val/
+    or test/. Else a data set of the hub, "cifar10" and "imagenet" by these names. What has no held-out part of its own is split by a
+    seeded permutation. Raises `ValueError` as the readers do, `ConnectionError` where the hub does not answer.
+    """
+    path = Path(source).expanduser()
+    if source == "digits":
+        return digits(levels or 17).split(validation_share, seed)
+    if source == "patches":
+        size = fit.size[0] if fit and fit.size else 32
+        return photograph_patches(size, validation_share=validation_share, seed=seed)
+    if levels not in (None, 256):
+        raise ValueError(
+            f"levels={levels!r} is impossible for {source}: allowed is 256; other levels are for the digits"
+        )
+    if path.suffix.lower() == ".npz":
+        return load_npz(path, fit).split(validation_share, seed)
+    if path.is_dir() and is_cifar_folder(path):
+        return load_cifar_folder(path)
+    wanted = fit or Fit()
+    parts = [ImageReader(raw, wanted, skip_bad=skip_bad).collect() for raw in _parts(source)]
+    return parts[0].split(validation_share, seed) if len(parts) == 1 else _same_classes(*parts)
+
+
+def raw_images(source: str, *, split: str = "train", classes: tuple[str, ...] = ()) -> RawImages:
+    """The encoded images of a folder of classes, of tars or of the hub, one after the other: for sets beyond memory.
+
+    `classes` names those of tars, which do not say; `split` is the hub's. Raises `ValueError` for a path that is absent or of no such kind.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return tar_images(path, classes=classes) if any(path.glob("*.tar*")) else folder_images(path)
+    if path.is_file() and ".tar" in path.suffixes:
+        return tar_images(path, classes=classes)
+    if not _is_hub_name(source):
+        found = "another kind of file" if path.exists() else "nothing"
+        raise ValueError(f"{source}: expected {', '.join(BUILT_IN)}, {OFFLINE_WAY} or a hub name, found {found}")
+    return hub_images(source, split)
+
+
+def load_npz(path: Path, fit: Fit | None = None) -> ImageSet:
+    """Images of an .npz file; nothing pickled is read.
+
+    Raises `ValueError` with the file's name: absent, damaged, without `images` or `labels`, of another type or shape, of a size other than
+    `fit` asks for, or with labels that name no class.
+    """
+    try:
+        _check_array_sizes(path)
+        with np.load(path, allow_pickle=False) as archive:
+            found = {name: archive[name] for name in ("images", "labels", "classes") if name in archive.files}
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: there is no such file") from error
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: a damaged .npz file or none: {type(error).__name__}: {error}") from error
+    absent = [name for name in ("images", "labels") if name not in found]
+    if absent:
+        raise ValueError(f"{path}: expected the arrays images and labels, found no {' and no '.join(absent)}")
+    images, labels = found["images"], found["labels"]
+    images = images[..., None] if images.ndim == 3 else images
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
+        raise ValueError(
+            f"{path}: expected images as uint8 (N, H, W, C) with 1 or 3 channels, found {images.dtype} {images.shape}"
+        )
+    if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu" or len(labels) == 0:
+        raise ValueError(f"{path}: expected {len(images)} whole numbers as labels, found {labels.dtype} {labels.shape}")
+    if fit is not None and fit.size is not None and images.shape[1:3] != fit.size:
+        raise ValueError(f"{path}: expected images of {fit.size} pixels, found {images.shape[1:3]}")
+    most = int(labels.max())
+    if "classes" not in found and most >= _MOST_CLASSES:
+        raise ValueError(f"{path}: expected labels below {_MOST_CLASSES}, found {most}")
+    names = found.get("classes", np.arange(max(0, most) + 1)).astype(str)
+    return ImageSet(images=images, labels=labels.astype(np.int64), classes=tuple(names.tolist()), name=str(path))
+
+
+def _check_array_sizes(path: Path) -> None:
+    """Raise `ValueError` for an array whose header asks for more memory than the archive has content for it."""
+    with zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            with archive.open(info) as file:
+                version = np.lib.format.read_magic(file)
+                reader = (
+                    np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                )
+                shape, _, dtype = reader(file)
+            if math.prod(shape) * dtype.itemsize > info.file_size:
+                raise ValueError(
+                    f"{info.filename} says that it has shape {shape}, its content is {info.file_size:,} bytes"
+                )
+
+
+def hub_images(dataset: str, split: str) -> RawImages:
+    """A data set of images on the hub, or one that `datasets` has cached. No code of the data set's is run.
+
+    Raises `ValueError` for an unknown data set, split or columns, `ConnectionError` where the hub does not answer.
+    """
+    name = HUB_NAMES.get(dataset, dataset)
+    rows = ask_hub(lambda datasets: datasets.load_dataset(name, split=split), f"{dataset}, split {split}", OFFLINE_WAY)
+    image, label = (
+        next((column for column in allowed if column in rows.column_names), None)
+        for allowed in (_IMAGE_COLUMNS, _LABEL_COLUMNS)
+    )
+    if image is None or label is None:
+        wanted = f"one of {_IMAGE_COLUMNS} and one of {_LABEL_COLUMNS}"
+        raise ValueError(f"{dataset}: expected the columns {wanted}, found {rows.column_names}")
+    classes = getattr(rows.features[label], "names", None)
+
+    def read() -> Line:
+        import datasets
+
+        for number, row in enumerate(rows.cast_column(image, datasets.Image(decode=False))):
+            key, told = f"{name}, {split}, row {number}", row[image]
+            if told is None or row[label] is None:
+                yield Fault(key, "the image or its label is missing")
+                continue
+            content = told["bytes"] if told["bytes"] is not None else Path(told["path"]).read_bytes()
+            yield RawImage(key, content, row[label])
+
+    return RawImages(name=f"{name}, {split}", classes=tuple(classes or ()), open=read)
+
+
+def _parts(source: str) -> list[RawImages]:
+    """The training images of a source, and the held-out ones where it has any."""
+    path = Path(source).expanduser()
+    if (path / "train").is_dir():
+        folders = [path / "train", *(path / name for name in _HELD_OUT if (path / name).is_dir())]
+        return [raw_images(str(folder)) for folder in folders[:2]]
+    if not _is_hub_name(source):
+        return [raw_images(source)]
+    splits = ask_hub(
+        lambda datasets: datasets.get_dataset_split_names(HUB_NAMES.get(source, source)), source, OFFLINE_WAY
+    )
+    return [hub_images(source, name) for name in ("train", *(name for name in _HELD_OUT if name in splits))[:2]]
+
+
+def _is_hub_name(source: str) -> bool:
+    path = Path(source).expanduser()
+    return not (path.exists() or path.suffix == ".tar" or source.startswith((".", "/", "~")) or source.count("/") > 1)
+
+
+def _same_classes(train: ImageSet, held_out: ImageSet) -> Split:
+    if train.classes[: len(held_out.classes)] != held_out.classes or train.shape != held_out.shape:
+        raise ValueError(
+            f"{held_out.name}: expected the classes and the size of {train.name}, "
+            f"found {len(held_out.classes)} classes, {held_out.shape} for {len(train.classes)} classes, {train.shape}"
+        )
+    return Split(train, dataclasses.replace(held_out, classes=train.classes))
