@@ -9,7 +9,8 @@ import psutil
 import pytest
 import yaml
 
-TOOLS = Path(__file__).parents[2] / "tools"
+from tests.tools.helpers import TOOLS, run_tool
+
 TINY = {
     "source": {"kind": "markov", "num_states": 3, "length": 4, "sharpness": 1.5, "seed": 0},
     "sequences": 200,
@@ -32,9 +33,8 @@ TINY = {
 }
 
 
-def ablate(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(TOOLS / "ablate.py"), *words]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+def ablate(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return run_tool("ablate", *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_a_study_runs_every_setting_with_every_seed(outcome: tuple[Path, subproc
     assert "| more: codes |" in done.stdout and "student at 1 - teacher at 2 =" in done.stdout
 
 
-def test_a_study_goes_on_and_the_recipe_s_rows_come_as_one_object(
+def test_a_study_resumes_and_the_recipe_s_rows_come_as_one_object(
     study: Path, outcome: tuple[Path, subprocess.CompletedProcess[str]]
 ) -> None:
     out, _ = outcome
@@ -93,28 +93,28 @@ def test_settings_that_cost_another_time_run_for_the_recipe_s(
 
 
 @pytest.mark.parametrize(
-    "change, words, message",
+    "change, arguments, message",
     [
-        ({}, ["equal_time=true", "settings=[twice]"], "equal_time=true is impossible: allowed is false"),
+        ({}, ["equal_time=true", "settings=[twice]"], "equal_time must be false without a source"),
         ({}, ["seeds=[]"], "seeds must be a list of numbers"),
-        ({}, ["settings=[none]"], "settings: 'none' is impossible: allowed are plain, more: codes, twice"),
+        ({}, ["settings=[none]"], "settings must be among plain, more: codes, twice, got 'none'"),
         ({}, ["jobs=0"], "jobs must be"),
-        ({"recipe": "best"}, [], "recipe='best' is impossible: allowed are plain, more: codes, twice"),
-        ({"source": {"kind": "dice"}}, [], "source.kind='dice' is impossible: allowed are markov, codewords, bits"),
-        ({"settings": {"plain": ["objective.alpah=1"]}}, [], "unknown key 'objective.alpah'"),
-        ({"extra": 1}, [], "allowed keys are source, sequences, base, recipe, settings, teacher_seed"),
+        ({"recipe": "best"}, [], "recipe must be one of plain, more: codes, twice, got 'best'"),
+        ({"source": {"kind": "dice"}}, [], "source.kind must be one of markov, codewords, bits, got 'dice'"),
+        ({"settings": {"plain": ["objective.alpah=1"]}}, [], "objective.alpah"),
+        ({"extra": 1}, [], "the keys must be of source, sequences, base, recipe, settings, teacher_seed"),
     ],
 )
-def test_bad_input_is_named(tmp_path: Path, change: dict[str, object], words: list[str], message: str) -> None:
+def test_bad_input_is_named(tmp_path: Path, change: dict[str, object], arguments: list[str], message: str) -> None:
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump({**TINY, **change}, sort_keys=False))
-    done = ablate(f"study={path}", f"out={tmp_path / 'out'}", *words)
+    done = ablate(f"study={path}", f"out={tmp_path / 'out'}", *arguments)
     assert done.returncode == 2 and message in done.stderr
 
 
 def test_an_unknown_study_is_named() -> None:
     done = ablate("study=nothing")
-    assert done.returncode == 2 and "study='nothing' is impossible: allowed are markov" in done.stderr
+    assert done.returncode == 2 and "study must be one of markov" in done.stderr
 
 
 def test_a_failing_run_ends_the_study_with_its_log(tmp_path: Path) -> None:
@@ -124,12 +124,14 @@ def test_a_failing_run_ends_the_study_with_its_log(tmp_path: Path) -> None:
     assert done.returncode == 1 and "teacher, seed 0: exit status" in done.stderr and "ablate.log" in done.stderr
 
 
-def test_a_cut_training_leaves_no_rows(tmp_path: Path) -> None:
+def test_an_interrupted_training_leaves_no_rows(tmp_path: Path) -> None:
     long = tmp_path / "long.yaml"
     plain = {**TINY, "settings": {"plain": ["recipe=di4c", "train.steps=100000"]}}
     long.write_text(yaml.safe_dump(plain, sort_keys=False))
-    words = [f"study={long}", "seeds=[0]", f"out={tmp_path / 'out'}", "threads=1"]
-    running = subprocess.Popen([sys.executable, str(TOOLS / "ablate.py"), *words], stderr=subprocess.PIPE, text=True)
+    arguments = [f"study={long}", "seeds=[0]", f"out={tmp_path / 'out'}", "threads=1"]
+    running = subprocess.Popen(
+        [sys.executable, str(TOOLS / "ablate.py"), *arguments], stderr=subprocess.PIPE, text=True
+    )
     try:
         deadline = time.monotonic() + 300
         while not list((tmp_path / "out").glob("plain*/round_0/metrics.jsonl")):

@@ -1,4 +1,4 @@
-"""A study: one YAML of settings, each a list of the words that `launch/train_lm.py` takes."""
+"""A study: settings by name that are compared over seeds, from a YAML file."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -7,21 +7,22 @@ from typing import Any
 import yaml
 
 from di4c_lm.core.compose import compose, compose_rounds
+from di4c_lm.core.settings import check
 from di4c_lm.data.text.synthetic import CodewordMixture, CorrelatedBits, MarkovChain, Source
 from di4c_lm.domains.text.settings import TextSettings
+from tools.arguments import CONFIGS
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 STUDIES = CONFIGS / "study"
-SECONDS = "seconds.json"  # in a run's folder: how long its training took
 _SOURCES = {"markov": MarkovChain.random, "codewords": CodewordMixture.random, "bits": CorrelatedBits}
+_KEYS = ("source", "sequences", "base", "recipe", "settings", "teacher_seed")
 
 
 @dataclass(frozen=True)
 class Study:
-    """`settings`: words by name, said after `base`; `recipe` is the one that `--json` reports.
+    """`settings`: overrides by name, said after `base`; `recipe` is the one that `--json` reports.
 
-    With `source` the data are drawn from a law known exactly, `sequences` of them, and a model is judged by it; without it the data are the
-    text of `base`, and a language model judges. With `teacher_seed` one teacher serves all seeds.
+    With `source` the data are `sequences` samples of a distribution that is known exactly, and a model is judged by it; without it they are
+    the text of `base`, and a language model judges. With `teacher_seed` one teacher serves all seeds.
     """
 
     name: str
@@ -32,30 +33,31 @@ class Study:
     sequences: int = 100_000
     teacher_seed: int | None = None
 
-    def law(self) -> Source:
-        """The law of the data."""
+    def distribution(self) -> Source:
+        """That of the data."""
         kind, facts = self.source["kind"], {key: value for key, value in self.source.items() if key != "kind"}
         return _SOURCES[kind](**facts)
 
-    def words(self, setting: str | None, seed: int) -> list[str]:
-        """What is said on the command line of a run; without `setting`, of the teacher that all settings share."""
+    def overrides(self, setting: str | None, seed: int) -> list[str]:
+        """The arguments of a run; without `setting`, of the teacher that all settings share."""
         teacher_seed = seed if self.teacher_seed is None else self.teacher_seed
         seeds = (f"train.seed={seed}", f"teacher.pretrain.seed={teacher_seed}", f"eval.seeds=[{seed}]")
         return [*self.base, *(() if setting is None else self.settings[setting]), *seeds]
 
-    def config(self, setting: str | None, seed: int) -> TextSettings:
-        """The configuration of a run; `ValueError` as for the command line."""
-        return compose(TextSettings, self.words(setting, seed), CONFIGS, "text")
+    def config(self, setting: str | None, seed: int, *more: str) -> TextSettings:
+        """The settings of a run; `ValueError` as for the command line."""
+        return compose(TextSettings, [*self.overrides(setting, seed), *more], CONFIGS, "text")
+
+    def rounds(self, setting: str, seed: int, *more: str) -> list[TextSettings]:
+        """The settings of the rounds of a run; none where it has no rounds."""
+        config = self.config(setting, seed, *more)
+        overrides, folder = [*self.overrides(setting, seed), *more], Path(config.run.dir or "outputs")
+        return compose_rounds(config, overrides, CONFIGS, "text", folder)
 
     def timed(self, setting: str, steps: int) -> "tuple[Study, str]":
         """The study with `setting` once more, under a name of its own, with so many updates."""
         name = f"{setting}, {steps} updates"
         return replace(self, settings={**self.settings, name: (*self.settings[setting], f"train.steps={steps}")}), name
-
-    def rounds(self, setting: str, seed: int) -> list[TextSettings]:
-        """The configurations of the rounds of a run, itself where it has none."""
-        config = self.config(setting, seed)
-        return compose_rounds(config, self.words(setting, seed), CONFIGS, "text", Path("outputs")) or [config]
 
 
 def load_study(name: str) -> Study:
@@ -64,34 +66,25 @@ def load_study(name: str) -> Study:
     Raises `ValueError` that names the file and what is wrong with it.
     """
     path = Path(name) if name.endswith(".yaml") else STUDIES / f"{name}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(found.stem for found in STUDIES.glob("*.yaml")))
-        raise ValueError(f"study={name!r} is impossible: allowed are {known}, or the path of a .yaml file")
-    plain = yaml.safe_load(path.read_text(encoding="utf-8"))
+    known = ", ".join(sorted(found.stem for found in STUDIES.glob("*.yaml")))
+    check(path.is_file(), "study", name, f"one of {known}, or the path of a .yaml file")
     try:
-        study = _read(path.stem, plain)
+        study = _read(path.stem, yaml.safe_load(path.read_text(encoding="utf-8")))
         for setting in study.settings:
             study.rounds(setting, 0)
         if study.source:
-            study.law()
+            study.distribution()
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path}: {error}") from error
     return study
 
 
-def _read(name: str, plain: Any) -> Study:
-    allowed = ("source", "sequences", "base", "recipe", "settings", "teacher_seed")
-    unknown = set(plain) - set(allowed)
-    if unknown or not plain.get("settings"):
-        raise ValueError(
-            f"allowed keys are {', '.join(allowed)}, and settings must name at least one; found {', '.join(plain)}"
-        )
-    settings = {str(key): tuple(words or ()) for key, words in plain["settings"].items()}
-    source = plain.get("source", {})
-    if source and source.get("kind") not in _SOURCES:
-        raise ValueError(f"source.kind={source.get('kind')!r} is impossible: allowed are {', '.join(_SOURCES)}")
-    if plain["recipe"] not in settings:
-        raise ValueError(f"recipe={plain['recipe']!r} is impossible: allowed are {', '.join(settings)}")
-    sequences = plain.get("sequences", Study.sequences)
-    base, teacher_seed = tuple(plain.get("base", ())), plain.get("teacher_seed")
-    return Study(name, base, settings, plain["recipe"], source, sequences, teacher_seed)
+def _read(name: str, plain: dict[str, Any]) -> Study:
+    check(set(plain) <= set(_KEYS), "the keys", ", ".join(plain), f"of {', '.join(_KEYS)}")
+    check(plain.get("settings"), "settings", plain.get("settings"), "a mapping of at least one name to its overrides")
+    settings = {str(key): tuple(overrides or ()) for key, overrides in plain["settings"].items()}
+    kind = plain.get("source", {}).get("kind")
+    check("source" not in plain or kind in _SOURCES, "source.kind", kind, f"one of {', '.join(_SOURCES)}")
+    check(plain["recipe"] in settings, "recipe", plain["recipe"], f"one of {', '.join(settings)}")
+    rest = {key: plain[key] for key in ("source", "sequences", "teacher_seed") if key in plain}
+    return Study(name, tuple(plain.get("base", ())), settings, plain["recipe"], **rest)

@@ -1,0 +1,170 @@
+"""One run of a study, by the recipe of every run, and the rows that it is compared by."""
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float64, Int64
+from torch import Tensor
+
+from di4c_lm.data.batches import PackedSource, first_sequences
+from di4c_lm.data.text.synthetic import Source, pair_frequencies
+from di4c_lm.domains.domain import Interrupted
+from di4c_lm.domains.text.domain import DOMAIN
+from di4c_lm.domains.text.settings import TextSettings
+from di4c_lm.networks.dit import DIT
+from di4c_lm.processes.masked import MaskedProcess
+from di4c_lm.runs import recipe
+from di4c_lm.samplers.grids import uniform_grid
+from di4c_lm.samplers.trajectory import sample_keyed
+from di4c_lm.training.distributed import World, init_distributed, set_threads
+from tools.ablation.study import Study
+
+SECONDS = "seconds.json"  # in a run's folder: how long its training took
+_BATCH = 1024
+_TEACHER = "teacher.pt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExactModel:
+    """A network on the states of a distribution."""
+
+    denoiser: DIT
+
+    @property
+    def process(self) -> MaskedProcess:
+        """MASK is the last state."""
+        return MaskedProcess(self.denoiser.mask_id)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExactData:
+    """Sequences sampled once from a distribution, in one order."""
+
+    distribution: Source
+    sequences: PackedSource
+    fingerprint: str = ""
+
+    def source(self, seed: int) -> PackedSource:
+        """The sequences."""
+        return self.sequences
+
+    def first_sequences(self, seed: int) -> Int64[Tensor, "N D"]:
+        """The first of them."""
+        return first_sequences(self.sequences, self.distribution.length)
+
+    def save(self, folder: Path) -> None:
+        """Nothing: they are sampled again."""
+
+
+class ExactDomain:
+    """A domain whose distribution is known exactly, as far as training asks (see `di4c_lm.domains.domain.Domain`)."""
+
+    pretraining = DOMAIN.pretraining
+
+    def network(self, settings: TextSettings, data: ExactData) -> DIT:
+        """On the distribution's states and MASK."""
+        return DIT(settings.model, num_states=data.distribution.num_states + 1)
+
+    def wrap(self, network: DIT, settings: TextSettings, data: ExactData) -> ExactModel:
+        """The network alone."""
+        return ExactModel(denoiser=network)
+
+
+_DOMAIN: Any = ExactDomain()
+
+
+def run_text(study: Study, setting: str, seed: int, folder: Path, threads: int) -> list[dict[str, Any]]:
+    """Train on text in `folder`, as `launch/train_lm.py` does; the rows of its closing report: generative perplexity and entropy.
+
+    Teacher and evaluator are cached where the run caches them.
+    """
+    place = (f"run.dir={folder}", f"run.threads={threads}")
+    with _to_the_end():
+        status = recipe.run(DOMAIN, study.config(setting, seed, *place), study.rounds(setting, seed, *place))
+        if status:
+            raise Interrupted(status - 128)
+    rows = json.loads((folder / "report" / "gen_ppl.json").read_text())["rows"]
+    kept = ("model", "gen_ppl", "entropy")
+    return [{**{name: row[name] for name in kept}, "steps": row["steps"] or 0} for row in rows]
+
+
+def run_teacher(study: Study, seed: int, folder: Path, threads: int) -> list[dict[str, Any]]:
+    """Train the teacher of `seed` into `folder`; rows of it and of the distribution's own samples."""
+    config, world, data = _prepare(study, None, seed, threads)
+    model = recipe.fresh_model(_DOMAIN, config, data, config.teacher.pretrain.seed)
+    with _to_the_end():
+        trained = recipe.pretrain(_DOMAIN, config, model, data.sequences, world, folder / "training")
+    network, distribution = model.denoiser, data.distribution
+    network.load_state_dict({**network.state_dict(), **trained.ema})
+    torch.save(network.state_dict(), folder / _TEACHER)
+    shutil.rmtree(folder / "training")
+    own = distribution.sample(config.eval.num_samples, torch.Generator().manual_seed(seed + 1_000_000))
+    own_row = {"model": "data", "steps": 0, **_quality(own, distribution)}
+    return [*_rows("teacher", network, distribution, config), own_row]
+
+
+def run_student(
+    study: Study, setting: str, seed: int, folder: Path, teacher: Path, threads: int
+) -> list[dict[str, Any]]:
+    """Distil the teacher in the folder `teacher` by `setting`, in its rounds; rows of the last student.
+
+    Leaves the seconds that training took in `folder`/seconds.json.
+    """
+    config, world, data = _prepare(study, setting, seed, threads)
+    model, seconds = recipe.fresh_model(_DOMAIN, config, data, config.teacher.pretrain.seed), 0.0
+    model.denoiser.load_state_dict(torch.load(teacher / _TEACHER, weights_only=True))
+    for number, one in enumerate(study.rounds(setting, seed) or [config]):
+        student = recipe.new_student(_DOMAIN, one, data, model)
+        begun = time.perf_counter()
+        with _to_the_end():
+            trained = recipe.fit(one, student, model, data.sequences, world, folder / f"round_{number}")
+        seconds += time.perf_counter() - begun
+        student.denoiser.load_state_dict({**student.denoiser.state_dict(), **trained.ema})
+        shutil.rmtree(folder / f"round_{number}" / "checkpoints")
+        model = student
+    (folder / SECONDS).write_text(json.dumps(seconds))
+    return _rows("student", model.denoiser, data.distribution, config)
+
+
+@contextmanager
+def _to_the_end() -> Iterator[None]:
+    """End the program with 128 + the signal that interrupts a training: a part of one is no outcome."""
+    try:
+        yield
+    except Interrupted as interrupted:
+        raise SystemExit(128 + interrupted.number) from interrupted
+
+
+def _prepare(study: Study, setting: str | None, seed: int, threads: int) -> tuple[TextSettings, World, ExactData]:
+    config, distribution = study.config(setting, seed), study.distribution()
+    world = init_distributed(config.run.device)
+    set_threads(threads)
+    tokens_ND = distribution.sample(study.sequences, torch.Generator().manual_seed(seed))
+    sequences = PackedSource(tokens_ND.numpy().astype(np.uint16), seed)
+    return config, world, ExactData(distribution=distribution, sequences=sequences)
+
+
+def _rows(model: str, network: DIT, distribution: Source, config: TextSettings) -> list[dict[str, Any]]:
+    process, shape = MaskedProcess(distribution.num_states), (config.eval.num_samples, distribution.length)
+    how = {"seed": config.eval.seeds[0], "batch_size": _BATCH}
+    network.eval()
+    samples = {k: sample_keyed(network, process, shape, uniform_grid(k), **how).x for k in config.eval.steps}
+    return [{"model": model, "steps": steps, **_quality(x_ND, distribution)} for steps, x_ND in samples.items()]
+
+
+def _quality(x_ND: Int64[Tensor, "N D"], distribution: Source) -> dict[str, float]:
+    """Mean -log p(x) under the distribution (nats a sequence), and the mean total variation between pairs of neighbours and theirs.
+
+    The second is above 0 for the distribution's own samples too, by chance: the rows of `data` say by how much.
+    """
+    nll_N: Float64[Tensor, " N"] = -distribution.log_prob(x_ND)
+    distance_PSS = (pair_frequencies(x_ND, distribution.num_states) - distribution.pair_marginals()).abs()
+    return {"nll": float(nll_N.mean()), "pair_tv": float(distance_PSS.sum((1, 2)).mean() / 2)}
