@@ -35,6 +35,7 @@ from di4c_lm.training.loop import Trained, train
 from di4c_lm.training.settings import OptimConfig, TrainConfig, ZeroConfig
 
 logger = logging.getLogger(__name__)
+_GIVEN = ("kind", "path", "weights")  # of `teacher`: what has no part in training one
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -59,7 +60,7 @@ def run_once(domain: Domain, settings: Any, *, export_raw: bool = False, optimiz
 
     Args:
         export_raw: export the raw weights beside their average.
-        optimizer_from: the folder of the run whose optimiser's moments this one goes on with.
+        optimizer_from: the folder of the run whose optimiser's moments this one begins with.
     """
     world, folder, cache = init_distributed(settings.run.device), run_dir(domain, settings), settings.run.cache
     set_threads(settings.run.threads)
@@ -106,8 +107,7 @@ def merged(settings: Any) -> bool:
 
     Else the run's folder holds them once, in the teacher's.
     """
-    how = settings.export
-    return how == "merged" or (how == "auto" and settings.teacher.kind != "pretrained")
+    return settings.export == "merged" or (settings.export == "auto" and settings.teacher.kind != "pretrained")
 
 
 # Teachers
@@ -115,7 +115,7 @@ def merged(settings: Any) -> bool:
 
 def find_teacher(domain: Domain, settings: Any, data: Data, world: World, cache: Cache) -> Model:
     """The teacher that `settings.teacher` names, of random weights, or trained on the data and cached. All ranks call it."""
-    kind = teacher_kind(settings)
+    kind = settings.teacher.kind
     if kind == "pretrained":
         logger.info("2/5 teacher: %s", settings.teacher.path)
         return domain.read(settings.teacher.path, settings, data)
@@ -124,10 +124,8 @@ def find_teacher(domain: Domain, settings: Any, data: Data, world: World, cache:
         return random_teacher(domain, settings, data)
     plain = to_dict(settings)
     shaping = {name: plain[name] for name in domain.pretraining.sections}
-    told = {
-        name: value for name, value in plain["teacher"].items() if name not in ("kind", "path", "revision", "weights")
-    }
-    key = key_of(domain.name, shaping, told, data.fingerprint)
+    training = {name: value for name, value in plain["teacher"].items() if name not in _GIVEN}
+    key = key_of(domain.name, shaping, training, data.fingerprint)
 
     def make(folder: Path) -> None:
         model = fresh_model(domain, settings, data, settings.teacher.pretrain.seed)
@@ -138,13 +136,8 @@ def find_teacher(domain: Domain, settings: Any, data: Data, world: World, cache:
     return domain.read(cache.entry("teachers", key, make, together=True), settings, data)
 
 
-def teacher_kind(settings: Any) -> str:
-    """`train`, `pretrained` or `random`."""
-    return getattr(settings.teacher, "kind", "train" if settings.teacher.path is None else "pretrained")
-
-
 def fresh_model(domain: Domain, settings: Any, data: Data, seed: int, *, fill_zeros: bool = False) -> Model:
-    """A model with weights drawn from `seed`; the global generator is left as it was."""
+    """A model with weights sampled from `seed`; the global generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = domain.network(settings, data)
@@ -201,9 +194,9 @@ def pretrain(domain: Domain, settings: Any, model: Model, source: Source | Strea
 
 
 def new_student(domain: Domain, settings: Any, data: Data, teacher: Model | None) -> Model:
-    """What is trained: the teacher's weights, with a λ path if the objective takes one; or a network with weights drawn from `train.seed`.
+    """What is trained: a mixture that begins as the teacher, if the objective takes one; a copy of it; or a network from `train.seed`.
 
-    Raises `ValueError` for a teacher with λ under an objective that has no use for it.
+    Raises `ValueError` for a teacher that is a mixture under an objective that has no use for it.
     """
     if teacher is None:
         return fresh_model(domain, settings, data, settings.train.seed)

@@ -147,7 +147,7 @@ TINY = (
     "run.device=cpu",
     "run.threads=1",
 )
-CLASSES = ("mixture=class_chain", "mixture.codebook_size=5", "mixture.trunk=frozen", "objective=likelihood")
+CLASSES = ("mixture=class_chain", "mixture.codebook_size=5", "objective=likelihood")
 
 
 def test_a_run_makes_codes_a_teacher_and_a_student_of_them(tmp_path: Path) -> None:
@@ -192,3 +192,21 @@ def test_codes_of_another_vqgan_and_a_teacher_of_other_classes_are_refused(tmp_p
     CodeModel(denoiser=denoiser(), vqgan=coder()).save_pretrained(tmp_path / "teacher")
     with pytest.raises(ValueError, match="its network has 3 classes, .* 1"):
         DOMAIN.read(tmp_path / "teacher", chosen, data)
+
+
+@pytest.mark.parametrize(
+    "words", [["objective=sdtt", "objective.dt=0.125"], ["objective=mdlm", "schedule=linear"], ["objective=denoising"]]
+)
+def test_objectives_on_masks_train_on_codes_too(tmp_path: Path, words: list[str]) -> None:
+    places = [f"run.dir={tmp_path / 'run'}", f"run.cache_dir={tmp_path / 'cache'}"]
+    needless = () if words[0] == "objective=sdtt" else ("teacher.pretrain.steps=2",)
+    own = [word for word in TINY if word not in needless]
+    assert recipe.run(DOMAIN, compose(CodeSettings, [*own, *places, *words], CONFIGS, "imagenet")) == 0
+    assert FinishedRun.read(tmp_path / "run").models.keys() == ({"student"} if needless else {"teacher", "student"})
+
+
+def test_the_bound_of_mdlm_wants_its_own_schedule() -> None:
+    with pytest.raises(
+        ValueError, match="objective must be denoising, or schedule linear, where schedule=arccos, got 'mdlm'"
+    ):
+        compose(CodeSettings, ["objective=mdlm"], CONFIGS, "imagenet")

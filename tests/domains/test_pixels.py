@@ -118,8 +118,6 @@ TINY = (
     "model.width=4",
     "model.multipliers=[1]",
     "model.attention_scale=-1",
-    "teacher.pretrain.steps=2",
-    "teacher.pretrain.batch_size=4",
     "train.steps=2",
     "train.log_every=1",
     "train.micro_batch_size=2",
@@ -143,7 +141,7 @@ def finished(folder: Path, *words: str) -> FinishedRun:
 
 
 def test_a_run_begins_with_the_classes_of_levels_and_keeps_its_teacher(tmp_path: Path) -> None:
-    run = finished(tmp_path, "eval.skip=true")
+    run = finished(tmp_path, "teacher.pretrain.steps=2", "teacher.pretrain.batch_size=4", "eval.skip=true")
     teacher, student = samplers(run, 8, "cpu")
     first, last = (CifarModel.from_pretrained(path).denoiser.tensors() for path in run.models.values())
     assert all(torch.equal(value, last[name]) for name, value in first.items()), "the backbone is the teacher's"
@@ -175,3 +173,9 @@ def test_impossible_settings_of_the_report_are_refused_before_the_images_are_rea
     config = PixelSettings(data=PixelDataConfig(kind="files", path="/nowhere"), eval=ImageEvalConfig(steps=(0,)))
     with pytest.raises(ValueError, match="eval.steps must be"):
         DOMAIN.data(config, World(rank=0, local_rank=0, size=1, device=torch.device("cpu")), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["sdtt", "mdlm"])
+def test_objectives_on_masks_are_refused_with_the_settings(name: str) -> None:
+    with pytest.raises(ValueError, match=f"objective must be likelihood, di4c or denoising on pixels.*got '{name}'"):
+        compose(PixelSettings, [f"objective={name}"], CONFIGS, "cifar10")

@@ -1,4 +1,4 @@
-"""Images as codes: a VQGAN, a masked process on its codes, MaskGIT's transformers, and how they draw."""
+"""Images as codes: a VQGAN, a masked process on its codes, MaskGIT's transformers, and how they sample."""
 
 import hashlib
 from collections.abc import Mapping, Sequence

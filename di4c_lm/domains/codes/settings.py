@@ -10,6 +10,7 @@ from di4c_lm.mixtures.registry import MIXTURES
 from di4c_lm.networks.maskgit import MaskGitConfig
 from di4c_lm.networks.vqgan import VqganConfig
 from di4c_lm.objectives.di4c import Di4C
+from di4c_lm.objectives.mdlm import Mdlm
 from di4c_lm.objectives.registry import OBJECTIVES
 from di4c_lm.objectives.teacher_step import TeacherStep
 from di4c_lm.processes.times import Times
@@ -119,6 +120,8 @@ class CodeSettings(RunSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        bound = isinstance(self.objective, Mdlm) and self.schedule != "linear"
+        check(not bound, "objective", "mdlm", f"denoising, or schedule linear, where schedule={self.schedule}")
         blocks, at = self.model.num_blocks, getattr(self.mixture, "inject_at", 0)
         own_shape = self.teacher.kind != "pretrained"  # else the checkpoint says how many blocks there are
         check(not own_shape or -blocks <= at < blocks, "mixture.inject_at", at, f"below model.num_blocks={blocks}")

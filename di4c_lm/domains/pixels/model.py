@@ -1,4 +1,4 @@
-"""Images of ordered levels: tauLDR's chain, U-Nets, their checkpoints and images, and how they draw."""
+"""Images of ordered levels: tauLDR's chain, U-Nets, their checkpoints and images, and how they sample."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -107,7 +107,7 @@ def sampler_of(config: ChainSamplerConfig, *, steps: int, hybrid: bool = False) 
 
 
 def load_images(config: PixelDataConfig, seed: int) -> Split:
-    """Training and held-out images. Raises `ValueError` as `load_split` does, and for images of another size than `data.size`."""
+    """Training and validation images. Raises `ValueError` as `load_split` does, and for images of another size than `data.size`."""
     size = None if config.size is None else (config.size, config.size)
     split = load_split(
         config.source,

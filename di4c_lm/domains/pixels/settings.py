@@ -81,7 +81,13 @@ class PixelSettings(RunSettings):
     eval: ImageEvalConfig = setting(ImageEvalConfig(num_samples=480, batch_size=160), identity=False)
 
     def __post_init__(self) -> None:
-        kind = kind_of(MIXTURES, self.mixture)
+        objective, kind = kind_of(OBJECTIVES, self.objective), kind_of(MIXTURES, self.mixture)
+        check(
+            objective not in ("sdtt", "mdlm"),
+            "objective",
+            objective,
+            "likelihood, di4c or denoising on pixels, whose noise is no mask",
+        )
         check(kind != "adaln", "mixture", kind, "token, codes or class_chain for a U-Net")
         at, distribution = getattr(self.mixture, "inject_at", 0), getattr(self.mixture, "distribution", "uniform")
         check(at == 0, "mixture.inject_at", at, "0 for a U-Net")
