@@ -17,12 +17,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from di4c_lm.core.compose import compose
 from di4c_lm.core.settings import section, setting
 from di4c_lm.data.images.builtin import Bars
-from di4c_lm.domains.pixels.model import sampler_of
+from di4c_lm.domains.domain import sampling
 from di4c_lm.domains.pixels.settings import PixelSettings
 from di4c_lm.measure.statistics.exact import ExactCheck, check_samples, product_of_marginals, total_variation
 from tools.arguments import CONFIGS, own_arguments, run_script
 
-SMALL = ("model.multipliers=[1]", "model.attention_scale=0", "sampler.end=draw")  # images of three rows are not halved
+SMALL = (
+    "model.multipliers=[1]",
+    "model.attention_scale=0",
+    "decoding.end=sample",
+)  # images of three rows are not halved
 
 
 @section
@@ -85,7 +89,7 @@ def _trained(config: PixelSettings, bars: Bars, count: int) -> dict[str, Any]:
 
 def _checked(model: Any, bars: Bars, config: PixelSettings, steps: int, seed: int, count: int) -> ExactCheck:
     x_ND, _ = model.sample(
-        count, steps, seed=seed, batch_size=config.eval.batch_size, **sampler_of(config.sampler, steps=steps)
+        count, steps, seed=seed, batch_size=config.eval.batch_size, **sampling(config, "student", {})
     )
     return check_samples(bars.index(x_ND.numpy()), bars.distribution(), seed=seed)
 

@@ -55,9 +55,15 @@ def setting(default: Any, help: str = "", *, identity: bool = True) -> Any:  # n
     return dataclasses.field(default=default, metadata={"help": help, "identity": identity})
 
 
-def choice(registry: Registry | Callable[[], Registry], default: Any, help: str = "") -> Any:  # noqa: A002
+def choice(
+    registry: Registry | Callable[[], Registry],
+    default: Any,
+    help: str = "",  # noqa: A002
+    *,
+    identity: bool = True,
+) -> Any:
     """A field that holds a section of one of the classes of `registry`, which is read, or asked for, when it is used first."""
-    return dataclasses.field(default=default, metadata={"help": help, "identity": True, "registry": registry})
+    return dataclasses.field(default=default, metadata={"help": help, "identity": identity, "registry": registry})
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(dataclasses.field,))

@@ -16,9 +16,10 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 
 from di4c_lm.core.files import read_json, write_json
-from di4c_lm.core.settings import build
+from di4c_lm.core.settings import build, to_dict
 from di4c_lm.data.batches import Source, Stream
 from di4c_lm.processes.process import Process
+from di4c_lm.samplers.trajectory import name_of
 from di4c_lm.training.distributed import World
 
 # In a run's folder. `student` holds the averaged weights, `student_raw` the others, where a next round wants them.
@@ -123,6 +124,18 @@ class FinishedRun:
         """Note in the folder of what `read` should find there; the settings are there already."""
         models = {name: os.path.relpath(path, self.folder) for name, path in self.models.items()}
         write_json(self.folder / PARTS, {"domain": self.domain.name, "models": models})
+
+
+def sampling(settings: Any, name: str, models: Mapping[str, Any]) -> dict[str, Any]:
+    """How the model `name` of a run is sampled, as its `sample` takes it; of a hybrid the last steps are the run's teacher's."""
+    teacher = models.get(TEACHER) if settings.decoding.hybrid_last and name != TEACHER else None
+    decoding = to_dict(settings.decoding) | ({} if teacher else {"hybrid_last": 0})
+    return {"sampler": settings.sampler, "teacher": teacher, **decoding}
+
+
+def sampling_facts(settings: Any) -> dict[str, Any]:
+    """The same for a report's manifest: the sampler's name, its settings and those of decoding."""
+    return {"sampler": name_of(settings.sampler), "settings": to_dict(settings.sampler) | to_dict(settings.decoding)}
 
 
 class Interrupted(Exception):

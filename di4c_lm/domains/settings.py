@@ -10,6 +10,10 @@ from di4c_lm.mixtures.registry import MIXTURES
 from di4c_lm.objectives.likelihood import Likelihood
 from di4c_lm.objectives.registry import OBJECTIVES
 from di4c_lm.objectives.registry import OLD_KEYS as OLD_OBJECTIVE_KEYS
+from di4c_lm.processes.masked import MaskedProcess
+from di4c_lm.samplers.ancestral import Ancestral
+from di4c_lm.samplers.registry import SAMPLERS
+from di4c_lm.samplers.trajectory import Decoding, check_process
 from di4c_lm.training.settings import OptimConfig, PretrainConfig, RunConfig, TrainConfig, WandbConfig, ZeroConfig
 
 
@@ -96,6 +100,8 @@ class ImageEvalConfig:
 class RunSettings:
     """One run, or with `rounds` a chain of them, each of which learns from the one before it."""
 
+    PROCESS: ClassVar[type] = MaskedProcess
+    HAS_CLASSES: ClassVar[bool] = False
     STUDENTS_OWN: ClassVar[tuple[str, ...]] = ("dropout",)  # of `model`: what a student need not share with its teacher
     OLD_KEYS: ClassVar[Mapping[str, str]] = {
         "lambda.path=token": "mixture=token",
@@ -111,6 +117,8 @@ class RunSettings:
         "objective=di4c_codes": "recipe=di4c",
         "objective=di4c_paper": "recipe=di4c_paper",
         "optim.latent_lr_scale": "optim.mixture_lr_scale",
+        "sampler=hybrid": "decoding.hybrid_last=<steps>, with any sampler",
+        "sampler.greedy_end": "decoding.end=argmax",
         **OLD_OBJECTIVE_KEYS,
     }
 
@@ -122,6 +130,8 @@ class RunSettings:
     train: TrainConfig = setting(TrainConfig())
     zero: ZeroConfig = setting(ZeroConfig(), identity=False)
     teacher: TeacherConfig = setting(TeacherConfig())
+    sampler: Any = choice(SAMPLERS, Ancestral(), "of the report", identity=False)
+    decoding: Decoding = setting(Decoding(), identity=False)
     export: Literal["auto", "head", "merged"] = setting(
         "auto",
         "of a student over a frozen teacher; head: λ's tensors and where the teacher is; auto: merged where the run made it",
@@ -131,6 +141,7 @@ class RunSettings:
     rounds: Rounds = setting((), "of a chain: the overrides of each, [{objective: sdtt, train.steps: 300}, ...]")
 
     def __post_init__(self) -> None:
+        check_process(self.sampler, self.PROCESS, self.decoding)
         if not self.objective.takes_mixture:
             return
         self.mixture.check_num_lambdas(self.objective.num_lambdas)
@@ -142,8 +153,10 @@ class RunSettings:
         """Sections that the objective, or a given teacher, has no use for."""
         reason = f"where objective={kind_of(OBJECTIVES, self.objective)}"
         found = {} if self.objective.takes_mixture else {"mixture": reason, "optim.mixture_lr_scale": reason}
+        if not self.HAS_CLASSES:
+            found |= dict.fromkeys(("decoding.guidance", "decoding.guidance_ramp"), "where there are no classes")
         if not self.objective.needs_teacher:
-            found["teacher"] = reason
+            found |= {"teacher": reason, "decoding.hybrid_last": reason}
         elif self.teacher.kind == "pretrained":
             names = [name for name in fields(type(self.model)) if name not in self.STUDENTS_OWN]
             found |= {f"model.{name}": "where a teacher is given, whose shape it is" for name in names}

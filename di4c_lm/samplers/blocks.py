@@ -14,10 +14,11 @@ from di4c_lm.samplers.ancestral import Ancestral
 from di4c_lm.samplers.trajectory import Trajectory
 
 
-def _samplers() -> dict[str, Any]:
+def _others() -> dict[str, Any]:
+    """All samplers but `blocks`."""
     from di4c_lm.samplers.registry import SAMPLERS
 
-    return SAMPLERS
+    return {name: entry for name, entry in SAMPLERS.items() if name != "blocks"}
 
 
 @final
@@ -32,7 +33,7 @@ class Blocks:
     needs: ClassVar[type] = MaskedProcess
     context: int = setting(0, "positions of a window; 0: as many as the network was trained on")
     block: int = setting(0, "positions that each window adds; 0: half of the context")
-    inner: Any = choice(_samplers, Ancestral(), "the sampler of each window")
+    inner: Any = choice(_others, Ancestral(), "the sampler of each window")
 
     def __post_init__(self) -> None:
         at_least(self, 0, "context", "block")

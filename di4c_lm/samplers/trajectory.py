@@ -40,7 +40,7 @@ class Decoding:
     hold_latents: bool = setting(False, "one λ a sample in place of one a network call")
     guidance: float = setting(0.0, "w of classifier-free guidance; above 0 it needs classes")
     guidance_ramp: Literal["linear", "constant"] = setting("linear", "whether w rises from 0 over the steps")
-    hybrid_last: int = setting(0, "steps at the end that the teacher takes")
+    hybrid_last: int = setting(0, "steps at the end that the teacher takes, of fewer all")
 
     def __post_init__(self) -> None:
         check(self.temperature > 0, "temperature", self.temperature, "above 0")
@@ -174,12 +174,10 @@ class Trajectory:
 
     def steps(self, count: int) -> Iterator[int]:
         """0 to `count` - 1, each said before its step: the teacher takes the last `hybrid_last`, and guidance follows its ramp."""
-        last = self.decoding.hybrid_last
-        check(last <= count, "hybrid_last", last, f"at most the number of steps, {count}")
         for index in range(count):
             self.progress = index / (count - 1) if count > 1 else 1.0
             self.ends = index == count - 1
-            self._turn = self.teacher if index >= count - last else self.calls
+            self._turn = self.teacher if index >= count - self.decoding.hybrid_last else self.calls
             yield index
 
     def intervals(self) -> Iterator[tuple[Float64[Tensor, ""], Float64[Tensor, ""]]]:
@@ -235,11 +233,8 @@ class Trajectory:
     ) -> tuple[Int64[Tensor, "B D"], Float64[Tensor, "B D"]]:
         """What `predict` gives, and where `scored` the logarithms of the samples' probabilities; 0 elsewhere.
 
-        Sequences that need nothing are not run, and the output head runs at the positions needed alone. Raises `ValueError` for noise that
-        the sampler does not have.
+        Sequences that need nothing are not run, and the output head runs at the positions needed alone.
         """
-        if self.legacy:
-            raise ValueError(f"noise must be exact but for ancestral and analytic steps, got {self.decoding.noise!r}")
         call, u_BD = self.call(x_t, t_B, needed_BD.any(1)), self.uniform()
         x_0, log_p_BD = x_t.clone(), torch.zeros_like(u_BD)
         for at_C, p_CS in self._read(call, needed_BD) if call else ():
@@ -284,11 +279,22 @@ def name_of(sampler: Sampler) -> str:
     return re.sub(r"(?<!^)(?=[A-Z])", "_", type(sampler).__name__).lower()
 
 
-def check_process(sampler: Sampler, process: type) -> None:
-    """Raise `ValueError` for a sampler that has no meaning on processes of this class, or is made of one that has none."""
-    for one in (sampler, *(inner for inner in vars(sampler).values() if isinstance(inner, Sampler))):
+def _parts(sampler: Sampler) -> Iterator[Sampler]:
+    yield sampler
+    for one in vars(sampler).values():
+        if isinstance(one, Sampler):
+            yield from _parts(one)
+
+
+def check_process(sampler: Sampler, process: type, decoding: Decoding) -> None:
+    """Raise `ValueError` for a sampler or noise that has no meaning on processes of this class, or is made of one that has none."""
+    parts = list(_parts(sampler))
+    for one in parts:
         if not issubclass(process, one.needs):
             raise ValueError(f"sampler={name_of(one)} needs {_KINDS[one.needs]}, got {process.__name__}")
+    published = issubclass(process, MaskedProcess) and {"ancestral", "analytic"} & {name_of(one) for one in parts}
+    noise, allowed = decoding.noise, "exact but for ancestral and analytic steps of a masked process"
+    check(noise == "exact" or published, "decoding.noise", noise, allowed)
 
 
 def check_grid(times: Float64[Tensor, " n"]) -> None:
@@ -363,8 +369,8 @@ def sample(
 
         sampler = make_sampler(sampler)
     check_grid(times)
-    check_process(sampler, type(process))
     decoding = decoding or Decoding()
+    check_process(sampler, type(process), decoding)
     if x_init.numel() == 0:
         shape = tuple(x_init.shape)
         raise ValueError(f"x_init must hold at least one sequence of at least one position, got shape {shape}")

@@ -68,7 +68,7 @@ def test_the_papers_runs_are_the_papers() -> None:
     assert (cifar.optim.lr, cifar.optim.ema_decay, cifar.model.multipliers) == (2e-4, 0.9999, (1, 2, 2, 2))
     assert (cifar.teacher.path, cifar.data.source, cifar.data.flip) == ("here.pt", "cifar10", True)
     imagenet = domain("imagenet", "experiment=imagenet_paper")
-    assert (imagenet.objective.num_lambdas, imagenet.optim.betas, imagenet.eval.guidance) == (32, (0.9, 0.96), 3.0)
+    assert (imagenet.objective.num_lambdas, imagenet.optim.betas, imagenet.decoding.guidance) == (32, (0.9, 0.96), 3.0)
 
 
 @pytest.mark.parametrize("name", DOMAINS)

@@ -15,7 +15,7 @@ from di4c_lm.core.compose import compose
 from di4c_lm.data.images.codes import save_codes
 from di4c_lm.domains.codes.domain import DOMAIN
 from di4c_lm.domains.codes.model import CodeModel, encode_images, fingerprint, to_images, to_planes
-from di4c_lm.domains.codes.report import sampler_of, samplers
+from di4c_lm.domains.codes.report import image_sampler, samplers
 from di4c_lm.domains.codes.settings import CodeSettings, ImageDataConfig, VqganSource
 from di4c_lm.domains.domain import FinishedRun
 from di4c_lm.mixtures.adaln import AdaLNSettings
@@ -88,14 +88,14 @@ def test_a_codebook_that_does_not_match(change: dict[str, int]) -> None:
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_images_do_not_depend_on_their_batch(steps: int) -> None:
     model = CodeModel(denoiser=denoiser(), vqgan=coder())
-    drawer = sampler_of("teacher", model)
+    drawer = image_sampler("teacher", model)
     labels = np.array([0, 1, 2, 0, 1])
     many, calls = drawer.sample(5, steps, 7, labels)
-    few, calls_of_few = sampler_of("x", model, batch_size=2).sample(5, steps, 7, labels)
+    few, calls_of_few = image_sampler("x", model, batch_size=2).sample(5, steps, 7, labels)
     assert many.shape == (5, 4, 4, 1) and many.dtype == np.uint8
     assert np.array_equal(many, few)
     assert calls == calls_of_few <= steps
-    assert drawer.facts["schedule"] == "arccos" and drawer.facts["settings"]["choice_temperature"] == 4.5
+    assert drawer.facts["schedule"] == "arccos"
 
 
 @pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "tau_leaping"])
@@ -165,6 +165,7 @@ def test_a_run_makes_codes_a_teacher_and_a_student_of_them(tmp_path: Path) -> No
     assert all(torch.equal(after[name], value) for name, value in before.items()), "the backbone is the teacher's"
     assert float(after["latent_head.table"].softmax(1).amax(1).max()) > 0.9, "a code has a class"
     for drawer in samplers(finished, 8, "cpu"):
+        assert (drawer.facts["sampler"], drawer.facts["settings"]["choice_temperature"]) == ("confidence", 4.5)
         assert drawer.sample(3, 2, 0, None)[0].shape == (3, 8, 8, 1)
 
 

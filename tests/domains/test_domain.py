@@ -1,11 +1,14 @@
-"""Which run is meant where one is named, or none."""
+"""Which run is meant where one is named, or none; and how its models are sampled."""
 
 import os
 from pathlib import Path
 
 import pytest
 
-from di4c_lm.domains.domain import find_run
+from di4c_lm.domains.domain import find_run, sampling, sampling_facts
+from di4c_lm.domains.text.settings import TextSettings
+from di4c_lm.samplers.confidence import Confidence
+from di4c_lm.samplers.trajectory import Decoding
 
 
 def make(folder: Path, age: float) -> Path:
@@ -30,3 +33,13 @@ def test_no_run_is_named(tmp_path: Path) -> None:
         find_run(None, str(tmp_path))
     with pytest.raises(ValueError, match="run='.*unfinished': expected a run's folder"):
         find_run(str(tmp_path / "unfinished"), str(tmp_path))
+
+
+def test_the_models_of_a_run_are_sampled_as_it_says_and_a_hybrid_ends_with_the_teacher() -> None:
+    settings = TextSettings(sampler=Confidence(), decoding=Decoding(temperature=0.5, hybrid_last=2))
+    models = {"teacher": object(), "student": object()}
+    student, teacher = (sampling(settings, name, models) for name in ("student", "teacher"))
+    assert (student["teacher"], student["hybrid_last"]) == (models["teacher"], 2)
+    assert (teacher["teacher"], teacher["hybrid_last"]) == (None, 0)
+    assert student["sampler"] == Confidence() and student["temperature"] == teacher["temperature"] == 0.5
+    assert sampling_facts(settings)["sampler"] == "confidence"

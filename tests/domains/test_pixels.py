@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,36 +15,33 @@ from di4c_lm.domains.domain import FinishedRun
 from di4c_lm.domains.pixels.domain import DOMAIN
 from di4c_lm.domains.pixels.model import (
     CifarModel,
-    chain_of,
     load_images,
     load_teacher,
-    sampler_of,
 )
-from di4c_lm.domains.pixels.report import sampler, samplers
+from di4c_lm.domains.pixels.report import image_sampler, samplers
 from di4c_lm.domains.pixels.settings import (
-    ChainConfig,
-    ChainSamplerConfig,
     ImageEvalConfig,
     PixelDataConfig,
     PixelSettings,
 )
 from di4c_lm.networks.unet import UNet, UnetConfig
+from di4c_lm.processes.gaussian import GaussianChain
 from di4c_lm.runs import recipe
-from di4c_lm.samplers.ancestral import Ancestral
 from di4c_lm.samplers.corrector import PredictorCorrector
 from di4c_lm.samplers.tau_leaping import TauLeaping
+from di4c_lm.samplers.trajectory import Decoding
 from di4c_lm.training.distributed import World
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 UNET = UnetConfig(width=4, multipliers=(1,), res_blocks=1, attention_scale=-1, dropout=0.0)
-CHAIN = ChainConfig(rate_sigma=1.0, time_base=0.5)
+CHAIN = GaussianChain(rate_sigma=1.0, time_base=0.5)
 
 
 def model(shape: tuple[int, int, int] = (4, 4, 1), levels: int = 5) -> CifarModel:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = UNet(UNET, shape=shape, num_states=levels)
-    return CifarModel(denoiser=network.eval(), chain=chain_of(CHAIN, levels))
+    return CifarModel(denoiser=network.eval(), chain=dataclasses.replace(CHAIN, num_states=levels))
 
 
 def test_a_model_is_saved_with_its_chain(tmp_path: Path) -> None:
@@ -57,13 +55,12 @@ def test_a_model_is_saved_with_its_chain(tmp_path: Path) -> None:
         CifarModel.from_pretrained(tmp_path)
 
 
-def test_images_are_drawn_for_a_report() -> None:
-    settings = ChainSamplerConfig(corrections=1)
-    images, nfe = sampler("teacher", model(), settings, batch_size=3).sample(5, 3, 7, None)
+def test_images_are_sampled_for_a_report() -> None:
+    how: dict[str, Any] = {"sampler": PredictorCorrector(), "end": "argmax"}
+    images, nfe = image_sampler("teacher", model(), batch_size=3, **how).sample(5, 3, 7, None)
     assert images.shape == (5, 4, 4, 1) and images.dtype == np.uint8
     assert set(np.unique(images)) <= {0, 64, 128, 191, 255}
     assert nfe == 5
-    how = sampler_of(settings, steps=3)
     whole, _ = model().sample(5, 3, seed=7, batch_size=5, **how)
     parts, _ = model().sample(5, 3, seed=7, batch_size=2, **how)
     assert torch.equal(whole, parts)
@@ -71,14 +68,40 @@ def test_images_are_drawn_for_a_report() -> None:
         model().sample(0, 1, seed=0)
 
 
-def test_settings_name_the_step() -> None:
-    assert sampler_of(ChainSamplerConfig(step="leaping"), steps=3)["sampler"] == TauLeaping()
-    corrected = ChainSamplerConfig(step="leaping", corrections=2, correction_size=0.5, correct_below=0.3)
-    expected = PredictorCorrector(predictor=TauLeaping(), corrections=2, size=0.5, below=0.3)
-    assert sampler_of(corrected, steps=3)["sampler"] == expected
-    hybrid = ChainSamplerConfig(last=4, end="draw")
-    assert sampler_of(hybrid, steps=3, hybrid=True) == {"sampler": Ancestral(), "end": "sample", "hybrid_last": 3}
-    assert sampler_of(hybrid, steps=3)["hybrid_last"] == 0
+def settings_of(*words: str) -> PixelSettings:
+    return compose(PixelSettings, words, CONFIGS, "cifar10")
+
+
+def test_settings_name_the_sampler() -> None:
+    assert settings_of("sampler=tau_leaping").sampler == TauLeaping()
+    words = (
+        "sampler=predictor_corrector",
+        "sampler.predictor=tau_leaping",
+        "sampler.corrections=2",
+        "sampler.below=0.3",
+    )
+    expected = PredictorCorrector(predictor=TauLeaping(), corrections=2, below=0.3)
+    assert settings_of(*words).sampler == expected
+    assert settings_of("decoding.hybrid_last=2").decoding == Decoding(end="argmax", hybrid_last=2)
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (("sampler=confidence",), "sampler=confidence needs a masked process, got GaussianChain"),
+        (("sampler=gibbs",), "sampler must be one of ancestral, .*, got 'gibbs'"),
+        (("sampler.step=leaping",), "sampler.step=leaping is sampler=tau_leaping now"),
+        (("sampler.last=2",), "sampler.last is decoding.hybrid_last now"),
+        (("sampler.end=draw",), "sampler.end=draw is decoding.end=sample now"),
+        (("sampler.corrections=2",), "sampler=predictor_corrector"),
+        (("decoding.noise=legacy_fp32",), "decoding.noise must be exact but for"),
+        (("decoding.guidance=2",), "where there are no classes"),
+        (("chain.num_states=9",), "where the data says how many levels there are"),
+    ],
+)
+def test_what_a_sampler_cannot_be_is_said_before_anything_is_loaded(words: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        settings_of(*words)
 
 
 @pytest.mark.parametrize("name", ["ancestral", "analytic", "tau_leaping", "predictor_corrector"])
@@ -148,7 +171,9 @@ def test_a_run_begins_with_the_classes_of_levels_and_keeps_its_teacher(tmp_path:
     assert float(last["latent_head.table"].softmax(1).amax(1).min()) > 0.9, "each level has its class"
     for one in (teacher, student):
         assert one.sample(3, 2, 0, None)[0].shape == (3, 8, 8, 1)
-    hybrid = dataclasses.replace(run, settings=dataclasses.replace(run.settings, sampler=ChainSamplerConfig(last=1)))
+    hybrid = dataclasses.replace(
+        run, settings=dataclasses.replace(run.settings, decoding=Decoding(end="argmax", hybrid_last=1))
+    )
     alone, helped = samplers(hybrid, 8, "cpu")
     one_step = [one.sample(3, 1, 0, None)[0] for one in (alone, helped)]
     assert np.array_equal(*one_step), "its last call, here its only one, is the teacher's"
@@ -164,7 +189,7 @@ def test_a_run_of_latent_codes_trains_the_whole_network(tmp_path: Path) -> None:
 def test_the_report_measures_teacher_and_student(tmp_path: Path) -> None:
     run = finished(tmp_path, "teacher.kind=random", "eval.steps=[1,2]", "eval.num_samples=48", "eval.bootstrap=50")
     written = {path.name for path in (run.folder / "report").iterdir()}
-    assert written == {"images.json", "images.csv", "images.png", "samples.png"}
+    assert written == {"images.json", "images.csv", "images.html", "images.png", "samples.png"}
     rows = json.loads((run.folder / "report" / "images.json").read_text())["rows"]
     assert {"teacher", "student"} < {row["model"] for row in rows}
 

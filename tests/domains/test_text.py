@@ -1,5 +1,6 @@
 """Text models: saved and loaded whole, prompted, and free of any influence of the batch size."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -12,13 +13,14 @@ from di4c_lm.data.text.tokenizers import load_tokenizer
 from di4c_lm.domains.domain import FinishedRun
 from di4c_lm.domains.text.domain import DOMAIN
 from di4c_lm.domains.text.model import TextModel, load_run
-from di4c_lm.domains.text.report import compare
+from di4c_lm.domains.text.report import compare, report
 from di4c_lm.domains.text.settings import DataConfig, TextSettings
 from di4c_lm.measure.text.gen_ppl import CompareConfig, GenPplConfig
 from di4c_lm.mixtures.adaln import AdaLNSettings
 from di4c_lm.mixtures.class_chain import ClassChainSettings
 from di4c_lm.networks.dit import DIT, DitConfig
 from di4c_lm.runs import recipe
+from di4c_lm.samplers.first_hitting import FirstHitting
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 MODEL = DitConfig(hidden_size=16, num_blocks=2, num_heads=2, cond_dim=8)
@@ -182,6 +184,32 @@ def test_models_are_compared_in_one_table(finished: Path, tmp_path: Path) -> Non
     compare(CompareConfig(run=str(finished), models=models, **chosen))
     rows = json.loads((tmp_path / "gen_ppl.json").read_text())["rows"]
     assert [row["model"] for row in rows] == ["data", "a", "student"]
+
+
+def test_the_report_samples_as_the_run_says(finished: Path, tmp_path: Path) -> None:
+    """First hitting makes as many calls as there are tokens, be the steps few; a compared model is sampled alike."""
+    run = FinishedRun.read(finished)
+    run = dataclasses.replace(run, settings=dataclasses.replace(run.settings, sampler=FirstHitting()))
+    chosen = GenPplConfig(steps=(1,), num_samples=2, bootstrap=20, report=str(tmp_path), device="cpu")
+    for models in ((), (f"other={finished / 'round_2'}",)):
+        report(run, chosen, models=models)
+        found = json.loads((tmp_path / "gen_ppl.json").read_text())
+        assert [row["nfe"] for row in found["rows"] if row["model"] != "data"] == [16] * (1 if models else 2)
+        assert found["manifest"]["sampler"] == "first_hitting"
+
+
+@pytest.mark.parametrize(
+    "word, message",
+    [
+        ("sampler=tau_leaping", "sampler=tau_leaping needs a chain on ordered levels, got MaskedProcess"),
+        ("sampler=hybrid", "decoding.hybrid_last"),
+        ("decoding.guidance=2", "where there are no classes"),
+        ("sampler.eta=0.1", "sampler=remasking"),
+    ],
+)
+def test_a_sampler_that_cannot_be_is_refused_before_anything_is_loaded(word: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        compose(TextSettings, [word], CONFIGS, "text")
 
 
 def test_a_report_of_a_run_without_one_trains_the_evaluator_then(finished: Path, tmp_path: Path) -> None:

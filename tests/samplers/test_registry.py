@@ -56,6 +56,7 @@ def test_every_option_has_its_line_of_help() -> None:
         ("predictor_corrector", {"predictor": "blocks"}, "predictor must be one of ancestral, analytic, tau_leaping"),
         ("ancestral", {"inner.eta": 1}, r"sampler\.inner is no key"),
         ("blocks", {"inner": "gibbs"}, r"sampler\.inner must be one of ancestral, .*, got 'gibbs'"),
+        ("blocks", {"inner": "blocks"}, r"sampler\.inner must be one of ancestral, .*, got 'blocks'"),
         ("blocks", {"context": -1}, "context must be at least 0"),
         ("blocks", {"context": 4, "block": 5}, "block must be at most context=4, got 5"),
     ],

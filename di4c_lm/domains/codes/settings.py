@@ -1,8 +1,9 @@
 """Settings of a run on the codes of images, such as ImageNet's: the codes' VQGAN, and MaskGIT's transformer on them."""
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
-from di4c_lm.core.settings import at_least, check, choice, positive, section, setting, unit
+from di4c_lm.core.settings import at_least, check, choice, section, setting, unit
 from di4c_lm.domains.settings import ImageDataConfig, ImageEvalConfig, RunSettings, TeacherConfig
 from di4c_lm.mixtures.base import MixtureSettings
 from di4c_lm.mixtures.codes import CodesSettings
@@ -14,6 +15,8 @@ from di4c_lm.objectives.mdlm import Mdlm
 from di4c_lm.objectives.registry import OBJECTIVES
 from di4c_lm.objectives.teacher_step import TeacherStep
 from di4c_lm.processes.times import Times
+from di4c_lm.samplers.confidence import Confidence
+from di4c_lm.samplers.registry import SAMPLERS
 from di4c_lm.training.settings import OptimConfig, PretrainConfig, TrainConfig
 
 
@@ -55,24 +58,17 @@ class CodeTeacherConfig(TeacherConfig):
 
 
 @section
-class CodeEvalConfig(ImageEvalConfig):
-    """The closing report of a run on images, which are sampled by confidence."""
-
-    guidance: float = setting(0.0, "weight of classifier-free guidance at the end of its ramp")
-    choice_temperature: float = setting(4.5, "of the choice of positions")
-    temperature: float = setting(1.0, "of the codes")
-    counts: Literal["expected", "published"] = setting(
-        "expected", "positions a step: their mean, or as the published code"
-    )
-
-    def __post_init__(self) -> None:
-        at_least(self, 0, "guidance", "choice_temperature")
-        positive(self, "temperature")
-
-
-@section
 class CodeSettings(RunSettings):
     """A run on the codes of images: images, their codes, a teacher, a student, a report."""
+
+    HAS_CLASSES: ClassVar[bool] = True
+    OLD_KEYS: ClassVar[Mapping[str, str]] = {
+        **RunSettings.OLD_KEYS,
+        "eval.guidance": "decoding.guidance",
+        "eval.temperature": "decoding.temperature",
+        "eval.choice_temperature": "sampler.choice_temperature",
+        "eval.counts": "sampler.counts",
+    }
 
     data: ImageDataConfig = setting(ImageDataConfig(channels=1))
     vqgan: VqganSource = setting(
@@ -114,8 +110,9 @@ class CodeSettings(RunSettings):
     optim: OptimConfig = setting(OptimConfig(lr=3e-4, mixture_lr_scale=30.0, schedule="cosine", ema_decay=0.99))
     train: TrainConfig = setting(TrainConfig(steps=800, micro_batch_size=32, save_every=200))
     teacher: CodeTeacherConfig = setting(CodeTeacherConfig(pretrain=PretrainConfig(batch_size=64)))
-    eval: CodeEvalConfig = setting(
-        CodeEvalConfig(steps=(1, 2, 4, 8, 16), num_samples=1536, seeds=(0, 1, 2), batch_size=256), identity=False
+    sampler: Any = choice(SAMPLERS, Confidence(), "of the report", identity=False)
+    eval: ImageEvalConfig = setting(
+        ImageEvalConfig(steps=(1, 2, 4, 8, 16), num_samples=1536, seeds=(0, 1, 2), batch_size=256), identity=False
     )
 
     def __post_init__(self) -> None:

@@ -1,5 +1,6 @@
 """Images of ordered levels: tauLDR's chain, U-Nets."""
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from torch import Tensor
 from di4c_lm.data.batches import first_sequences
 from di4c_lm.data.images.images import ImageSource, Split
 from di4c_lm.domains.domain import FinishedRun, Pretraining
-from di4c_lm.domains.pixels.model import CifarModel, chain_of, load_images, load_teacher
+from di4c_lm.domains.pixels.model import CifarModel, load_images, load_teacher
 from di4c_lm.domains.pixels.settings import PixelSettings
 from di4c_lm.measure.images.report import ImageReportConfig
 from di4c_lm.networks.unet import UNet
@@ -70,7 +71,8 @@ class PixelDomain:
 
     def wrap(self, network: Any, settings: PixelSettings, data: PixelData) -> CifarModel:
         """With the configured chain."""
-        return CifarModel(denoiser=network, chain=chain_of(settings.chain, data.images.train.levels))
+        chain = dataclasses.replace(settings.chain, num_states=data.images.train.levels)
+        return CifarModel(denoiser=network, chain=chain)
 
     def report(self, run: FinishedRun, settings: ImageReportConfig | None = None, data: PixelData | None = None) -> str:
         """FID and its kin of the run's models."""

@@ -14,10 +14,9 @@ from di4c_lm.checkpoints import own
 from di4c_lm.checkpoints.load import read_checkpoint
 from di4c_lm.data.images.images import Shape, Split
 from di4c_lm.data.images.sources import Fit, load_split
-from di4c_lm.domains.pixels.settings import ChainConfig, ChainSamplerConfig, PixelDataConfig, PixelSettings
+from di4c_lm.domains.pixels.settings import PixelDataConfig, PixelSettings
 from di4c_lm.processes.gaussian import GaussianChain
 from di4c_lm.samplers.grids import make_grid
-from di4c_lm.samplers.registry import make_sampler
 from di4c_lm.samplers.trajectory import Decoding, Sampler, sample_keyed
 
 _CHAIN = "chain"  # in a checkpoint's extra
@@ -93,19 +92,6 @@ class CifarModel:
         return found.x, found.nfe
 
 
-def sampler_of(config: ChainSamplerConfig, *, steps: int, hybrid: bool = False) -> dict[str, Any]:
-    """The settings as `CifarModel.sample` takes them; the teacher's steps where there is one, at most all of `steps`."""
-    step = {"analytic": "ancestral", "leaping": "tau_leaping"}[config.step]
-    corrected = {"corrections": config.corrections, "size": config.correction_size, "below": config.correct_below}
-    return {
-        "sampler": make_sampler("predictor_corrector", {"predictor": step, **corrected})
-        if config.corrections
-        else make_sampler(step),
-        "end": {"argmax": "argmax", "draw": "sample"}[config.end],
-        "hybrid_last": min(config.last, steps) if hybrid else 0,
-    }
-
-
 def load_images(config: PixelDataConfig, seed: int) -> Split:
     """Training and validation images. Raises `ValueError` as `load_split` does, and for images of another size than `data.size`."""
     size = None if config.size is None else (config.size, config.size)
@@ -124,11 +110,6 @@ def load_images(config: PixelDataConfig, seed: int) -> Split:
     return split
 
 
-def chain_of(config: ChainConfig, num_states: int) -> GaussianChain:
-    """The chain on `num_states` levels."""
-    return GaussianChain(num_states=num_states, **dataclasses.asdict(config))
-
-
 def load_teacher(source: Path | str, config: PixelSettings, shape: Shape, num_states: int) -> CifarModel:
     """The checkpoint at `source`: a folder of ours, or a `.pt` of tauLDR or Di4C, whose chain is the configured one.
 
@@ -140,7 +121,7 @@ def load_teacher(source: Path | str, config: PixelSettings, shape: Shape, num_st
     else:
         known = {"weights": config.teacher.weights, "shape": shape, "num_states": num_states}
         weights = read_checkpoint(path, "pixels", **known)
-        model = CifarModel(denoiser=weights.build(path), chain=chain_of(config.chain, num_states))
+        model = CifarModel(denoiser=weights.build(path), chain=dataclasses.replace(config.chain, num_states=num_states))
     found, wanted = (*model.shape, model.chain.num_states), (*shape, num_states)
     if found != wanted:
         raise ValueError(f"{path}: its images have (rows, columns, channels, levels) {found}, the data's {wanted}")

@@ -1,42 +1,39 @@
 """What a finished run on pixels is measured by: its models, each with the run's own sampler."""
 
-import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from jaxtyping import UInt8
 from numpy import ndarray
 
+from di4c_lm.core.settings import to_dict
 from di4c_lm.data.images.images import Split, images_of, to_bytes
 from di4c_lm.domains import image_report
-from di4c_lm.domains.domain import TEACHER, FinishedRun
-from di4c_lm.domains.pixels.model import CifarModel, load_images, sampler_of
-from di4c_lm.domains.pixels.settings import ChainSamplerConfig
+from di4c_lm.domains.domain import FinishedRun, sampling, sampling_facts
+from di4c_lm.domains.pixels.model import CifarModel, load_images
 from di4c_lm.measure.images.report import ImageReportConfig
 from di4c_lm.measure.images.samplers import ImageSampler
 from di4c_lm.measure.settings import device_of
 
 
-def sampler(
-    name: str, model: CifarModel, settings: ChainSamplerConfig, batch_size: int, teacher: CifarModel | None = None
+def image_sampler(
+    name: str, model: CifarModel, *, batch_size: int = 64, facts: Mapping[str, Any] | None = None, **how: Any
 ) -> ImageSampler:
-    """A model with a sampler, as the report on images calls it; a hybrid's last calls are its `teacher`'s."""
+    """A model with a sampler, as the report on images calls it; `how` goes to the model's `sample`."""
 
     def sample(num: int, steps: int, seed: int, labels: None) -> tuple[UInt8[ndarray, "N H W C"], float]:
-        how = sampler_of(settings, steps=steps, hybrid=teacher is not None)
-        states_ND, nfe = model.sample(num, steps, seed=seed, batch_size=batch_size, teacher=teacher, **how)
+        states_ND, nfe = model.sample(num, steps, seed=seed, batch_size=batch_size, **how)
         return to_bytes(images_of(states_ND, model.shape), model.chain.num_states), nfe
 
-    chain = dataclasses.asdict(model.chain)
-    facts = {"sampler": settings.step, "settings": dataclasses.asdict(settings), "chain": chain}
-    return ImageSampler(name=name, sample=sample, facts=facts)
+    return ImageSampler(name=name, sample=sample, facts={**(facts or {}), "chain": to_dict(model.chain)})
 
 
 def samplers(run: FinishedRun, batch_size: int, device: str) -> list[ImageSampler]:
-    """The models of a run by its `sampler`; a student's last calls are the teacher's where that asks for a hybrid."""
+    """The models of a run by its `sampler` and `decoding`."""
     models = {name: CifarModel.from_pretrained(path, device=device) for name, path in run.models.items()}
-    chosen = run.settings.sampler
-    helper = models.get(TEACHER) if chosen.last > 0 else None
+    shared = {"batch_size": batch_size, "facts": sampling_facts(run.settings)}
     return [
-        sampler(name, model, chosen, batch_size, None if name == TEACHER else helper) for name, model in models.items()
+        image_sampler(name, model, **shared, **sampling(run.settings, name, models)) for name, model in models.items()
     ]
 
 

@@ -1,9 +1,9 @@
 """Settings of a run on pixels by tauLDR's chain, such as CIFAR-10's."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
-from di4c_lm.core.settings import at_least, check, choice, kind_of, positive, section, setting
+from di4c_lm.core.settings import check, choice, kind_of, section, setting
 from di4c_lm.domains.settings import ImageDataConfig, ImageEvalConfig, RunSettings
 from di4c_lm.mixtures.base import MixtureSettings
 from di4c_lm.mixtures.class_chain import ClassChainSettings
@@ -11,24 +11,10 @@ from di4c_lm.mixtures.registry import MIXTURES
 from di4c_lm.networks.unet import UnetConfig
 from di4c_lm.objectives.likelihood import Likelihood
 from di4c_lm.objectives.registry import OBJECTIVES
+from di4c_lm.processes.gaussian import GaussianChain
 from di4c_lm.processes.times import Times
+from di4c_lm.samplers.trajectory import Decoding
 from di4c_lm.training.settings import OptimConfig, TrainConfig
-
-
-@section
-class ChainConfig:
-    """tauLDR's chain, see `di4c_lm.processes.gaussian.GaussianChain`; the published one for 256 levels where nothing is said."""
-
-    rate_sigma: float = setting(6.0, "how far a level jumps")
-    q_sigma: float = setting(512.0, "width of the distribution at t = 1")
-    time_base: float = setting(3.0, "how fast noise comes in")
-    time_exponential: float = setting(100.0, "and how much faster at the end")
-    min_time: float = setting(0.01, "the lowest time")
-
-    def __post_init__(self) -> None:
-        positive(self, "rate_sigma", "q_sigma", "time_base")
-        check(self.time_exponential > 1, "time_exponential", self.time_exponential, "above 1")
-        check(0 <= self.min_time < 1, "min_time", self.min_time, "in [0, 1)")
 
 
 @section
@@ -44,31 +30,26 @@ class PixelDataConfig(ImageDataConfig):
 
 
 @section
-class ChainSamplerConfig:
-    """How images are sampled: steps, each followed by corrections."""
-
-    step: Literal["analytic", "leaping"] = setting("analytic", "leaping: tau-leaping")
-    end: Literal["argmax", "draw"] = setting("argmax", "what is taken of the last prediction")
-    corrections: int = setting(0, "after each step")
-    correction_size: float = setting(1.0, "times the step's")
-    correct_below: float = setting(1.0, "times at which there are corrections")
-    last: int = setting(0, "the student's last calls that are the teacher's (hybrid)")
-
-    def __post_init__(self) -> None:
-        at_least(self, 0, "corrections", "last")
-        positive(self, "correction_size")
-        check(0 <= self.correct_below <= 1, "correct_below", self.correct_below, "in [0, 1]")
-
-
-@section
 class PixelSettings(RunSettings):
     """A run on pixels by tauLDR's chain: images, a teacher, a student, a report."""
 
-    OLD_KEYS: ClassVar[Mapping[str, str]] = {**RunSettings.OLD_KEYS, "data.source": "data"}
+    PROCESS: ClassVar[type] = GaussianChain
+    OLD_KEYS: ClassVar[Mapping[str, str]] = {
+        **RunSettings.OLD_KEYS,
+        "data.source": "data",
+        "sampler.step=analytic": "sampler=ancestral",
+        "sampler.step=leaping": "sampler=tau_leaping",
+        "sampler.step": "sampler",
+        "sampler.correction_size": "sampler.size",
+        "sampler.correct_below": "sampler.below",
+        "sampler.end=draw": "decoding.end=sample",
+        "sampler.end": "decoding.end",
+        "sampler.last": "decoding.hybrid_last",
+    }
 
     data: PixelDataConfig = setting(PixelDataConfig())
     model: UnetConfig = setting(UnetConfig(width=32, multipliers=(1, 2), res_blocks=1, dropout=0.0))
-    chain: ChainConfig = setting(ChainConfig(rate_sigma=1.0, q_sigma=34.0, time_base=0.7))
+    chain: GaussianChain = setting(GaussianChain(rate_sigma=1.0, q_sigma=34.0, time_base=0.7))
     mixture: MixtureSettings = choice(MIXTURES, ClassChainSettings(codebook_size=17, relations=4), "λ of the student")
     objective: Any = choice(
         OBJECTIVES,
@@ -77,7 +58,7 @@ class PixelSettings(RunSettings):
     )
     optim: OptimConfig = setting(OptimConfig(lr=1e-2, schedule="cosine", ema_decay=0.99))
     train: TrainConfig = setting(TrainConfig(steps=800, micro_batch_size=16, save_every=200))
-    sampler: ChainSamplerConfig = setting(ChainSamplerConfig(), identity=False)
+    decoding: Decoding = setting(Decoding(end="argmax"), identity=False)
     eval: ImageEvalConfig = setting(ImageEvalConfig(num_samples=480, batch_size=160), identity=False)
 
     def __post_init__(self) -> None:
@@ -94,3 +75,7 @@ class PixelSettings(RunSettings):
         allowed = "uniform, stratified or codebook for a U-Net"
         check(distribution != "gaussian", "mixture.distribution", distribution, allowed)
         super().__post_init__()
+
+    def unused(self) -> dict[str, str]:
+        """Those of any run, and the levels, of which the data has as many as it has."""
+        return {**super().unused(), "chain.num_states": "where the data says how many levels there are"}

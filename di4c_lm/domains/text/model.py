@@ -14,13 +14,13 @@ from di4c_lm.checkpoints.load import read_checkpoint
 from di4c_lm.checkpoints.weights import Weights
 from di4c_lm.core.settings import to_dict
 from di4c_lm.data.text.tokenizers import fingerprint
-from di4c_lm.domains.domain import FinishedRun
+from di4c_lm.domains.domain import FinishedRun, sampling
 from di4c_lm.measure.text.samples import TextRun
 from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.processes.rng import KeyedRng
 from di4c_lm.samplers.grids import grid_for
 from di4c_lm.samplers.registry import fit_context
-from di4c_lm.samplers.trajectory import Decoding, Sampler, sample_keyed
+from di4c_lm.samplers.trajectory import Decoding, Sampler, name_of, sample_keyed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -195,14 +195,17 @@ class Run(TextRun):
 def load_run(run: Path | FinishedRun) -> Run:
     """A finished run, or chain of rounds, from its folder. Raises `ValueError` where the folder lacks a part, naming it."""
     finished = run if isinstance(run, FinishedRun) else FinishedRun.read(run)
-    trained = finished.folder / EVALUATOR
+    trained, settings = finished.folder / EVALUATOR, finished.settings
+    models = {name: TextModel.from_pretrained(path) for name, path in finished.models.items()}
     return Run(
-        settings=to_dict(finished.settings),
+        settings=to_dict(settings),
         folder=finished.folder,
-        models={name: TextModel.from_pretrained(path) for name, path in finished.models.items()},
+        models=models,
         paths=dict(finished.models),
         validation=read_safetensors(finished.folder / VALIDATION)["validation"].long(),
-        evaluator=str(trained) if trained.is_dir() else finished.settings.evaluator.path,
+        evaluator=str(trained) if trained.is_dir() else settings.evaluator.path,
+        sampler=name_of(settings.sampler),
+        how={name: sampling(settings, name, models) for name in models},
     )
 
 

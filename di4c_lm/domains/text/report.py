@@ -95,7 +95,8 @@ def chosen(run: Run, models: Sequence[str]) -> Run:
     others = [one for one in models if one not in own]
     found = compared(others, run) if others else dataclasses.replace(run, models={}, paths={})
     paths = {name: run.paths[name] for name in own} | found.paths
-    return dataclasses.replace(run, models=own | found.models, paths=paths)
+    how = {**found.how, **{name: run.how[name] for name in own if name in run.how}}
+    return dataclasses.replace(run, models=own | found.models, paths=paths, how=how)
 
 
 def compared(models: Sequence[str], of: Run) -> Run:
@@ -117,4 +118,5 @@ def compared(models: Sequence[str], of: Run) -> Run:
         sizes = (found[name].length, fingerprint(found[name].tokenizer))
         if sizes != (of.student.length, fingerprint(of.student.tokenizer)):
             raise ValueError(f"models: {path} has another tokenizer or length than the run {of.folder}")
-    return dataclasses.replace(of, models=found, paths=paths)
+    how = {name: {**one, "teacher": None, "hybrid_last": 0} for name in found for one in list(of.how.values())[:1]}
+    return dataclasses.replace(of, models=found, paths=paths, how=how)

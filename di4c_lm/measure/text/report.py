@@ -43,7 +43,9 @@ def gen_ppl_report(run: TextRun, settings: GenPplConfig) -> str:
     student, device = run.student, _move(run, settings.device)
     evaluator = load_evaluator(settings.evaluator or run.evaluator, device=device)
     settings = settings.fitted(student.length) if settings.conditional else settings
-    samplers = {name: sampler_of(model, settings.batch_size) for name, model in run.models.items()}
+    samplers = {
+        name: sampler_of(model, settings.batch_size, **run.how.get(name, {})) for name, model in run.models.items()
+    }
     reader = Reader(tokenizer=student.tokenizer, evaluators=(evaluator,), settings=settings)
     found = measure(samplers, run.validation, reader)
     lengths = ("prompts", "continuations", "prompt_length", "continuation_length")
@@ -51,7 +53,7 @@ def gen_ppl_report(run: TextRun, settings: GenPplConfig) -> str:
         run,
         settings,
         found.rows,
-        sampler="ancestral",
+        sampler=run.sampler,
         seed=settings.seed,
         dtypes={"judge": str(next(evaluator.model.parameters()).dtype)},
         evaluator=evaluator_facts(evaluator, student.tokenizer, settings),

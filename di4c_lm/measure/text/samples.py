@@ -61,6 +61,10 @@ class TextRun:
     paths: Mapping[str, Path]  # where each was loaded from
     validation: Int[Tensor, "N D"]
     evaluator: str
+    sampler: str = "ancestral"  # of the run, by name
+    how: Mapping[str, Mapping[str, Any]] = field(
+        default_factory=dict
+    )  # name of a model to what its `sample` takes for it
 
     @property
     def student(self) -> Any:
