@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from di4c_lm.core.settings import Ints, at_least, check, positive, section, setting
 
 _EPS = 1e-6
-_TINY = 1e-6
 _ROWS = 2**14  # vectors compared with the codebook at once
 
 
@@ -65,7 +64,6 @@ class Quantised:
     vectors: Float[Tensor, "B E h w"]  # the codes' vectors; gradients pass to what was replaced
     loss: Float[Tensor, ""]  # mean |e - sg z|^2 + beta mean |sg e - z|^2
     codes: Int64[Tensor, "B D"]  # row by row, D = h w
-    usage: Float[Tensor, " K"] | None = None  # in training: the mean over the vectors of soft assignments to the codes
 
 
 def _norm(config: VqganConfig, channels: int) -> nn.GroupNorm:
@@ -257,7 +255,6 @@ class Codebook(nn.Module):
             vectors=z + (vectors - z).detach(),
             loss=loss,
             codes=codes_N.view(len(z), -1),
-            usage=self._soft_usage(flat_NE) if self.training else None,
         )
 
     def lookup(self, codes: Int64[Tensor, "B D"], height: int) -> Float[Tensor, "B E h w"]:
@@ -268,12 +265,6 @@ class Codebook(nn.Module):
         """Squared distances to the codes."""
         weight_KE = self.embedding.weight
         return rows_ME.square().sum(1, keepdim=True) + weight_KE.square().sum(1) - 2 * rows_ME @ weight_KE.T
-
-    def _soft_usage(self, rows_ME: Float[Tensor, "M E"]) -> Float[Tensor, " K"]:
-        """Mean of softmax(-distance / s), s the mean distance of a vector from its nearest code."""
-        distance_MK = self._distances(rows_ME)
-        scale = distance_MK.detach().amin(1).mean().clamp_min(_TINY)
-        return (-distance_MK / scale).softmax(1).mean(0)
 
 
 class VqGan(nn.Module):

@@ -13,6 +13,7 @@ from di4c_lm.checkpoints.vqgan import save_vqgan
 from di4c_lm.checkpoints.weights import Weights
 from di4c_lm.core.compose import compose
 from di4c_lm.data.images.codes import save_codes
+from di4c_lm.data.images.patch_codec import PatchCodec, PatchCodecConfig
 from di4c_lm.domains.codes.domain import DOMAIN
 from di4c_lm.domains.codes.model import CodeModel, encode_images, fingerprint, to_images, to_planes
 from di4c_lm.domains.codes.report import image_sampler, samplers
@@ -58,14 +59,29 @@ def test_bytes_there_and_back() -> None:
     "mixture", [NoMixture(), AdaLNSettings(distribution="codebook", inject_at=-1, codebook_size=4)]
 )
 def test_a_model_is_saved_with_its_vqgan(tmp_path: Path, mixture: MixtureSettings) -> None:
-    model = CodeModel(denoiser=denoiser(mixture), vqgan=coder(), schedule="cosine")
+    model = CodeModel(denoiser=denoiser(mixture), codec=coder(), schedule="cosine")
     model.save_pretrained(tmp_path)
     loaded = CodeModel.from_pretrained(tmp_path)
-    assert loaded.schedule == "cosine" and fingerprint(loaded.vqgan) == fingerprint(model.vqgan)
+    assert loaded.schedule == "cosine" and fingerprint(loaded.codec) == fingerprint(model.codec)
     ours, theirs = (one.sample(torch.tensor([0, 2, 1]), 2, seed=3)[0] for one in (model, loaded))
     assert torch.equal(ours, theirs)
-    with pytest.raises(ValueError, match="trained on the codes of the VQGAN"):
+    with pytest.raises(ValueError, match="trained on the codes of the codec"):
         CodeModel.from_pretrained(tmp_path, coder(seed=5))
+
+
+def test_a_model_is_saved_with_its_patch_codec(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    codec = PatchCodec.fit(
+        to_planes(rng.integers(0, 256, (9, 4, 4, 1), dtype=np.uint8)), PatchCodecConfig(num_codes=CODES)
+    )
+    model = CodeModel(denoiser=denoiser(), codec=codec)
+    model.save_pretrained(tmp_path)
+    loaded = CodeModel.from_pretrained(tmp_path)
+    assert isinstance(loaded.codec, PatchCodec) and fingerprint(loaded.codec) == fingerprint(codec)
+    codes = model.sample(torch.tensor([0, 2]), 2, seed=0)[0]
+    assert np.array_equal(loaded.decode(codes), model.decode(codes))
+    with pytest.raises(ValueError, match="trained on the codes of the codec"):
+        CodeModel.from_pretrained(tmp_path, coder())
 
 
 def test_a_published_file_needs_its_vqgan(tmp_path: Path) -> None:
@@ -73,21 +89,21 @@ def test_a_published_file_needs_its_vqgan(tmp_path: Path) -> None:
     save_vqgan(tmp_path / "coder", coder())
     loaded = CodeModel.from_pretrained(tmp_path / "x.pth", tmp_path / "coder")
     assert loaded.process.mask_id == CODES and loaded.schedule == "arccos"
-    with pytest.raises(ValueError, match="expected the VQGAN of this transformer in vqgan/, found none"):
+    with pytest.raises(ValueError, match="expected the codec of this transformer in codec/ or vqgan/, found none"):
         CodeModel.from_pretrained(tmp_path / "x.pth")
 
 
 @pytest.mark.parametrize("change", [{"n_embed": 7}, {"resolution": 8}])
 def test_a_codebook_that_does_not_match(change: dict[str, int]) -> None:
     with pytest.raises(
-        ValueError, match="the VQGAN makes .* the transformer reads 5 codes, 4 an image: they do not belong"
+        ValueError, match="the codec makes .* the transformer reads 5 codes, 4 an image: they do not belong"
     ):
-        CodeModel(denoiser=denoiser(), vqgan=coder(**change))
+        CodeModel(denoiser=denoiser(), codec=coder(**change))
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_images_do_not_depend_on_their_batch(steps: int) -> None:
-    model = CodeModel(denoiser=denoiser(), vqgan=coder())
+    model = CodeModel(denoiser=denoiser(), codec=coder())
     drawer = image_sampler("teacher", model)
     labels = np.array([0, 1, 2, 0, 1])
     many, calls = drawer.sample(5, steps, 7, labels)
@@ -100,7 +116,7 @@ def test_images_do_not_depend_on_their_batch(steps: int) -> None:
 
 @pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "tau_leaping"])
 def test_samplers_go_by_name_and_any_of_them_is_guided(name: str) -> None:
-    model = CodeModel(denoiser=denoiser(), vqgan=coder())
+    model = CodeModel(denoiser=denoiser(), codec=coder())
     codes, nfe = model.sample(torch.tensor([0, 2]), 2, seed=0, sampler=name)
     assert codes.shape == (2, 4) and int(codes.max()) < CODES
     _, guided = model.sample(torch.tensor([0, 2]), 2, seed=0, sampler=name, guidance=1.0, guidance_ramp="constant")
@@ -113,12 +129,12 @@ def test_codes_of_images_decode_to_the_reconstruction() -> None:
     codes = encode_images(net, images, batch_size=2)
     with torch.no_grad():
         expected = to_images(net(to_planes(images))[0])
-    model = CodeModel(denoiser=denoiser(), vqgan=net)
+    model = CodeModel(denoiser=denoiser(), codec=net)
     assert np.array_equal(model.decode(torch.from_numpy(codes), batch_size=2), expected)
 
 
 def test_what_cannot_be_drawn_is_refused() -> None:
-    model = CodeModel(denoiser=denoiser(), vqgan=coder())
+    model = CodeModel(denoiser=denoiser(), codec=coder())
     with pytest.raises(ValueError, match="class must be 0 to 2, or -1 for none, got 3"):
         model.sample(torch.tensor([0, 3]), 2, seed=0)
     with pytest.raises(ValueError, match="guidance must be 0 where no condition"):
@@ -128,14 +144,12 @@ def test_what_cannot_be_drawn_is_refused() -> None:
     with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
         model.sample(torch.tensor([0]), 0, seed=0)
     with pytest.raises(ValueError, match="schedule must be one of root, linear, square, cosine, arccos, got 'flat'"):
-        CodeModel(denoiser=denoiser(), vqgan=coder(), schedule="flat")
+        CodeModel(denoiser=denoiser(), codec=coder(), schedule="flat")
     with pytest.raises(ValueError, match="codes: expected 0 to 4, got 5 to 5"):
         model.decode(torch.full((1, 4), CODES))
 
 
 TINY = (
-    "vqgan.model.ch=8",
-    "vqgan.pretrain.steps=2",
     "model.hidden_size=16",
     "model.num_blocks=2",
     "model.mlp_size=16",
@@ -159,7 +173,7 @@ def test_a_run_makes_codes_a_teacher_and_a_student_of_them(tmp_path: Path) -> No
     config = compose(CodeSettings, [*words, *CLASSES], CONFIGS, "imagenet")
     assert recipe.run(DOMAIN, config) == 0
     kinds = {path.name for path in (tmp_path / "cache").iterdir()}
-    assert {"codes", "teachers"} <= kinds
+    assert {"codecs", "codes", "teachers"} <= kinds
     finished = FinishedRun.read(tmp_path / "run")
     before, after = (load_file(path / "model.safetensors") for path in finished.models.values())
     assert all(torch.equal(after[name], value) for name, value in before.items()), "the backbone is the teacher's"
@@ -190,7 +204,7 @@ def test_codes_of_another_vqgan_and_a_teacher_of_other_classes_are_refused(tmp_p
     chosen = config(path=str(tmp_path / "vqgan"))
     data = DOMAIN.data(chosen, world, tmp_path)
     assert data.images is None and data.source(0).read(0, 2).x.shape == (2, 4)
-    CodeModel(denoiser=denoiser(), vqgan=coder()).save_pretrained(tmp_path / "teacher")
+    CodeModel(denoiser=denoiser(), codec=coder()).save_pretrained(tmp_path / "teacher")
     with pytest.raises(ValueError, match="its network has 3 classes, .* 1"):
         DOMAIN.read(tmp_path / "teacher", chosen, data)
 

@@ -17,6 +17,7 @@ from di4c_lm.checkpoints.files import CONFIG_FILE
 from di4c_lm.checkpoints.load import read_checkpoint
 from di4c_lm.checkpoints.vqgan import load_vqgan, save_vqgan
 from di4c_lm.data.images.images import Split
+from di4c_lm.data.images.patch_codec import PatchCodec, is_patch_codec
 from di4c_lm.data.images.sources import Fit, load_split
 from di4c_lm.data.records.shards import is_shards
 from di4c_lm.domains.codes.settings import CodeSettings
@@ -27,7 +28,8 @@ from di4c_lm.processes.schedules import MASKGIT_SCHEDULES
 from di4c_lm.samplers.grids import make_grid
 from di4c_lm.samplers.trajectory import Decoding, Sampler, sample_keyed
 
-VQGAN = "vqgan"  # the folder beside the transformer's
+Codec = VqGan | PatchCodec
+VQGAN, CODEC = "vqgan", "codec"  # the folder beside the transformer's, by what is in it
 SCHEDULE = "arccos"
 
 
@@ -52,22 +54,45 @@ def fingerprint(network: torch.nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def check_codebook(vqgan: VqGan, denoiser: Any) -> None:
-    """Raise `ValueError` unless the transformer reads as many codes, at as many places, as the VQGAN makes."""
-    made = f"{vqgan.num_codes} codes, {vqgan.length} an image"
+def load_codec(path: Path | str) -> Codec:
+    """A VQGAN, as `load_vqgan` reads it, or a folder of a `PatchCodec`."""
+    folder = Path(path).expanduser()
+    return PatchCodec.load(folder) if is_patch_codec(folder) else load_vqgan(path)
+
+
+def save_codec(folder: Path, codec: Codec) -> None:
+    """Write the codec of the transformer in `folder` below it."""
+    if isinstance(codec, PatchCodec):
+        codec.save(folder / CODEC)
+    else:
+        save_vqgan(folder / VQGAN, codec)
+
+
+def codec_beside(folder: Path) -> Path | None:
+    """Where the codec of the transformer in `folder` is, if there is one."""
+    return next((folder / name for name in (CODEC, VQGAN) if (folder / name / CONFIG_FILE).is_file()), None)
+
+
+def check_codebook(codec: Codec, denoiser: Any) -> None:
+    """Raise `ValueError` unless the transformer reads as many codes, at as many places, as the codec makes."""
+    made = f"{codec.num_codes} codes, {codec.length} an image"
     read_ = f"{denoiser.num_codes} codes, {denoiser.length} an image"
     if made != read_:
-        raise ValueError(f"the VQGAN makes {made}, the transformer reads {read_}: they do not belong together")
+        raise ValueError(f"the codec makes {made}, the transformer reads {read_}: they do not belong together")
+
+
+def _device_of(codec: Codec) -> torch.device:
+    return next(iter(codec.state_dict().values())).device
 
 
 @torch.no_grad()
 def encode_images(
-    vqgan: VqGan, images: UInt8[ndarray, "N H W C"], *, levels: int = 256, batch_size: int = 64
+    codec: Codec, images: UInt8[ndarray, "N H W C"], *, levels: int = 256, batch_size: int = 64
 ) -> Int64[ndarray, "N D"]:
     """The codes of images. Raises `ValueError` for another size."""
-    device = next(vqgan.parameters()).device
+    device = _device_of(codec)
     rows = [
-        vqgan.encode(to_planes(images[start : start + batch_size], levels).to(device)).cpu()
+        codec.encode(to_planes(images[start : start + batch_size], levels).to(device)).cpu()
         for start in range(0, len(images), batch_size)
     ]
     return torch.cat(rows).numpy()
@@ -75,17 +100,17 @@ def encode_images(
 
 @dataclass(frozen=True, kw_only=True)
 class CodeModel:
-    """A transformer on codes with the VQGAN they come from, as written by `save_pretrained`.
+    """A transformer on codes with the codec they come from, as written by `save_pretrained`.
 
     `schedule` is one of `MASKGIT_SCHEDULES`. Raises `ValueError` where the two do not belong together, and for an unknown schedule.
     """
 
     denoiser: Any  # a MaskGit, or a mixture on one
-    vqgan: VqGan
+    codec: Codec
     schedule: str = SCHEDULE
 
     def __post_init__(self) -> None:
-        check_codebook(self.vqgan, self.denoiser)
+        check_codebook(self.codec, self.denoiser)
         if self.schedule not in MASKGIT_SCHEDULES:
             raise ValueError(f"schedule must be one of {', '.join(MASKGIT_SCHEDULES)}, got {self.schedule!r}")
 
@@ -97,42 +122,46 @@ class CodeModel:
     def save_pretrained(
         self, folder: Path | str, state: Mapping[str, Tensor] | None = None, *, backbone: str | None = None
     ) -> None:
-        """Write the transformer, and the VQGAN below it; `state` holds the weights where the network's own are not meant.
+        """Write the transformer, and the codec below it; `state` holds the weights where the network's own are not meant.
 
         With `backbone`, the path of its teacher as seen from `folder`, a mixture over a frozen teacher is written without it.
         """
-        save_vqgan(Path(folder) / VQGAN, self.vqgan)
-        extra = {"schedule": self.schedule, VQGAN: fingerprint(self.vqgan)}
+        save_codec(Path(folder), self.codec)
+        name = CODEC if isinstance(self.codec, PatchCodec) else VQGAN
+        extra = {"schedule": self.schedule, name: fingerprint(self.codec)}
         own.save(folder, self.denoiser, state=state, extra=extra, backbone=backbone)
 
     @classmethod
     def from_pretrained(
         cls,
         source: Path | str,
-        vqgan: VqGan | Path | str | None = None,
+        codec: Codec | Path | str | None = None,
         *,
         num_heads: int | None = None,
         num_codes: int | None = None,
         schedule: str | None = None,
         device: torch.device | str = "cpu",
     ) -> "CodeModel":
-        """What `save_pretrained` wrote; or a `.pth` of MaskGIT-pytorch or Di4C with its `vqgan`, in eval mode.
+        """What `save_pretrained` wrote; or a `.pth` of MaskGIT-pytorch or Di4C with its `codec`, a VQGAN, in eval mode.
 
-        Raises `ValueError` as the readers do, for a VQGAN that is not the one it was saved with, and where none is named.
+        Raises `ValueError` as the readers do, for a codec that is not the one it was saved with, and where none is named.
         """
         path = Path(source).expanduser()
-        if vqgan is None and not (path / VQGAN / CONFIG_FILE).is_file():
-            raise ValueError(f"{path}: expected the VQGAN of this transformer in {VQGAN}/, found none: name it")
-        weights = read_checkpoint(path, "codes", num_heads=num_heads, num_codes=num_codes)
-        coder = vqgan if isinstance(vqgan, VqGan) else load_vqgan(path / VQGAN if vqgan is None else vqgan)
-        known = weights.extra.get(VQGAN)
-        if known is not None and known != fingerprint(coder):
+        beside = codec_beside(path) if codec is None else codec
+        if beside is None:
             raise ValueError(
-                f"{path}: trained on the codes of the VQGAN {known}, the one in use has the fingerprint {fingerprint(coder)}"
+                f"{path}: expected the codec of this transformer in {CODEC}/ or {VQGAN}/, found none: name it"
+            )
+        weights = read_checkpoint(path, "codes", num_heads=num_heads, num_codes=num_codes)
+        used = load_codec(beside) if isinstance(beside, Path | str) else beside
+        known = weights.extra.get(CODEC, weights.extra.get(VQGAN))
+        if known is not None and known != fingerprint(used):
+            raise ValueError(
+                f"{path}: trained on the codes of the codec {known}, the one in use has the fingerprint {fingerprint(used)}"
             )
         return cls(
             denoiser=weights.build(path).to(device),
-            vqgan=coder.to(device),
+            codec=used.to(device),
             schedule=schedule or weights.extra.get("schedule", SCHEDULE),
         )
 
@@ -174,8 +203,8 @@ class CodeModel:
 
     def decode(self, codes: Int64[Tensor, "N D"], *, batch_size: int = 64) -> UInt8[ndarray, "N H W C"]:
         """The images of codes. Raises `ValueError` for codes that are none."""
-        device = next(self.vqgan.parameters()).device
-        return np.concatenate([to_images(self.vqgan.decode(rows.to(device))) for rows in codes.split(batch_size)])
+        device = _device_of(self.codec)
+        return np.concatenate([to_images(self.codec.decode(rows.to(device))) for rows in codes.split(batch_size)])
 
 
 def load_images(config: CodeSettings) -> Split:

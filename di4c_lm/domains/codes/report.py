@@ -31,7 +31,7 @@ def image_sampler(
     own = {
         "schedule": model.schedule,
         "weights": fingerprint(model.denoiser),
-        "vqgan": fingerprint(model.vqgan),
+        "codec": fingerprint(model.codec),
     }
     return ImageSampler(
         name=name, sample=sample, facts={**(facts or {}), **own}, num_classes=model.denoiser.num_classes

@@ -1,15 +1,15 @@
-"""Settings of a run on the codes of images, such as ImageNet's: the codes' VQGAN, and MaskGIT's transformer on them."""
+"""Settings of a run on the codes of images, such as ImageNet's: what makes the codes, and MaskGIT's transformer on them."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from di4c_lm.core.settings import at_least, check, choice, section, setting, unit
+from di4c_lm.core.settings import check, choice, section, setting, unit
+from di4c_lm.data.images.patch_codec import PatchCodecConfig
 from di4c_lm.domains.settings import ImageDataConfig, ImageEvalConfig, RunSettings, TeacherConfig
 from di4c_lm.mixtures.base import MixtureSettings
 from di4c_lm.mixtures.codes import CodesSettings
 from di4c_lm.mixtures.registry import MIXTURES
 from di4c_lm.networks.maskgit import MaskGitConfig
-from di4c_lm.networks.vqgan import VqganConfig
 from di4c_lm.objectives.di4c import Di4C
 from di4c_lm.objectives.mdlm import Mdlm
 from di4c_lm.objectives.registry import OBJECTIVES
@@ -25,18 +25,8 @@ class VqganSource:
     """The VQGAN that makes the codes."""
 
     path: str | None = setting(
-        None, "a folder, or Taming's last.ckpt with its YAML beside it; null: trained and cached"
+        None, "a folder, or Taming's last.ckpt with its YAML beside it; null: `codec` makes them"
     )
-    model: VqganConfig = setting(VqganConfig())
-    usage: float = setting(0.1, "weight of how equally the codes are used")
-    pretrain: PretrainConfig = setting(PretrainConfig())
-
-    def __post_init__(self) -> None:
-        at_least(self, 0, "usage")
-
-    def unused(self) -> dict[str, str]:
-        """Shape and training of one that is given."""
-        return dict.fromkeys(() if self.path is None else ("model", "usage", "pretrain"), "where vqgan.path is given")
 
 
 @section
@@ -68,27 +58,13 @@ class CodeSettings(RunSettings):
         "eval.temperature": "decoding.temperature",
         "eval.choice_temperature": "sampler.choice_temperature",
         "eval.counts": "sampler.counts",
+        "vqgan.model.n_embed": "codec.num_codes",
+        "vqgan.pretrain.seed": "codec.seed",
     }
 
     data: ImageDataConfig = setting(ImageDataConfig(channels=1))
-    vqgan: VqganSource = setting(
-        VqganSource(
-            model=VqganConfig(
-                n_embed=64,
-                embed_dim=8,
-                z_channels=16,
-                resolution=8,
-                in_channels=1,
-                out_ch=1,
-                ch=16,
-                ch_mult=(1, 2),
-                num_res_blocks=1,
-                attn_resolutions=(),
-                norm_groups=8,
-            ),
-            pretrain=PretrainConfig(steps=600, batch_size=64, lr=2e-3),
-        )
-    )
+    vqgan: VqganSource = setting(VqganSource())
+    codec: PatchCodecConfig = setting(PatchCodecConfig())
     model: MaskGitConfig = setting(MaskGitConfig(hidden_size=96, num_blocks=4, num_heads=4, mlp_size=384, dropout=0.0))
     schedule: Literal["root", "linear", "square", "cosine", "arccos"] = setting("arccos", "of masking")
     mixture: MixtureSettings = choice(MIXTURES, CodesSettings(window=1, init_scale=1.0), "λ of the student")
@@ -122,3 +98,7 @@ class CodeSettings(RunSettings):
         blocks, at = self.model.num_blocks, getattr(self.mixture, "inject_at", 0)
         own_shape = self.teacher.kind != "pretrained"  # else the checkpoint says how many blocks there are
         check(not own_shape or -blocks <= at < blocks, "mixture.inject_at", at, f"below model.num_blocks={blocks}")
+
+    def unused(self) -> dict[str, str]:
+        """Those of any run, and the codec where a VQGAN is given."""
+        return super().unused() | ({} if self.vqgan.path is None else {"codec": "where vqgan.path is given"})
