@@ -3,9 +3,9 @@
     python tools/doctor.py [key=value ...] [ranks=2] [trial_steps=3] [--json]
     deepspeed --num_gpus 2 tools/doctor.py zero.stage=2 ...
 
-The words are those of `launch/train_lm.py`. `ranks` is the number of ranks to plan for (under a launcher: its own), all on machines like
-this one with one rank a GPU, or all on this one without GPUs. `trial_steps` real updates are timed, after a first one; 0 skips that, and
-then nothing is downloaded but a pretrained teacher. Exit status: 0 the run can go, 1 it cannot, for the reasons given, 2 bad settings.
+The other keys are those of `launch/train_lm.py`. `ranks` is the number of ranks to plan for (under a launcher: its own), all on machines
+like this one with one rank a GPU, or all on this one without GPUs. `trial_steps` real updates are timed, after a first one; 0 skips that,
+and then nothing is downloaded but a pretrained teacher. Exit status: 0 the run can go, 1 it cannot, for the reasons given, 2 bad settings.
 """
 
 import dataclasses
@@ -18,29 +18,25 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from di4c_lm.core.terminal import bad_input_ends
+from di4c_lm.core.settings import at_least, check, section, setting
 from di4c_lm.domains.text.domain import DOMAIN
 from di4c_lm.domains.text.settings import TextSettings
 from di4c_lm.networks.dit import DitConfig
 from di4c_lm.runs.folder import parse_run
+from tools.arguments import CONFIGS, own_arguments, read_settings
 from tools.diagnosis.machine import describe_machine
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-OWN = {"ranks": (1, 0), "trial_steps": (0, 3)}  # the least, and the default; ranks=0: those of the launcher
 
+@section
+class Settings:
+    """What this machine offers, what a run will take, and whether it can go; the other keys are those of the run."""
 
-def own_words(argv: Sequence[str]) -> tuple[dict[str, int], list[str]]:
-    """The tool's own settings, and the words of the run. Raises `ValueError` for an impossible value."""
-    values, words = {name: default for name, (_, default) in OWN.items()}, []
-    for word in argv:
-        key, _, value = word.partition("=")
-        if key not in OWN:
-            words.append(word)
-        elif value.isdecimal() and int(value) >= OWN[key][0]:
-            values[key] = int(value)
-        else:
-            raise ValueError(f"{key}={value!r} is impossible: allowed is an integer of at least {OWN[key][0]}")
-    return values, words
+    ranks: int | None = setting(None, "to plan for; null: those of the launcher")
+    trial_steps: int = setting(3, "updates that are timed, after a first one; 0: none")
+
+    def __post_init__(self) -> None:
+        check(self.ranks is None or self.ranks >= 1, "ranks", self.ranks, "at least 1")
+        at_least(self, 0, "trial_steps")
 
 
 def shape_of(config: TextSettings) -> tuple[DitConfig, int]:
@@ -134,7 +130,7 @@ def print_report(report: dict[str, Any]) -> None:
     print("the run can go" if not report["reasons"] else f"the run cannot go: {len(report['reasons'])} reason(s)")
 
 
-def examine(config: TextSettings, ranks: int, trial_steps: int) -> dict[str, Any]:
+def examine(config: TextSettings, ranks: int | None, trial_steps: int) -> dict[str, Any]:
     """Machine, plan, trial, and the reasons against the run. All ranks call it."""
     from di4c_lm.runs.folder import run_dir
     from di4c_lm.training.distributed import init_distributed
@@ -155,18 +151,17 @@ def examine(config: TextSettings, ranks: int, trial_steps: int) -> dict[str, Any
     return report
 
 
-def main(argv: list[str]) -> int:
+def main(argv: Sequence[str]) -> int:
     """Examine and print, on rank 0; the exit status."""
-    as_json, argv = "--json" in argv, [word for word in argv if word != "--json"]
-    if any(word in ("-h", "--help") for word in argv):
+    if {"-h", "--help"} & {*argv}:
         print(__doc__)
-    with bad_input_ends():
-        own, words = own_words(argv)
-    config, rounds = parse_run(DOMAIN, words, CONFIGS, program="python tools/doctor.py")
+    own, run = own_arguments(Settings, [argument for argument in argv if argument != "--json"])
+    settings = read_settings(__file__, Settings, own)
+    config, rounds = parse_run(DOMAIN, run, CONFIGS, program="python tools/doctor.py")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    report = examine(rounds[0] if rounds else config, own["ranks"], own["trial_steps"])
+    report = examine(rounds[0] if rounds else config, settings.ranks, settings.trial_steps)
     if os.environ.get("RANK", "0") == "0":
-        if as_json:
+        if "--json" in argv:
             print(json.dumps(report))
         else:
             print_report(report)

@@ -7,89 +7,77 @@ python tools/sample.py model=<run, folder, file or hub name> [steps=8] [prompt="
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import ConfigDict
-from pydantic.dataclasses import dataclass
-
-from di4c_lm.core.compose import parse
-from di4c_lm.core.settings import check, class_of, fields
-from di4c_lm.core.terminal import bad_input_ends
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from di4c_lm.core.settings import Texts, at_least, check, choice, section, setting, to_dict
 from di4c_lm.domains.text.settings import DataConfig
+from di4c_lm.samplers.ancestral import Ancestral
+from di4c_lm.samplers.registry import SAMPLERS
+from tools.arguments import run_script
 
 if TYPE_CHECKING:
     from di4c_lm.domains.text.model import TextModel
 
-PROGRAM = "tools/sample.py"
-_OPTION = "sampler."
+_DECODING = ("temperature", "top_p", "noise", "end", "hybrid_last")
 
 
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", strict=True))
-class SampleConfig:
+@section
+class Settings:
     """Text from a checkpoint. `prompt=` may be said several times, and may hold the tokenizer's mask token where text is to be filled in.
 
     --show-steps is show_steps=true. A sampler's own settings are said as sampler.<setting>=<value>.
     """
 
-    # A run's folder, a folder that save_pretrained wrote, or a hub name of one; absent: the newest run. With `tokenizer`: any checkpoint.
-    model: str | None = None
-    outputs: str = "outputs"  # where runs live
-    tokenizer: str | None = None  # of a checkpoint that comes without: a folder, file or hub name
-    revision: str | None = None  # of a checkpoint on the hub
-    weights: Literal["ema", "raw"] = "ema"  # of a checkpoint that holds both
-    steps: int = 8
-    num_samples: int = 4  # of each prompt
-    batch_size: int = 16
-    prompt: tuple[str, ...] = ()
-    prompts_file: str | None = None  # one prompt a line; .jsonl: one object with "prompt" a line
-    length: int | None = None  # tokens; absent: the model's context. More takes sampler=blocks
-    sampler: str = "ancestral"
-    sampler_settings: dict[str, bool | int | float | str] = field(default_factory=dict)
-    grid: str | tuple[float, ...] = (
-        "uniform"  # uniform, cosine, published, optimised, fewest, or times such as [1,0.5,0]
+    model: str | None = setting(
+        None,
+        "a run's folder, one that save_pretrained wrote, a hub name, or with `tokenizer` any checkpoint; null: the newest run",
     )
-    hybrid_last: int = 0  # steps at the end that the teacher takes
-    teacher: str | None = None  # of a hybrid; absent: the run's
-    temperature: float = 1.0
-    top_p: float = 1.0
-    noise: Literal["exact", "legacy_fp32"] = "exact"
-    end: Literal["sample", "argmax"] = "sample"  # what the last step takes
-    hold_lambda: bool = False  # one λ a sample in place of one a call
-    seed: int = 0
-    device: Literal["cpu", "cuda"] = "cpu"
-    show_steps: bool = False  # print the first sample of each batch after each step
-    text: str | None = None  # write the texts here, blank lines between them
-    jsonl: str | None = None  # write one object a sample here
+    outputs: str = setting("outputs", "where runs live")
+    tokenizer: str | None = setting(None, "of a checkpoint that comes without: a folder, file or hub name")
+    revision: str | None = setting(None, "of a checkpoint on the hub")
+    weights: Literal["ema", "raw"] = setting("ema", "of a checkpoint that holds both")
+    steps: int = setting(8, "network calls, or what the sampler makes of them")
+    num_samples: int = setting(4, "of each prompt")
+    batch_size: int = setting(16, "samples at once")
+    prompt: Texts = setting((), "how the texts begin")
+    prompts_file: str | None = setting(None, 'one prompt a line; .jsonl: one object with "prompt" a line')
+    length: int | None = setting(None, "tokens; null: the model's context. More takes sampler=blocks")
+    sampler: Any = choice(SAMPLERS, Ancestral(), "how the reverse process is walked")
+    grid: tuple[float, ...] | str = setting(
+        "uniform", "uniform, cosine, published, optimised, fewest, or times such as [1,0.5,0]"
+    )
+    hybrid_last: int = setting(0, "steps at the end that the teacher takes")
+    teacher: str | None = setting(None, "of a hybrid; null: the run's")
+    temperature: float = setting(1.0, "of the states, after λ is sampled")
+    top_p: float = setting(1.0, "probability of the likeliest states that are kept")
+    noise: Literal["exact", "legacy_fp32"] = setting("exact", "legacy_fp32: the published code's")
+    end: Literal["sample", "argmax"] = setting("sample", "what the last step takes")
+    hold_lambda: bool = setting(False, "one λ a sample in place of one a call")
+    seed: int = setting(0, "of all samples")
+    device: Literal["cpu", "cuda"] = setting("cpu", "that computes")
+    show_steps: bool = setting(False, "print the first sample of each batch after each step")
+    text: str | None = setting(None, "file for the texts, blank lines between them")
+    jsonl: str | None = setting(None, "file for one object a sample")
+
+    OLD_KEYS = {"sampler=hybrid": "hybrid_last=<steps of the teacher>"}
 
     def __post_init__(self) -> None:
-        for name in ("steps", "num_samples", "batch_size"):
-            check(getattr(self, name) >= 1, name, getattr(self, name), "a value of at least 1")
-        check(self.length is None or self.length >= 1, "length", self.length, "a value of at least 1")
+        at_least(self, 1, "steps", "num_samples", "batch_size")
+        check(self.length is None or self.length >= 1, "length", self.length, "at least 1")
         given = not (self.prompt and self.prompts_file)
         check(given, "prompts_file", self.prompts_file, "absent where prompt is given")
 
 
-def main(argv: list[str]) -> int:
-    """Sample, print, and perhaps write; bad input ends with exit status 2."""
-    if any(word in ("-h", "--help") for word in argv):
-        sys.stdout.write(_samplers_help())
-    settings = parse(SampleConfig, _words(argv), program=f"python {PROGRAM}")
-    with bad_input_ends(OSError):
-        write_samples(settings)
-    return 0
+def main(argv: Sequence[str]) -> int:
+    """Sample, print, and perhaps write. The exit status; bad input ends the program with 2."""
+    return run_script(__file__, Settings, write_samples, _arguments(argv))
 
 
-def write_samples(settings: SampleConfig) -> None:
+def write_samples(settings: Settings) -> None:
     """The samples of every prompt, to the terminal, to `settings.text` and to `settings.jsonl`."""
-    from di4c_lm.samplers.registry import make_sampler
-
     prompts = _prompts(settings)
-    sampler = make_sampler(
-        settings.sampler, settings.sampler_settings
-    )  # a wrong setting ends before anything is loaded
     model, teacher = _models(settings)
     x_init = model.encode_prompts(prompts, settings.num_samples, length=settings.length)
     tokens_ND, nfe = model.sample(
@@ -98,26 +86,23 @@ def write_samples(settings: SampleConfig) -> None:
         seed=settings.seed,
         batch_size=settings.batch_size,
         x_init=x_init,
-        sampler=sampler,
+        sampler=settings.sampler,
         grid=settings.grid,
-        temperature=settings.temperature,
-        top_p=settings.top_p,
-        noise=settings.noise,
-        end=settings.end,
         hold_latents=settings.hold_lambda,
-        hybrid_last=settings.hybrid_last,
         teacher=teacher,
         on_step=_Shown(model) if settings.show_steps else None,
+        **{name: getattr(settings, name) for name in _DECODING},
     )
-    texts = model.tokenizer.batch_decode(tokens_ND)
+    plain = {name: value for name, value in to_dict(settings).items() if name not in ("prompt", "text")}
+    name, texts = plain["sampler"].pop("kind"), model.tokenizer.batch_decode(tokens_ND)
     for number, text in enumerate(texts):
-        print(f"--- {number + 1}/{len(texts)} ({settings.sampler}, {nfe:g} network calls a sample)\n{text}")
+        print(f"--- {number + 1}/{len(texts)} ({name}, {nfe:g} network calls a sample)\n{text}")
     if settings.text:
         Path(settings.text).write_text("\n\n".join(texts) + "\n")
     if settings.jsonl:
-        said = {key: value for key, value in asdict(settings).items() if key not in ("prompt", "text")}
+        told = {**plain, "sampler": name, "sampler_settings": plain["sampler"]}
         rows = [
-            {"prompt": prompts[n // settings.num_samples], "text": text, "tokens": tokens, "nfe": nfe, "settings": said}
+            {"prompt": prompts[n // settings.num_samples], "text": text, "tokens": tokens, "nfe": nfe, "settings": told}
             for n, (text, tokens) in enumerate(zip(texts, tokens_ND.tolist(), strict=True))
         ]
         Path(settings.jsonl).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
@@ -138,27 +123,15 @@ class _Shown:
         print(f"step {self._steps:3}, {masked} masked: {text}")
 
 
-def _words(argv: Sequence[str]) -> list[str]:
-    """The words as `parse_words` reads them: text is not YAML, repeated prompts and a sampler's settings are collected."""
-    import yaml
-
-    words, prompts, options = [], [], {}
-    for word in argv:
-        key, equals, text = word.partition("=")
-        if word == "--show-steps":
-            words.append("show_steps=true")
-        elif key == "prompt" and equals:
-            prompts.append(text)
-        elif key.startswith(_OPTION) and equals:
-            options[key.removeprefix(_OPTION)] = yaml.safe_load(text)
-        else:
-            words.append(word)
-    if prompts:
-        words.append(f"prompt={json.dumps(prompts)}")
-    return [*words, f"sampler_settings={json.dumps(options)}"] if options else words
+def _arguments(argv: Sequence[str]) -> list[str]:
+    """The arguments with repeated prompts as one list."""
+    prompts = [argument.partition("=")[2] for argument in argv if argument.startswith("prompt=")]
+    rest = [argument for argument in argv if not argument.startswith("prompt=")]
+    arguments = ["show_steps=true" if argument == "--show-steps" else argument for argument in rest]
+    return [*arguments, f"prompt={json.dumps(prompts, ensure_ascii=False)}"] if prompts else arguments
 
 
-def _prompts(settings: SampleConfig) -> list[str]:
+def _prompts(settings: Settings) -> list[str]:
     if settings.prompts_file is None:
         return list(settings.prompt) or [""]
     lines = [line for line in Path(settings.prompts_file).read_text().splitlines() if line]
@@ -179,7 +152,7 @@ def _prompt_of(path: str, number: int, line: str) -> str:
     return found["prompt"]
 
 
-def _models(settings: SampleConfig) -> "tuple[TextModel, TextModel | None]":
+def _models(settings: Settings) -> "tuple[TextModel, TextModel | None]":
     """What writes, and the teacher of a hybrid."""
     from di4c_lm.domains.domain import PARTS, find_run
     from di4c_lm.domains.text.model import load_run
@@ -198,7 +171,7 @@ def _models(settings: SampleConfig) -> "tuple[TextModel, TextModel | None]":
     return model, load_run(Path(source)).teacher.to(settings.device)
 
 
-def _load(settings: SampleConfig, source: str) -> "TextModel":
+def _load(settings: Settings, source: str) -> "TextModel":
     """A run's student, a folder of ours, or any checkpoint with `settings.tokenizer`."""
     from di4c_lm.domains.domain import PARTS, STUDENT
     from di4c_lm.domains.text.model import TextModel, load_run
@@ -217,19 +190,6 @@ def _load(settings: SampleConfig, source: str) -> "TextModel":
     return TextModel.from_checkpoint(
         source, tokenizer, revision=settings.revision, weights=settings.weights, device=settings.device
     )
-
-
-def _samplers_help() -> str:
-    from di4c_lm.samplers.registry import SAMPLERS
-    from di4c_lm.samplers.trajectory import Sampler, name_of
-
-    lines = ["samplers and their settings, sampler.<setting>=<value>:"]
-    for name, entry in SAMPLERS.items():
-        implied = entry.keywords if isinstance(entry, partial) else {}
-        shown = {key: implied.get(key, one.default) for key, one in fields(class_of(entry)).items()}
-        said = [f"{key}={name_of(value) if isinstance(value, Sampler) else value}" for key, value in shown.items()]
-        lines.append(f"  {name:24}{' '.join(said)}")
-    return "\n".join(lines) + "\n\n"
 
 
 if __name__ == "__main__":

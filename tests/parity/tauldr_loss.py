@@ -52,7 +52,7 @@ def compute(golden: Golden) -> Iterator[Computed]:
 
 
 def _posteriors(golden: Golden) -> Iterator[Computed]:
-    """p(x_s | x_t) given a law of x_0, and given x_0 itself."""
+    """p(x_s | x_t) given a distribution of x_0, and given x_0 itself."""
     p_NS = golden.tensor("pst_p0t").flatten(0, 1)
     x_t_N, x_0_N = golden.tensor("pst_x_t").flatten(), golden.tensor("pst_x_0").flatten()
     chain = chain_of(golden.meta["rate"], p_NS.shape[1])
@@ -60,12 +60,12 @@ def _posteriors(golden: Golden) -> Iterator[Computed]:
     for number, (t, s) in enumerate(golden.meta["pst_pairs"]):
         for name, given_NS in (("marginal", p_NS), ("given_x0", certain_NS)):
             times = (torch.tensor(time, dtype=torch.float64) for time in (t, s))
-            law_NS = chain.posterior(x_t_N, given_NS, *times)
-            law_BDS = law_NS.view(golden.tensor("pst_p0t").shape)
-            yield Computed(f"pst{number}_{name}", law_BDS, Tolerance(atol=2e-6))
-            yield Computed(f"pst{number}_{name}_np64", law_BDS, Tolerance(atol=2e-6))
+            posterior_NS = chain.posterior(x_t_N, given_NS, *times)
+            posterior_BDS = posterior_NS.view(golden.tensor("pst_p0t").shape)
+            yield Computed(f"pst{number}_{name}", posterior_BDS, Tolerance(atol=2e-6))
+            yield Computed(f"pst{number}_{name}_np64", posterior_BDS, Tolerance(atol=2e-6))
             if name == "marginal":
-                yield Computed(f"pst{number}_logprob", law_BDS.log(), Tolerance(atol=1e-5))
+                yield Computed(f"pst{number}_logprob", posterior_BDS.log(), Tolerance(atol=1e-5))
 
 
 def _distil(teacher_NDS: Tensor, student_NDS: Tensor) -> Tensor:

@@ -84,6 +84,17 @@ def test_a_missing_array_is_no_pass(shared: Path, tmp_path: Path, missing: str) 
     assert missing in [row.array for row in verdict.rows if not row.ok] or missing in verdict.remark
 
 
+@pytest.mark.parametrize("case", ["lm_dit_di4c", "maskgit_net_student", "tauldr_net_lam", "tauldr_transition_S16"])
+def test_sizes_are_those_of_the_arrays_and_weights(shared: Path, tmp_path: Path, case: str) -> None:
+    golden = Golden(shared / "golden" / f"{case}.npz")
+    for beside in (shared / "golden").glob(f"{case}.*"):
+        shutil.copyfile(beside, tmp_path / beside.name)
+    sizes = {name: 99 for name, value in golden.meta.items() if type(value) is int and name != "heads"}
+    kept = {name: golden.meta[name] for name in ("mask_index",) if name in golden.meta}
+    verdict = check(write_case(tmp_path / f"{case}.npz", golden.meta | sizes | kept, **golden.arrays))
+    assert (verdict.result, wrong_arrays(verdict), verdict.remark) == ("ok", [], "")
+
+
 # -- transitions
 
 

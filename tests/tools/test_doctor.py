@@ -110,7 +110,7 @@ def test_the_loss_is_counted_by_its_chunks() -> None:
     chosen = config("recipe=di4c", "objective.chunk_rows=7", "objective.num_lambdas=4", "train.micro_batch_size=2")
     found = plan.activation_memory(chosen, chosen.model, 1000, on_gpu=False)
     assert found["logits"] == 4 * 3 * 7 * 1000
-    assert found["laws"] == 4 * 2 * 2 * 16 * 1000
+    assert found["distributions"] == 4 * 2 * 2 * 16 * 1000
     assert (
         plan.tokens_per_step(config("train.micro_batch_size=2", "train.gradient_accumulation=3"), 4) == 2 * 3 * 4 * 16
     )
@@ -147,8 +147,8 @@ def test_the_hub_is_asked_and_not_for_long(monkeypatch) -> None:
     ("words", "said"),
     [
         (["model.depth=3"], "model.depth"),
-        (["ranks=0"], "ranks='0' is impossible"),
-        (["trial_steps=few"], "trial_steps='few' is impossible"),
+        (["ranks=0"], "ranks must be at least 1, got 0"),
+        (["trial_steps=few"], "trial_steps must be a whole number, got 'few'"),
     ],
 )
 def test_bad_settings_end_with_status_2(words, said, capsys) -> None:

@@ -21,8 +21,8 @@ _KEYS = ("source", "sequences", "base", "recipe", "settings", "teacher_seed")
 class Study:
     """`settings`: overrides by name, said after `base`; `recipe` is the one that `--json` reports.
 
-    With `source` the data are `sequences` samples of a distribution that is known exactly, and a model is judged by it; without it they are
-    the text of `base`, and a language model judges. With `teacher_seed` one teacher serves all seeds.
+    With `source` the data are `sequences` samples of a distribution that is known exactly, which measures a model too; without it they are
+    the text of `base`, and an evaluator measures. With `teacher_seed` one teacher serves all seeds.
     """
 
     name: str

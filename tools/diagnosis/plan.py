@@ -14,9 +14,8 @@ from di4c_lm.runs.recipe import mixture_of
 
 GIB = 2**30
 WAYS = ("0", "1", "2", "3", "1+offload", "2+offload", "3+offload")
-_BLOCK_WIDTHS = (
-    18  # of H numbers that a block keeps for a position: residuals, norms, q, k, v (rotated too), attention, MLP, gates
-)
+# Of H numbers that a block keeps for a position: residuals, norms, q, k, v (rotated too), attention, MLP, gates.
+_BLOCK_WIDTHS = 18
 _CHUNK_COPIES = 3  # of a chunk's logits at once: themselves, their gradient, a product
 
 
@@ -71,7 +70,7 @@ def state_memory(config: TextSettings, counts: Counts, ranks: int, way: str) -> 
 
 
 def activation_memory(config: TextSettings, model: DitConfig, num_states: int, *, on_gpu: bool) -> dict[str, float]:
-    """What a micro batch takes: O(B L D H) of the network's activations, O(B D S) of laws, and one chunk of logits of L rows."""
+    """What a micro batch takes: O(B L D H) of the network's activations, O(B D S) of distributions, and one chunk of logits of L rows."""
     B, D, S, H = config.train.micro_batch_size, config.data.length, num_states, model.hidden_size
     mixture = mixture_of(config)
     with torch.device("meta"):
@@ -92,7 +91,7 @@ def activation_memory(config: TextSettings, model: DitConfig, num_states: int, *
     chunk = config.objective.chunk_rows or max(1, (LOGITS_ON_GPU if on_gpu else LOGITS_ON_CPU) // S)
     return {
         "network": width * B * D * (per_position + 2 * L * H),
-        "laws": 4.0 * config.objective.num_distributions * B * D * S,
+        "distributions": 4.0 * config.objective.num_distributions * B * D * S,
         "logits": 4.0 * _CHUNK_COPIES * min(chunk, B * D * L) * S,
     }
 
