@@ -63,9 +63,9 @@ def _check(settings: Settings, arguments: Sequence[str]) -> str:
 def _trained(config: PixelSettings, bars: Bars, count: int) -> dict[str, Any]:
     from di4c_lm.core.cache import Cache
     from di4c_lm.data.images.images import Split
-    from di4c_lm.domains.domain import Interrupted
     from di4c_lm.domains.pixels.domain import DOMAIN, PixelData
     from di4c_lm.runs import recipe
+    from di4c_lm.runs.recipe import Interrupted
     from di4c_lm.training.distributed import init_distributed, set_threads
 
     world = init_distributed(config.run.device)

@@ -138,14 +138,6 @@ def sampling_facts(settings: Any) -> dict[str, Any]:
     return {"sampler": name_of(settings.sampler), "settings": to_dict(settings.sampler) | to_dict(settings.decoding)}
 
 
-class Interrupted(Exception):
-    """A training saved its state and left on the signal `number`."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(f"interrupted by signal {number}")
-        self.number = number
-
-
 @runtime_checkable
 class Domain(Protocol):
     """One kind of data with its networks. Each method raises `ValueError` for input that does not fit."""

@@ -24,7 +24,6 @@ from di4c_lm.domains.domain import (
     Data,
     Domain,
     FinishedRun,
-    Interrupted,
     Model,
 )
 from di4c_lm.mixtures.base import MixtureSettings, NoMixture
@@ -37,6 +36,14 @@ from di4c_lm.training.settings import OptimConfig, TrainConfig, ZeroConfig
 logger = logging.getLogger(__name__)
 _GIVEN = ("kind", "path", "weights")  # of `teacher`: what has no part in training one
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class Interrupted(Exception):
+    """A training saved its state and left on the signal `number`."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"interrupted by signal {number}")
+        self.number = number
 
 
 def run(domain: Domain, settings: Any, rounds: Sequence[Any] = ()) -> int:

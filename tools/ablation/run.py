@@ -16,12 +16,12 @@ from torch import Tensor
 
 from di4c_lm.data.batches import PackedSource, first_sequences
 from di4c_lm.data.text.synthetic import Source, pair_frequencies
-from di4c_lm.domains.domain import Interrupted
 from di4c_lm.domains.text.domain import DOMAIN
 from di4c_lm.domains.text.settings import TextSettings
 from di4c_lm.networks.dit import DIT
 from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.runs import recipe
+from di4c_lm.runs.recipe import Interrupted
 from di4c_lm.samplers.grids import uniform_grid
 from di4c_lm.samplers.trajectory import sample_keyed
 from di4c_lm.training.distributed import World, init_distributed, set_threads
