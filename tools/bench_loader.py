@@ -25,8 +25,8 @@ from di4c_lm.core.settings import section, setting
 from di4c_lm.data.batches import BatchStream
 from di4c_lm.data.text.corpus import load_corpus, open_documents
 from di4c_lm.data.text.prepare import Layout, prepare
+from di4c_lm.data.text.settings import DataConfig
 from di4c_lm.data.text.tokenizers import load_tokenizer
-from di4c_lm.domains.text.settings import DataConfig
 from tools.benchmark.frame import BenchSettings, run_benchmark
 
 _SHARE = 0.01  # of the documents, held out

@@ -20,8 +20,8 @@ from di4c_lm.data.text.corpus import open_documents
 from di4c_lm.data.text.documents import Split, train_side
 from di4c_lm.data.text.packing import Cursor
 from di4c_lm.data.text.prepare import Layout, prepare
+from di4c_lm.data.text.settings import DataConfig
 from di4c_lm.data.text.tokenizers import load_tokenizer
-from di4c_lm.domains.text.settings import DataConfig
 from di4c_lm.training.settings import RunConfig
 from tools.arguments import run_script
 

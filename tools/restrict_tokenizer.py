@@ -12,8 +12,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from di4c_lm.core.settings import check, section, setting
 from di4c_lm.data.text.files import file_documents
+from di4c_lm.data.text.settings import DataConfig
 from di4c_lm.data.text.tokenizers import load_tokenizer, restrict
-from di4c_lm.domains.text.settings import DataConfig
 from tools.arguments import run_script
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from di4c_lm.core.settings import Texts, at_least, check, choice, section, setting, to_dict
-from di4c_lm.domains.text.settings import DataConfig
+from di4c_lm.data.text.settings import DataConfig
 from di4c_lm.samplers.ancestral import Ancestral
 from di4c_lm.samplers.registry import SAMPLERS
 from tools.arguments import run_script

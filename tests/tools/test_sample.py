@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from di4c_lm.checkpoints.mdlm import write
+from di4c_lm.data.text.settings import DataConfig
 from di4c_lm.data.text.tokenizers import load_tokenizer
 from di4c_lm.domains.text.model import TextModel
-from di4c_lm.domains.text.settings import DataConfig
 from di4c_lm.mixtures.adaln import AdaLNSettings
 from di4c_lm.mixtures.base import MixtureSettings, NoMixture
 from di4c_lm.networks.dit import DIT, DitConfig

@@ -31,7 +31,7 @@ def digits(levels: int = _INK) -> ImageSet:
     elif levels in (16, 17):
         ink = np.minimum(ink, levels - 1)
     else:
-        raise ValueError(f"levels={levels!r} is impossible for the digits: allowed are 16, 17, 256")
+        raise ValueError(f"levels must be 16, 17 or 256 for the digits, got {levels!r}")
     classes = tuple(str(name) for name in found.target_names)
     labels = np.asarray(found.target).astype(np.int64)
     return ImageSet(
@@ -49,11 +49,11 @@ def photograph_patches(size: int = 32, *, stride: int = 8, validation_share: flo
     from sklearn.datasets import load_sample_images
 
     if not 1 <= size <= _BLOCK:
-        raise ValueError(f"size={size!r} is impossible for the patches: allowed is 1 to {_BLOCK}")
+        raise ValueError(f"size must be 1 to {_BLOCK} for the patches, got {size!r}")
     if stride < 1:
-        raise ValueError(f"stride={stride!r} is impossible for the patches: allowed is a value of at least 1")
+        raise ValueError(f"stride must be at least 1, got {stride!r}")
     if not 0 < validation_share < 1:
-        raise ValueError(f"validation_share={validation_share!r} is impossible: allowed is a value in (0, 1)")
+        raise ValueError(f"validation_share must be in (0, 1), got {validation_share!r}")
     found: Any = load_sample_images()
     parts: tuple[list[UInt8[np.ndarray, "N H W C"]], ...] = ([], [])
     labels: tuple[list[int], ...] = ([], [])
@@ -96,7 +96,7 @@ _MOST_IMAGES = 1 << 20
 @final
 @dataclass(frozen=True, kw_only=True)
 class Bars:
-    """One of the 2 * `size` rows and columns is bright, each as likely; then each pixel is drawn anew, evenly, with probability `noise`.
+    """One of the 2 * `size` rows and columns is bright, each as likely; then each pixel is replaced, evenly, with probability `noise`.
 
     p(x) = mean_k prod_d ((1 - noise) [x_d = bar_k,d] + noise / S): a mixture of 2 * size products, far from the product of its marginals.
     The class of an image is 0 where its bar is a row, 1 where it is a column. Raises `ValueError` for more images than 2^20.
@@ -108,13 +108,11 @@ class Bars:
 
     def __post_init__(self) -> None:
         if self.size < 2 or self.levels < 2 or not 0 < self.noise <= 1:
-            told = f"size={self.size}, levels={self.levels}, noise={self.noise}"
-            raise ValueError(f"{told} is impossible: allowed are at least 2, at least 2, and (0, 1]")
+            got = f"size={self.size}, levels={self.levels}, noise={self.noise}"
+            raise ValueError(f"size and levels must be at least 2 and noise in (0, 1], got {got}")
         if self.num_images > _MOST_IMAGES:
-            raise ValueError(
-                f"size={self.size}, levels={self.levels} is impossible: {self.num_images} images cannot be enumerated, "
-                f"allowed are {_MOST_IMAGES}"
-            )
+            got = f"size={self.size}, levels={self.levels}: {self.num_images}"
+            raise ValueError(f"images must be at most {_MOST_IMAGES} to be enumerated, got {got}")
 
     @property
     def num_images(self) -> int:

@@ -92,8 +92,8 @@ class _ArraysOnly(pickle.Unpickler):
 def _read_python(file: Path) -> tuple[Any, Any]:
     try:
         with file.open("rb") as stream:
-            told = _ArraysOnly(stream, encoding="bytes").load()
-        return told[b"data"], told[b"labels"]
+            content = _ArraysOnly(stream, encoding="bytes").load()
+        return content[b"data"], content[b"labels"]
     except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(f"{file}: expected CIFAR-10's Python version, found: {reason}") from error

@@ -78,7 +78,7 @@ class ImageSet:
         Raises `ValueError` for a share outside (0, 1) and for a set of one image.
         """
         if not 0 < validation_share < 1:
-            raise ValueError(f"validation_share={validation_share!r} is impossible: allowed is a value in (0, 1)")
+            raise ValueError(f"validation_share must be in (0, 1), got {validation_share!r}")
         if len(self) < 2:
             raise ValueError(f"{self.name}: expected at least 2 images to split, found {len(self)}")
         order_N = permutation(len(self), seed, 0)

@@ -1,4 +1,4 @@
-"""Codes of images without a network: an image is cut into square patches, each is told by the nearest of K means of patches."""
+"""Codes of images without a network: square patches, each replaced by the nearest of K means of patches."""
 
 from pathlib import Path
 from typing import final

@@ -90,11 +90,11 @@ class Fit:
 
     def __post_init__(self) -> None:
         if self.channels not in (1, 3):
-            raise ValueError(f"channels={self.channels!r} is impossible: allowed are 1 (grey) and 3 (RGB)")
+            raise ValueError(f"channels must be 1 (grey) or 3 (RGB), got {self.channels!r}")
         if self.size is not None and min(self.size) < 1:
-            raise ValueError(f"size={self.size!r} is impossible: allowed are at least 1 row and 1 column")
+            raise ValueError(f"size must be at least 1 row and 1 column, got {self.size!r}")
         if self.crop and self.size is None:
-            raise ValueError("size=None is impossible where images are cropped: allowed is (H, W)")
+            raise ValueError("size must be (H, W) where images are cropped, got None")
 
 
 @final
@@ -286,8 +286,8 @@ def _sample(key: str, parts: dict[str, bytes]) -> Line:
 def _label(parts: dict[str, bytes]) -> int:
     if ".cls" in parts:
         return int(parts[".cls"].decode())
-    told = json.loads(parts[".json"])
-    return int(told["label"] if "label" in told else told["cls"])
+    fields = json.loads(parts[".json"])
+    return int(fields["label"] if "label" in fields else fields["cls"])
 
 
 # Whole sets by the name of their source
@@ -322,9 +322,7 @@ def load_split(
         size = fit.size[0] if fit and fit.size else 32
         return photograph_patches(size, validation_share=validation_share, seed=seed)
     if levels not in (None, 256):
-        raise ValueError(
-            f"levels={levels!r} is impossible for {source}: allowed is 256; other levels are for the digits"
-        )
+        raise ValueError(f"levels must be 256 for {source}, got {levels!r}: other levels are for the digits")
     if path.suffix.lower() == ".npz":
         return load_npz(path, fit).split(validation_share, seed)
     if path.is_dir() and is_cifar_folder(path):
@@ -420,11 +418,11 @@ def hub_images(dataset: str, split: str) -> RawImages:
         import datasets
 
         for number, row in enumerate(rows.cast_column(image, datasets.Image(decode=False))):
-            key, told = f"{name}, {split}, row {number}", row[image]
-            if told is None or row[label] is None:
+            key, encoded = f"{name}, {split}, row {number}", row[image]
+            if encoded is None or row[label] is None:
                 yield Fault(key, "the image or its label is missing")
                 continue
-            content = told["bytes"] if told["bytes"] is not None else Path(told["path"]).read_bytes()
+            content = encoded["bytes"] if encoded["bytes"] is not None else Path(encoded["path"]).read_bytes()
             yield RawImage(key, content, row[label])
 
     return RawImages(name=f"{name}, {split}", classes=tuple(classes or ()), open=read)

@@ -210,7 +210,7 @@ class Shards:
         return f"{len(self)} sequences in {len(self._train)} shards ({self._contents})"
 
     def __getitem__(self, rows: Int[np.ndarray, " B"]) -> Integer[np.ndarray, "B W"]:
-        """Some of the rows in use, in the order asked for."""
+        """Some of the rows in use, in that order."""
         number_B = np.searchsorted(self._ends, rows, side="right")
         found = np.empty((len(rows), self.index.width), dtype=np.dtype(self.index.dtype))
         for number in np.unique(number_B):
@@ -303,7 +303,7 @@ class Shards:
             logger.warning("left out: %s", problem)
         left = Shards(self.folder, self._parts, set(damage))
         shown = (self.folder, len(damage), len(train), len(self) - len(left), len(self))
-        logger.warning("%s: going on without %d of %d shards, %d of %d sequences", *shown)
+        logger.warning("%s: reading without %d of %d shards, %d of %d sequences", *shown)
         return left
 
 

@@ -57,7 +57,7 @@ class _OpenShard:
 
 
 class ShardWriter:
-    """One folder, from the first row to the index. `place` is where the caller goes on, None at the beginning and after the end.
+    """One folder, from the first row to the index. `place` is where the caller resumes, None at the beginning and after the end.
 
     Args:
         folder: where the shards go; another process that writes there is waited for (see `writing`).

@@ -22,17 +22,17 @@ from di4c_lm.data.text.documents import (
     Documents,
     Split,
     builtin_corpus,
+    evaluator_side,
     first_characters,
     held_out_side,
-    judge_side,
     train_side,
 )
 from di4c_lm.data.text.files import file_documents, hub_documents, hub_stream
 from di4c_lm.data.text.packing import Cursor, Run, encode_documents, encode_runs, pack, token_dtype, token_id
 from di4c_lm.data.text.prepare import TOKENIZER, read_held_out
+from di4c_lm.data.text.settings import DataConfig
 from di4c_lm.data.text.streaming import StreamingSource
 from di4c_lm.data.text.tokenizers import fingerprint, load_tokenizer
-from di4c_lm.domains.text.settings import DataConfig
 
 if TYPE_CHECKING:
     import transformers
@@ -51,8 +51,8 @@ class Corpus:
     name: str
     tokenizer: "transformers.PreTrainedTokenizerFast"
     train: PackedSource | ShardSource | StreamingSource
-    judge: Int[Tensor, "J D"] | None = (
-        None  # what `data.evaluator_share` sets aside for the judge, read by nothing else
+    evaluator: Int[Tensor, "J D"] | None = (
+        None  # what `data.evaluator_share` sets aside for the evaluator, read by nothing else
     )
     validation: Int[Tensor, "N D"]
     validation_texts: list[str]
@@ -117,14 +117,16 @@ def _as_tensor(tokens_ND: Integer[np.ndarray, "N D"]) -> Int[Tensor, "N D"]:
 
 def _in_memory(config: DataConfig, seed: int, cache_dir: Path) -> Corpus:
     documents = open_documents(config)
-    split = Split.fitted(documents, config.validation_share).with_judge(config.evaluator_share)
+    split = Split.fitted(documents, config.validation_share).with_evaluator(config.evaluator_share)
     tokenizer = load_tokenizer(config, train_side(documents, split), cache_dir)
     texts = list(first_characters(held_out_side(documents, split), VALIDATION_CHARACTERS))
     validation_ND = _sequences(texts, config, tokenizer, documents.name, "validation")
     tokens_ND = _sequences(train_side(documents, split), config, tokenizer, documents.name, "training")
     aside_ND = None
     if config.evaluator_share:
-        aside_ND = _as_tensor(_sequences(judge_side(documents, split), config, tokenizer, documents.name, "judge's"))
+        aside_ND = _as_tensor(
+            _sequences(evaluator_side(documents, split), config, tokenizer, documents.name, "evaluator's")
+        )
     assert tokens_ND.dtype == token_dtype(len(tokenizer))
     content = hashlib.sha256(fingerprint(tokenizer).encode())
     content.update(validation_ND.tobytes())
@@ -134,7 +136,7 @@ def _in_memory(config: DataConfig, seed: int, cache_dir: Path) -> Corpus:
     return Corpus(
         name=documents.name,
         tokenizer=tokenizer,
-        judge=aside_ND,
+        evaluator=aside_ND,
         train=train,
         validation=_as_tensor(validation_ND),
         validation_texts=texts,

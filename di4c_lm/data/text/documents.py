@@ -14,7 +14,7 @@ _HASHES = 1 << 64
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Place:
-    """Between two documents: where in which file reading goes on, and what was counted on the way there from the corpus' start.
+    """Between two documents: where in which file reading resumes, and what was counted on the way there from the corpus' start.
 
     `offset` counts unpacked bytes in files of lines, rows in parquet, and documents in a corpus that has no files.
     """
@@ -35,7 +35,7 @@ class Documents:
     """A corpus: each `read()` goes through all its documents again, in the same order. Errors and logs say `name`.
 
     `walk_files(start, rank, world_size)` walks from a place at once; absent, the documents before it are read and passed over.
-    `identity` tells corpora apart as far as can be told without reading them.
+    `identity` tells corpora apart as far as that can be seen without reading them.
     """
 
     name: str
@@ -65,14 +65,15 @@ def document_hash(text: str) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Train, held-out and the judge's by document, by its hash.
+    """Training, validation and the evaluator's part by document, by its hash.
 
-    A text is held out where its hash lies below `threshold`, and the judge's alone from `judge_from` on. The rule knows neither seed nor
-    order, so a teacher, a judge and a student trained apart hold out the same documents, and copies of a text always fall on the same side.
+    A text is held out where its hash lies below `threshold`, and the evaluator's alone from `evaluator_from` on. The rule knows neither
+    seed nor order, so a teacher, an evaluator and a student trained apart hold out the same documents, and copies of a text always fall on
+    the same side.
     """
 
     threshold: int
-    judge_from: int = _HASHES
+    evaluator_from: int = _HASHES
 
     def holds_out(self, text: str) -> bool:
         """Whether nobody is trained on the document."""
@@ -80,15 +81,15 @@ class Split:
 
     def trains(self, text: str) -> bool:
         """Whether the models are trained on the document."""
-        return self.threshold <= document_hash(text) < self.judge_from
+        return self.threshold <= document_hash(text) < self.evaluator_from
 
-    def judges(self, text: str) -> bool:
-        """Whether the judge alone is trained on the document."""
-        return document_hash(text) >= self.judge_from
+    def evaluates(self, text: str) -> bool:
+        """Whether the evaluator alone is trained on the document."""
+        return document_hash(text) >= self.evaluator_from
 
-    def with_judge(self, share: float) -> "Split":
-        """The same, and about `share` of all documents, none of them held out, set aside for the judge alone."""
-        return dataclasses.replace(self, judge_from=max(self.threshold, int((1 - share) * _HASHES)))
+    def with_evaluator(self, share: float) -> "Split":
+        """The same, and about `share` of all documents, none of them held out, set aside for the evaluator alone."""
+        return dataclasses.replace(self, evaluator_from=max(self.threshold, int((1 - share) * _HASHES)))
 
     @classmethod
     def by_share(cls, share: float) -> "Split":
@@ -120,9 +121,9 @@ def train_side(documents: Documents, split: Split) -> Iterator[str]:
     return (text for text in documents.read() if split.trains(text))
 
 
-def judge_side(documents: Documents, split: Split) -> Iterator[str]:
-    """The documents that the judge alone is trained on."""
-    return (text for text in documents.read() if split.judges(text))
+def evaluator_side(documents: Documents, split: Split) -> Iterator[str]:
+    """The documents that the evaluator alone is trained on."""
+    return (text for text in documents.read() if split.evaluates(text))
 
 
 def held_out_side(documents: Documents, split: Split) -> Iterator[str]:

@@ -44,7 +44,7 @@ class Tally:
 def documents_in(name: str, start: int, text_key: str, tally: Tally) -> Iterator[tuple[int, str]]:
     """The documents of the file or URL `name`, each with the offset behind it; `start` is such an offset, or 0.
 
-    Counts in `tally` what it replaces and skips, and not the documents. Raises `ValueError` for a record that is not as asked,
+    Counts in `tally` what it replaces and skips, and not the documents. Raises `ValueError` for a record of another form,
     `OSError`, `EOFError` or `zlib.error` for a file that cannot be read on.
     """
     kind = name.lower()
@@ -311,7 +311,7 @@ def file_documents(paths: str, *, text_key: str = "text", skip_bad: bool = False
     however deep, whose names end in one of `SUFFIXES`. In `.jsonl` each line is an object with the document under `text_key`, in
     `.parquet` a column has that name. In `.txt` documents are separated by blank lines or by lines that hold only
     `<|endoftext|>`. Empty documents are passed over. Invalid UTF-8 is replaced, counted and logged. Where a network fails, also
-    midway, reading goes on after a pause with the document after the last one given.
+    midway, reading resumes after a pause with the document after the last one given.
 
     Raises:
         ValueError: a path that is absent or of another kind (at once); while reading, no document at all, a damaged

@@ -54,7 +54,7 @@ def token_dtype(num_states: int) -> type[np.unsignedinteger]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cursor:
-    """Where tokenising goes on, `pieces` pieces into the document behind `place`, and what was counted in the documents before."""
+    """Where tokenising resumes, `pieces` pieces into the document behind `place`, and what was counted in the documents before."""
 
     place: Place = Place()
     pieces: int = 0
@@ -75,7 +75,7 @@ class Cursor:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """Tokens that follow each other, where to go on behind them, and the texts that were held out on the way."""
+    """Tokens that follow each other, where to resume behind them, and the texts that were held out on the way."""
 
     tokens_N: Integer[np.ndarray, " N"]
     cursor: Cursor
@@ -180,7 +180,7 @@ class Rows:
         self._frame = frame
         self.rest_N = np.empty(0, dtype=np.uint16) if rest_N is None else rest_N
         if self._body < 1:
-            raise ValueError(f"data.length={length} is impossible: with data.wrap=true at least 3")
+            raise ValueError(f"data.length must be at least 3 where data.wrap=true, got {length}")
 
     def push(self, run_N: Integer[np.ndarray, " N"]) -> Integer[np.ndarray, "n D"]:
         """The sequences (n, length) that `run_N` completes, perhaps none."""

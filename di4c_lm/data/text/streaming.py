@@ -18,7 +18,7 @@ class StreamingSource:
 
     `open_runs(cursor, rank, world_size)` gives the runs of a rank's documents from a cursor on, to the end of the corpus. Each rank
     mixes the sequences of its documents in a buffer of `shuffle_buffer`; which one the buffer gives away next is a function of (seed,
-    epoch, sample id) alone. A rank that comes to the end of its documents goes on with its next epoch. `sample_id` counts a rank's
+    epoch, sample id) alone. A rank that comes to the end of its documents begins its next epoch. `sample_id` counts a rank's
     sequences in the corpus' order, times the number of ranks, plus the rank.
     """
 

@@ -1,6 +1,6 @@
-"""Laws of sequences that are known exactly, to hold a sampler's law against.
+"""Distributions of sequences that are known exactly, to hold a sampler's distribution against.
 
-Every source is a law on x in {0, ..., S-1}^D that can be drawn from and whose log-likelihood, single and neighbouring-pair marginals
+Every source is a distribution on x in {0, ..., S-1}^D that can be sampled and whose log-likelihood, single and neighbouring-pair marginals
 are exact. For small S^D the joint is a table, in the lexicographic order of `every_sequence`.
 """
 
@@ -20,7 +20,7 @@ MAX_JOINT = 2**20  # sequences that `joint` enumerates
 
 @runtime_checkable
 class Source(Protocol):
-    """A law of sequences of `length` states below `num_states`."""
+    """A distribution of sequences of `length` states below `num_states`."""
 
     @property
     def length(self) -> int:
@@ -60,12 +60,12 @@ class MarkovChain:
 
     def __post_init__(self) -> None:
         _check_length(self.length)
-        _check_laws("initial_S", self.initial_S[None])
-        _check_laws("transition_SS", self.transition_SS)
+        _check_distributions("initial_S", self.initial_S[None])
+        _check_distributions("transition_SS", self.transition_SS)
 
     @classmethod
     def random(cls, num_states: int, length: int, *, sharpness: int | float, seed: int) -> "MarkovChain":
-        """Rows softmax(sharpness · N(0, 1)), begun in its stationary law; at sharpness 0 the states are independent."""
+        """Rows softmax(sharpness · N(0, 1)), begun in its stationary distribution; at sharpness 0 the states are independent."""
         noise_SS = normal(torch.Generator().manual_seed(seed), (num_states, num_states))
         transition_SS = (sharpness * noise_SS).softmax(1)
         generator_SS = transition_SS.T - torch.eye(num_states, dtype=torch.float64)
@@ -125,9 +125,9 @@ class CodewordMixture:
 
     def __post_init__(self) -> None:
         _check_length(self.length)
-        _check_laws("weight_K", self.weight_K[None])
+        _check_distributions("weight_K", self.weight_K[None])
         if not 0 < self.noise <= 1:
-            raise ValueError(f"noise={self.noise!r} is impossible: allowed is a value in (0, 1]")
+            raise ValueError(f"noise must be in (0, 1], got {self.noise!r}")
         if not 0 <= int(self.codeword_KD.min()) <= int(self.codeword_KD.max()) < self.num_states:
             raise ValueError(f"codeword_KD holds states outside [0, {self.num_states})")
 
@@ -188,11 +188,9 @@ class CorrelatedBits:
     def __post_init__(self) -> None:
         _check_length(self.length)
         if self.group < 2 or self.length % self.group:
-            raise ValueError(
-                f"group={self.group} is impossible: allowed is a divisor of length={self.length} from 2 on"
-            )
+            raise ValueError(f"group must be a divisor of length={self.length}, at least 2, got {self.group}")
         if not 0 < self.error < 1:
-            raise ValueError(f"error={self.error!r} is impossible: allowed is a value in (0, 1)")
+            raise ValueError(f"error must be in (0, 1), got {self.error!r}")
 
     @property
     def num_states(self) -> int:
@@ -260,9 +258,9 @@ def _entropy_of(p_N: Float64[Tensor, " N"]) -> float:
 
 def _check_length(length: int) -> None:
     if length < 2:
-        raise ValueError(f"length={length} is impossible: allowed is a value of at least 2")
+        raise ValueError(f"length must be at least 2, got {length}")
 
 
-def _check_laws(name: str, p_NS: Float64[Tensor, "N S"]) -> None:
+def _check_distributions(name: str, p_NS: Float64[Tensor, "N S"]) -> None:
     if bool((p_NS < 0).any()) or bool(((p_NS.sum(1) - 1).abs() > 1e-9).any()):
         raise ValueError(f"{name} must hold probabilities that sum to 1, got sums {p_NS.sum(1).tolist()}")

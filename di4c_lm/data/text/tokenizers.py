@@ -14,7 +14,7 @@ from di4c_lm.core.files import write_text
 from di4c_lm.core.fingerprints import fingerprint as fingerprint
 from di4c_lm.core.retry import is_network_failure, with_retries
 from di4c_lm.data.text.documents import first_characters
-from di4c_lm.domains.text.settings import DataConfig
+from di4c_lm.data.text.settings import DataConfig
 
 if TYPE_CHECKING:
     import tokenizers

@@ -83,7 +83,9 @@ def trained_evaluator(config: TextSettings, corpus: Corpus | None, cache: Path, 
     corpus = corpus or load_corpus(config.data, config.train.seed, cache)
     if not isinstance(corpus.train, PackedSource):
         raise ValueError("evaluator must be a folder or hub name where the corpus is streamed, got 'train'")
-    tokens_ND = torch.from_numpy(corpus.train.tokens_ND.astype("int64")) if corpus.judge is None else corpus.judge
+    tokens_ND = (
+        torch.from_numpy(corpus.train.tokens_ND.astype("int64")) if corpus.evaluator is None else corpus.evaluator
+    )
     return train_evaluator(tokens_ND, corpus.tokenizer, config.evaluator, cache_dir=cache, device=device).name
 
 

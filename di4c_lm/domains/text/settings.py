@@ -1,9 +1,10 @@
 """Settings of a run on text. Times are in [0, 1] (1 is pure noise), sizes in tokens or sequences, learning rates per optimiser step."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from di4c_lm.core.settings import Ints, at_least, check, choice, section, setting
+from di4c_lm.data.text.settings import DataConfig
 from di4c_lm.domains.settings import RunSettings, TeacherConfig
 from di4c_lm.measure.text.evaluator import EvaluatorConfig
 from di4c_lm.mixtures.base import MixtureSettings
@@ -13,76 +14,6 @@ from di4c_lm.networks.dit import DitConfig
 from di4c_lm.objectives.likelihood import Likelihood
 from di4c_lm.objectives.registry import OBJECTIVES
 from di4c_lm.training.settings import OptimConfig, PretrainConfig, TrainConfig
-
-
-@section
-class DataConfig:
-    """A corpus, and how it is cut into sequences."""
-
-    PATH_KIND: ClassVar[str] = "files"
-    PATH_KEYS: ClassVar[tuple[str, ...]] = ("path",)
-
-    kind: Literal["builtin", "files", "openwebtext", "shards"] = setting(
-        "builtin", "builtin: the documentation of Python"
-    )
-    path: str | None = setting(
-        None, ".jsonl, .txt or .parquet, a folder, an fsspec URL, several with commas; a folder of shards"
-    )
-    dataset: str = setting("Skylion007/openwebtext", "hub name")
-    split: str = setting("train", "of the dataset")
-    text_key: str = setting("text", "of a record")
-    length: int = setting(64, "D, tokens a sequence")
-    streaming: bool = setting(False, "read documents as they are needed")
-    shuffle_buffer: int = setting(10_000, "sequences that a stream is mixed in")
-    validation_share: float = setting(0.05, "of the documents")
-    evaluator_share: float = setting(
-        0.0, "of the documents, for a trained evaluator alone; 0: it reads the training set"
-    )
-    tokenizer: str = setting("train", "train: a BPE of the corpus, or the shards' own; else a folder, file or hub name")
-    vocab_size: int = setting(1024, "entries of a trained tokenizer")
-    wrap: bool = setting(False, "BOS and EOS at both ends of each sequence, as MDLM and SDTT have it")
-    skip_bad: bool = setting(False, "leave out records, files and shards that cannot be read, and count them")
-    verify: Literal["once", "always", "size"] = setting(
-        "once", "shards' checksums: once a machine, at each start, never"
-    )
-
-    def __post_init__(self) -> None:
-        at_least(self, 2, "length")
-        at_least(self, 258, "vocab_size")
-        at_least(self, 1, "shuffle_buffer")
-        check(0 < self.validation_share < 1, "validation_share", self.validation_share, "in (0, 1)")
-        rest = 1 - self.validation_share
-        check(0 <= self.evaluator_share < rest, "evaluator_share", self.evaluator_share, f"in [0, {rest:g})")
-        aside = self.at_hand or self.evaluator_share == 0
-        check(aside, "evaluator_share", self.evaluator_share, "0 where streaming=true or kind=shards")
-        check(self.kind != "files" or bool(self.path), "path", self.path, "a file or folder where kind=files")
-        check(self.kind != "shards" or bool(self.path), "path", self.path, "a folder of shards where kind=shards")
-        check(self.kind != "shards" or not self.streaming, "streaming", self.streaming, "false where kind=shards")
-
-    @property
-    def at_hand(self) -> bool:
-        """Whether the whole corpus is read when a run begins."""
-        return self.kind != "shards" and not self.streaming
-
-    def unused(self) -> dict[str, str]:
-        """What other kinds of corpora read."""
-        used_by = {
-            "path": ("files", "shards"),
-            "dataset": ("openwebtext",),
-            "split": ("openwebtext",),
-            "text_key": ("files", "openwebtext"),
-            "skip_bad": ("files", "openwebtext", "shards"),
-            "verify": ("shards",),
-            "validation_share": ("builtin", "files", "openwebtext"),
-        }
-        found = {key: f"where data.kind={self.kind}" for key, kinds in used_by.items() if self.kind not in kinds}
-        if "path" in found:
-            found["path"] += "; data=<path> reads files"
-        if not self.streaming:
-            found["shuffle_buffer"] = "where data.streaming=false"
-        if self.tokenizer != "train" or self.kind == "shards":
-            found["vocab_size"] = "where the tokenizer is given"
-        return found
 
 
 @section

@@ -53,10 +53,10 @@ def test_the_seed_chooses_what_is_held_out() -> None:
 @pytest.mark.parametrize(
     "make, told",
     [
-        (lambda: digits(8), "levels=8 .*16, 17, 256"),
-        (lambda: photograph_patches(65), "size=65 .*1 to 64"),
-        (lambda: photograph_patches(stride=0), "stride=0"),
-        (lambda: photograph_patches(validation_share=1.0), "validation_share=1.0"),
+        (lambda: digits(8), "levels must be 16, 17 or 256 for the digits, got 8"),
+        (lambda: photograph_patches(65), "size must be 1 to 64 for the patches, got 65"),
+        (lambda: photograph_patches(stride=0), "stride must be at least 1, got 0"),
+        (lambda: photograph_patches(validation_share=1.0), r"validation_share must be in \(0, 1\), got 1.0"),
     ],
 )
 def test_impossible_wishes(make, told: str) -> None:
@@ -106,5 +106,5 @@ def test_classes_are_rows_and_columns() -> None:
 
 @pytest.mark.parametrize("wish", [{"size": 1}, {"levels": 1}, {"noise": 0.0}, {"size": 5}, {"size": 4, "levels": 3}])
 def test_impossible_laws(wish: dict) -> None:
-    with pytest.raises(ValueError, match="is impossible"):
+    with pytest.raises(ValueError, match="must be at (least|most) .*, got size="):
         Bars(**wish)

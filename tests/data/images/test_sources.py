@@ -167,7 +167,12 @@ def test_a_jpeg_is_read() -> None:
 
 
 @pytest.mark.parametrize(
-    "wish, told", [({"channels": 2}, "channels=2"), ({"size": (0, 3)}, "size"), ({"crop": True}, "size=None")]
+    "wish, told",
+    [
+        ({"channels": 2}, "channels must be 1 .* or 3 .*, got 2"),
+        ({"size": (0, 3)}, "size"),
+        ({"crop": True}, "size must be .H, W. where images are cropped, got None"),
+    ],
 )
 def test_impossible_fits(wish: dict, told: str) -> None:
     with pytest.raises(ValueError, match=told):
@@ -266,7 +271,7 @@ def test_what_is_no_source_is_named(source: str, told: str, tmp_path: Path, monk
 
 
 def test_levels_are_for_the_digits(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="levels=16"):
+    with pytest.raises(ValueError, match="levels must be 256 for .*, got 16"):
         load_split(str(write_npz(tmp_path / "x.npz")), seed=0, levels=16)
     assert load_split("digits", seed=0, levels=16).train.levels == 16
 

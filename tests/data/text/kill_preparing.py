@@ -16,8 +16,8 @@ from pathlib import Path
 from di4c_lm.data.text import packing
 from di4c_lm.data.text.corpus import open_documents
 from di4c_lm.data.text.prepare import Layout, prepare
+from di4c_lm.data.text.settings import DataConfig
 from di4c_lm.data.text.tokenizers import load_tokenizer
-from di4c_lm.domains.text.settings import DataConfig
 
 LAYOUT = Layout(length=64, wrap=True, shard_tokens=30_000, validation_share=0.1)
 

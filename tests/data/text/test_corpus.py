@@ -11,9 +11,9 @@ import torch
 
 from di4c_lm.data.batches import BatchStream, PackedSource
 from di4c_lm.data.text.corpus import Corpus, load_corpus
+from di4c_lm.data.text.settings import DataConfig
 from di4c_lm.data.text.streaming import StreamingSource
 from di4c_lm.data.text.tokenizers import END_OF_TEXT
-from di4c_lm.domains.text.settings import DataConfig
 
 SHARED = Path(os.environ.get("DI4C_SHARED", "absent")) / "data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the real data of $DI4C_SHARED are absent")
@@ -49,12 +49,12 @@ def test_no_document_is_on_both_sides_and_none_is_lost(path: str) -> None:
     assert 5 <= len(corpus.validation_texts) <= 40
 
 
-def test_the_judge_reads_documents_of_its_own(path: str) -> None:
+def test_the_evaluator_reads_documents_of_its_own(path: str) -> None:
     corpus, plain = load(path, evaluator_share=0.3), load(path)
-    assert plain.judge is None and corpus.judge is not None
+    assert plain.evaluator is None and corpus.evaluator is not None
     assert isinstance(corpus.train, PackedSource)
     read = documents_of(corpus, torch.from_numpy(corpus.train.tokens_ND.astype(np.int64)))
-    own = documents_of(corpus, corpus.judge)
+    own = documents_of(corpus, corpus.evaluator)
     assert own and read and not own & read and not (own | read) & set(corpus.validation_texts)
     assert corpus.validation_texts == plain.validation_texts
     assert len(own) == pytest.approx(0.3 * len(TEXTS), rel=0.3)
@@ -63,14 +63,14 @@ def test_the_judge_reads_documents_of_its_own(path: str) -> None:
 @pytest.mark.parametrize(
     "settings, allowed",
     [
-        ({"evaluator_share": 0.95}, r"evaluator_share must be a value in \[0, 0\.95\), got 0\.95"),
+        ({"evaluator_share": 0.95}, r"evaluator_share must be in \[0, 0\.95\), got 0\.95"),
         (
             {"evaluator_share": 0.1, "streaming": True},
-            "evaluator_share must be 0 when streaming=true",
+            "evaluator_share must be 0 where streaming=true",
         ),
     ],
 )
-def test_an_impossible_share_for_the_judge_is_named(path: str, settings: dict[str, Any], allowed: str) -> None:
+def test_an_impossible_share_for_the_evaluator_is_named(path: str, settings: dict[str, Any], allowed: str) -> None:
     with pytest.raises(ValueError, match=allowed):
         load(path, **settings)
 

@@ -15,9 +15,9 @@ from di4c_lm.data.text.documents import (
     builtin_corpus,
     builtin_documents,
     document_hash,
+    evaluator_side,
     first_characters,
     held_out_side,
-    judge_side,
     train_side,
 )
 
@@ -39,19 +39,19 @@ def test_both_sides_have_documents_and_none_is_on_both(texts: list[str], share: 
 
 
 @given(TEXTS, st.floats(0.001, 0.5), st.floats(0.0, 0.5))
-def test_the_judge_s_documents_are_nobody_else_s(texts: list[str], share: float, evaluator_share: float) -> None:
+def test_the_evaluator_s_documents_are_nobody_else_s(texts: list[str], share: float, evaluator_share: float) -> None:
     documents = corpus(texts)
     plain = Split.fitted(documents, share)
-    split = plain.with_judge(evaluator_share)
-    sides = [list(side(documents, split)) for side in (train_side, held_out_side, judge_side)]
+    split = plain.with_evaluator(evaluator_share)
+    sides = [list(side(documents, split)) for side in (train_side, held_out_side, evaluator_side)]
     assert sorted(text for side in sides for text in side) == sorted(texts)
     assert sides[1] == list(held_out_side(documents, plain))
     assert set(sides[0]) <= set(train_side(documents, plain)) and not set(sides[0]) & set(sides[2])
 
 
-def test_the_judge_s_share_is_kept() -> None:
+def test_the_evaluator_s_share_is_kept() -> None:
     """4,000 of 20,000 expected, standard deviation 57."""
-    split = Split.by_share(0.05).with_judge(0.2)
+    split = Split.by_share(0.05).with_evaluator(0.2)
     num = sum(not split.trains(text) and not split.holds_out(text) for text in map("document {}".format, range(20_000)))
     assert abs(num - 4000) < 300
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from di4c_lm.data.text import packing
 from di4c_lm.data.text.packing import encode_documents, pack, split_document, token_dtype
+from di4c_lm.data.text.settings import DataConfig
 from di4c_lm.data.text.tokenizers import load_tokenizer
-from di4c_lm.domains.text.settings import DataConfig
 
 TEXTS = [f"Statement number {n} is here,  with\n\ta twice spaced line: x_{n} = {n * n}." for n in range(50)]
 RUNS = st.lists(st.lists(st.integers(0, 999), max_size=30), max_size=8)
@@ -49,7 +49,7 @@ def test_what_is_dropped_is_logged(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_no_room_within_a_frame_is_an_error() -> None:
-    with pytest.raises(ValueError, match="data.length=2"):
+    with pytest.raises(ValueError, match="data.length must be at least 3 where data.wrap=true, got 2"):
         list(pack(runs_of([[1]]), 2, frame=(0, 0)))
 
 

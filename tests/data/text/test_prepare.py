@@ -17,8 +17,8 @@ from di4c_lm.data.records.shards import Index, Shards, ShardSource
 from di4c_lm.data.text import packing
 from di4c_lm.data.text.corpus import load_corpus, open_documents
 from di4c_lm.data.text.prepare import Layout, prepare
+from di4c_lm.data.text.settings import DataConfig
 from di4c_lm.data.text.tokenizers import load_tokenizer
-from di4c_lm.domains.text.settings import DataConfig
 
 TEXTS = [f"Text {n} tells of {n * n} things,\nand of {n**3} more in x_{n}. " * (1 + n % 7) for n in range(2500)]
 LAYOUT = Layout(length=16, wrap=False, shard_tokens=20_000, validation_share=0.05)

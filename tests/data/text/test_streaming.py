@@ -16,8 +16,8 @@ from di4c_lm.data.text import packing
 from di4c_lm.data.text.corpus import load_corpus
 from di4c_lm.data.text.documents import Place
 from di4c_lm.data.text.packing import Cursor, Run
+from di4c_lm.data.text.settings import DataConfig
 from di4c_lm.data.text.streaming import StreamingSource
-from di4c_lm.domains.text.settings import DataConfig
 
 D = 3
 

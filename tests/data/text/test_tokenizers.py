@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from di4c_lm.core import retry as hub
 from di4c_lm.data.text.documents import builtin_corpus
+from di4c_lm.data.text.settings import DataConfig
 from di4c_lm.data.text.tokenizers import END_OF_TEXT, fingerprint, load_tokenizer, restrict, train_bpe
-from di4c_lm.domains.text.settings import DataConfig
 from tests.tools.helpers import run_tool
 
 TEXTS = [f"Statement number {n} says: the naïve café of x_{n} is {n * n}." for n in range(200)]
