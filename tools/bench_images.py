@@ -55,7 +55,8 @@ def measure(way: str, settings: Settings) -> dict[str, Any]:
     shape = (settings.size, settings.size, settings.channels)
     sizes = {"shape": shape, "num_states": settings.S}
     networks = [chosen.fresh(UNet, model, sizes) for chosen in (TokenSettings(), NoMixture())]
-    student, teacher = (randomise(network).to(device) for network in networks)
+    both: list[Any] = [randomise(network).to(device) for network in networks]
+    student, teacher = both
     student.activation_checkpointing = teacher.activation_checkpointing = settings.recompute
     teacher.requires_grad_(False)
     x = torch.randint(settings.S, (settings.B, student.length), generator=torch.Generator().manual_seed(1)).to(device)

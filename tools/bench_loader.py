@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from transformers import PreTrainedTokenizerBase
 
 from di4c_lm.core.settings import section, setting
 from di4c_lm.data.batches import BatchStream
@@ -68,7 +67,7 @@ class Corpus:
     """The documents, and what shards are made of."""
 
     documents: Any
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: Any
     layout: Layout
     folder: Path
 

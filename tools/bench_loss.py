@@ -55,7 +55,8 @@ def measure(way: str, settings: Settings) -> dict[str, Any]:
     model = DitConfig(hidden_size=settings.H, num_blocks=settings.blocks, num_heads=settings.heads)
     mixture = (AdaLNSettings if settings.path == "adaln" else TokenSettings)(inject_at=settings.inject_at)
     networks = [chosen.fresh(DIT, model, {"num_states": settings.S}) for chosen in (mixture, NoMixture())]
-    student, teacher = (randomise(network).to(device, dtype) for network in networks)
+    both: list[Any] = [randomise(network).to(device, dtype) for network in networks]
+    student, teacher = both
     teacher.requires_grad_(False)
     x = torch.randint(settings.S - 1, (settings.B, settings.D), generator=torch.Generator().manual_seed(1)).to(device)
     number_B = torch.arange(settings.B, device=device)

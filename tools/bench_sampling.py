@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
@@ -22,6 +22,7 @@ from di4c_lm.mixtures.class_chain import ClassChainSettings
 from di4c_lm.mixtures.codes import CodesSettings
 from di4c_lm.mixtures.token import TokenSettings
 from di4c_lm.networks.dit import DIT, DitConfig
+from di4c_lm.processes.denoiser import Denoiser
 from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.samplers.grids import uniform_grid
 from di4c_lm.samplers.trajectory import sample
@@ -74,7 +75,7 @@ def measure(way: str, settings: Settings) -> dict[str, float]:
 
     def fast(steps: int) -> float:
         rng = torch.Generator(device).manual_seed(1)
-        return sample(network, process, x_init, uniform_grid(steps), rng).nfe
+        return sample(cast(Denoiser, network), process, x_init, uniform_grid(steps), rng).nfe
 
     def plain(steps: int) -> float:
         torch.manual_seed(1)

@@ -10,7 +10,7 @@ rank holds after the first step (on a CPU its resident memory less that before t
 import sys
 import time
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from di4c_lm.core.settings import section, setting
@@ -76,7 +76,7 @@ def measure(way: str, settings: Settings) -> dict[str, float]:
         world=world,
     )
     tokens_ND = np.random.default_rng(0).integers(settings.S - 1, size=(64, settings.D))
-    place = {"micro_batch_size": settings.B, "rank": world.rank, "world_size": world.size}
+    place: dict[str, Any] = {"micro_batch_size": settings.B, "rank": world.rank, "world_size": world.size}
     ema, batches = Ema(engine.partition, 0.999), BatchStream(PackedSource(tokens_ND, seed=0), **place)
     times, held = [], 0.0
     for number in range(settings.steps + 1):

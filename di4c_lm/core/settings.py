@@ -144,8 +144,9 @@ def fields(cls: type) -> dict[str, Field]:
 
 
 def _registry_of(one: Any) -> Registry | None:
-    registry = one.metadata.get("registry")
-    return registry() if callable(registry) else registry
+    registry: Any = one.metadata.get("registry")
+    found: Any = registry() if callable(registry) else registry
+    return found
 
 
 def class_of(entry: Any) -> type:

@@ -184,7 +184,8 @@ class MixtureSettings(ABC):
 
     def fresh(self, kind: type[Network], model: Any, sizes: Mapping[str, Any]) -> "Mixture":
         """A mixture on a fresh network of this class, settings and sizes."""
-        return self.wrap(kind(model, **sizes))
+        make: Any = kind  # each network takes sizes of its own
+        return self.wrap(make(model, **sizes))
 
     def sized(self: Settings, num_lambdas: int) -> Settings:
         """The same, with a codebook that has no size of its own as large as L."""

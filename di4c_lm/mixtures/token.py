@@ -50,7 +50,8 @@ class TokenSettings(MixtureSettings):
 
     def fresh(self, kind: type[Network], model: Any, sizes: Any) -> Mixture:
         """See `MixtureSettings.fresh`; a U-Net takes the shifts in."""
-        return self.wrap(kind(model, **sizes, **({"shifted": True} if kind.takes_shifts else {})))
+        make: Any = kind  # each network takes sizes of its own
+        return self.wrap(make(model, **sizes, **({"shifted": True} if kind.takes_shifts else {})))
 
     def sized(self, num_lambdas: int) -> "TokenSettings":
         """See `MixtureSettings.sized`."""

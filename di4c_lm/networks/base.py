@@ -105,12 +105,12 @@ class BlockStages(Stages):
         self, stop: int | None = None, shift_scale: Callable[[int], Float[Tensor, "N fourH"]] | None = None
     ) -> None:
         """The blocks that are left, or those of them below `stop`, the norms of block k scaled and shifted by `shift_scale(k)`."""
-        stop = self.network.config.num_blocks if stop is None else stop
-        if self._next == 0 < stop:
+        end: int = self.network.config.num_blocks if stop is None else stop
+        if self._next == 0 < end:
             self._enter()
-        for index in range(self._next, stop):
+        for index in range(self._next, end):
             self._block(index, None if shift_scale is None else shift_scale(index))
-        self._next = max(self._next, stop)
+        self._next = max(self._next, end)
 
     def repeat(self, num_lambdas: int) -> None:
         """Each sequence `num_lambdas` times."""
@@ -265,7 +265,8 @@ class Network(nn.Module, ABC):
 
     def like(self: NetworkType, model: Any = None) -> NetworkType:
         """A fresh network of the same sizes, `model` in place of its settings."""
-        return type(self)(model or self.config, **self.sizes)
+        make: Any = type(self)  # each network takes sizes of its own
+        return make(model or self.config, **self.sizes)
 
     def run(self, part: Callable[..., Tensor], *inputs: Any) -> Tensor:
         """A block or a half of one, whose inner activations are recomputed in the backward pass where the run asks for that."""

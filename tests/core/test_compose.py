@@ -11,12 +11,11 @@ from di4c_lm.core.compose import compose, compose_rounds, leaves, parse
 from di4c_lm.core.settings import build, identity, run_hash, to_dict
 from di4c_lm.domains.codes.settings import CodeSettings
 from di4c_lm.domains.pixels.settings import PixelSettings
-from di4c_lm.domains.settings import RunSettings
 from di4c_lm.domains.text.settings import TextSettings
 from di4c_lm.mixtures.token import TokenSettings
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-DOMAINS: dict[str, type[RunSettings]] = {"text": TextSettings, "cifar10": PixelSettings, "imagenet": CodeSettings}
+DOMAINS: dict[str, Any] = {"text": TextSettings, "cifar10": PixelSettings, "imagenet": CodeSettings}
 PRESETS = [
     (domain, path.relative_to(CONFIGS).parts[0], path.stem)
     for domain in DOMAINS
@@ -82,7 +81,7 @@ def test_groups_are_alike_on_all_domains(name: str) -> None:
     assert len(compose_rounds(*rounds_of(name, "{objective: mdlm}", "{objective: sdtt}"))) == 2
 
 
-def rounds_of(name: str, *rounds: str) -> tuple[Any, list[str], Path, str, Path]:
+def rounds_of(name: str, *rounds: str) -> tuple[Any, ...]:
     overrides = [f"rounds=[{', '.join(rounds)}]"]
     return domain(name, *overrides), overrides, CONFIGS, name, Path("outputs/chain")
 

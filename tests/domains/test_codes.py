@@ -191,7 +191,7 @@ def test_codes_of_another_vqgan_and_a_teacher_of_other_classes_are_refused(tmp_p
     save_vqgan(tmp_path / "vqgan", coder())
     save_vqgan(tmp_path / "other", coder(seed=5))
 
-    def config(**vqgan: str) -> CodeSettings:
+    def config(**vqgan: Any) -> CodeSettings:
         return CodeSettings(
             data=ImageDataConfig(kind="files", path=str(tmp_path / "codes")), vqgan=VqganSource(**vqgan)
         )

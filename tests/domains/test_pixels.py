@@ -175,8 +175,8 @@ def test_a_run_begins_with_the_classes_of_levels_and_keeps_its_teacher(tmp_path:
         run, settings=dataclasses.replace(run.settings, decoding=Decoding(end="argmax", hybrid_last=1))
     )
     alone, helped = samplers(hybrid, 8, "cpu")
-    one_step = [one.sample(3, 1, 0, None)[0] for one in (alone, helped)]
-    assert np.array_equal(*one_step), "its last call, here its only one, is the teacher's"
+    ours, theirs = (one.sample(3, 1, 0, None)[0] for one in (helped, alone))
+    assert np.array_equal(ours, theirs), "its last call, here its only one, is the teacher's"
 
 
 def test_a_run_of_latent_codes_trains_the_whole_network(tmp_path: Path) -> None:

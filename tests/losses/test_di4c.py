@@ -36,7 +36,7 @@ def test_the_terms_are_those_of_the_definitions(arguments: dict[str, Any]) -> No
     problem = random_problem(**{**arguments, "scale": 1.0})
     reading, expected = problem.read(), exact(problem)
     weight_B = torch.linspace(0.1, 0.9, problem.positions.num_examples, dtype=torch.float64)
-    close = {"rtol": 1e-9, "atol": 1e-9}
+    close: Any = {"rtol": 1e-9, "atol": 1e-9}
     torch.testing.assert_close(
         data_term(reading, weight_B), weight_B * expected["corr"] + expected["marginal"], **close
     )

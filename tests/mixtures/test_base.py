@@ -44,7 +44,8 @@ def log_components(prediction: Rows, positions: Positions) -> tuple[Tensor, Tens
     if not isinstance(prediction, Chained):
         return torch.full((BATCH, CODES), 1 / CODES, dtype=torch.float64).log(), log_p
     strings = torch.cartesian_prod(torch.arange(CODES), torch.arange(CODES))
-    step = prediction.chain.log_step
+    chain: Any = prediction.chain
+    step = chain.log_step
     weight = step[:, 0, 0, strings[:, 0]] + step[:, 1, strings[:, 0], strings[:, 1]]
     return weight, torch.stack([log_p[:, z.repeat_interleave(2), torch.arange(LENGTH)] for z in strings], 1)
 

@@ -193,7 +193,8 @@ def test_a_sample_says_of_each_position_what_its_window_s_code_says(window: int,
     assert isinstance(every, Chained) and every.features.shape[:3] == (2, 3, LENGTH)
     num_windows = every.chain.num_windows
     assert num_windows == (1 if window == 0 else -(-LENGTH // window))
-    torch.testing.assert_close(every.chain.log_step.exp().sum(3), torch.ones(2, num_windows, 3).double())
+    chain: Any = every.chain
+    torch.testing.assert_close(chain.log_step.exp().sum(3), torch.ones(2, num_windows, 3).double())
     sample = mixture(x_t, half(2), sampled(mixture, 2, 7))
     assert not isinstance(sample, Chained)
     code_BND = code_of(sample.features, every.features)

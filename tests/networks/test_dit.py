@@ -1,4 +1,5 @@
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -141,7 +142,8 @@ def test_casts_leave_the_frequencies_of_rotary_positions_exact() -> None:
     network = dit().float()
     exact = network.rotary_emb.inv_freq.clone()
     assert torch.equal(network.to(torch.bfloat16).rotary_emb.inv_freq, exact)
-    assert network.blocks[0].norm1.weight.dtype == torch.bfloat16
+    block: Any = network.blocks[0]
+    assert block.norm1.weight.dtype == torch.bfloat16
 
 
 def norm_inputs(rows: int) -> list[Tensor]:

@@ -289,7 +289,7 @@ def test_a_mixture_is_guided_under_one_lambda() -> None:
     asked: list[Tensor] = []
     net = Paired(CORRELATED, lambdas=9)
     run(net, 3, 1, guidance=1.0, cond=torch.ones(3))
-    assert len(asked) == 1 and net.seen[1] is not None
+    assert len(asked) == 1 and net.seen[0] is not None and net.seen[1] is not None
     assert torch.equal(asked[0], net.seen[0]) and torch.equal(net.seen[1], asked[0] + 1)
 
 

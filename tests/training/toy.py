@@ -230,7 +230,7 @@ def run(spec: dict[str, Any], rank: int, world_size: int) -> int:
     )
     held: Any = objective.teacher
     frozen: Any = objective.student.network if held is None else held  # the likelihood has no teacher but the backbone
-    teacher = frozen if real else held[0]
+    teacher: Any = frozen if real or held is None else held[0]
     before = [p.clone() for p in teacher.parameters()]
     batches = Batches(sections["train"].micro_batch_size, rank, world_size)
     if rank == world_size - 1:

@@ -154,7 +154,7 @@ def _prepare(study: Study, setting: str | None, seed: int, threads: int) -> tupl
 
 def _rows(model: str, network: DIT, distribution: Source, config: TextSettings) -> list[dict[str, Any]]:
     process, shape = MaskedProcess(distribution.num_states), (config.eval.num_samples, distribution.length)
-    how = {"seed": config.eval.seeds[0], "batch_size": _BATCH}
+    how: dict[str, Any] = {"seed": config.eval.seeds[0], "batch_size": _BATCH}
     network.eval()
     samples = {k: sample_keyed(network, process, shape, uniform_grid(k), **how).x for k in config.eval.steps}
     return [{"model": model, "steps": steps, **_quality(x_ND, distribution)} for steps, x_ND in samples.items()]

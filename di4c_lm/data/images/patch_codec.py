@@ -1,7 +1,7 @@
 """Codes of images without a network: square patches, each replaced by the nearest of K means of patches."""
 
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import torch
 import torch.nn.functional as F
@@ -79,7 +79,8 @@ class PatchCodec(nn.Module):
             raise ValueError(
                 f"codec.num_codes must be at most {different}, the images' different patches, got {config.num_codes}"
             )
-        found = KMeans(config.num_codes, n_init=1, random_state=config.seed).fit(rows_ME.double().numpy())
+        options: Any = {"n_init": 1, "random_state": config.seed}
+        found = KMeans(config.num_codes, **options).fit(rows_ME.double().numpy())
         return cls(torch.from_numpy(found.cluster_centers_), _shape(images), config.patch)
 
     def _patches(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "M E"]:

@@ -96,9 +96,9 @@ def chosen(run: Run, models: Sequence[str]) -> Run:
     own = {name: run.models[name] for name in models if name in run.models}
     others = [one for one in models if one not in own]
     found = compared(others, run) if others else dataclasses.replace(run, models={}, paths={})
-    paths = {name: run.paths[name] for name in own} | found.paths
+    paths = {**{name: run.paths[name] for name in own}, **found.paths}
     how = {**found.how, **{name: run.how[name] for name in own if name in run.how}}
-    return dataclasses.replace(run, models=own | found.models, paths=paths, how=how)
+    return dataclasses.replace(run, models={**own, **found.models}, paths=paths, how=how)
 
 
 def compared(models: Sequence[str], of: Run) -> Run:

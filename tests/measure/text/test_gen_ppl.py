@@ -191,7 +191,7 @@ def test_prompts_scale_to_the_context() -> None:
         ({"prompt_length": 32, "continuation_length": 33}, "continuation_length must be 1 to 32, .*, got 33"),
     ],
 )
-def test_prompts_that_do_not_fit(given: dict[str, int], message: str) -> None:
+def test_prompts_that_do_not_fit(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         GenPplConfig(**given).fitted(64)
 

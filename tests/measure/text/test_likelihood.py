@@ -4,7 +4,7 @@ import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -47,7 +47,7 @@ class Rescheduled:
 def test_the_step_bound_starts_from_mask_alone_whatever_the_schedule_ends_with(codes: int) -> None:
     """A schedule that masks half of the positions at t = 1 is no reason to show the other half: the sampler does not see it."""
     model = text_model(codes=codes)
-    found = step_bound(Rescheduled(model, LogLinear(eps=0.5)), TEXTS, steps=1, draws=1, lambdas=8, seed=0)
+    found = step_bound(cast(Any, Rescheduled(model, LogLinear(eps=0.5))), TEXTS, steps=1, draws=1, lambdas=8, seed=0)
     assert torch.allclose(-found, log_mixture(component_log_p(model), TEXTS), atol=1e-4)
 
 
@@ -59,7 +59,7 @@ def test_the_step_bound_follows_the_schedule_between_its_ends() -> None:
             return (t > 0).double()
 
     model = text_model(codes=CODES)
-    found = step_bound(Rescheduled(model, Late()), TEXTS, steps=2, draws=2, lambdas=8, seed=0)
+    found = step_bound(cast(Any, Rescheduled(model, Late())), TEXTS, steps=2, draws=2, lambdas=8, seed=0)
     assert torch.allclose(-found, log_mixture(component_log_p(model), TEXTS), atol=1e-4)
 
 
