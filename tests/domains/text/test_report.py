@@ -25,7 +25,7 @@ def test_the_evaluator_reads_the_share_set_apart_and_no_training_text_beside_it(
 
     monkeypatch.setattr(report, "train_evaluator", train_evaluator)
     assert (
-        report.trained_evaluator(TextSettings(), dataclasses.replace(CORPUS, judge=aside), tmp_path, "cpu")
+        report.trained_evaluator(TextSettings(), dataclasses.replace(CORPUS, evaluator=aside), tmp_path, "cpu")
         == "evaluator"
     )
     assert torch.equal(read[0], expected)
