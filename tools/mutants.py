@@ -77,7 +77,7 @@ def is_noticed(mutant: Mutant, root: Path = ROOT) -> bool:
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns its exit status."""
-    given = dict(argument.partition("=")[::2] for argument in argv)
+    given = {key: value for key, _, value in (argument.partition("=") for argument in argv)}
     unknown = set(given) - {"only", "jobs", "list"}
     if unknown:
         sys.stderr.write(f"error: key must be one of only, jobs, list, got {sorted(unknown)[0]!r}\n")
