@@ -191,8 +191,10 @@ class _Groups:
         found: dict[str, dict[str, str]] = {}
         for name, files in self._files.items():
             one, options = self._fields.get(name), {}
-            for kind in one.kinds if one else ():
-                options[kind] = " ".join(_summary(one.section_class(kind))) if one and one.registry else ""
+            if one and one.registry:
+                options = {kind: " ".join(_summary(one.section_class(kind))) for kind in one.registry}
+            elif one:
+                options = {kind: getattr(one.hint, "KINDS", {}).get(kind, "") for kind in one.kinds}
             options |= {preset: _first_comment(path) for preset, path in files.items()}
             if one and one.registry is None and getattr(one.hint, "PATH_KIND", None):
                 options["<path>"] = f"{name}.kind={one.hint.PATH_KIND} {name}.path=<path>"
@@ -250,10 +252,11 @@ def _begun(one: Field, word: str | None, now: dict[str, Any], key: str) -> dict[
 def _moved(settings: type, key: str, value: Any) -> str:
     """What to say of a key, or of a key with this value, that has another name now; nothing of others."""
     for old, new in _old_keys(settings):
+        gone = new.startswith("gone")
         if old == f"{key}={value}":
-            return f"{old} is {new} now"
+            return f"{old} is {new}" + ("" if gone else " now")
         if old == key or key.startswith(f"{old}."):
-            return f"{key} is {new}{key[len(old) :]} now, got {show(value)}"
+            return f"{key} is {new}" + ("" if gone else f"{key[len(old) :]} now") + f", got {show(value)}"
     return ""
 
 
@@ -276,7 +279,7 @@ def _unknown(settings: type, tree: dict[str, Any], error: _NoKey) -> str:
     near = [key for key in keys if key.rpartition(".")[2] in alike]
     near = [key for key in near if key in beside] or near
     near.sort(key=lambda key: difflib.SequenceMatcher(None, error.key, key).ratio(), reverse=True)
-    hint = f"did you mean {' or '.join(near[:3])}?" if near else f"there are {', '.join(beside if section else tree)}"
+    hint = f"did you mean {' or '.join(near[:3])}?" if near else f"there are {', '.join(section and beside or tree)}"
     return f"{error}; {hint}"
 
 
@@ -285,7 +288,7 @@ def _kinds_with(settings: type, key: str, above: str = "") -> Iterator[str]:
     name, _, below = key.partition(".")
     one = fields(settings).get(name)
     if one is None or not below:
-        yield "" if one is None or one.is_section else above
+        yield above if one else ""
     elif one.is_section:
         for kind in one.registry or (None,):
             said = f"{join(above.partition('=')[0], name)}={kind}" if kind else above

@@ -13,7 +13,8 @@ A section is a frozen dataclass of keyword arguments. Its fields are settings or
 choice, `objective: Any = choice(OBJECTIVES, Di4C())`, whose class is found in a registry under the name that is said: `objective=sdtt`.
 A section may also have
 
-- `kind`, a `Literal` that `teacher=train` sets, and `PATH_KIND`, the kind that another word after `teacher=` chooses, as its `path`;
+- `kind`, a `Literal` that `teacher=train` sets, and `KINDS`, a line of help on each;
+- `PATH_KIND`, the kind that another word after `teacher=` chooses, as its `path`, and `PATH_KEYS`, which then begin from their defaults;
 - `unused(self)`, the keys that its other settings leave without effect, each with the reason: `{"path": "where teacher=train"}`;
 - `OLD_KEYS`, former keys below it, each with the new one in full: `{"law": "mixture.distribution"}`.
 """

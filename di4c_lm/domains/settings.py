@@ -21,12 +21,15 @@ from di4c_lm.training.settings import OptimConfig, PretrainConfig, RunConfig, Tr
 class TeacherConfig:
     """The network that is distilled."""
 
+    KINDS: ClassVar[Mapping[str, str]] = {
+        "train": "a small one, trained first and cached",
+        "pretrained": "the one at `teacher.path`",
+        "random": "random weights, for trials of cost",
+    }
     PATH_KIND: ClassVar[str] = "pretrained"
     PATH_KEYS: ClassVar[tuple[str, ...]] = ("path", "weights")
 
-    kind: Literal["train", "pretrained", "random"] = setting(
-        "train", "train: a small one, cached; random: trials of cost"
-    )
+    kind: Literal["train", "pretrained", "random"] = setting("train", "said by teacher=")
     path: str | None = setting(None, "a folder, file or hub name")
     weights: Literal["ema", "raw"] = setting("ema", "where a file holds both")
     pretrain: PretrainConfig = setting(PretrainConfig())
@@ -49,12 +52,15 @@ class TeacherConfig:
 class ImageDataConfig:
     """Images: built-in ones, or those of a path."""
 
+    KINDS: ClassVar[Mapping[str, str]] = {
+        "digits": "scikit-learn's handwritten digits",
+        "patches": "patches of scikit-learn's photographs",
+        "files": "the images at `data.path`",
+    }
     PATH_KIND: ClassVar[str] = "files"
     PATH_KEYS: ClassVar[tuple[str, ...]] = ("path",)
 
-    kind: Literal["digits", "patches", "files"] = setting(
-        "digits", "scikit-learn's digits or patches of its photographs; or `path`"
-    )
+    kind: Literal["digits", "patches", "files"] = setting("digits", "said by data=")
     path: str | None = setting(
         None, "an .npz file, a folder (CIFAR-10's own, of class folders, of tars), a tar, or a hub name"
     )
@@ -112,6 +118,8 @@ class RunSettings:
         "lambda.law": "mixture.distribution",
         "lambda.tie": "mixture.ties",
         "lambda.sweeps": "mixture.sinkhorn_iterations",
+        "lambda.trunk=frozen": "mixture.freeze_backbone=true",
+        "lambda.trunk=train": "mixture.freeze_backbone=false",
         "lambda.trunk": "mixture.freeze_backbone",
         "lambda": "mixture",
         "objective=di4c_codes": "recipe=di4c",

@@ -1,5 +1,6 @@
 """Settings of a corpus."""
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from di4c_lm.core.settings import at_least, check, section, setting
@@ -9,12 +10,16 @@ from di4c_lm.core.settings import at_least, check, section, setting
 class DataConfig:
     """A corpus, and how it is cut into sequences."""
 
+    KINDS: ClassVar[Mapping[str, str]] = {
+        "builtin": "the documentation of Python",
+        "files": "the texts at `data.path`",
+        "openwebtext": "`data.dataset` of the hub",
+        "shards": "the folder of tools/prepare_shards.py at `data.path`",
+    }
     PATH_KIND: ClassVar[str] = "files"
     PATH_KEYS: ClassVar[tuple[str, ...]] = ("path",)
 
-    kind: Literal["builtin", "files", "openwebtext", "shards"] = setting(
-        "builtin", "builtin: the documentation of Python"
-    )
+    kind: Literal["builtin", "files", "openwebtext", "shards"] = setting("builtin", "said by data=")
     path: str | None = setting(
         None, ".jsonl, .txt or .parquet, a folder, an fsspec URL, several with commas; a folder of shards"
     )

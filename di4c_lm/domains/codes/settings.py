@@ -60,6 +60,9 @@ class CodeSettings(RunSettings):
         "eval.counts": "sampler.counts",
         "vqgan.model.n_embed": "codec.num_codes",
         "vqgan.pretrain.seed": "codec.seed",
+        **dict.fromkeys(
+            ("vqgan.model", "vqgan.pretrain", "vqgan.usage"), "gone (codec makes the codes, or vqgan.path)"
+        ),
     }
 
     data: ImageDataConfig = setting(ImageDataConfig(channels=1))
