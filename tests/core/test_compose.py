@@ -368,8 +368,8 @@ def test_bad_input_ends_with_status_2(capsys: pytest.CaptureFixture[str]) -> Non
 def test_every_key_and_every_kind_has_a_line_of_help(name: str) -> None:
     lines = list(leaves(DOMAINS[name]()))
     for key, one in fields(DOMAINS[name]).items():
-        for kind in one.registry or ():
-            lines += [(f"{key}={kind}.{below}", value, field) for below, value, field in leaves(one.registry[kind]())]
+        for kind, made in (one.registry or {}).items():
+            lines += [(f"{key}={kind}.{below}", value, field) for below, value, field in leaves(made())]
     assert [key for key, _, one in lines if not one.is_section and not one.help] == []
     shown = help_text(DOMAINS[name](), CONFIGS, name, "x").partition("Keys, ")[0].splitlines()
     assert [line for line in shown if line.startswith("  ") and len(line.split()) < 2] == []
