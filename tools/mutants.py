@@ -3,7 +3,7 @@
     python tools/mutants.py [only=<part of a name>] [jobs=1] [list=true]
 
 Each error of `tools/mutants.yaml` replaces one passage of one file in a copy of the checkout and runs the tests named beside it;
-it is noticed when they fail. A line an error; the last line is `noticed N of M`. Status 0 where at least 95 % were noticed.
+it is noticed when they fail, which without any error they must not. A line an error; the last line is `noticed N of M`. Status 0 where at least 95 % were noticed.
 """
 
 import shutil
@@ -53,8 +53,9 @@ def load_mutants(path: Path = ERRORS) -> list[Mutant]:
     return mutants
 
 
-def is_noticed(mutant: Mutant, root: Path = ROOT) -> bool:
-    """Whether the named tests fail on a copy of `root` with the error in it."""
+def is_noticed(mutant: Mutant | None, root: Path = ROOT, tests: str = "") -> bool:
+    """Whether the named tests fail on a copy of `root` with the error in it; without one, whether `tests` fail on the copy as it is."""
+    name, tests = ("no error", tests) if mutant is None else (mutant.name, mutant.tests)
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
         for name in COPIED:
@@ -63,15 +64,16 @@ def is_noticed(mutant: Mutant, root: Path = ROOT) -> bool:
                 shutil.copytree(source, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
             elif source.exists():
                 shutil.copy(source, copy / name)
-        target = copy / mutant.file
-        target.write_text(mutant.applied(target.read_text(encoding="utf-8")), encoding="utf-8")
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *mutant.tests.split()]
+        if mutant is not None:
+            target = copy / mutant.file
+            target.write_text(mutant.applied(target.read_text(encoding="utf-8")), encoding="utf-8")
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests.split()]
         try:
             run = subprocess.run(command, cwd=copy, env=_environment(copy), capture_output=True, timeout=TIMEOUT_S)
         except subprocess.TimeoutExpired:
             return True
     if run.returncode not in (0, 1, 2):  # 2: the module no longer imports, which any test notices
-        raise RuntimeError(f"{mutant.name}: pytest ended with {run.returncode}:\n{run.stdout.decode()[-2000:]}")
+        raise RuntimeError(f"{name}: pytest ended with {run.returncode}:\n{run.stdout.decode()[-2000:]}")
     return run.returncode != 0
 
 
@@ -86,6 +88,10 @@ def main(argv: Sequence[str]) -> int:
     if given.get("list") == "true":
         print("\n".join(f"{mutant.name}: {mutant.file}" for mutant in mutants))
         return 0
+    broken = [tests for tests in sorted({mutant.tests for mutant in mutants}) if is_noticed(None, tests=tests)]
+    if broken:
+        sys.stderr.write(f"error: without any error these fail already, so that they notice none: {', '.join(broken)}\n")
+        return 2
     with ThreadPoolExecutor(int(given.get("jobs", "1"))) as pool:
         noticed = 0
         for mutant, seen in zip(mutants, pool.map(is_noticed, mutants), strict=True):

@@ -94,6 +94,13 @@ def test_positions_fall_into_windows() -> None:
     assert chain(window=2).window_of(torch.arange(5)).tolist() == [0, 0, 1, 1, 2]
 
 
+def test_the_first_window_has_none_before_it() -> None:
+    mixture = on_dit(chosen(window=2))
+    log_step = mixture(tokens(2), half(2), enumerated(mixture, 2)).chain.log_step
+    torch.testing.assert_close(log_step[:, 0], log_step[:, 0, :1].expand_as(log_step[:, 0]))
+    assert float((log_step[:, 1] - log_step[:, 1, :1]).abs().max().detach()) > 0.1, "as the others have"
+
+
 def test_impossible_observations_stay_finite() -> None:
     """Emissions far apart, as an impossible token makes them, lose no other path and yield no NaN."""
     found = chain(1, 4, 3)
@@ -282,11 +289,12 @@ def test_on_pixels_it_begins_near_its_teacher_and_gradients_reach_every_paramete
 
 
 def test_guidance_is_under_the_codes_sampled_with_the_condition() -> None:
-    mixture, labels = on_maskgit(chosen()), torch.tensor([0, 1, 2])
-    x_t, lam = codes(3), sampled(mixture, 3, 1)
-    conditional, free = mixture.guided(x_t, half(3), lam, labels)
-    torch.testing.assert_close(conditional.log_probs(), mixture(x_t, half(3), lam, labels).log_probs())
-    with_class, without = (mixture(x_t, half(3), enumerated(mixture, 3), given) for given in (labels, None))
+    count = 60  # enough that the free codes of some would differ
+    mixture, labels = on_maskgit(chosen()), torch.arange(3).repeat(count // 3)
+    x_t, lam = codes(count), sampled(mixture, count, 1)
+    conditional, free = mixture.guided(x_t, half(count), lam, labels)
+    torch.testing.assert_close(conditional.log_probs(), mixture(x_t, half(count), lam, labels).log_probs())
+    with_class, without = (mixture(x_t, half(count), enumerated(mixture, count), given) for given in (labels, None))
     code_BND = code_of(conditional.features, with_class.features)
     torch.testing.assert_close(free.log_probs(), without.under(code_BND).log_probs())
 

@@ -127,6 +127,13 @@ def test_without_lambda_the_student_is_the_teacher(settings: TokenSettings) -> N
     torch.testing.assert_close(found.log_probs(), dit()(tokens(2), half(2)).log_probs(), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("kind", [TokenSettings, AdaLNSettings])
+def test_lambda_enters_before_its_block_counted_from_either_end(kind: Any) -> None:
+    for block in range(BLOCKS):
+        here, from_the_end = on_dit(kind(inject_at=block)), on_dit(kind(inject_at=block - BLOCKS))
+        assert here.inject_at == from_the_end.inject_at == block
+
+
 @pytest.mark.parametrize("settings", WAYS)
 def test_lambda_reaches_every_position(settings: TokenSettings) -> None:
     log_p = on_dit(settings)(tokens(1), half(1), scalars(1, 2)).log_probs()

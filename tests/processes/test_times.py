@@ -32,6 +32,11 @@ def test_uniform_times_leave_0_out() -> None:
     assert float(t.min()) > 0 and float(t.max()) <= 1
 
 
+def test_the_least_uniform_is_no_time_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("di4c_lm.processes.times.uniform", lambda _, shape, __: torch.zeros(shape, dtype=torch.float64))
+    assert all(float(times(distribution=name).min()) > 0 for name in ("uniform", "paper"))
+
+
 def test_the_papers_distribution() -> None:
     t = times(distribution="paper")
     low = t <= DELTA

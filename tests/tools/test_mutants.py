@@ -30,6 +30,9 @@ def test_an_error_is_noticed_where_a_test_fails(old: str, *, noticed: bool, tmp_
     )
     mutant = Mutant(name="x", file="tools/sums.py", old=old, new="a - b", tests="tests/test_sums.py")
     assert is_noticed(mutant, tmp_path) == noticed
+    if not noticed:
+        (tmp_path / "tests" / "test_gone.py").write_text("import tools.gone\n")
+        assert is_noticed(None, tmp_path, "tests/test_gone.py") and not is_noticed(None, tmp_path, mutant.tests)
 
 
 def test_an_error_that_does_not_apply_is_named() -> None:
