@@ -3,7 +3,8 @@
     python tools/mutants.py [only=<part of a name>] [jobs=1] [list=true]
 
 Each error of `tools/mutants.yaml` replaces one passage of one file in a copy of the checkout and runs the tests named beside it;
-it is noticed when they fail, which without any error they must not. A line an error; the last line is `noticed N of M`. Status 0 where at least 95 % were noticed.
+it is noticed when they fail, which without any error they must not. A line an error; the last line is `noticed N of M`.
+Status 0 where at least 95 % were noticed.
 """
 
 import shutil
@@ -90,7 +91,9 @@ def main(argv: Sequence[str]) -> int:
         return 0
     broken = [tests for tests in sorted({mutant.tests for mutant in mutants}) if is_noticed(None, tests=tests)]
     if broken:
-        sys.stderr.write(f"error: without any error these fail already, so that they notice none: {', '.join(broken)}\n")
+        sys.stderr.write(
+            f"error: without any error these fail already, so that they notice none: {', '.join(broken)}\n"
+        )
         return 2
     with ThreadPoolExecutor(int(given.get("jobs", "1"))) as pool:
         noticed = 0
