@@ -12,7 +12,7 @@ from torch import Tensor
 from di4c_lm.checkpoints.weights import Hints, Weights
 from di4c_lm.mixtures.base import MixtureSettings, NoMixture
 from di4c_lm.mixtures.token import TokenSettings
-from di4c_lm.networks.attention import Rotary
+from di4c_lm.networks.base import Rotary
 from di4c_lm.networks.dit import DitConfig
 
 logger = logging.getLogger(__name__)

@@ -4,9 +4,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from di4c_lm.losses.positions import Positions
 from di4c_lm.losses.reading import read_mixture
-from di4c_lm.processes.denoiser import OutputHead
+from di4c_lm.processes.denoiser import OutputHead, Positions
 
 
 def mdlm_bound(

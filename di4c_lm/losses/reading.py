@@ -15,9 +15,8 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from di4c_lm.losses.positions import Positions
 from di4c_lm.processes.categorical import kl_divergence, sample_categorical
-from di4c_lm.processes.denoiser import OutputHead, row_chunks, rows_at_once, widest
+from di4c_lm.processes.denoiser import OutputHead, Positions, row_chunks, rows_at_once, widest
 
 _TINY = 1e-30  # a mean of exponentials below this is taken again in the log domain, where a distribution gives the state any weight
 

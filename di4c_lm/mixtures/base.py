@@ -17,11 +17,10 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor, nn
 
 from di4c_lm.core.settings import check, section
-from di4c_lm.losses.positions import Positions
 from di4c_lm.losses.reading import PositionReading, Reading, mixture_marginals, read_mixture
 from di4c_lm.networks.base import Network, Rows, check_tensors
 from di4c_lm.processes.categorical import sample_categorical
-from di4c_lm.processes.denoiser import OutputHead, Prediction
+from di4c_lm.processes.denoiser import OutputHead, Positions, Prediction
 from di4c_lm.processes.rng import KeyedRng, Rng, uniform
 
 Settings = TypeVar("Settings", bound="MixtureSettings")

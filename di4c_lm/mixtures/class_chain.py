@@ -23,14 +23,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from di4c_lm.core.settings import at_least, positive, section, setting
-from di4c_lm.losses.positions import Positions
 from di4c_lm.losses.reading import PositionReading
 from di4c_lm.mixtures.base import Chain, Chained, CodedMixture, Latents, MixtureSettings, Sequences
 from di4c_lm.mixtures.class_counts import token_classes
 from di4c_lm.networks.base import Network, Rows
-from di4c_lm.networks.output_head import vjp_by_autograd
 from di4c_lm.processes.categorical import kl_divergence, sample_categorical
-from di4c_lm.processes.denoiser import OutputHead, row_chunks, rows_at_once, widest
+from di4c_lm.processes.denoiser import OutputHead, Positions, row_chunks, rows_at_once, vjp_by_autograd, widest
 
 _LEAST = 1e-30  # of a probability beside the likeliest; it keeps the logarithm of a path that cannot be finite
 _DISTANCES = 8  # between neighbours that are told apart; the last stands for all that are longer

@@ -10,11 +10,20 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from di4c_lm.core.settings import check, positive, section, setting
-from di4c_lm.networks.attention import Rotary, attend, rotate, use_flash
-from di4c_lm.networks.base import BlockStages, Drive, Network, Rows, product, refuse_latents
-from di4c_lm.networks.output_head import LinearHead
-from di4c_lm.processes.denoiser import widest
-from di4c_lm.processes.schedules import LogLinear
+from di4c_lm.networks.base import (
+    BlockStages,
+    Drive,
+    Network,
+    Rotary,
+    Rows,
+    attend,
+    product,
+    refuse_latents,
+    rotate,
+    use_flash,
+)
+from di4c_lm.processes.denoiser import LinearHead, widest
+from di4c_lm.processes.masked import LogLinear
 
 _EPS = 1e-5
 

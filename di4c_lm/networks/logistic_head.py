@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from di4c_lm.networks.output_head import vjp_by_autograd
-from di4c_lm.processes.denoiser import OutputHead, widest
+from di4c_lm.processes.denoiser import OutputHead, vjp_by_autograd, widest
 
 _SCALE_SHIFT = 2.0  # added to -log s, as published
 

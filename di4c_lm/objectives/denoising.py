@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from di4c_lm.core.settings import at_least, section, setting, unit
 from di4c_lm.data.batches import Batch, batch_rng, classes_of
 from di4c_lm.losses.mdlm import mdlm_bound
-from di4c_lm.losses.positions import Positions
 from di4c_lm.objectives.objective import Objective
+from di4c_lm.processes.denoiser import Positions
+from di4c_lm.processes.masked import above
 from di4c_lm.processes.process import Process
 from di4c_lm.processes.rng import uniform
-from di4c_lm.processes.times import above
 
 
 @section

@@ -11,15 +11,14 @@ from torch import Tensor, nn
 from di4c_lm.core.settings import at_least, section, setting, unit
 from di4c_lm.data.batches import Batch, batch_rng, classes_of
 from di4c_lm.losses.di4c import Alpha, alpha, consistency_term, correlation, data_term, distillation_term
-from di4c_lm.losses.positions import Positions
 from di4c_lm.losses.reading import Reading, sample_rows
 from di4c_lm.mixtures.base import Latents, Mixture
 from di4c_lm.objectives.objective import Objective
 from di4c_lm.objectives.teacher_step import TeacherStep, step_down, uniform_at
-from di4c_lm.processes.denoiser import Denoiser
+from di4c_lm.processes.denoiser import Denoiser, Positions
+from di4c_lm.processes.masked import Times
 from di4c_lm.processes.process import Process
 from di4c_lm.processes.rng import Rng, split, uniform
-from di4c_lm.processes.times import Times
 
 
 @section

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from di4c_lm.core.settings import at_least, section, setting, unit
 from di4c_lm.data.batches import Batch, batch_rng, classes_of
-from di4c_lm.losses.positions import Positions
 from di4c_lm.objectives.objective import Objective
+from di4c_lm.processes.denoiser import Positions
+from di4c_lm.processes.masked import Times, above
 from di4c_lm.processes.process import Process
-from di4c_lm.processes.times import Times, above
 
 
 @section

@@ -9,8 +9,8 @@ from di4c_lm.core.settings import at_least, check, section, setting, unit
 from di4c_lm.data.batches import Batch
 from di4c_lm.losses.mdlm import log_linear_weight
 from di4c_lm.objectives.denoising import DenoisingObjective
+from di4c_lm.processes.masked import LogLinear
 from di4c_lm.processes.process import Process
-from di4c_lm.processes.schedules import LogLinear
 
 
 @section

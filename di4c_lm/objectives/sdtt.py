@@ -8,11 +8,10 @@ from torch import Tensor, nn
 
 from di4c_lm.core.settings import at_least, check, positive, section, setting, unit
 from di4c_lm.data.batches import Batch, batch_rng, classes_of
-from di4c_lm.losses.positions import Positions
 from di4c_lm.losses.sdtt import DivergenceName, sdtt_divergence
 from di4c_lm.objectives.objective import Objective
 from di4c_lm.processes.categorical import sample_categorical
-from di4c_lm.processes.denoiser import row_chunks, rows_at_once, widest
+from di4c_lm.processes.denoiser import Positions, row_chunks, rows_at_once, widest
 from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.processes.process import Process
 from di4c_lm.processes.rng import Rng, uniform

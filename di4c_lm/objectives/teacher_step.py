@@ -7,14 +7,13 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from di4c_lm.core.settings import at_least, check, section, setting, unit
-from di4c_lm.losses.positions import Positions
 from di4c_lm.losses.reading import sample_rows
 from di4c_lm.networks.base import Rows
 from di4c_lm.processes.categorical import sample_categorical
-from di4c_lm.processes.denoiser import Denoiser, predictor, row_chunks, widest
+from di4c_lm.processes.denoiser import Denoiser, Positions, predictor, row_chunks, widest
+from di4c_lm.processes.masked import Times, above
 from di4c_lm.processes.process import Process
 from di4c_lm.processes.rng import Rng, split, uniform
-from di4c_lm.processes.times import Times, above
 
 _SAMPLED_ROWS = 256  # rows of probabilities held at once
 

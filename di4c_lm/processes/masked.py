@@ -1,16 +1,93 @@
-"""The absorbing process: every position is masked by itself, at the rate of a schedule, and comes back once."""
+"""The absorbing process: every position is masked by itself, at the rate of a schedule, and comes back once. Its schedules and times."""
 
+import math
 from dataclasses import dataclass, field
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from di4c_lm.core.settings import Ints, check, section, setting, unit
 from di4c_lm.processes.process import Predict, Process, StateTensor, TimeTensor, UniformTensor
 from di4c_lm.processes.rng import Rng, uniform
-from di4c_lm.processes.schedules import LogLinear, Schedule
 
 NEVER = -1e6  # the logit of a state that cannot be: its probability is exactly 0 in float32 and float64
+_PAPER_LOW_SHARE = 0.3  # of the times lie below δ (published configuration of Di4C's text run)
+
+
+@runtime_checkable
+class Schedule(Protocol):
+    """A masking schedule; `mask_prob` rises with t."""
+
+    def mask_prob(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Probability that a position is masked at time `t` in [0, 1]."""
+        ...
+
+
+@dataclass(frozen=True)
+class LogLinear:
+    """MDLM's log-linear noise: sigma(t) = -log(1 - (1 - eps) t), so m(t) = (1 - eps) t (Sahoo et al. 2024, section 3)."""
+
+    eps: float = 1e-3
+
+    def mask_prob(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """(1 - eps) t."""
+        return (1 - self.eps) * t
+
+    def sigma(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Total noise, -log(1 - m(t))."""
+        return -torch.log1p(-(1 - self.eps) * t)
+
+    def rate(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """d sigma / dt."""
+        return (1 - self.eps) / (1 - (1 - self.eps) * t)
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """m(t) = cos(pi (1 - t) / 2), the cosine schedule of MaskGIT (Chang et al. 2022) in time 1 - r."""
+
+    def mask_prob(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """cos(pi (1 - t) / 2)."""
+        return torch.cos((1 - t) * (math.pi / 2)).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class Arccos:
+    """m(t) = arccos(1 - t) / (pi / 2), the schedule that MaskGIT-pytorch trains with, in time t = 1 - r."""
+
+    def mask_prob(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """arccos(1 - t) / (pi / 2)."""
+        return torch.arccos((1 - t).clamp(-1, 1)) / (math.pi / 2)
+
+
+@dataclass(frozen=True)
+class Root:
+    """m(t) = 1 - sqrt(1 - t): of the schedules that MaskGIT compares (Chang et al. 2022, section 3.3), the one that reveals soonest."""
+
+    def mask_prob(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """1 - sqrt(1 - t)."""
+        return 1 - (1 - t).clamp_min(0).sqrt()
+
+
+@dataclass(frozen=True)
+class Square:
+    """m(t) = 1 - (1 - t)^2, of the schedules that MaskGIT compares."""
+
+    def mask_prob(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """1 - (1 - t)^2."""
+        return 1 - (1 - t) ** 2
+
+
+# MaskGIT's schedules by their published names, in time t = 1 - r.
+MASKGIT_SCHEDULES: dict[str, Schedule] = {
+    "root": Root(),
+    "linear": LogLinear(eps=0.0),
+    "square": Square(),
+    "cosine": Cosine(),
+    "arccos": Arccos(),
+}
 
 
 @dataclass(frozen=True)
@@ -63,3 +140,41 @@ class MaskedProcess(Process):
         log_p_BDS = (logits + torch.where(states_S == self.mask_id, NEVER, 0.0).to(logits.dtype)).log_softmax(-1)
         certain_BDS = torch.where(states_S == x_t[..., None], 0.0, NEVER).to(log_p_BDS.dtype)
         return torch.where((x_t == self.mask_id)[..., None], log_p_BDS, certain_BDS)
+
+
+@section
+class Times:
+    """Distribution of t in (0, 1]: `uniform`, or `paper`: with probability 0.3 uniform on (0, δ], else on (δ, 1].
+
+    A share `grid_share` is moved to the times of uniform grids of K steps, K uniform in `grid_steps`. Where the lowest time of a process
+    is above 0, 0 stands for that.
+    """
+
+    distribution: Literal["uniform", "paper"] = setting(
+        "uniform", "paper: 30 % of the times below δ, as in Di4C's text run"
+    )
+    grid_share: float = setting(0.0, "share of the times that are those of uniform grids")
+    grid_steps: Ints = setting((1, 2, 4, 8, 16), "step counts of these grids, each as likely")
+
+    def __post_init__(self) -> None:
+        unit(self, "grid_share")
+        steps = self.grid_steps
+        check(len(steps) > 0 and min(steps) >= 1, "grid_steps", steps, "step counts of at least 1")
+
+    def sample(
+        self, num_examples: int, rng: Rng, *, delta: float = 0.0, device: torch.device | str = "cpu"
+    ) -> Float[Tensor, " B"]:
+        """One time an example."""
+        place_B, low_B, kind_B, grid_B = uniform(rng, (num_examples, 4), device).unbind(1)
+        t_B = 1 - place_B
+        if self.distribution == "paper":
+            t_B = torch.where(low_B < _PAPER_LOW_SHARE, delta * t_B, delta + (1 - delta) * t_B)
+        counts_K = torch.tensor(self.grid_steps, device=device)
+        num_steps_B = counts_K[(low_B * len(counts_K)).long()]
+        on_grid_B = ((grid_B * num_steps_B).floor() + 1) / num_steps_B
+        return torch.where(kind_B < self.grid_share, on_grid_B, t_B)
+
+
+def above(t: Float[Tensor, " B"], floor: float | Float[Tensor, " B"]) -> Float[Tensor, " B"]:
+    """`t` in (0, 1] moved to (floor, 1]."""
+    return floor + (1 - floor) * t

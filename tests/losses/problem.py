@@ -8,9 +8,8 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from di4c_lm.losses.positions import Positions
 from di4c_lm.losses.reading import Reading, mixture_marginals, read_rows
-from di4c_lm.networks.output_head import LinearHead
+from di4c_lm.processes.denoiser import LinearHead, Positions
 from tests.losses import oracle
 
 FIELDS = ("joint", "product", "divergence", "component_divergence")

@@ -2,9 +2,8 @@ import pytest
 import torch
 
 from di4c_lm.losses.mdlm import log_linear_weight, mdlm_bound
-from di4c_lm.losses.positions import Positions
-from di4c_lm.networks.output_head import LinearHead
-from di4c_lm.processes.schedules import LogLinear
+from di4c_lm.processes.denoiser import LinearHead, Positions
+from di4c_lm.processes.masked import LogLinear
 
 
 def test_it_is_the_weighted_negative_log_likelihood_of_the_masked_tokens() -> None:

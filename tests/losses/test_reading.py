@@ -11,10 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from di4c_lm.losses.positions import Positions
 from di4c_lm.losses.reading import Reading, check_values, mixture_marginals, read_mixture, read_rows, sample_rows
-from di4c_lm.networks.output_head import LinearHead
-from di4c_lm.processes.denoiser import row_chunks, rows_at_once
+from di4c_lm.processes.denoiser import LinearHead, Positions, row_chunks, rows_at_once
 from tests.losses.problem import FIELDS, SETTINGS, fields_of, random_problem
 
 FAST = settings(max_examples=25, deadline=None)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from di4c_lm.losses.reading import read_mixture
 from di4c_lm.losses.sdtt import DivergenceName, sdtt_divergence
-from di4c_lm.networks.output_head import LinearHead
+from di4c_lm.processes.denoiser import LinearHead
 
 NAMES = get_args(DivergenceName)
 MASK = 6  # the last of 7 states

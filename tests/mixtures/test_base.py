@@ -7,14 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from di4c_lm.losses.positions import Positions
 from di4c_lm.mixtures.adaln import AdaLNSettings
 from di4c_lm.mixtures.base import Chained, Latents, NoMixture
 from di4c_lm.mixtures.class_chain import ClassChainSettings
 from di4c_lm.mixtures.codes import CodeChain, CodesSettings
 from di4c_lm.mixtures.token import TokenSettings
 from di4c_lm.networks.base import Rows
-from di4c_lm.networks.output_head import LinearHead
+from di4c_lm.processes.denoiser import LinearHead, Positions
 from tests.mixtures.helpers import on_maskgit, sampled
 from tests.networks.helpers import STATES as STATES_OF_DIT
 from tests.networks.helpers import codes, dit, dit_config, half, tokens

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from di4c_lm.losses.positions import Positions
 from di4c_lm.mixtures.base import Chained, Mixture
 from di4c_lm.mixtures.class_chain import (
     ClassChain,
@@ -20,6 +19,7 @@ from di4c_lm.mixtures.class_chain import (
     PairPotentials,
     boustrophedon,
 )
+from di4c_lm.processes.denoiser import Positions
 from tests.losses import oracle
 from tests.losses.problem import FIELDS, fields_of
 from tests.mixtures.helpers import enumerated, on_dit, on_maskgit, on_unet, sampled

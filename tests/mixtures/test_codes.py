@@ -12,7 +12,7 @@ from torch import Tensor
 
 from di4c_lm.mixtures.base import Chained
 from di4c_lm.mixtures.codes import CodeChain, CodesSettings
-from di4c_lm.networks.output_head import LinearHead
+from di4c_lm.processes.denoiser import LinearHead
 from tests.losses import oracle
 from tests.losses.problem import FIELDS, Problem, fields_of, random_problem
 from tests.mixtures.helpers import enumerated, gradients, on_dit, on_maskgit, on_unet, sampled

@@ -11,12 +11,12 @@ from di4c_lm.checkpoints import own
 from di4c_lm.checkpoints.load import load_checkpoint
 from di4c_lm.core.settings import section, setting
 from di4c_lm.data.batches import Batch
-from di4c_lm.losses.positions import Positions
 from di4c_lm.mixtures.base import Latents, Mixture, MixtureSettings
 from di4c_lm.mixtures.registry import MIXTURES
 from di4c_lm.networks.base import BlockStages, Network, Rows
 from di4c_lm.networks.dit import DIT, DitConfig
 from di4c_lm.objectives.likelihood import Likelihood
+from di4c_lm.processes.denoiser import Positions
 from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.processes.rng import KeyedRng, Rng, uniform
 from di4c_lm.samplers.grids import uniform_grid

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from di4c_lm.networks.output_head import vjp_by_autograd
-from di4c_lm.networks.tied_head import TiedHead
+from di4c_lm.networks.maskgit import TiedHead
+from di4c_lm.processes.denoiser import vjp_by_autograd
 
 N, H, S, T, P = 9, 4, 6, 8, 5  # T tokens of which S are states, P places
 

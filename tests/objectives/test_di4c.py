@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from di4c_lm.losses.di4c import Alpha, alpha
-from di4c_lm.losses.positions import Positions
 from di4c_lm.losses.reading import Reading
 from di4c_lm.objectives.di4c import Di4C, Di4CObjective, weighted_terms
 from di4c_lm.objectives.teacher_step import TeacherStep
+from di4c_lm.processes.denoiser import Positions
+from di4c_lm.processes.masked import Times
 from di4c_lm.processes.rng import KeyedRng
-from di4c_lm.processes.times import Times
 from tests.objectives.helpers import (
     CODES,
     GAUSSIAN,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from di4c_lm.objectives.likelihood import Likelihood
-from di4c_lm.processes.times import Times
+from di4c_lm.processes.masked import Times
 from tests.objectives.helpers import (
     CLASSES,
     CODES,

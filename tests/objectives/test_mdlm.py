@@ -7,8 +7,7 @@ from torch import Tensor
 from di4c_lm.data.batches import Batch, BatchStream, PackedSource
 from di4c_lm.networks.dit import DIT
 from di4c_lm.objectives.mdlm import Mdlm, MdlmObjective
-from di4c_lm.processes.masked import MaskedProcess
-from di4c_lm.processes.schedules import Arccos
+from di4c_lm.processes.masked import Arccos, MaskedProcess
 from tests.objectives.helpers import (
     GAUSSIAN,
     LENGTH,

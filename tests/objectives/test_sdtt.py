@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from di4c_lm.losses.positions import Positions
 from di4c_lm.objectives.sdtt import Sdtt, SdttObjective
+from di4c_lm.processes.denoiser import Positions
 from di4c_lm.processes.rng import KeyedRng
 from tests.objectives.helpers import (
     GAUSSIAN,

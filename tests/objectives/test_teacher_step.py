@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from di4c_lm.losses.positions import Positions
 from di4c_lm.objectives.teacher_step import TeacherStep, step_down
+from di4c_lm.processes.denoiser import Positions
+from di4c_lm.processes.masked import Times
 from di4c_lm.processes.rng import KeyedRng
-from di4c_lm.processes.times import Times
 from tests.objectives.helpers import CODES, GAUSSIAN, LENGTH, LEVELS, MASK, MASKED, pixel_network, text_network
 
 COUNT = 20_000

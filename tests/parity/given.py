@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from di4c_lm.losses.di4c import Alpha, correlation, distillation_term
-from di4c_lm.losses.positions import Positions
 from di4c_lm.losses.reading import Reading, check_values, mixture_marginals, read_rows
-from di4c_lm.processes.denoiser import OutputHead
+from di4c_lm.processes.denoiser import OutputHead, Positions
 from tests.parity.golden import Computed, Tolerance
 
 ALPHA_KINDS: dict[str, Alpha] = {"sigmoid": "sigmoid", "linear": "linear", "const": "constant"}  # by published name

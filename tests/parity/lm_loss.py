@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from di4c_lm.losses.di4c import alpha
-from di4c_lm.losses.positions import Positions
 from di4c_lm.objectives.teacher_step import TeacherStep
+from di4c_lm.processes.denoiser import Positions
 from di4c_lm.processes.masked import MaskedProcess
 from tests.parity.given import ALPHA_KINDS, GRADIENT, Parts, everywhere, leaf, loss_tolerance, marginals_at, read_given
 from tests.parity.golden import Computed, Golden, Tolerance, sub_cases

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from di4c_lm.processes.categorical import sample_categorical_fp32
-from di4c_lm.processes.masked import MaskedProcess
+from di4c_lm.processes.masked import LogLinear, MaskedProcess
 from di4c_lm.processes.rng import KeyedRng
-from di4c_lm.processes.schedules import LogLinear
 from di4c_lm.samplers.analytic import tweedie_weights
 from di4c_lm.samplers.ancestral import legacy_step, posterior_weights
 from di4c_lm.samplers.grids import published_grid

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from di4c_lm.processes.schedules import MASKGIT_SCHEDULES, Schedule
+from di4c_lm.processes.masked import MASKGIT_SCHEDULES, Schedule
 from di4c_lm.samplers.confidence import published_counts, surest
 from tests.parity.golden import Computed, Golden, Tolerance
 

@@ -5,8 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from di4c_lm.networks.output_head import LinearHead
-from di4c_lm.processes.denoiser import Denoiser, Prediction, predictor, row_chunks, rows_at_once
+from di4c_lm.processes.denoiser import Denoiser, LinearHead, Prediction, predictor, row_chunks, rows_at_once
 from di4c_lm.processes.rng import KeyedRng, uniform
 
 S, D = 4, 3

@@ -6,9 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from di4c_lm.processes.masked import MaskedProcess
+from di4c_lm.processes.masked import Arccos, Cosine, LogLinear, MaskedProcess, Schedule
 from di4c_lm.processes.rng import KeyedRng, Rng, uniform
-from di4c_lm.processes.schedules import Arccos, Cosine, LogLinear, Schedule
 from tests.processes.helpers import fixed
 
 MASK = 4

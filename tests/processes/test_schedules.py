@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from di4c_lm.processes.schedules import MASKGIT_SCHEDULES, Arccos, Cosine, LogLinear, Schedule
+from di4c_lm.processes.masked import MASKGIT_SCHEDULES, Arccos, Cosine, LogLinear, Schedule
 
 GRID = torch.linspace(0, 1, 101, dtype=torch.float64)
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from di4c_lm.processes.masked import Times, above
 from di4c_lm.processes.rng import KeyedRng
-from di4c_lm.processes.times import Times, above
 
 COUNT = 20_000
 DELTA = 0.02
@@ -33,7 +33,9 @@ def test_uniform_times_leave_0_out() -> None:
 
 
 def test_the_least_uniform_is_no_time_0(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("di4c_lm.processes.times.uniform", lambda _, shape, __: torch.zeros(shape, dtype=torch.float64))
+    monkeypatch.setattr(
+        "di4c_lm.processes.masked.uniform", lambda _, shape, __: torch.zeros(shape, dtype=torch.float64)
+    )
     assert all(float(times(distribution=name).min()) > 0 for name in ("uniform", "paper"))
 
 

@@ -9,8 +9,7 @@ import torch
 from scipy.stats import chisquare
 from torch import Tensor
 
-from di4c_lm.networks.output_head import LinearHead
-from di4c_lm.processes.denoiser import OutputHead, Prediction
+from di4c_lm.processes.denoiser import LinearHead, OutputHead, Prediction
 from di4c_lm.processes.gaussian import GaussianChain
 from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.processes.rng import KeyedRng, uniform

@@ -5,8 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from di4c_lm.processes.masked import MaskedProcess
-from di4c_lm.processes.schedules import LogLinear
+from di4c_lm.processes.masked import LogLinear, MaskedProcess
 from di4c_lm.samplers.analytic import tweedie_weights
 from di4c_lm.samplers.ancestral import posterior_weights
 from tests.samplers.helpers import CORRELATED, Exact, Joint, run, run_chain

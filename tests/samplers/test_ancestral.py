@@ -8,12 +8,10 @@ import torch
 from scipy.stats import binomtest, chisquare
 from torch import Tensor
 
-from di4c_lm.networks.output_head import LinearHead
 from di4c_lm.processes.categorical import sample_categorical_fp32
-from di4c_lm.processes.denoiser import Prediction
-from di4c_lm.processes.masked import MaskedProcess
+from di4c_lm.processes.denoiser import LinearHead, Prediction
+from di4c_lm.processes.masked import LogLinear, MaskedProcess
 from di4c_lm.processes.rng import KeyedRng, uniform
-from di4c_lm.processes.schedules import LogLinear
 from di4c_lm.samplers.ancestral import posterior_weights, single_precision_uniform
 from di4c_lm.samplers.grids import make_grid
 from di4c_lm.samplers.trajectory import sample

@@ -6,8 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from di4c_lm.processes.masked import MaskedProcess
-from di4c_lm.processes.schedules import MASKGIT_SCHEDULES
+from di4c_lm.processes.masked import MASKGIT_SCHEDULES, MaskedProcess
 from di4c_lm.samplers.confidence import Confidence, Counts, published_counts, standard_gumbel, surest
 from di4c_lm.samplers.grids import make_grid
 from di4c_lm.samplers.registry import make_sampler

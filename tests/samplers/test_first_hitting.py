@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from di4c_lm.processes.schedules import Arccos, Cosine, LogLinear, Schedule
+from di4c_lm.processes.masked import Arccos, Cosine, LogLinear, Schedule
 from di4c_lm.samplers.first_hitting import time_of_level
 from tests.samplers.helpers import CORRELATED, Joint, p_value, run
 

@@ -23,8 +23,7 @@ from di4c_lm.data.records.shards import is_shards
 from di4c_lm.domains.codes.settings import CodeSettings
 from di4c_lm.networks.maskgit import check_classes
 from di4c_lm.networks.vqgan import VqGan
-from di4c_lm.processes.masked import MaskedProcess
-from di4c_lm.processes.schedules import MASKGIT_SCHEDULES
+from di4c_lm.processes.masked import MASKGIT_SCHEDULES, MaskedProcess
 from di4c_lm.samplers.grids import make_grid
 from di4c_lm.samplers.trajectory import Decoding, Sampler, sample_keyed
 

@@ -14,7 +14,7 @@ from di4c_lm.objectives.di4c import Di4C
 from di4c_lm.objectives.mdlm import Mdlm
 from di4c_lm.objectives.registry import OBJECTIVES
 from di4c_lm.objectives.teacher_step import TeacherStep
-from di4c_lm.processes.times import Times
+from di4c_lm.processes.masked import Times
 from di4c_lm.samplers.confidence import Confidence
 from di4c_lm.samplers.registry import SAMPLERS
 from di4c_lm.training.settings import OptimConfig, PretrainConfig, TrainConfig

@@ -12,7 +12,7 @@ from di4c_lm.networks.unet import UnetConfig
 from di4c_lm.objectives.likelihood import Likelihood
 from di4c_lm.objectives.registry import OBJECTIVES
 from di4c_lm.processes.gaussian import GaussianChain
-from di4c_lm.processes.times import Times
+from di4c_lm.processes.masked import Times
 from di4c_lm.samplers.trajectory import Decoding
 from di4c_lm.training.settings import OptimConfig, TrainConfig
 

@@ -12,8 +12,7 @@ from jaxtyping import Float, Int, Int64
 from torch import Tensor, nn
 
 from di4c_lm.measure.text.diversity import sample_entropy
-from di4c_lm.networks.output_head import LinearHead
-from di4c_lm.processes.denoiser import OutputHead, Prediction
+from di4c_lm.processes.denoiser import LinearHead, OutputHead, Prediction
 
 _BATCH, _COMMON = 64, 2
 

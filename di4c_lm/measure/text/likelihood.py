@@ -15,12 +15,12 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from di4c_lm.losses.positions import Positions
 from di4c_lm.losses.reading import Reading
 from di4c_lm.measure.flow import Row, columns, difference
 from di4c_lm.measure.statistics.bootstrap import Resampled, exp_mean, mean
 from di4c_lm.measure.text.mixture import predict
 from di4c_lm.measure.text.samples import TextModel, TextRun
+from di4c_lm.processes.denoiser import Positions
 from di4c_lm.processes.rng import KeyedRng, uniform
 
 

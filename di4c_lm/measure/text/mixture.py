@@ -7,14 +7,13 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from di4c_lm.losses.positions import Positions
 from di4c_lm.measure.flow import Row, columns
 from di4c_lm.measure.statistics.bootstrap import Resampled, mean
 from di4c_lm.measure.text.evaluator import Evaluator
 from di4c_lm.measure.text.gen_ppl import DATA, GenPplConfig, measure
 from di4c_lm.measure.text.samples import Reader, Sampler, TextModel, TextRun, sampler_of
 from di4c_lm.processes.categorical import sample_categorical
-from di4c_lm.processes.denoiser import OutputHead, Prediction, row_chunks, rows_at_once
+from di4c_lm.processes.denoiser import OutputHead, Positions, Prediction, row_chunks, rows_at_once
 from di4c_lm.processes.rng import KeyedRng, uniform
 from di4c_lm.samplers.grids import uniform_grid
 from di4c_lm.samplers.trajectory import sample_keyed

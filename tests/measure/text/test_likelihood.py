@@ -12,8 +12,7 @@ import torch
 from di4c_lm.domains.text.model import TextModel
 from di4c_lm.losses.reading import mixture_marginals
 from di4c_lm.measure.text.likelihood import last_words, marginal_bound, read_texts, step_bound, zero_shot_sets
-from di4c_lm.processes.masked import MaskedProcess
-from di4c_lm.processes.schedules import LogLinear
+from di4c_lm.processes.masked import LogLinear, MaskedProcess
 from tests.measure.models import CODES, component_log_p, every_text, log_mixture, text_model
 
 TEXTS = every_text()

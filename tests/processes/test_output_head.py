@@ -2,11 +2,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from di4c_lm.networks import output_head as output_heads
 from di4c_lm.networks.logistic_head import LogisticHead
-from di4c_lm.networks.output_head import LinearHead, vjp_by_autograd
-from di4c_lm.networks.tied_head import TiedHead
-from di4c_lm.processes.denoiser import Prediction
+from di4c_lm.networks.maskgit import TiedHead
+from di4c_lm.processes import denoiser as output_heads
+from di4c_lm.processes.denoiser import LinearHead, Prediction, vjp_by_autograd
 
 N, H, S = 7, 4, 9
 

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from di4c_lm.networks.attention import Rotary, attend, rotate, use_flash
+from di4c_lm.networks.base import Rotary, attend, rotate, use_flash
 
 
 def random(*shape: int) -> torch.Tensor:
