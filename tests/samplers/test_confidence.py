@@ -60,11 +60,32 @@ def test_the_surest_tokens_are_kept_first() -> None:
 
 
 def test_noise_on_the_choice_is_full_in_the_first_step() -> None:
-    """However sure one position is, a large temperature chooses among the three alike, and later steps less so."""
+    """However sure one position is, a large temperature chooses among the three alike."""
     states = []
     net = Joint(product([0.5, 0.5], [0.999, 0.001], [0.5, 0.5]))
     run(net, 3000, 3, "confidence", {"choice_temperature": 1e6}, on_step=states.append)
     assert (states[0] != 2).double().mean(0).tolist() == pytest.approx([1 / 3] * 3, abs=0.04)
+
+
+def test_noise_on_the_choice_falls_from_step_to_step() -> None:
+    """With Gumbel noise of temperature T the sure position is chosen before m open ones with probability 1 / (1 + m 2^(-1/T)).
+
+    In the first of three steps T is 1, in the second 1/2.
+    """
+    states = []
+    net = Joint(product([0.5, 0.5], [0.999, 0.001], [0.5, 0.5]))
+    run(net, 20_000, 3, "confidence", {"choice_temperature": 1.0}, on_step=states.append)
+    first, second = (state[:, 1] != 2 for state in states[:2])
+    assert float(first.double().mean()) == pytest.approx(1 / 2, abs=0.02)
+    assert float(second[~first].double().mean()) == pytest.approx(1 / (1 + 2**-2), abs=0.02)
+
+
+@given(
+    st.integers(1, 12), st.lists(st.integers(0, 40), min_size=1, max_size=4), st.sampled_from(sorted(MASKGIT_SCHEDULES))
+)
+def test_the_published_numbers_make_up_the_whole(steps: int, lengths: list[int], schedule: str) -> None:
+    mask_prob = MASKGIT_SCHEDULES[schedule].mask_prob(make_grid("uniform", steps))
+    assert published_counts(mask_prob, torch.tensor(lengths)).sum(1).tolist() == lengths
 
 
 def test_the_surest_masked_positions_are_kept() -> None:
