@@ -6,7 +6,7 @@ python eval/images.py [run=<dir>] [steps=[2,4,8,16]] [protocol=full|quick] [feat
 import sys
 
 from di4c_lm.core.compose import measure
-from di4c_lm.domains.image_report import images
+from di4c_lm.domains.images import images
 from di4c_lm.measure.images.report import ImageReportConfig
 
 

@@ -16,9 +16,9 @@ from di4c_lm.data.images.codes import save_codes
 from di4c_lm.data.images.patch_codec import PatchCodec, PatchCodecConfig
 from di4c_lm.domains.codes.domain import DOMAIN
 from di4c_lm.domains.codes.model import CodeModel, encode_images, fingerprint, to_images, to_planes
-from di4c_lm.domains.codes.report import image_sampler, samplers
 from di4c_lm.domains.codes.settings import CodeSettings, ImageDataConfig, VqganSource
 from di4c_lm.domains.domain import FinishedRun
+from di4c_lm.domains.images import samplers
 from di4c_lm.mixtures.adaln import AdaLNSettings
 from di4c_lm.mixtures.base import MixtureSettings, NoMixture
 from di4c_lm.networks.maskgit import MaskGit, MaskGitConfig
@@ -104,14 +104,13 @@ def test_a_codebook_that_does_not_match(change: dict[str, int]) -> None:
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_images_do_not_depend_on_their_batch(steps: int) -> None:
     model = CodeModel(denoiser=denoiser(), codec=coder())
-    drawer = image_sampler("teacher", model)
     labels = np.array([0, 1, 2, 0, 1])
-    many, calls = drawer.sample(5, steps, 7, labels)
-    few, calls_of_few = image_sampler("x", model, batch_size=2).sample(5, steps, 7, labels)
+    many, calls = model.images(5, steps, 7, labels)
+    few, calls_of_few = model.images(5, steps, 7, labels, batch_size=2)
     assert many.shape == (5, 4, 4, 1) and many.dtype == np.uint8
     assert np.array_equal(many, few)
     assert calls == calls_of_few <= steps
-    assert drawer.facts["schedule"] == "arccos"
+    assert model.facts["schedule"] == "arccos"
 
 
 @pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "tau_leaping"])

@@ -12,13 +12,12 @@ import torch
 from di4c_lm.checkpoints import own, tauldr
 from di4c_lm.core.compose import compose
 from di4c_lm.domains.domain import FinishedRun
+from di4c_lm.domains.images import load_images, samplers
 from di4c_lm.domains.pixels.domain import DOMAIN
 from di4c_lm.domains.pixels.model import (
     CifarModel,
-    load_images,
     load_teacher,
 )
-from di4c_lm.domains.pixels.report import image_sampler, samplers
 from di4c_lm.domains.pixels.settings import (
     ImageEvalConfig,
     PixelDataConfig,
@@ -57,7 +56,7 @@ def test_a_model_is_saved_with_its_chain(tmp_path: Path) -> None:
 
 def test_images_are_sampled_for_a_report() -> None:
     how: dict[str, Any] = {"sampler": PredictorCorrector(), "end": "argmax"}
-    images, nfe = image_sampler("teacher", model(), batch_size=3, **how).sample(5, 3, 7, None)
+    images, nfe = model().images(5, 3, 7, batch_size=3, **how)
     assert images.shape == (5, 4, 4, 1) and images.dtype == np.uint8
     assert set(np.unique(images)) <= {0, 64, 128, 191, 255}
     assert nfe == 5
@@ -130,11 +129,13 @@ def test_images_of_another_size_are_refused(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
     np.savez(tmp_path / "a.npz", images=images, labels=np.zeros(6, dtype=np.int64))
-    assert load_images(PixelDataConfig(kind="files", path=str(tmp_path / "a.npz"), size=8), 0).train.shape == (8, 8, 3)
+    assert load_images(
+        PixelSettings(data=PixelDataConfig(kind="files", path=str(tmp_path / "a.npz"), size=8))
+    ).train.shape == (8, 8, 3)
     with pytest.raises(ValueError, match="a.npz.*"):
-        load_images(PixelDataConfig(kind="files", path=str(tmp_path / "a.npz"), size=16), 0)
+        load_images(PixelSettings(data=PixelDataConfig(kind="files", path=str(tmp_path / "a.npz"), size=16)))
     with pytest.raises(ValueError, match="digits: expected images of 32 x 32 pixels"):
-        load_images(PixelDataConfig(size=32), 0)
+        load_images(PixelSettings(data=PixelDataConfig(size=32)))
 
 
 TINY = (

@@ -10,8 +10,8 @@ import pytest
 
 from di4c_lm.core.settings import fields
 from di4c_lm.data.images.images import Split
-from di4c_lm.domains import image_report
 from di4c_lm.domains.domain import DOMAINS, FinishedRun, find_domain
+from di4c_lm.domains.images import report
 from di4c_lm.measure.images import report as images_module
 from di4c_lm.measure.images.report import ImageReportConfig
 from di4c_lm.runs.folder import write_settings
@@ -41,7 +41,7 @@ class Painting(ToyDomain):
         assert settings is not None
         samplers = [painter(name, fault=fault) for name, fault in zip(run.models, (1.0, 0.3), strict=True)]
         images = Split(real_images(90, seed=1), real_images(60, seed=2))
-        return image_report.report(run, samplers, images, settings)
+        return report(run, settings, images, samplers)
 
 
 @pytest.fixture

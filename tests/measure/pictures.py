@@ -5,7 +5,7 @@ import torch
 
 from di4c_lm.data.images.images import ImageSet
 from di4c_lm.measure.images.features import FeatureNet
-from di4c_lm.measure.images.samplers import ImageSampler
+from di4c_lm.measure.images.report import ImageSampler
 
 CLASSES = ("dark", "bright", "striped")
 

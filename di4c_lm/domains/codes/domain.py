@@ -14,9 +14,10 @@ from di4c_lm.data.images.codes import load_codes, save_codes
 from di4c_lm.data.images.images import Split
 from di4c_lm.data.images.patch_codec import PatchCodec
 from di4c_lm.data.records.shards import Shards, ShardSource, is_shards
-from di4c_lm.domains.codes.model import Codec, CodeModel, encode_images, fingerprint, load_codec, load_images, to_planes
+from di4c_lm.domains.codes.model import Codec, CodeModel, encode_images, fingerprint, load_codec, to_planes
 from di4c_lm.domains.codes.settings import CodeSettings
 from di4c_lm.domains.domain import FinishedRun, Pretraining
+from di4c_lm.domains.images import load_images, report
 from di4c_lm.measure.images.report import ImageReportConfig
 from di4c_lm.networks.maskgit import MaskGit
 from di4c_lm.objectives.denoising import Denoising
@@ -94,8 +95,6 @@ class CodeDomain:
 
     def report(self, run: FinishedRun, settings: ImageReportConfig | None = None, data: CodeData | None = None) -> str:
         """FID and its kin of the run's models; nothing where of the images only the codes are at hand."""
-        from di4c_lm.domains.codes.report import report
-
         if data is not None and data.images is None:
             return "no report: of the images only the codes are at hand"
         return report(run, settings, None if data is None else data.images)

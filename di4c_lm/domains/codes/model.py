@@ -16,11 +16,7 @@ from di4c_lm.checkpoints import own
 from di4c_lm.checkpoints.files import CONFIG_FILE
 from di4c_lm.checkpoints.load import read_checkpoint
 from di4c_lm.checkpoints.vqgan import load_vqgan, save_vqgan
-from di4c_lm.data.images.images import Split
 from di4c_lm.data.images.patch_codec import PatchCodec, is_patch_codec
-from di4c_lm.data.images.sources import Fit, load_split
-from di4c_lm.data.records.shards import is_shards
-from di4c_lm.domains.codes.settings import CodeSettings
 from di4c_lm.networks.maskgit import check_classes
 from di4c_lm.networks.vqgan import VqGan
 from di4c_lm.processes.masked import MASKGIT_SCHEDULES, MaskedProcess
@@ -205,12 +201,24 @@ class CodeModel:
         device = _device_of(self.codec)
         return np.concatenate([to_images(self.codec.decode(rows.to(device))) for rows in codes.split(batch_size)])
 
+    def images(
+        self, num: int, steps: int, seed: int, labels: Int64[ndarray, " N"] | None, **how: Any
+    ) -> tuple[UInt8[ndarray, "N H W C"], float]:
+        """Images of asked classes, and the mean NFE, as reports on images ask for them; `how` goes to `sample`."""
+        classes = None if labels is None else torch.from_numpy(labels)
+        codes_ND, nfe = self.sample(classes, steps, seed=seed, num_samples=num, **how)
+        return self.decode(codes_ND), nfe
 
-def load_images(config: CodeSettings) -> Split:
-    """The images that `config.data` names. Raises `ValueError` as the readers do, and for a folder of codes, which holds none."""
-    path, told = Path(config.data.source).expanduser(), config.data
-    if is_shards(path):
-        raise ValueError(f"data.path={told.path!r} holds codes: allowed here are the images that they were made of")
-    fit = Fit(size=(told.size, told.size) if told.size else None, channels=told.channels, crop=told.crop)
-    share = told.validation_share
-    return load_split(told.source, seed=config.train.seed, validation_share=share, fit=fit, skip_bad=told.skip_bad)
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a report says of it beside its sampler."""
+        return {
+            "schedule": self.schedule,
+            "weights": fingerprint(self.denoiser),
+            "codec": fingerprint(self.codec),
+        }
+
+    @property
+    def num_classes(self) -> int:
+        """Those that can be asked for."""
+        return self.denoiser.num_classes

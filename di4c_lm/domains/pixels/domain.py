@@ -12,7 +12,8 @@ from torch import Tensor
 from di4c_lm.data.batches import first_sequences
 from di4c_lm.data.images.images import ImageSource, Split
 from di4c_lm.domains.domain import FinishedRun, Pretraining
-from di4c_lm.domains.pixels.model import CifarModel, load_images, load_teacher
+from di4c_lm.domains.images import closing_settings, load_images, report
+from di4c_lm.domains.pixels.model import CifarModel, load_teacher
 from di4c_lm.domains.pixels.settings import PixelSettings
 from di4c_lm.measure.images.report import ImageReportConfig
 from di4c_lm.networks.unet import UNet
@@ -54,10 +55,8 @@ class PixelDomain:
 
     def data(self, settings: PixelSettings, world: World, cache_dir: Path) -> PixelData:
         """All images in memory; impossible settings of the report are refused before."""
-        from di4c_lm.domains.image_report import closing_settings
-
         closing_settings(settings)
-        return PixelData(images=load_images(settings.data, settings.train.seed), flip=settings.data.flip)
+        return PixelData(images=load_images(settings), flip=settings.data.flip)
 
     def network(self, settings: PixelSettings, data: PixelData) -> UNet:
         """A U-Net of the images' shape."""
@@ -76,8 +75,6 @@ class PixelDomain:
 
     def report(self, run: FinishedRun, settings: ImageReportConfig | None = None, data: PixelData | None = None) -> str:
         """FID and its kin of the run's models."""
-        from di4c_lm.domains.pixels.report import report
-
         return report(run, settings, None if data is None else data.images)
 
 

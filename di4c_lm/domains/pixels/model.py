@@ -4,17 +4,18 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Int64, UInt8
+from numpy import ndarray
 from torch import Tensor
 
 from di4c_lm.checkpoints import own
 from di4c_lm.checkpoints.load import read_checkpoint
-from di4c_lm.data.images.images import Shape, Split
-from di4c_lm.data.images.sources import Fit, load_split
-from di4c_lm.domains.pixels.settings import PixelDataConfig, PixelSettings
+from di4c_lm.core.settings import to_dict
+from di4c_lm.data.images.images import Shape, images_of, to_bytes
+from di4c_lm.domains.pixels.settings import PixelSettings
 from di4c_lm.processes.gaussian import GaussianChain
 from di4c_lm.samplers.grids import make_grid
 from di4c_lm.samplers.trajectory import Decoding, Sampler, sample_keyed
@@ -28,6 +29,7 @@ class CifarModel:
 
     denoiser: Any  # a UNet, or a mixture on one
     chain: GaussianChain
+    num_classes: ClassVar[int] = 0  # that can be asked for
 
     @property
     def process(self) -> GaussianChain:
@@ -91,23 +93,17 @@ class CifarModel:
         )
         return found.x, found.nfe
 
+    def images(
+        self, num: int, steps: int, seed: int, labels: None = None, **how: Any
+    ) -> tuple[UInt8[ndarray, "N H W C"], float]:
+        """Images and the mean NFE, as reports on images ask for them; `how` goes to `sample`."""
+        states_ND, nfe = self.sample(num, steps, seed=seed, **how)
+        return to_bytes(images_of(states_ND, self.shape), self.chain.num_states), nfe
 
-def load_images(config: PixelDataConfig, seed: int) -> Split:
-    """Training and validation images. Raises `ValueError` as `load_split` does, and for images of another size than `data.size`."""
-    size = None if config.size is None else (config.size, config.size)
-    split = load_split(
-        config.source,
-        seed=seed,
-        validation_share=config.validation_share,
-        levels=config.levels,
-        fit=Fit(size=size, channels=config.channels, crop=config.crop),
-        skip_bad=config.skip_bad,
-    )
-    if size is not None and split.train.shape[:2] != size:
-        raise ValueError(
-            f"{config.source}: expected images of {size[0]} x {size[1]} pixels, found {split.train.shape[:2]}"
-        )
-    return split
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a report says of it beside its sampler."""
+        return {"chain": to_dict(self.chain)}
 
 
 def load_teacher(source: Path | str, config: PixelSettings, shape: Shape, num_states: int) -> CifarModel:

@@ -10,13 +10,19 @@ from pathlib import Path
 from typing import Any, final
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Int
 from numpy import ndarray
 
 from di4c_lm.core.files import whole_file
 from di4c_lm.measure.images.features import Embedded
-from di4c_lm.measure.images.samplers import some
 from di4c_lm.measure.statistics.frechet import Moments, moments
+
+
+def some(count: int, limit: int) -> Int[ndarray, " n"]:
+    """At most `limit` of the numbers 0..count - 1, always the same ones, in order; at random, since classes may come in turns."""
+    if count <= limit:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(0).permutation(count)[:limit])
 
 
 @final

@@ -5,7 +5,7 @@ It knows samplers by a protocol and nothing of our models. Axes: N images, H row
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -17,11 +17,11 @@ from numpy import ndarray
 from tqdm import tqdm
 
 from di4c_lm.core.settings import Ints, at_least, check, section, setting, to_dict
+from di4c_lm.data.images.images import ImageSet, Split
 from di4c_lm.measure.flow import Missing, Row, columns, difference, measured, nfe_of
 from di4c_lm.measure.images.classifier import classifier_features
 from di4c_lm.measure.images.features import FeatureNet, folder_features, inception_features
-from di4c_lm.measure.images.reference import Reference, load_reference, reference_of
-from di4c_lm.measure.images.samplers import ImageSampler, RealImages, some
+from di4c_lm.measure.images.reference import Reference, load_reference, reference_of, some
 from di4c_lm.measure.images.scores import METRICS, ImageSamples
 from di4c_lm.measure.render.files import Layout, write_report
 from di4c_lm.measure.render.manifest import manifest
@@ -89,6 +89,24 @@ class ImageReportConfig(Measurement):
 
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
+class ImageSampler:
+    """A model as reports on images call it.
+
+    Args:
+        sample: number of images, steps, seed and the class of each image to images of 0..255, the same for the same arguments, and the
+            network calls that each took.
+        facts: what shapes the images, JSON-ready: sampler, guidance, temperature, schedule, weights, ...
+        num_classes: C; 0: it takes no classes, and is given None.
+    """
+
+    name: str
+    sample: Callable[[int, int, int, Any], tuple[UInt8[ndarray, "N H W C"], float]]
+    facts: Mapping[str, Any]
+    num_classes: int = 0
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
 class ImageReport:
     """`rows`: one a model and step count. `shown`: the first images of each. `features`, `reference`: which they were.
 
@@ -107,12 +125,12 @@ class ImageReport:
 class ImageRun:
     """A finished run: its samplers, the teacher first, its images, and where each model's weights came from.
 
-    `images` have `train` and `validation`, both `RealImages`. `config`: the run's settings as plain values. `dtypes`: of each model.
+    `config`: the run's settings as plain values. `dtypes`: of each model.
     """
 
     folder: Path
     samplers: Sequence[ImageSampler]
-    images: Any
+    images: Split
     config: Mapping[str, Any]
     checkpoints: Mapping[str, Path]
     dtypes: Mapping[str, str]
@@ -183,7 +201,7 @@ class _Bench:
     settings: ImageReportConfig
 
 
-def _reference(net: FeatureNet, images: RealImages, settings: ImageReportConfig) -> Reference:
+def _reference(net: FeatureNet, images: ImageSet, settings: ImageReportConfig) -> Reference:
     network = net.facts["sha256"]
     path = Path(settings.reference).expanduser() if settings.reference else None
     if path is not None and path.exists():

@@ -13,7 +13,7 @@ from numpy import ndarray
 
 from di4c_lm.measure.flow import Metric, Missing, Samples
 from di4c_lm.measure.images.features import Embedded
-from di4c_lm.measure.images.samplers import some
+from di4c_lm.measure.images.reference import some
 from di4c_lm.measure.statistics.bootstrap import Linearised, mean_of
 from di4c_lm.measure.statistics.frechet import extrapolated_frechet, linearised_frechet
 from di4c_lm.measure.statistics.two_sample import Distance

@@ -14,8 +14,15 @@ from PIL import Image
 from di4c_lm.data.images.images import Split
 from di4c_lm.measure.images import report as images_module
 from di4c_lm.measure.images.reference import load_reference
-from di4c_lm.measure.images.report import ImageReport, ImageReportConfig, ImageRun, image_report, image_table, publish
-from di4c_lm.measure.images.samplers import ImageSampler, RealImages
+from di4c_lm.measure.images.report import (
+    ImageReport,
+    ImageReportConfig,
+    ImageRun,
+    ImageSampler,
+    image_report,
+    image_table,
+    publish,
+)
 from tests.measure.pictures import painter, projection, real_images
 
 TRAIN, HELD_OUT = real_images(150, seed=1), real_images(90, seed=2)
@@ -36,10 +43,6 @@ def run_of(*samplers: ImageSampler, folder: Path = Path("unused")) -> ImageRun:
 def report(*samplers: ImageSampler, **changed: Any) -> ImageReport:
     plain = {"num_samples": 60, "steps": (1, 2), "bootstrap": 100, "permutations": 99, "grid": 4, **changed}
     return image_report(run_of(*samplers), ImageReportConfig(**plain), progress=False)
-
-
-def test_the_protocols_are_met() -> None:
-    assert isinstance(TRAIN, RealImages)
 
 
 def test_worse_images_are_farther_and_more_steps_are_nearer() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from di4c_lm.measure.images import scores as image_scores
-from di4c_lm.measure.images.samplers import some
+from di4c_lm.measure.images.reference import some
 from di4c_lm.measure.images.scores import cover, inception_score, kernel_distance
 
 
