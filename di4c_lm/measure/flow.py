@@ -71,7 +71,7 @@ def columns(values: Mapping[str, Any], *, resamples: int, seed: int) -> Row:
     return row
 
 
-def difference(metric: str, where: Mapping[str, Any], a: Quantity, b: Quantity, *, resamples: int, seed: int) -> Row:
+def difference(metric: str, where: Mapping[str, Any], a: Quantity, b: Any, *, resamples: int, seed: int) -> Row:
     """The tested difference a - b as a row; `where` says of which models and steps."""
     one = a.minus(b, resamples=resamples, seed=seed)
     value = {"difference": one.estimate, "difference_low": one.low, "difference_high": one.high}

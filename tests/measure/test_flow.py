@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from di4c_lm.measure.flow import Metric, Missing, Samples, columns, difference, measured, nfe_of, with_end
-from di4c_lm.measure.statistics.bootstrap import Resampled, mean
-from di4c_lm.measure.statistics.two_sample import Distance, euclidean
+from di4c_lm.measure.statistics.bootstrap import Distance, Resampled, euclidean, mean
 
 RESAMPLING = {"resamples": 50, "seed": 3}
 VALUES = np.arange(10.0)

@@ -1,7 +1,5 @@
 """The features that need no download: the last hidden layer of a small convolutional classifier, trained here and cached."""
 
-import hashlib
-import json
 import logging
 import time
 from dataclasses import asdict, dataclass
@@ -11,18 +9,18 @@ from typing import Any, final
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64, UInt8
-from numpy import ndarray
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from di4c_lm.core.cache import Cache
+from di4c_lm.core.cache import Cache, key_of
 from di4c_lm.core.files import read_json, save_tensors, write_json
 from di4c_lm.core.settings import positive
+from di4c_lm.data.images.images import ImageSet, Split
 from di4c_lm.measure.images.features import FeatureNet
 from di4c_lm.measure.render.manifest import weights_hash
 
-_FORMAT = 2  # of the cache's key: a change in how classifiers are trained raises it
+_FORMAT = 3  # of the cache's key: a change in how classifiers are trained raises it
 _log = logging.getLogger(__name__)
 NOTE = "features of a small classifier trained on these images: not comparable with published FIDs"
 
@@ -67,24 +65,23 @@ class Classifier(nn.Module):
 
 
 def classifier_features(
-    images: UInt8[ndarray, "N H W C"],
-    labels: Int64[ndarray, " N"],
-    num_classes: int,
+    images: Split,
     *,
     cache_dir: Path,
-    held_out: tuple[UInt8[ndarray, "M H W C"], Int64[ndarray, " M"]] | None = None,
     config: ClassifierConfig | None = None,
     batch_size: int = 256,
     progress: bool = True,
     device: torch.device | str = "cpu",
 ) -> FeatureNet:
-    """The classifier of these images (0..255), trained now or taken from the cache for the same images, labels and settings.
+    """The classifier of the training images, trained now or taken from the cache for the same images, labels and settings.
 
-    Its facts say how it was trained, its share of right answers on the images and on `held_out`, and that it is no Inception. Seeded by
-    `config.seed`; the global generators are left as they were. Raises `ValueError` for images of fewer than 2 classes.
+    Its facts say how it was trained, its share of right answers on the images and on the validation set, and that it is no Inception.
+    Seeded by `config.seed`; the global generators are left as they were. Raises `ValueError` for images of fewer than 2 classes.
     """
-    config = config or ClassifierConfig()
-    present = len(np.unique(labels))
+    from safetensors.torch import load_file
+
+    config, train = config or ClassifierConfig(), images.train
+    present = len(np.unique(train.labels))
     if present < 2:
         raise ValueError(
             f"features='classifier' needs images of at least 2 classes, found {present}: "
@@ -92,46 +89,39 @@ def classifier_features(
         )
 
     def make(folder: Path) -> None:
-        _log.info("training a classifier on %d images, for features: %s", len(images), path)
-        network, facts = _trained(images, labels, num_classes, held_out, config, progress=progress, device=device)
+        _log.info("training a classifier on %d images, for features: %s", len(train), path)
+        network, facts = _trained(images, config, progress=progress, device=device)
         save_tensors(folder / "model.safetensors", network.state_dict())
         write_json(folder / "classifier.json", facts)
 
-    cache, key = Cache(cache_dir), cache_key(images, labels, num_classes, config)
+    cache, key = Cache(cache_dir), key_of(_FORMAT, asdict(config), train.fingerprint)
     path = cache.path("classifiers", key)
     _log.info("classifier: %s", path)
     cache.entry("classifiers", key, make)
-    return _load(path, images.shape[3], num_classes, config, batch_size=batch_size, device=device)
+    network = _fresh(train, config)
+    network.load_state_dict(load_file(path / "model.safetensors"))
+    network.eval().requires_grad_(False).to(device)
+    identity = {"name": "classifier", "kind": NOTE, "sha256": weights_hash(path)}
+    return FeatureNet(
+        network, {**identity, **read_json(path / "classifier.json")}, batch_size=batch_size, device=device
+    )
 
 
-def cache_key(
-    images: UInt8[ndarray, "N H W C"], labels: Int64[ndarray, " N"], num_classes: int, config: ClassifierConfig
-) -> str:
-    """Hash of all that shapes a trained classifier."""
-    digest = hashlib.sha256(json.dumps([_FORMAT, asdict(config), list(images.shape), num_classes]).encode())
-    digest.update(np.ascontiguousarray(images).data)
-    digest.update(np.ascontiguousarray(labels).data)
-    return digest.hexdigest()[:16]
+def _fresh(images: ImageSet, config: ClassifierConfig) -> Classifier:
+    """With weights sampled from `config.seed`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return Classifier(images.shape[2], len(images.classes), config.features)
 
 
 def _trained(
-    images: UInt8[ndarray, "N H W C"],
-    labels: Int64[ndarray, " N"],
-    num_classes: int,
-    held_out: tuple[ndarray, ndarray] | None,
-    config: ClassifierConfig,
-    *,
-    progress: bool,
-    device: torch.device | str,
+    images: Split, config: ClassifierConfig, *, progress: bool, device: torch.device | str
 ) -> tuple[Classifier, dict[str, Any]]:
     start = time.perf_counter()
-    planes_NCHW = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
-    labels_N = torch.from_numpy(labels)
+    planes_NCHW = torch.from_numpy(np.ascontiguousarray(images.train.as_bytes().transpose(0, 3, 1, 2)))
+    labels_N = torch.from_numpy(images.train.labels)
     rng = torch.Generator().manual_seed(config.seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        network = Classifier(images.shape[3], num_classes, config.features)
-    network.to(device).train()
+    network = _fresh(images.train, config).to(device).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=config.lr, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=config.lr, total_steps=config.steps + 1, pct_start=0.2, cycle_momentum=False
@@ -146,11 +136,17 @@ def _trained(
         optimizer.step()
         schedule.step()
     network.eval()
+    net = FeatureNet(network, {}, batch_size=256, device=device)
+    right = []
+    for part in images:
+        probabilities = net.embed(part.as_bytes()).probabilities
+        assert probabilities is not None
+        right.append(float((probabilities.argmax(1) == part.labels).mean()))
     facts = {
         "config": asdict(config),
-        "num_images": len(images),
-        "accuracy": _accuracy(network, images, labels, device),
-        "held_out_accuracy": _accuracy(network, *held_out, device) if held_out is not None else None,
+        "num_images": len(images.train),
+        "accuracy": right[0],
+        "held_out_accuracy": right[1],
         "seconds": round(time.perf_counter() - start, 1),
     }
     return network, facts
@@ -165,33 +161,3 @@ def _shifted(planes: UInt8[Tensor, "B C H W"], rng: torch.Generator) -> UInt8[Te
         (torch.arange(extent) + by).clamp(0, extent - 1) for extent, by in ((height, down), (width, right))
     )
     return planes[:, :, rows][:, :, :, columns]
-
-
-@torch.inference_mode()
-def _accuracy(network: Classifier, images: ndarray, labels: ndarray, device: torch.device | str) -> float:
-    right = 0
-    for start in range(0, len(images), 256):
-        planes = torch.from_numpy(np.ascontiguousarray(images[start : start + 256].transpose(0, 3, 1, 2)))
-        guess = network(planes.to(device))[1].argmax(1).cpu().numpy()
-        right += int((guess == labels[start : start + 256]).sum())
-    return right / len(images)
-
-
-def _load(
-    folder: Path,
-    channels: int,
-    num_classes: int,
-    config: ClassifierConfig,
-    *,
-    batch_size: int,
-    device: torch.device | str,
-) -> FeatureNet:
-    from safetensors.torch import load_file
-
-    with torch.random.fork_rng(devices=[]):
-        network = Classifier(channels, num_classes, config.features)
-    network.load_state_dict(load_file(folder / "model.safetensors"))
-    facts = read_json(folder / "classifier.json")
-    network.eval().requires_grad_(False).to(device)
-    identity = {"name": "classifier", "kind": NOTE, "sha256": weights_hash(folder)}
-    return FeatureNet(network, {**identity, **facts}, batch_size=batch_size, device=device)

@@ -4,7 +4,7 @@ Axes: N images, H rows, W columns, C channels, F features, K classes.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -61,8 +61,9 @@ class FeatureNet:
         if len(images) == 0:
             raise ValueError("features need at least one image, found none")
         features, probabilities = [], []
-        for planes in _batches(images, self._batch_size):
-            found, logits = self._forward(planes.to(self._device))
+        for start in range(0, len(images), self._batch_size):
+            planes_nCHW = np.ascontiguousarray(images[start : start + self._batch_size].transpose(0, 3, 1, 2))
+            found, logits = self._forward(torch.from_numpy(planes_nCHW).to(self._device))
             features.append(found.double().cpu().numpy())
             if logits is not None:
                 probabilities.append(logits.double().softmax(1).cpu().numpy())
@@ -70,11 +71,6 @@ class FeatureNet:
         if not np.isfinite(whole).all():
             raise ValueError(f"the features of {self.facts.get('name')} are not finite")
         return Embedded(features=whole, probabilities=np.concatenate(probabilities) if probabilities else None)
-
-
-def _batches(images: UInt8[ndarray, "N H W C"], batch_size: int) -> Iterator[UInt8[Tensor, "n C H W"]]:
-    for start in range(0, len(images), batch_size):
-        yield torch.from_numpy(np.ascontiguousarray(images[start : start + batch_size].transpose(0, 3, 1, 2)))
 
 
 def inception_features(

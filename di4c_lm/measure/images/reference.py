@@ -14,7 +14,8 @@ from jaxtyping import Float32, Int
 from numpy import ndarray
 
 from di4c_lm.core.files import whole_file
-from di4c_lm.measure.images.features import Embedded
+from di4c_lm.data.images.images import ImageSet
+from di4c_lm.measure.images.features import FeatureNet
 from di4c_lm.measure.statistics.frechet import Moments, moments
 
 
@@ -63,11 +64,22 @@ class Reference:
             np.savez(file, **arrays, facts=np.array(json.dumps(dict(self.facts))))
 
 
-def reference_of(embedded: Embedded, *, keep: int, images: str, name: str, network: str | None) -> Reference:
-    """Statistics of real images with the features of at most `keep` of them. `images` is their fingerprint."""
-    kept = embedded.features[some(len(embedded.features), keep)].astype(np.float32)
-    facts = {"name": name, "images": images, "network": network}
-    return Reference(moments=moments(embedded.features), features=kept, facts=facts)
+def find_reference(net: FeatureNet, images: ImageSet, *, path: Path | None, keep: int) -> Reference:
+    """What the file at `path` holds; else statistics of `images` with the features of at most `keep` of them, then written there.
+
+    Raises `ValueError` as `load_reference` does.
+    """
+    network = net.facts["sha256"]
+    if path is not None and path.exists():
+        width = net.embed(images.as_bytes()[:1]).features.shape[1]
+        return load_reference(path, width=width, network=network)
+    features = net.embed(images.as_bytes()).features
+    kept = features[some(len(features), keep)].astype(np.float32)
+    facts = {"name": images.name, "images": images.fingerprint, "network": network}
+    made = Reference(moments=moments(features), features=kept, facts=facts)
+    if path is not None:
+        made.save(path)
+    return made
 
 
 def load_reference(path: Path, *, width: int, network: str | None) -> Reference:

@@ -17,11 +17,11 @@ from numpy import ndarray
 from tqdm import tqdm
 
 from di4c_lm.core.settings import Ints, at_least, check, section, setting, to_dict
-from di4c_lm.data.images.images import ImageSet, Split
+from di4c_lm.data.images.images import Split
 from di4c_lm.measure.flow import Missing, Row, columns, difference, measured, nfe_of
 from di4c_lm.measure.images.classifier import classifier_features
 from di4c_lm.measure.images.features import FeatureNet, folder_features, inception_features
-from di4c_lm.measure.images.reference import Reference, load_reference, reference_of, some
+from di4c_lm.measure.images.reference import Reference, find_reference, some
 from di4c_lm.measure.images.scores import METRICS, ImageSamples
 from di4c_lm.measure.render.files import Layout, write_report
 from di4c_lm.measure.render.manifest import manifest
@@ -156,7 +156,9 @@ def image_report(run: ImageRun, settings: ImageReportConfig, *, progress: bool =
     against, others = run.images.train, run.images.validation
     if settings.against == "validation":
         against, others = others, against
-    bench = _Bench(net=net, reference=_reference(net, against, settings), settings=settings)
+    path = Path(settings.reference).expanduser() if settings.reference else None
+    reference = find_reference(net, against, path=path, keep=max(settings.neighbours, settings.kernel_images))
+    bench = _Bench(net=net, reference=reference, settings=settings)
     resampling = {"resamples": settings.bootstrap, "seed": settings.seeds[0]}
     rows: list[Row] = []
     quantities: dict[tuple[str, int], Row] = {}
@@ -187,10 +189,7 @@ def feature_net(run: ImageRun, settings: ImageReportConfig, *, progress: bool = 
     if settings.features != "classifier":
         path = Path(settings.features).expanduser()
         return (inception_features if path.suffix == ".pth" else folder_features)(path, device=device)
-    train, validation = run.images.train, run.images.validation
-    how: dict[str, Any] = {"cache_dir": run.cache_dir, "device": device, "progress": progress}
-    held_out = (validation.as_bytes(), validation.labels)
-    return classifier_features(train.as_bytes(), train.labels, len(train.classes), held_out=held_out, **how)
+    return classifier_features(run.images, cache_dir=run.cache_dir, device=device, progress=progress)
 
 
 @final
@@ -199,20 +198,6 @@ class _Bench:
     net: FeatureNet
     reference: Reference
     settings: ImageReportConfig
-
-
-def _reference(net: FeatureNet, images: ImageSet, settings: ImageReportConfig) -> Reference:
-    network = net.facts["sha256"]
-    path = Path(settings.reference).expanduser() if settings.reference else None
-    if path is not None and path.exists():
-        width = net.embed(images.as_bytes()[:1]).features.shape[1]
-        return load_reference(path, width=width, network=network)
-    embedded = net.embed(images.as_bytes())
-    keep = max(settings.neighbours, settings.kernel_images)
-    made = reference_of(embedded, keep=keep, images=images.fingerprint, name=images.name, network=network)
-    if path is not None:
-        made.save(path)
-    return made
 
 
 def _sampled(

@@ -3,7 +3,6 @@
 Axes: N images of a sample, M of the reference, F features, C classes.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias, final
 
@@ -14,11 +13,10 @@ from numpy import ndarray
 from di4c_lm.measure.flow import Metric, Missing, Samples
 from di4c_lm.measure.images.features import Embedded
 from di4c_lm.measure.images.reference import some
-from di4c_lm.measure.statistics.bootstrap import Linearised, mean_of
+from di4c_lm.measure.statistics.bootstrap import Distance, Linearised, mean_of
 from di4c_lm.measure.statistics.frechet import extrapolated_frechet, linearised_frechet
-from di4c_lm.measure.statistics.two_sample import Distance
 
-_ENTRIES_AT_ONCE = 1 << 22  # of a block of distances: 32 MiB
+_MIB_AT_ONCE = 32  # of a block of distances
 Values: TypeAlias = dict[str, Any]
 
 
@@ -38,13 +36,14 @@ def inception_score(probabilities_NC: Float[ndarray, "N C"], *, groups: int = 1)
     The influence of image n is the score times KL(p_n ‖ mean p) less its mean: the part through mean p vanishes. Raises `ValueError` for
     rows that are no probabilities.
     """
+    from scipy.special import rel_entr
+
     wide_NC = probabilities_NC.astype(np.float64)
     if len(wide_NC) == 0 or (wide_NC < 0).any() or not np.allclose(wide_NC.sum(1), 1, atol=1e-4):
         raise ValueError("class probabilities must be at least 0 and sum to 1 for each of at least one image")
     wide_NC = wide_NC / wide_NC.sum(1, keepdims=True)
     mean_C = wide_NC.mean(0)
-    ratio_NC = wide_NC / np.where(mean_C > 0, mean_C, 1.0)
-    kl_N = (wide_NC * np.log(np.where(ratio_NC > 0, ratio_NC, 1.0))).sum(1)
+    kl_N = rel_entr(wide_NC, mean_C).sum(1)
     score = float(np.exp(max(0.0, kl_N.mean())))
     return Linearised(estimate=score, influence=score * (kl_N - kl_N.mean()), groups=groups)
 
@@ -56,26 +55,21 @@ def kernel_distance(
 
     Memory (N + M)² float64.
     """
-    sample, reference = (part.astype(np.float64) for part in (features_NF, reference_MF))
-    how: dict[str, Any] = {"between": _minus_kernel, "permutations": permutations, "groups": groups}
-    return Distance(vectors=sample, reference=reference, **how)
+    return Distance(
+        vectors=features_NF.astype(np.float64),
+        reference=reference_MF.astype(np.float64),
+        between=_minus_kernel,
+        permutations=permutations,
+        groups=groups,
+    )
 
 
 def _minus_kernel(x_KF: Float[ndarray, "K F"]) -> Float[ndarray, "K K"]:
-    kernel_KK = (x_KF @ x_KF.T / x_KF.shape[1] + 1) ** 3
+    from sklearn.metrics.pairwise import polynomial_kernel
+
+    kernel_KK = polynomial_kernel(x_KF, degree=3)
     np.fill_diagonal(kernel_KK, 0.0)  # pairs of distinct images only
     return -kernel_KK
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class Cover:
-    """How far a sample's images lie among the reference's, and how far they reach all of them."""
-
-    precision: Linearised
-    recall: Linearised
-    density: Linearised
-    coverage: Linearised
 
 
 def cover(
@@ -85,8 +79,8 @@ def cover(
     k_manifold: int = 3,
     k_density: int = 5,
     groups: int = 1,
-) -> Cover:
-    """Precision and recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020).
+) -> dict[str, Linearised]:
+    """`precision` and `recall` (Kynkäänniemi et al. 2019), `density` and `coverage` (Naeem et al. 2020).
 
     A set's manifold is the union of balls about its images, each as far as that image's k-th nearest other image of the set. Precision:
     share of the sample in the reference's manifold; recall: the other way round. Density: mean number of the reference's balls that hold
@@ -99,47 +93,38 @@ def cover(
             f"neighbours up to the {least - 1}th need at least {least} images of each set, "
             f"found {len(features_NF)} and {len(reference_MF)}"
         )
-    sample, reference = (part.astype(np.float64) for part in (features_NF, reference_MF))
-    (own_N,) = _radii(sample, (k_manifold,))
-    manifold_M, density_M = _radii(reference, (k_manifold, k_density))
-    inside_N, held_N = np.zeros(len(sample), bool), np.zeros(len(sample))
+    from sklearn.metrics import pairwise_distances_chunked
+
+    centre_F = reference_MF.astype(np.float64).mean(0)
+    sample, reference = features_NF - centre_F, reference_MF - centre_F
+    (own_N,) = _radii(sample, k_manifold)
+    manifold_M, density_M = _radii(reference, k_manifold, k_density)
+    inside, held = [], []
     reached_M, covered_M = np.zeros(len(reference), bool), np.zeros(len(reference), bool)
-    for rows, squared_nM in _squared_distances(sample, reference):
-        inside_N[rows] = (squared_nM <= manifold_M).any(1)
-        in_ball_nM: Bool[ndarray, "n M"] = squared_nM <= density_M
-        held_N[rows] = in_ball_nM.sum(1) / k_density
+    for distance_nM in pairwise_distances_chunked(sample, reference, working_memory=_MIB_AT_ONCE):
+        in_ball_nM: Bool[ndarray, "n M"] = distance_nM <= density_M
+        own_n, own_N = own_N[: len(distance_nM)], own_N[len(distance_nM) :]
+        inside.append((distance_nM <= manifold_M).any(1))
+        held.append(in_ball_nM.sum(1) / k_density)
         covered_M |= in_ball_nM.any(0)
-        reached_M |= (squared_nM <= own_N[rows, None]).any(0)
-    return Cover(
-        precision=mean_of(inside_N.astype(np.float64), groups=groups),
-        recall=mean_of(reached_M.astype(np.float64)),
-        density=mean_of(held_N, groups=groups),
-        coverage=mean_of(covered_M.astype(np.float64)),
-    )
+        reached_M |= (distance_nM <= own_n[:, None]).any(0)
+    return {
+        "precision": mean_of(np.concatenate(inside).astype(np.float64), groups=groups),
+        "recall": mean_of(reached_M.astype(np.float64)),
+        "density": mean_of(np.concatenate(held), groups=groups),
+        "coverage": mean_of(covered_M.astype(np.float64)),
+    }
 
 
-def _radii(x_NF: Float[ndarray, "N F"], ks: tuple[int, ...]) -> list[Float[ndarray, " N"]]:
-    """Squared distance of each image to its k-th nearest other image, for each k."""
-    found = [np.empty(len(x_NF)) for _ in ks]
-    for rows, squared_nN in _squared_distances(x_NF, x_NF):
-        squared_nN[np.arange(len(squared_nN)), np.arange(rows.start, rows.start + len(squared_nN))] = np.inf
-        nearest = np.partition(squared_nN, [k - 1 for k in ks], axis=1)
-        for radius_N, k in zip(found, ks, strict=True):
-            radius_N[rows] = nearest[:, k - 1]
-    return found
+def _radii(x_NF: Float[ndarray, "N F"], *ks: int) -> Float[ndarray, "R N"]:
+    """Distance of each image to its k-th nearest other image, for each k."""
+    from sklearn.metrics import pairwise_distances_chunked
 
+    def nearest(distance_nN: Float[ndarray, "n N"], start: int) -> Float[ndarray, "n R"]:
+        return np.partition(distance_nN, ks, axis=1)[:, ks]  # the 0-th is the image itself
 
-def _squared_distances(
-    x_NF: Float[ndarray, "N F"], y_MF: Float[ndarray, "M F"]
-) -> Iterator[tuple[slice, Float[ndarray, "n M"]]]:
-    """|x - y|² in blocks of rows."""
-    centre_F = y_MF.mean(0)
-    x_NF, y_MF = x_NF - centre_F, y_MF - centre_F
-    square_N, square_M = (x_NF**2).sum(1), (y_MF**2).sum(1)
-    step = max(1, _ENTRIES_AT_ONCE // len(y_MF))
-    for start in range(0, len(x_NF), step):
-        rows = slice(start, start + step)
-        yield rows, np.maximum(square_N[rows, None] + square_M - 2 * x_NF[rows] @ y_MF.T, 0.0)
+    blocks = pairwise_distances_chunked(x_NF, reduce_func=nearest, working_memory=_MIB_AT_ONCE)
+    return np.concatenate(list(blocks)).T * (1 + 1e-9)  # rounding does not leave that image outside
 
 
 # The metrics: of samples and a bench with the feature network, the reference and settings, as `report` has it
@@ -156,9 +141,7 @@ def _classes(samples: ImageSamples, bench: Any) -> Values:
     if probabilities is None:
         return {"inception_score": Missing(), "label_agreement": Missing()}
     score = inception_score(probabilities, groups=samples.seeds)
-    own_classes = (
-        "held_out_accuracy" in bench.net.facts
-    )  # a classifier of these images, whose classes are the samplers'
+    own_classes = "held_out_accuracy" in bench.net.facts  # a classifier of these images: its classes are the samplers'
     if samples.labels is None or not own_classes:
         return {"inception_score": score, "label_agreement": Missing()}
     right_N = (probabilities.argmax(1) == samples.labels).astype(np.float64)
@@ -167,17 +150,15 @@ def _classes(samples: ImageSamples, bench: Any) -> Values:
 
 def _cover(samples: ImageSamples, bench: Any) -> Values:
     settings, real, own = bench.settings, bench.reference.features, samples.embedded.features
-    names = ("precision", "recall", "density", "coverage")
     if real is None:
-        return dict.fromkeys(names, Missing())
-    near = cover(
+        return dict.fromkeys(("precision", "recall", "density", "coverage"), Missing())
+    return cover(
         own[_some_of_each(len(own), settings.neighbours, samples.seeds)],
         real[some(len(real), settings.neighbours)],
         k_manifold=settings.k_manifold,
         k_density=settings.k_density,
         groups=samples.seeds,
     )
-    return {name: getattr(near, name) for name in names}
 
 
 def _kernel(samples: ImageSamples, bench: Any) -> Values:

@@ -1,12 +1,12 @@
-"""Intervals and tests by resampling documents or images, the units.
+"""Quantities of one sample, each with its interval, and with a test of its difference from that of another: by resampling units.
 
-A `Statistic` reduces the last axis, units, of arrays of shape (N,) or of their resamples (R, N), to () or (R,).
+Units are documents or images. A `Statistic` reduces the last axis, units, of arrays of shape (N,) or of their resamples (R, N).
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias, final, runtime_checkable
+from typing import ClassVar, TypeAlias, final
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -25,24 +25,6 @@ class Interval:
     low: float
     high: float
     p_value: float | None = None
-
-
-@runtime_checkable
-class Quantity(Protocol):
-    """A statistic of one sample, which knows its interval and how to be compared with that of another sample.
-
-    `tested`: its interval has a p-value of its own.
-    """
-
-    tested: bool
-
-    def interval(self, *, resamples: int, seed: int) -> Interval:
-        """The statistic with its 95 % bootstrap interval."""
-        ...
-
-    def minus(self, other: Any, *, resamples: int, seed: int) -> Interval:
-        """The difference from the same statistic of another sample, with its interval and the two-sided p-value of a test."""
-        ...
 
 
 def mean(values: Float[ndarray, "*R N"]) -> Float[ndarray, "*R"]:
@@ -66,7 +48,7 @@ class Resampled:
     statistic: Statistic
     arrays: tuple[ndarray, ...]
     groups: int = 1
-    tested = False
+    tested: ClassVar[bool] = False
 
     def interval(self, *, resamples: int, seed: int) -> Interval:
         """The percentile bootstrap interval (Efron 1979).
@@ -120,7 +102,7 @@ class Linearised:
     estimate: float
     influence: Float[ndarray, " N"]
     groups: int = 1
-    tested = False
+    tested: ClassVar[bool] = False
 
     def interval(self, *, resamples: int, seed: int) -> Interval:
         """The bootstrap interval, as that of `Resampled`."""
@@ -146,6 +128,104 @@ def mean_of(value_N: Float[ndarray, " N"], *, groups: int = 1) -> Linearised:
     """A mean, whose influence is exact."""
     estimate = float(value_N.mean())
     return Linearised(estimate=estimate, influence=value_N - estimate, groups=groups)
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Distance:
+    """How far a sample's documents are from the reference's, about 0, either sign, where the distributions agree.
+
+    It is 2 E d(x, y) - E d(x, x') - E d(y, y') for a distance d between documents, estimated without bias from all pairs of distinct ones.
+    With d the Euclidean distance it is the energy distance (Székely and Rizzo 2013); with half its square it is the squared difference of
+    the means, the MMD of the linear kernel (Gretton et al. 2012).
+
+    `between` takes the vectors of all documents, the sample's before the reference's, to the distances of each pair. The sample is `groups`
+    equal blocks, one a seed. `permutations`: of the test.
+    """
+
+    vectors: Float[ndarray, "N F"]
+    reference: Float[ndarray, "M F"]
+    between: Callable[[Float[ndarray, "K F"]], Float[ndarray, "K K"]]
+    permutations: int
+    groups: int = 1
+    tested: ClassVar[bool] = True
+
+    def interval(self, *, resamples: int, seed: int) -> Interval:
+        """The distance with the one-sided p-value of a permutation test.
+
+        That is the share of exchanges of documents between the two sets that give a distance at least as large, the one observed among
+        them. The interval resamples documents of both. Raises `ValueError` for fewer than 2 documents in either.
+        """
+        num_first, num_second = len(self.vectors), len(self.reference)
+        if min(num_first, num_second) < 2:
+            raise ValueError(f"a distance needs at least 2 documents of each sample, got {num_first} and {num_second}")
+        d_NN = self.between(np.concatenate([self.vectors, self.reference]))
+        num_all = len(d_NN)
+        first_1N = (np.arange(num_all) < num_first)[None].astype(np.float64)
+        estimate = float(_statistic(d_NN, first_1N, 1 - first_1N)[0])
+        rng = np.random.default_rng([seed, 2])
+        swapped_RN = rng.permuted(np.repeat(first_1N, self.permutations, 0), axis=1)
+        null_R = _statistic(d_NN, swapped_RN, 1 - swapped_RN)
+        slack = 1e-9 * float(np.abs(d_NN).mean())  # of rounding, where many exchanges give one and the same distance
+        found = []
+        second = resamples_of(num_second, resamples, seed + 1)
+        for index_RN, other_RM in zip(resamples_of(num_first, resamples, seed, self.groups), second, strict=False):
+            rows = min(len(index_RN), len(other_RM))
+            counts = _counts(index_RN[:rows], num_all), _counts(other_RM[:rows] + num_first, num_all)
+            found.append(_statistic(d_NN, *counts))
+        low, high = quantiles(np.concatenate(found))
+        p_value = (1 + int((null_R >= estimate - slack).sum())) / (1 + self.permutations)
+        return Interval(estimate=estimate, low=min(low, estimate), high=max(high, estimate), p_value=p_value)
+
+    def minus(self, other: "Distance", *, resamples: int, seed: int) -> Interval:
+        """The difference of two distances from one reference, of samples of equal size, with the swap test of `Resampled.minus`."""
+        d_NN = self.between(np.concatenate([self.vectors, other.vectors, self.reference]))
+        num_all, num_each = len(d_NN), len(self.vectors)
+        place_N = np.arange(num_all)
+        reference_1N = (place_N >= 2 * num_each)[None].astype(np.float64)
+        a_1N = (place_N < num_each)[None].astype(np.float64)
+        b_1N = 1 - a_1N - reference_1N
+
+        def difference(a_RN: ndarray, b_RN: ndarray) -> ndarray:
+            reference_RN = np.repeat(reference_1N, len(a_RN), 0)
+            return _statistic(d_NN, a_RN, reference_RN) - _statistic(d_NN, b_RN, reference_RN)
+
+        observed = float(difference(a_1N, b_1N)[0])
+        swap_RM = np.random.default_rng([seed, 3]).random((self.permutations, num_each)) < 0.5
+        rest_RK = np.zeros((self.permutations, num_all - 2 * num_each))
+        swapped = (np.concatenate([one, ~one, rest_RK], 1).astype(np.float64) for one in (~swap_RM, swap_RM))
+        null_R = difference(*swapped)
+        found = [
+            difference(_counts(index_RM, num_all), _counts(index_RM + num_each, num_all))
+            for index_RM in resamples_of(num_each, resamples, seed)
+        ]
+        low, high = quantiles(np.concatenate(found))
+        extreme = int((np.abs(null_R) >= abs(observed) * (1 - 1e-9)).sum())
+        return Interval(estimate=observed, low=low, high=high, p_value=(1 + extreme) / (1 + self.permutations))
+
+
+Quantity: TypeAlias = Resampled | Linearised | Distance
+"""Its `interval` has a p-value where it is `tested`; `minus` compares it with the same of another sample."""
+
+
+def euclidean(x_NF: Float[ndarray, "N F"]) -> Float[ndarray, "N N"]:
+    """|x - x'|: makes the energy distance."""
+    return np.sqrt(2 * half_squared(x_NF))
+
+
+def half_squared(x_NF: Float[ndarray, "N F"]) -> Float[ndarray, "N N"]:
+    """|x - x'|² / 2: makes the squared distance of the means."""
+    wide_NF = x_NF.astype(np.float64)
+    square_N = (wide_NF**2).sum(1)
+    found_NN = (square_N[:, None] + square_N[None]) / 2 - wide_NF @ wide_NF.T
+    np.fill_diagonal(found_NN, 0.0)
+    return np.maximum(found_NN, 0.0)
+
+
+def standardise(x_NF: Float[ndarray, "N F"], by_MF: Float[ndarray, "M F"]) -> Float[ndarray, "N F"]:
+    """Columns shifted and scaled by the mean and spread of `by_MF`, the validation set; a column constant there keeps its scale."""
+    spread_F = by_MF.std(0)
+    return (x_NF - by_MF.mean(0)) / np.where(spread_F > 1e-9, spread_F, 1.0)
 
 
 def _common_length(arrays: Sequence[ndarray]) -> int:
@@ -181,3 +261,24 @@ def quantiles(value_R: Float[ndarray, " R"]) -> tuple[float, float]:
     """The ends of the central interval that holds 95 % of the values."""
     low, high = np.quantile(value_R, [(1 - 0.95) / 2, (1 + 0.95) / 2])
     return float(low), float(high)
+
+
+def _counts(index_RK: Int[ndarray, "R K"], num_all: int) -> Float[ndarray, "R N"]:
+    """How often each document is in each resample."""
+    counts_RN = np.zeros((len(index_RK), num_all))
+    np.add.at(counts_RN, (np.arange(len(index_RK))[:, None], index_RK), 1.0)
+    return counts_RN
+
+
+def _statistic(
+    d_NN: Float[ndarray, "N N"], a_RN: Float[ndarray, "R N"], b_RN: Float[ndarray, "R N"]
+) -> Float[ndarray, " R"]:
+    """2 E d(a, b) - E d(a, a') - E d(b, b') over pairs of distinct documents, for samples given by counts."""
+    from_a_RN = a_RN @ d_NN
+    within_a_R = (from_a_RN * a_RN).sum(1) / _pairs(a_RN)
+    within_b_R = ((b_RN @ d_NN) * b_RN).sum(1) / _pairs(b_RN)
+    return 2 * (from_a_RN * b_RN).sum(1) / (a_RN.sum(1) * b_RN.sum(1)) - within_a_R - within_b_R
+
+
+def _pairs(counts_RN: Float[ndarray, "R N"]) -> Float[ndarray, " R"]:
+    return np.maximum(counts_RN.sum(1) ** 2 - (counts_RN**2).sum(1), 1.0)

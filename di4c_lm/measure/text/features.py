@@ -17,7 +17,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from di4c_lm.measure.flow import Metric
-from di4c_lm.measure.statistics.two_sample import Distance, euclidean, half_squared, standardise
+from di4c_lm.measure.statistics.bootstrap import Distance, euclidean, half_squared, standardise
 from di4c_lm.measure.text.diversity import repetition, sample_entropy
 from di4c_lm.measure.text.evaluator import Evaluator
 from di4c_lm.measure.text.perplexity import Document, context_limit, padded

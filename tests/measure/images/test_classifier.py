@@ -1,30 +1,23 @@
 """The classifier whose features stand in for Inception's: it learns, it is cached whole, and it says what it is."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from di4c_lm.measure.images.classifier import NOTE, Classifier, ClassifierConfig, cache_key, classifier_features
+from di4c_lm.data.images.images import Split
+from di4c_lm.measure.images.classifier import NOTE, Classifier, ClassifierConfig, classifier_features
 from di4c_lm.measure.images.features import FeatureNet
 from tests.measure.pictures import real_images
 
 CONFIG = ClassifierConfig(features=16, steps=80, batch_size=16, lr=1e-2)
-IMAGES = real_images(60, seed=0)
+IMAGES, HELD_OUT = real_images(60, seed=0), real_images(30, seed=1)
 
 
 def made(cache: Path, images=IMAGES, config: ClassifierConfig = CONFIG):
-    held_out = real_images(30, seed=1)
-    return classifier_features(
-        images.as_bytes(),
-        images.labels,
-        3,
-        cache_dir=cache,
-        held_out=(held_out.as_bytes(), held_out.labels),
-        config=config,
-        progress=False,
-    )
+    return classifier_features(Split(images, HELD_OUT), cache_dir=cache, config=config, progress=False)
 
 
 def test_it_learns_and_says_what_it_is(tmp_path: Path) -> None:
@@ -56,21 +49,22 @@ def test_training_is_seeded_and_leaves_the_global_generator(tmp_path: Path) -> N
     assert first.facts["sha256"] == second.facts["sha256"] and torch.equal(torch.get_rng_state(), before)
 
 
-def test_the_key_knows_all_that_shapes_it() -> None:
-    images, labels = IMAGES.as_bytes(), IMAGES.labels
-    keys = {
-        cache_key(images, labels, 3, CONFIG),
-        cache_key(255 - images, labels, 3, CONFIG),
-        cache_key(images, labels[::-1].copy(), 3, CONFIG),
-        cache_key(images, labels, 4, CONFIG),
-        cache_key(images, labels, 3, ClassifierConfig()),
-    }
-    assert len(keys) == 5
+def test_other_images_labels_and_settings_make_another(tmp_path: Path) -> None:
+    few = dataclasses.replace(CONFIG, steps=1)
+    for images in (
+        IMAGES,
+        dataclasses.replace(IMAGES, images=255 - IMAGES.images),
+        dataclasses.replace(IMAGES, labels=IMAGES.labels[::-1].copy()),
+        dataclasses.replace(IMAGES, classes=(*IMAGES.classes, "another")),
+    ):
+        made(tmp_path, images, few)
+    made(tmp_path, IMAGES, dataclasses.replace(few, seed=1))
+    assert len(list(tmp_path.glob("classifiers/*/model.safetensors"))) == 5
 
 
 def test_one_class_is_no_classifier(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at least 2 classes, found 1: .*features=inception"):
-        classifier_features(IMAGES.as_bytes(), np.zeros(60, np.int64), 1, cache_dir=tmp_path)
+        made(tmp_path, dataclasses.replace(IMAGES, labels=np.zeros(60, np.int64)))
 
 
 def test_a_damaged_entry_is_named_and_made_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -5,8 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from di4c_lm.measure.statistics.bootstrap import Interval
-from di4c_lm.measure.statistics.two_sample import Distance, euclidean, half_squared, standardise
+from di4c_lm.measure.statistics.bootstrap import Distance, Interval, euclidean, half_squared, standardise
 
 RNG = np.random.default_rng(0)
 
