@@ -6,7 +6,7 @@ python eval/compare_reports.py files=[a/report/report.json,b/report/report.json]
 import sys
 
 from di4c_lm.core.compose import measure
-from di4c_lm.measure.render.comparability import CompareReportsConfig, compare_results
+from di4c_lm.measure.render.manifest import CompareReportsConfig, compare_results
 
 
 def main(argv: list[str]) -> int:

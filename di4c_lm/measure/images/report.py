@@ -23,10 +23,9 @@ from di4c_lm.measure.images.classifier import classifier_features
 from di4c_lm.measure.images.features import FeatureNet, folder_features, inception_features
 from di4c_lm.measure.images.reference import Reference, find_reference, some
 from di4c_lm.measure.images.scores import METRICS, ImageSamples
-from di4c_lm.measure.render.files import Layout, write_report
+from di4c_lm.measure.render.files import LEAD, NFE, Column, Layout, table, with_differences, write_report
 from di4c_lm.measure.render.manifest import manifest
 from di4c_lm.measure.render.pictures import Panel, sample_sheet
-from di4c_lm.measure.render.table import LEAD, NFE, Column, table, with_differences
 from di4c_lm.measure.settings import Measurement, device_of, distinct
 
 logger = logging.getLogger(__name__)

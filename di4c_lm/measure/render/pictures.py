@@ -3,14 +3,13 @@
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, TypeAlias, final
 
 import numpy as np
 from jaxtyping import UInt8
 from numpy import ndarray
 
-from di4c_lm.measure.render.table import Row
-
+Row: TypeAlias = Mapping[str, Any]
 INK, GREY, _GRID = "#2b2f36", "#6b7280", "#e3e6ea"
 _COLOURS = ("#3b6fb6", "#d9603b", "#2f9e78", "#8e5bb5", "#c59a1b")  # told apart by the colour-blind too
 _MARKERS = ("o", "D", "s", "^", "v")

@@ -16,9 +16,8 @@ from torch import Tensor
 
 from di4c_lm.core.settings import Texts, at_least, check, section, setting
 from di4c_lm.measure.flow import Row, columns, difference
-from di4c_lm.measure.render.files import Layout
+from di4c_lm.measure.render.files import LEAD, NFE, Column, Layout, table, with_differences
 from di4c_lm.measure.render.pictures import Panel
-from di4c_lm.measure.render.table import LEAD, NFE, Column, table, with_differences
 from di4c_lm.measure.settings import Measurement
 from di4c_lm.measure.statistics.bootstrap import Resampled
 from di4c_lm.measure.text.diversity import corpus_entropy, distinct_n, entropy

@@ -15,9 +15,8 @@ from torch import Tensor
 
 from di4c_lm.core.settings import Ints, Texts, at_least, check, section, setting
 from di4c_lm.measure.flow import Row, columns, difference, measured
-from di4c_lm.measure.render.files import Layout
+from di4c_lm.measure.render.files import LEAD, Column, Layout, aligned, short, table
 from di4c_lm.measure.render.pictures import Panel
-from di4c_lm.measure.render.table import LEAD, Column, aligned, short, table
 from di4c_lm.measure.settings import Measurement, distinct
 from di4c_lm.measure.text.diversity import DIVERSITY, ENTROPY, repetition, sample_entropy
 from di4c_lm.measure.text.evaluator import Evaluator

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from di4c_lm.measure.render.comparability import CompareReportsConfig, compare_results
+from di4c_lm.measure.render.manifest import CompareReportsConfig, compare_results
 
 MANIFEST: dict[str, Any] = {
     "judge": {"name": "a", "sha256": "1", "eos": "all"},

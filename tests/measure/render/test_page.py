@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from di4c_lm.measure.render.page import page
+from di4c_lm.measure.render.files import page
 from tests.measure.render.rows import ROWS
 
 FLAGGED = [{**row, "kind": "model", "rank": None, "flags": ["near-duplicates"]} for row in ROWS]
