@@ -142,25 +142,10 @@ def sampling_facts(settings: Any) -> dict[str, Any]:
 class Domain(Protocol):
     """One kind of data with its networks. Each method raises `ValueError` for input that does not fit."""
 
-    @property
-    def name(self) -> str:
-        """As in `DOMAINS`."""
-        ...
-
-    @property
-    def settings(self) -> type[Any]:
-        """The dataclass of a run's settings."""
-        ...
-
-    @property
-    def model(self) -> type[Any]:
-        """The class of its models, each a `Model`."""
-        ...
-
-    @property
-    def pretraining(self) -> Pretraining:
-        """How a teacher is trained where none is given."""
-        ...
+    name: str  # as in `DOMAINS`
+    settings: type[Any]  # the dataclass of a run's settings
+    model: type[Any]  # the class of its models, each a `Model`
+    pretraining: Pretraining  # how a teacher is trained where none is given
 
     def data(self, settings: Any, world: World, cache_dir: Path) -> Data:
         """Ready to be read. All ranks call it."""

@@ -172,32 +172,12 @@ class TextModel:
         return found.x, found.nfe
 
 
-@dataclass(frozen=True, kw_only=True)
-class Run(TextRun):
-    """A finished run: its models are "teacher", if there was one, and "student", or those of a chain's rounds."""
-
-    @property
-    def teacher(self) -> TextModel:
-        """What it was trained from. Raises `ValueError` where there was none."""
-        return self.models[self._check("teacher")]
-
-    @property
-    def teacher_path(self) -> Path:
-        """The folder of the teacher. Raises `ValueError` where there was none."""
-        return self.paths[self._check("teacher")]
-
-    def _check(self, name: str) -> str:
-        if name not in self.models:
-            raise ValueError(f"{self.folder}: expected a model {name!r}, found {', '.join(self.models)}")
-        return name
-
-
-def load_run(run: Path | FinishedRun) -> Run:
+def load_run(run: Path | FinishedRun) -> TextRun:
     """A finished run, or chain of rounds, from its folder. Raises `ValueError` where the folder lacks a part, naming it."""
     finished = run if isinstance(run, FinishedRun) else FinishedRun.read(run)
     trained, settings = finished.folder / EVALUATOR, finished.settings
     models = {name: TextModel.from_pretrained(path) for name, path in finished.models.items()}
-    return Run(
+    return TextRun(
         settings=to_dict(settings),
         folder=finished.folder,
         models=models,

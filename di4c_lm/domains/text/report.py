@@ -11,12 +11,13 @@ from di4c_lm.data.batches import PackedSource
 from di4c_lm.data.text.corpus import Corpus, load_corpus
 from di4c_lm.data.text.tokenizers import fingerprint
 from di4c_lm.domains.domain import STUDENT, FinishedRun, find_run
-from di4c_lm.domains.text.model import EVALUATOR, Run, TextModel, load_run
+from di4c_lm.domains.text.model import EVALUATOR, TextModel, load_run
 from di4c_lm.domains.text.settings import TextSettings
 from di4c_lm.measure.settings import Measurement, device_of
 from di4c_lm.measure.text.evaluator import train_evaluator
 from di4c_lm.measure.text.gen_ppl import CompareConfig, GenPplConfig
 from di4c_lm.measure.text.report import bound_report, full_report, gen_ppl_report
+from di4c_lm.measure.text.samples import TextRun
 from di4c_lm.measure.text.suite import ReportConfig
 from di4c_lm.objectives.mdlm import Mdlm
 
@@ -89,7 +90,7 @@ def trained_evaluator(config: TextSettings, corpus: Corpus | None, cache: Path, 
     return train_evaluator(tokens_ND, corpus.tokenizer, config.evaluator, cache_dir=cache, device=device).name
 
 
-def chosen(run: Run, models: Sequence[str]) -> Run:
+def chosen(run: TextRun, models: Sequence[str]) -> TextRun:
     """`run` with the models that are asked for: names among its own, else folders as `compared` takes them; none: its own."""
     if not models:
         return run
@@ -101,7 +102,7 @@ def chosen(run: Run, models: Sequence[str]) -> Run:
     return dataclasses.replace(run, models={**own, **found.models}, paths=paths, how=how)
 
 
-def compared(models: Sequence[str], of: Run) -> Run:
+def compared(models: Sequence[str], of: TextRun) -> TextRun:
     """`of`, its validation set and evaluator, with other models: each a folder, or `name=folder`, of a run or of an exported model.
 
     A model is called by its folder's name if it has no other. Raises `ValueError` for an absent folder, a name given twice, or a model

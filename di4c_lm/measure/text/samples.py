@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias, final, runtime_checkable
+from typing import Any, Literal, TypeAlias, final
 
 import numpy as np
 import torch
@@ -20,35 +20,8 @@ from di4c_lm.measure.text.perplexity import Document, EosRule, context_limit, do
 
 Sampler: TypeAlias = Callable[[Any, int, int], tuple[Tensor, float]]
 """(number of samples N or prompts Int[N P], steps, seed) -> (tokens Int[N D], which begin with the prompts, nfe a sample)."""
-
-
-@runtime_checkable
-class TextModel(Protocol):
-    """What is measured of a text model; `domains.text.model.TextModel` is one."""
-
-    @property
-    def denoiser(self) -> Any:
-        """A `Denoiser`, or a mixture."""
-        ...
-
-    @property
-    def process(self) -> Any:
-        """Its masked process."""
-        ...
-
-    @property
-    def tokenizer(self) -> Any:
-        """Of its tokens."""
-        ...
-
-    @property
-    def length(self) -> int:
-        """D, tokens a sequence."""
-        ...
-
-    def sample(self, num_samples: int, steps: int, *, seed: int, batch_size: int, **how: Any) -> tuple[Tensor, float]:
-        """Tokens (N, D) and the mean NFE; `how` names sampler, grid, noise, x_init, hold_latents."""
-        ...
+TextModel: TypeAlias = Any
+"""A `domains.text.model.TextModel`, or what has its denoiser, process, tokenizer, length (D, tokens a sequence) and `sample`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +30,7 @@ class TextRun:
 
     settings: Mapping[str, Any]  # plain values, for the manifest
     folder: Path
-    models: Mapping[str, Any]  # name to `TextModel`, the last one the student
+    models: Mapping[str, TextModel]  # "teacher", if there was one, and "student", or those of a chain's rounds
     paths: Mapping[str, Path]  # where each was loaded from
     validation: Int[Tensor, "N D"]
     evaluator: str
@@ -70,6 +43,13 @@ class TextRun:
     def student(self) -> Any:
         """What was trained, in a chain the last."""
         return list(self.models.values())[-1]
+
+    @property
+    def teacher(self) -> Any:
+        """What it was trained from. Raises `ValueError` where there was none."""
+        if "teacher" not in self.models:
+            raise ValueError(f"{self.folder}: expected a model 'teacher', found {', '.join(self.models)}")
+        return self.models["teacher"]
 
 
 @section

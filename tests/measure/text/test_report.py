@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from di4c_lm.domains.text.model import Run, TextModel
+from di4c_lm.domains.text.model import TextModel
 from di4c_lm.domains.text.report import chosen
 from di4c_lm.measure.text.report import full_report
+from di4c_lm.measure.text.samples import TextRun
 from di4c_lm.measure.text.suite import ReportConfig
 from tests.measure.models import text_model
 from tests.measure.tiny import gpt2, words
@@ -33,7 +34,7 @@ QUICK = ReportConfig(
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(tmp_path_factory: pytest.TempPathFactory) -> TextRun:
     folder = tmp_path_factory.mktemp("run")
     models = {"teacher": text_model(length=LENGTH), "student": text_model(codes=3, length=LENGTH, seed=1)}
     for name, model in models.items():
@@ -42,7 +43,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     evaluator.save_pretrained(folder / "evaluator")  # type: ignore[attr-defined]
     models["teacher"].tokenizer.save_pretrained(str(folder / "evaluator"))
     validation = torch.randint(2, 4, (40, LENGTH), generator=torch.Generator().manual_seed(0))
-    return Run(
+    return TextRun(
         settings={"name": "tiny"},
         folder=folder,
         models=models,
@@ -52,7 +53,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     )
 
 
-def test_the_report_holds_every_part_and_its_manifest(run: Run) -> None:
+def test_the_report_holds_every_part_and_its_manifest(run: TextRun) -> None:
     table = full_report(
         run, dataclasses.replace(QUICK, seeds=(0, 1), evaluators=(run.evaluator,), self_bleu_legacy=True)
     )
@@ -80,21 +81,21 @@ def test_the_report_holds_every_part_and_its_manifest(run: Run) -> None:
     assert (folder / "report.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_part_alone_needs_no_evaluator(run: Run, tmp_path: Path) -> None:
+def test_a_part_alone_needs_no_evaluator(run: TextRun, tmp_path: Path) -> None:
     config = dataclasses.replace(QUICK, parts=("cost",), report=str(tmp_path))
     full_report(dataclasses.replace(run, evaluator="/absent"), config)
     assert set(json.loads((tmp_path / "report.json").read_text())) >= {"cost"}
     assert not (tmp_path / "report.png").exists()
 
 
-def test_models_are_chosen_by_name_and_by_folder(run: Run) -> None:
+def test_models_are_chosen_by_name_and_by_folder(run: TextRun) -> None:
     assert list(chosen(run, ("student",)).models) == ["student"]
     found = chosen(run, ("student", f"again={run.folder / 'teacher'}"))
     assert list(found.models) == ["student", "again"] and found.paths["again"] == run.folder / "teacher"
     assert chosen(run, ()) is run
 
 
-def test_a_model_of_another_tokenizer_is_refused(run: Run, tmp_path: Path) -> None:
+def test_a_model_of_another_tokenizer_is_refused(run: TextRun, tmp_path: Path) -> None:
     other = dataclasses.replace(text_model(length=LENGTH), tokenizer=words("xx", "yy"))
     assert isinstance(other, TextModel)
     other.save_pretrained(tmp_path)
@@ -102,6 +103,6 @@ def test_a_model_of_another_tokenizer_is_refused(run: Run, tmp_path: Path) -> No
         chosen(run, ("teacher", f"other={tmp_path}"))
 
 
-def test_too_few_references_are_refused(run: Run) -> None:
+def test_too_few_references_are_refused(run: TextRun) -> None:
     with pytest.raises(ValueError, match="references must leave at least 8 of the 12 validation sequences"):
         full_report(dataclasses.replace(run, validation=run.validation[:12]), QUICK)
