@@ -3,9 +3,13 @@
 A metric is one file of `measure/text` or `measure/images` and one entry of the registry there, METRICS.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any, Literal, TypeAlias, final
+
+from tqdm import tqdm
 
 from di4c_lm.measure.statistics.bootstrap import Quantity
 
@@ -50,6 +54,43 @@ class Missing:
     """In place of a quantity that could not be measured: its columns hold None."""
 
     tested: bool = False
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """`rows`: one a model and step count. `comparisons`: one a pair of models, step count and metric. `alarms`: canaries not caught."""
+
+    rows: list[Row]
+    comparisons: list[Row]
+    alarms: list[str] = field(default_factory=list)
+
+
+def sampled(
+    samplers: Mapping[str, Callable[[int, int], tuple[Any, float]]],
+    shape: tuple[int, ...],
+    *,
+    steps: Sequence[int],
+    seeds: Sequence[int],
+    progress: bool,
+) -> Iterator[tuple[list[Any], dict[str, Any]]]:
+    """What every sampler makes of each step count and seed: a batch a seed, and the name, steps, nfe, seeds and seconds of `Samples`.
+
+    Raises `ValueError` for a batch of another `shape`.
+    """
+    bar = tqdm(
+        [(*item, n) for item in samplers.items() for n in steps], desc="evaluating", unit="row", disable=not progress
+    )
+    for name, sampler, n in bar:
+        bar.set_postfix_str(f"{name}, {n} steps")
+        start = time.perf_counter()
+        made = [sampler(n, seed) for seed in seeds]
+        facts = {"name": name, "steps": n, "seeds": len(seeds), "seconds": time.perf_counter() - start}
+        for batch, _ in made:
+            if tuple(batch.shape) != shape:
+                found = tuple(batch.shape)
+                raise ValueError(f"sampler {name!r} at {n} steps gave samples of shape {found}, expected {shape}")
+        yield [batch for batch, _ in made], {**facts, "nfe": fmean(nfe for _, nfe in made)}
 
 
 def measured(samples: Samples, bench: Any, metrics: Iterable[Metric]) -> Row:

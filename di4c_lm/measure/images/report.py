@@ -4,7 +4,6 @@ It knows samplers by a protocol and nothing of our models. Axes: N images, H row
 """
 
 import logging
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -14,11 +13,10 @@ from typing import Any, Literal, final
 import numpy as np
 from jaxtyping import UInt8
 from numpy import ndarray
-from tqdm import tqdm
 
 from di4c_lm.core.settings import Ints, at_least, check, section, setting, to_dict
 from di4c_lm.data.images.images import Split
-from di4c_lm.measure.flow import Missing, Row, columns, difference, measured, nfe_of
+from di4c_lm.measure.flow import Missing, Row, columns, difference, measured, nfe_of, sampled
 from di4c_lm.measure.images.classifier import classifier_features
 from di4c_lm.measure.images.features import FeatureNet, folder_features, inception_features
 from di4c_lm.measure.images.reference import Reference, find_reference, some
@@ -205,29 +203,17 @@ def _sampled(
     """Every sampler at every step count, for all seeds in turn; classes are asked for evenly."""
     settings = bench.settings
     count, seeds = settings.each_seed, settings.seeds
-    bar = tqdm(
-        [(one, n) for one in samplers for n in settings.steps], desc="evaluating", unit="row", disable=not progress
-    )
-    for sampler, steps in bar:
-        bar.set_postfix_str(f"{sampler.name}, {steps} steps")
-        labels = np.arange(count, dtype=np.int64) % sampler.num_classes if sampler.num_classes else None
-        start = time.perf_counter()
-        made = [sampler.sample(count, steps, seed, labels) for seed in seeds]
-        seconds = time.perf_counter() - start
-        for images, _ in made:
-            if images.shape != (count, *shape):
-                found = f"{images.shape}, expected {(count, *shape)}"
-                raise ValueError(f"sampler {sampler.name!r} at {steps} steps gave images of shape {found}")
-        whole = np.concatenate([images for images, _ in made])
+    labels = {
+        one.name: np.arange(count, dtype=np.int64) % one.num_classes if one.num_classes else None for one in samplers
+    }
+    asked = {one.name: lambda n, seed, one=one: one.sample(count, n, seed, labels[one.name]) for one in samplers}
+    for batches, how in sampled(asked, (count, *shape), steps=settings.steps, seeds=seeds, progress=progress):
+        images, asked_for = np.concatenate(batches), labels[how["name"]]
         yield ImageSamples(
-            name=sampler.name,
-            steps=steps,
-            nfe=float(np.mean([nfe for _, nfe in made])),
-            seeds=len(seeds),
-            seconds=seconds,
-            images=whole,
-            labels=None if labels is None else np.tile(labels, len(seeds)),
-            embedded=bench.net.embed(whole),
+            **how,
+            images=images,
+            labels=None if asked_for is None else np.tile(asked_for, len(seeds)),
+            embedded=bench.net.embed(images),
         )
 
 

@@ -5,23 +5,25 @@ and nothing of our models.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
-from typing import Any, final
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
+from numpy import ndarray
 from torch import Tensor
 
 from di4c_lm.core.settings import Texts, at_least, check, section, setting
-from di4c_lm.measure.flow import Row, columns, difference
+from di4c_lm.measure.flow import Measured, Metric, Row, columns, difference
 from di4c_lm.measure.render.files import LEAD, NFE, Column, Layout, table, with_differences
 from di4c_lm.measure.render.pictures import Panel
 from di4c_lm.measure.settings import Measurement
-from di4c_lm.measure.statistics.bootstrap import Resampled
+from di4c_lm.measure.statistics.bootstrap import Resampled, exp_mean, mean
 from di4c_lm.measure.text.diversity import corpus_entropy, distinct_n, entropy
-from di4c_lm.measure.text.fluency import perplexities
+from di4c_lm.measure.text.perplexity import Document, token_weighted
 from di4c_lm.measure.text.samples import Reader, Reading, Sampler, TextSamples, sampled
 
 DATA = "data"
@@ -86,13 +88,50 @@ class CompareConfig(GenPplConfig):
     )
 
 
-@final
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """`rows`: one a model and step count. `comparisons`: one a pair of models, step count and metric."""
+def perplexities(
+    samples: TextSamples, nll_N: Float[ndarray, " N"], tokens_N: Float[ndarray, " N"]
+) -> dict[str, Resampled]:
+    """`gen_ppl`, token-weighted, and `gen_ppl_doc`, document-weighted, of the nats and tokens of each document.
 
-    rows: list[Row]
-    comparisons: list[Row]
+    What is resampled is a sample, or a prompt with its continuations: nats and tokens are summed over these, nats a token averaged.
+    """
+    nll_NR, tokens_NR = (one.reshape(-1, samples.repeats) for one in (nll_N, tokens_N))
+    return {
+        "gen_ppl": Resampled(token_weighted, (nll_NR.sum(1), tokens_NR.sum(1)), samples.seeds),
+        "gen_ppl_doc": Resampled(exp_mean, ((nll_NR / tokens_NR).mean(1),), samples.seeds),
+    }
+
+
+def _measure(samples: TextSamples, bench: Any) -> dict[str, Resampled]:
+    """Of each evaluator; of the first also the order gain, nats a token that it loses where all tokens but the first are shuffled."""
+    found = {}
+    for number, evaluator in enumerate(bench.evaluators):
+        at = f"@{Path(evaluator.name).name}" if number else ""
+        read = bench.documents(evaluator, samples)
+        nll_N, tokens_N = bench.nll(evaluator, read, samples.name)
+        found |= {f"{key}{at}": value for key, value in perplexities(samples, nll_N, tokens_N).items()}
+        if number == 0:
+            shuffled = _shuffled(read, bench.settings.seeds[0])
+            shuffled_N, of_N = bench.nll(evaluator, shuffled, f"{samples.name}, shuffled")
+            found["order_gain"] = Resampled(mean, (shuffled_N / of_N - nll_N / tokens_N,), samples.seeds)
+    return found
+
+
+def _shuffled(read: Sequence[Document], seed: int) -> list[Document]:
+    rng = np.random.default_rng([seed, 4])
+    return [
+        Document(ids=(*one.ids[: one.context], *rng.permutation(one.ids[one.context :]).tolist()), context=one.context)
+        for one in read
+    ]
+
+
+FLUENCY = Metric(
+    measure=_measure,
+    part="fluency",
+    headings={"gen_ppl": "perplexity"},
+    details={"gen_ppl_doc": "perplexity, by document", "order_gain": "order gain"},
+    compared=("gen_ppl", "order_gain"),
+)
 
 
 def measure(samplers: Mapping[str, Sampler], data_ND: Int[Tensor, "N D"], reader: Reader) -> Measured:

@@ -1,6 +1,6 @@
 """Samples of text: where they come from, and how evaluators read them. Axes: N samples, M reference documents, D tokens."""
 
-import time
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float, Int
 from numpy import ndarray
 from torch import Tensor
-from tqdm import tqdm
 
 from di4c_lm.core.settings import at_least, section, setting
+from di4c_lm.measure import flow
 from di4c_lm.measure.flow import Samples
 from di4c_lm.measure.text.evaluator import Evaluator
 from di4c_lm.measure.text.perplexity import Document, EosRule, context_limit, documents, score
@@ -152,24 +152,7 @@ def sampled(
 
     `facts` are further fields of `TextSamples`. Raises `ValueError` for another number of samples, or of another `length`.
     """
+    given_to = {name: functools.partial(sampler, given) for name, sampler in samplers.items()}
     shape = (given if isinstance(given, int) else len(given), length)
-    cells = [(*item, n) for item in samplers.items() for n in steps]
-    bar = tqdm(cells, desc="evaluating", unit="row", disable=not progress)
-    for name, sampler, n in bar:
-        bar.set_postfix_str(f"{name}, {n} steps")
-        start = time.perf_counter()
-        made = [sampler(given, n, seed) for seed in seeds]
-        seconds = time.perf_counter() - start
-        for tokens, _ in made:
-            if tuple(tokens.shape) != shape:
-                found = tuple(tokens.shape)
-                raise ValueError(f"sampler {name!r} at {n} steps gave samples of shape {found}, expected {shape}")
-        yield TextSamples(
-            name=name,
-            steps=n,
-            nfe=float(np.mean([nfe for _, nfe in made])),
-            seeds=len(seeds),
-            seconds=seconds,
-            tokens=torch.cat([tokens for tokens, _ in made]),
-            **facts,
-        )
+    for batches, how in flow.sampled(given_to, shape, steps=steps, seeds=seeds, progress=progress):
+        yield TextSamples(tokens=torch.cat(batches), **how, **facts)

@@ -9,26 +9,27 @@ from functools import cached_property
 from itertools import chain, combinations
 from typing import Any, Literal, final
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from di4c_lm.core.settings import Ints, Texts, at_least, check, section, setting
-from di4c_lm.measure.flow import Row, columns, difference, measured
+from di4c_lm.measure.flow import Measured, Row, columns, difference, measured, with_end
 from di4c_lm.measure.render.files import LEAD, Column, Layout, aligned, short, table
 from di4c_lm.measure.render.pictures import Panel
 from di4c_lm.measure.settings import Measurement, distinct
 from di4c_lm.measure.text.diversity import DIVERSITY, ENTROPY, repetition, sample_entropy
 from di4c_lm.measure.text.evaluator import Evaluator
 from di4c_lm.measure.text.features import DISTRIBUTION, Vectors
-from di4c_lm.measure.text.fluency import FLUENCY
-from di4c_lm.measure.text.gen_ppl import PERPLEXITY, SAMPLE_ENTROPY
+from di4c_lm.measure.text.gen_ppl import FLUENCY, PERPLEXITY, SAMPLE_ENTROPY
 from di4c_lm.measure.text.samples import Reader, Reading, TextSamples
-from di4c_lm.measure.text.verdict import Band, flags, ranked, uncaught
 
 METRICS = (FLUENCY, ENTROPY, DIVERSITY, DISTRIBUTION)
 PARTS = (*dict.fromkeys(metric.part for metric in METRICS), "likelihood", "mixture", "cost")
 REAL = "held-out text"
+LOWER_IS_CLOSER = ("gradient_moment", "energy", "energy_hand")
+_ORDER_SHARE, _CORPUS_SHARE, _DUPLICATE_EXCESS, _TAIL_P = 0.1, 0.9, 0.05, 1e-3
 LAYOUT = Layout(
     data="validation set",
     panels=(
@@ -110,16 +111,6 @@ _LEAST = {
 
 
 @final
-@dataclass(frozen=True, kw_only=True)
-class Suite:
-    """`rows`: one a model and step count. `comparisons`: one a pair of models, step count and metric. `alarms`: canaries not caught."""
-
-    rows: list[Row]
-    comparisons: list[Row]
-    alarms: list[str]
-
-
-@final
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Bench(Reader):
     """What the metrics of text work with: evaluators, an encoder, and the reference, sequences that no row holds."""
@@ -152,7 +143,7 @@ def split_held_out(
     return data_ND[order[:wanted]], data_ND[order[wanted : wanted + num_real]]
 
 
-def measure_suite(samples: Iterable[TextSamples], real_KD: Int[Tensor, "K D"], bench: Bench) -> Suite:
+def measure_suite(samples: Iterable[TextSamples], real_KD: Int[Tensor, "K D"], bench: Bench) -> Measured:
     """All samples, and the real text, against the bench's reference, by those of METRICS whose part its settings name.
 
     Raises `ValueError`: no or empty samples, samples of another length than the reference, no evaluator, unfinished samples, text longer
@@ -172,8 +163,7 @@ def measure_suite(samples: Iterable[TextSamples], real_KD: Int[Tensor, "K D"], b
         row: Row = {"model": one.name, "kind": one.kind, "steps": one.steps, "nfe": float(one.nfe)}
         row |= {"num_samples": len(one.tokens), "seeds": one.seeds, "noise": one.noise, **one.tail}
         rows.append(row | columns(values, **resampling))
-    length = reference_MD.shape[1]
-    band = Band.of(sample_entropy(reference_MD).cpu().numpy(), repetition(reference_MD, min(4, length)).cpu().numpy())
+    band = band_of(reference_MD)
     rows = ranked([row | {"flags": flags(row, rows[0], band)} for row in rows])
     compared = {key for metric in metrics for key in metric.compared}
     comparisons = [
@@ -183,7 +173,7 @@ def measure_suite(samples: Iterable[TextSamples], real_KD: Int[Tensor, "K D"], b
         for key, value in of_a.items()
         if key.partition("@")[0] in compared
     ]
-    return Suite(rows=rows, comparisons=comparisons, alarms=uncaught(rows))
+    return Measured(rows=rows, comparisons=comparisons, alarms=uncaught(rows))
 
 
 def _check(samples: TextSamples, length: int) -> None:
@@ -195,6 +185,74 @@ def _check(samples: TextSamples, length: int) -> None:
         )
     if found != length:
         raise ValueError(f"{where} gave samples of {found} tokens, the validation set has {length}: lengths must agree")
+
+
+def band_of(reference_MD: Int[Tensor, "M D"]) -> tuple[float, float, float]:
+    """Where real documents lie: the ends of the central 95 % of their entropies, and 0.01 above the 97.5 % quantile of their repetition."""
+    low, high = np.quantile(sample_entropy(reference_MD).cpu().numpy(), [0.025, 0.975])
+    repeated_M = repetition(reference_MD, min(4, reference_MD.shape[1])).cpu().numpy()
+    return float(low), float(high), float(np.quantile(repeated_M, 0.975)) + 0.01
+
+
+def flags(row: Row, real: Row, band: tuple[float, float, float]) -> list[str]:
+    """Why a row is not ranked; none for one that may be: perplexity and entropy alone can be had without a model.
+
+    `band` is that of the reference, `real` the row of the part of the validation set that is not the reference. Only what the row holds is looked at:
+
+    - entropy: its mean over samples lies outside the band;
+    - repetition: its mean Rep-4 lies above the band;
+    - near-duplicates: their share exceeds that of the real text by 0.05;
+    - corpus entropy: below 0.9 of the real text's, the samples being as many;
+    - perplexity: below the real text's under some evaluator, intervals apart;
+    - order: the evaluator loses less than a tenth as much by shuffling the sample's tokens as by shuffling real text;
+    - noise: the sampler's noise is of single precision, or it samples rare tokens less often than it should (p < 0.001 in the probe);
+    - real text must not differ from the reference: p < 0.001 in a permutation test flags it.
+    """
+    found = []
+    if "entropy" in row and not band["entropy_low"] <= row["entropy"] <= band["entropy_high"]:
+        found.append(f"entropy outside {band['entropy_low']:.3f} to {band['entropy_high']:.3f}")
+    if "rep_4" in row and row["rep_4"] > band["repetition_high"]:
+        found.append(f"repetition above {band['repetition_high']:.3f}")
+    if "near_duplicates" in row and row["near_duplicates"] > real["near_duplicates"] + _DUPLICATE_EXCESS:
+        found.append("near-duplicates")
+    if "corpus_entropy" in row and row["corpus_entropy"] < _CORPUS_SHARE * real["corpus_entropy"]:
+        found.append(f"corpus entropy below {_CORPUS_SHARE * real['corpus_entropy']:.3f}")
+    scored = [key for key in row if key.partition("@")[0] == "gen_ppl"]
+    if any(row[with_end(key, "high")] < real[with_end(key, "low")] for key in scored):
+        found.append("perplexity below that of the text itself")
+    if "order_gain" in row and row["order_gain"] < _ORDER_SHARE * real["order_gain"]:
+        found.append("order of tokens means nothing")
+    if row["noise"] != "float64":
+        found.append(f"noise is {row['noise']}")
+    if row.get("tail_p", 1.0) < _TAIL_P:
+        found.append("rare tokens sampled too seldom")
+    if row["kind"] == "data" and any(row.get(f"{name}_p", 1.0) < _TAIL_P for name in LOWER_IS_CLOSER):
+        found.append("halves of the validation set differ")
+    return found
+
+
+def ranked(rows: Iterable[Row]) -> list[Row]:
+    """The rows with `rank`: 1 for the one nearest to the validation set, None for flagged rows and where no distance was measured.
+
+    Nearness is the mean of the ranks by gradient moment, by both energy distances, and by MAUVE.
+    """
+    every = list(rows)
+    fit = [row for row in every if not row["flags"] and "gradient_moment" in row]
+    columns = [[row[name] for row in fit] for name in LOWER_IS_CLOSER] + [[-row["mauve"] for row in fit]]
+    mean_rank = np.mean([[sum(a < b for a in column) for b in column] for column in columns], axis=0) if fit else []
+    order = {id(fit[i]): place + 1 for place, i in enumerate(np.argsort(mean_rank, kind="stable"))}
+    return [row | {"rank": order.get(id(row))} for row in every]
+
+
+def uncaught(rows: Iterable[Row]) -> list[str]:
+    """Canaries that were neither flagged nor ranked behind every model: reasons not to believe the report."""
+    every = list(rows)
+    last = max((row["rank"] for row in every if row["kind"] == "model" and row["rank"]), default=0)
+    return [
+        f"{row['model']}, {row['steps']} steps" if row["steps"] else str(row["model"])
+        for row in every
+        if row["kind"] == "canary" and not row["flags"] and (row["rank"] is None or row["rank"] < last)
+    ]
 
 
 def suite_table(report: Mapping[str, Any]) -> str:

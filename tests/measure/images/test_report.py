@@ -150,7 +150,7 @@ def test_a_reference_that_does_not_fit_is_named(arrays: dict, told: str, tmp_pat
     [
         ([painter("data")], "none of them 'data'"),
         ([painter("a"), painter("a")], "names of their own"),
-        ([painter("small", shape=(5, 6, 1))], r"'small' at 1 steps gave images of shape \(60, 5, 6, 1\)"),
+        ([painter("small", shape=(5, 6, 1))], r"'small' at 1 steps gave samples of shape \(60, 5, 6, 1\)"),
         ([painter("coloured", shape=(6, 6, 3))], r"expected \(60, 6, 6, 1\)"),
     ],
 )

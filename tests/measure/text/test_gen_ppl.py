@@ -11,8 +11,9 @@ from torch import Tensor
 
 from di4c_lm.core.compose import parse
 from di4c_lm.core.settings import fields
+from di4c_lm.measure.flow import Measured
 from di4c_lm.measure.text.evaluator import Evaluator
-from di4c_lm.measure.text.gen_ppl import GenPplConfig, Measured, measure
+from di4c_lm.measure.text.gen_ppl import GenPplConfig, measure
 from di4c_lm.measure.text.perplexity import Document, score
 from di4c_lm.measure.text.samples import Reader
 from tests.measure.tiny import gpt2, letters, words

@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 import torch
 
+from di4c_lm.measure.flow import Measured
 from di4c_lm.measure.text import suite as suite_module
 from di4c_lm.measure.text.canaries import periodic, shuffled, tiled
 from di4c_lm.measure.text.evaluator import Evaluator
 from di4c_lm.measure.text.samples import TextSamples
-from di4c_lm.measure.text.suite import REAL, Bench, ReportConfig, Suite, measure_suite, split_held_out
+from di4c_lm.measure.text.suite import REAL, Bench, ReportConfig, measure_suite, split_held_out
 from tests.measure import markov
 from tests.measure.text.toy_metric import EVEN
 
@@ -30,7 +31,7 @@ def bench(reference: torch.Tensor, *evaluators: Evaluator, settings: ReportConfi
     return Bench(**shared, evaluators=evaluators, encoder=markov.evaluator(), reference=reference)
 
 
-def measure(*cells: TextSamples, settings: ReportConfig = SETTINGS) -> Suite:
+def measure(*cells: TextSamples, settings: ReportConfig = SETTINGS) -> Measured:
     reference, real = split_held_out(markov.text(2 * NUM, seed=1), references=0, num_real=NUM, seed=0)
     return measure_suite(cells, real, bench(reference, markov.evaluator(), settings=settings))
 
@@ -40,7 +41,7 @@ def model(name: str, flat: float, *, num: int = NUM, seed: int = 2) -> TextSampl
 
 
 @pytest.fixture(scope="module")
-def suite() -> Suite:
+def suite() -> Measured:
     real = markov.text(NUM, seed=3)
     canaries = [
         TextSamples(name="periodic", kind="canary", tokens=periodic(real, NUM, seed=0)),
@@ -52,7 +53,7 @@ def suite() -> Suite:
     return measure(model("good", 0.2), model("bad", 0.5), *canaries)
 
 
-def _row(suite: Suite, name: str) -> dict:
+def _row(suite: Measured, name: str) -> dict:
     (row,) = [row for row in suite.rows if row["model"] == name]
     return row
 
@@ -67,26 +68,26 @@ def _row(suite: Suite, name: str) -> dict:
         ("truncating", "rare tokens"),
     ],
 )
-def test_canaries_are_flagged_and_not_ranked(suite: Suite, canary: str, flag: str) -> None:
+def test_canaries_are_flagged_and_not_ranked(suite: Measured, canary: str, flag: str) -> None:
     row = _row(suite, canary)
     assert any(one.startswith(flag) for one in row["flags"]), row["flags"]
     assert row["rank"] is None and not suite.alarms
 
 
-def test_distances_alone_see_the_canaries_too(suite: Suite) -> None:
+def test_distances_alone_see_the_canaries_too(suite: Measured) -> None:
     for canary in ("periodic", "tiled", "shuffled"):
         row = _row(suite, canary)
         assert row["gradient_moment_p"] <= 0.01 and row["gradient_moment_low"] > _row(suite, "good")["gradient_moment"]
     assert _row(suite, "tiled")["mauve"] < 0.5 * _row(suite, "good")["mauve"]
 
 
-def test_real_against_real_passes_and_ranks_first(suite: Suite) -> None:
+def test_real_against_real_passes_and_ranks_first(suite: Measured) -> None:
     row = _row(suite, REAL)
     assert row["flags"] == [] and row["rank"] == 1
     assert min(row[f"{name}_p"] for name in ("gradient_moment", "energy", "energy_hand")) > 0.01
 
 
-def test_the_better_model_ranks_above_the_worse_and_the_difference_is_tested(suite: Suite) -> None:
+def test_the_better_model_ranks_above_the_worse_and_the_difference_is_tested(suite: Measured) -> None:
     assert _row(suite, "good")["rank"] == 2 and not _row(suite, "good")["flags"]
     assert _row(suite, "bad")["rank"] in (3, None)
     tested = {one["metric"]: one for one in suite.comparisons}

@@ -1,13 +1,14 @@
 """Each flag is raised by what it is about, and by nothing else; ranks; alarms."""
 
+import math
 from typing import Any
 
-import numpy as np
 import pytest
+import torch
 
-from di4c_lm.measure.text.verdict import Band, flags, ranked, uncaught
+from di4c_lm.measure.text.suite import band_of, flags, ranked, uncaught
 
-BAND = Band(entropy_low=3.0, entropy_high=4.0, repetition_high=0.1)
+BAND = (3.0, 4.0, 0.1)
 REAL: dict[str, Any] = {
     "kind": "data",
     "noise": "float64",
@@ -59,10 +60,11 @@ def test_other_evaluators_are_heeded_too() -> None:
 
 
 def test_the_band_is_that_of_the_reference() -> None:
-    band = Band.of(np.linspace(0, 100, 1001), np.linspace(0, 1, 1001))
-    assert (band.entropy_low, band.entropy_high) == pytest.approx(
-        (2.5, 97.5)
-    ) and band.repetition_high == pytest.approx(0.985)
+    band = band_of(
+        torch.tensor([[1, 1, 1, 1], [1, 1, 2, 2], [1, 2, 3, 4]])
+    )  # entropies 0, log 2 and log 4, none with two 4-grams
+    low, high = 0.05 * math.log(2), math.log(4) - 0.05 * math.log(2)
+    assert band == pytest.approx((low, high, 0.01))
 
 
 def distances(model: str, far: float, mauve: float, **more: Any) -> dict[str, Any]:
