@@ -197,7 +197,7 @@ def band_of(reference_MD: Int[Tensor, "M D"]) -> tuple[float, float, float]:
 def flags(row: Row, real: Row, band: tuple[float, float, float]) -> list[str]:
     """Why a row is not ranked; none for one that may be: perplexity and entropy alone can be had without a model.
 
-    `band` is that of the reference, `real` the row of the part of the validation set that is not the reference. Only what the row holds is looked at:
+    `band` is that of the reference, `real` the row of the rest of the validation set. Only what the row holds is looked at:
 
     - entropy: its mean over samples lies outside the band;
     - repetition: its mean Rep-4 lies above the band;
@@ -208,11 +208,12 @@ def flags(row: Row, real: Row, band: tuple[float, float, float]) -> list[str]:
     - noise: the sampler's noise is of single precision, or it samples rare tokens less often than it should (p < 0.001 in the probe);
     - real text must not differ from the reference: p < 0.001 in a permutation test flags it.
     """
+    low, high, most_repeated = band
     found = []
-    if "entropy" in row and not band["entropy_low"] <= row["entropy"] <= band["entropy_high"]:
-        found.append(f"entropy outside {band['entropy_low']:.3f} to {band['entropy_high']:.3f}")
-    if "rep_4" in row and row["rep_4"] > band["repetition_high"]:
-        found.append(f"repetition above {band['repetition_high']:.3f}")
+    if "entropy" in row and not low <= row["entropy"] <= high:
+        found.append(f"entropy outside {low:.3f} to {high:.3f}")
+    if "rep_4" in row and row["rep_4"] > most_repeated:
+        found.append(f"repetition above {most_repeated:.3f}")
     if "near_duplicates" in row and row["near_duplicates"] > real["near_duplicates"] + _DUPLICATE_EXCESS:
         found.append("near-duplicates")
     if "corpus_entropy" in row and row["corpus_entropy"] < _CORPUS_SHARE * real["corpus_entropy"]:
