@@ -7,8 +7,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -23,22 +22,15 @@ from di4c_lm.measure.text.evaluator import Evaluator
 from di4c_lm.measure.text.perplexity import Document, context_limit, padded
 from di4c_lm.measure.text.samples import TextSamples
 
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class Encoded:
-    """Of each document: the mean and the last of the encoder's final hidden states, and its Fisher score."""
-
-    mean: Float[ndarray, "N H"]
-    last: Float[ndarray, "N H"]
-    score: Float[ndarray, "N F"]
+Vectors: TypeAlias = dict[str, Float[ndarray, "N F"]]
+"""Of documents, by distance."""
 
 
 @torch.inference_mode()
 def encode(
     encoder: Evaluator, documents: Sequence[Document], *, batch_size: int, rank: int = 16, progress: str | None = None
-) -> Encoded:
-    """Hidden states and Fisher scores of documents under a causal LM.
+) -> dict[str, Float[ndarray, "N F"]]:
+    """The `mean` and the `last` of each document's final hidden states under a causal LM, and its Fisher `score`.
 
     The Fisher score is d/dA at A = 0 of the mean over tokens of log p(x_{t+1} | x_{<=t}) with logits W (I + P A Qᵀ) h_t, W the output
     embedding and h_t the last hidden state: Pᵀ [mean_t (W[x_{t+1}] - E_{v~p} W[v]) h_tᵀ] Q, in closed form. P and Q are fixed random
@@ -56,7 +48,7 @@ def encode(
     model: Any = encoder.model
     weight_VH = model.get_output_embeddings().weight.float()
     left_HK, right_HK = _projections(weight_VH.shape[1], rank, weight_VH.device)
-    rows: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+    rows: dict[int, dict[str, Tensor]] = {}
     for batch, ids_NT, present_NT in padded(documents, batch_size, weight_VH.device, progress):
         out = model(input_ids=ids_NT, attention_mask=present_NT, use_cache=False, output_hidden_states=True)
         for row, i in enumerate(batch):
@@ -65,9 +57,9 @@ def encode(
             p_TV = out.logits[row, : length - 1].float().softmax(1)
             pull_TH = weight_VH[ids_NT[row, 1:length]] - p_TV @ weight_VH
             score_KK = (pull_TH @ left_HK).T @ (h_TH[:-1] @ right_HK) / (length - 1)
-            rows[i] = (h_TH.mean(0), h_TH[-1], score_KK.flatten())
-    stacked = [torch.stack([rows[i][part] for i in range(len(documents))]).double().cpu().numpy() for part in range(3)]
-    return Encoded(mean=stacked[0], last=stacked[1], score=stacked[2])
+            rows[i] = {"mean": h_TH.mean(0), "last": h_TH[-1], "score": score_KK.flatten()}
+    every = [rows[i] for i in range(len(documents))]
+    return {key: torch.stack([one[key] for one in every]).double().cpu().numpy() for key in ("mean", "last", "score")}
 
 
 def _projections(width: int, rank: int, device: torch.device) -> tuple[Float[Tensor, "H K"], Float[Tensor, "H K"]]:
@@ -97,20 +89,10 @@ def hand_features(tokens_ND: Int[Tensor, "N D"], reference_MD: Int[Tensor, "M D"
     return np.stack([column.cpu().numpy() for column in columns], 1)
 
 
-@final
-@dataclass(frozen=True, kw_only=True)
-class Mauve:
-    """Mean over seeds of the clustering, and their standard deviation; in (0, 1], 1 where the two distributions agree."""
-
-    estimate: float
-    deviation: float
-    clusters: int
-
-
 def mauve_score(
     sample_NF: Float[ndarray, "N F"], reference_MF: Float[ndarray, "M F"], *, seeds: Sequence[int], clusters: int = 0
-) -> Mauve:
-    """MAUVE (Pillutla et al. 2021) by `mauve-text` of a sample against the validation set, once for each seed of the clustering.
+) -> tuple[float, float]:
+    """MAUVE (Pillutla et al. 2021) by `mauve-text` of a sample against the validation set: mean and spread over seeds of the clustering.
 
     `clusters` 0: a tenth of the smaller sample, at least 2 (the authors' rule). It depends on the features, on both sizes and on
     `clusters`: compare only what agrees in all of them. Raises `ValueError` for no seed, fewer than 8 documents on a side, or more
@@ -134,7 +116,7 @@ def mauve_score(
     }
     with _silent_stderr():  # faiss writes a warning for each clustering of fewer than 39 points a cluster
         scores = [float(compute_mauve(**of, seed=seed, verbose=False).mauve) for seed in seeds]
-    return Mauve(estimate=float(np.mean(scores)), deviation=float(np.std(scores)), clusters=clusters)
+    return float(np.mean(scores)), float(np.std(scores))
 
 
 @contextmanager
@@ -151,48 +133,38 @@ def _silent_stderr() -> Iterator[None]:
         os.close(nowhere)
 
 
-@final
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Vectors:
-    """The vectors of documents in which each distance is taken."""
-
-    gradient_moment: Float[ndarray, "N F"]
-    energy: Float[ndarray, "N H"]
-    energy_hand: Float[ndarray, "N K"]
-    mauve: Float[ndarray, "N H"]
-
-    @classmethod
-    def of(cls, samples: TextSamples, bench: Any) -> "Vectors":
-        """By the bench's encoder, and by hand."""
-        read = encode(
-            bench.encoder,
-            bench.documents(bench.encoder, samples),
-            batch_size=bench.settings.evaluator_batch_size,
-            progress="features" if bench.progress else None,
-        )
-        hand = hand_features(samples.tokens, bench.reference)
-        return cls(gradient_moment=read.score, energy=read.mean, energy_hand=hand, mauve=read.last)
+def vectors(samples: TextSamples, bench: Any) -> Vectors:
+    """Those in which each distance is taken: by the bench's encoder, and by hand."""
+    read = encode(
+        bench.encoder,
+        bench.documents(bench.encoder, samples),
+        batch_size=bench.settings.evaluator_batch_size,
+        progress="features" if bench.progress else None,
+    )
+    by_hand = hand_features(samples.tokens, bench.reference)
+    return {"gradient_moment": read["score"], "energy": read["mean"], "energy_hand": by_hand, "mauve": read["last"]}
 
 
 def _measure(samples: TextSamples, bench: Any) -> dict[str, Distance | float]:
-    own, reference, settings = Vectors.of(samples, bench), bench.reference_vectors, bench.settings
+    own, reference, settings = vectors(samples, bench), bench.reference_vectors, bench.settings
     found: dict[str, Distance | float] = {}
     for name in ("gradient_moment", "energy", "energy_hand"):
-        by_MF = getattr(reference, name)
+        by_MF = reference[name]
 
         def between(pooled_KF: ndarray, by_MF: ndarray = by_MF, name: str = name) -> ndarray:
             scaled_KF = standardise(pooled_KF, by_MF)
             return half_squared(scaled_KF) / scaled_KF.shape[1] if name == "gradient_moment" else euclidean(scaled_KF)
 
         found[name] = Distance(
-            vectors=getattr(own, name),
+            vectors=own[name],
             reference=by_MF,
             between=between,
             permutations=settings.permutations,
             groups=samples.seeds,
         )
-    mauve = mauve_score(own.mauve, reference.mauve, seeds=settings.mauve_seeds, clusters=settings.mauve_clusters)
-    return found | {"mauve": mauve.estimate, "mauve_sd": mauve.deviation}
+    how = {"seeds": settings.mauve_seeds, "clusters": settings.mauve_clusters}
+    found["mauve"], found["mauve_sd"] = mauve_score(own["mauve"], reference["mauve"], **how)
+    return found
 
 
 DISTRIBUTION = Metric(

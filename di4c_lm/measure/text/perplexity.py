@@ -3,6 +3,7 @@
 Axes: N documents, T the evaluator's tokens of the longest document in a batch, V the evaluator's vocabulary, R resamples.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, final
@@ -27,22 +28,10 @@ class Document:
     context: int = 1
 
 
-@final
-@dataclass(frozen=True, kw_only=True)
-class DocumentScores:
-    """Unreduced: nats and number of scored tokens of each document."""
-
-    nll: Float[ndarray, " N"]
-    tokens: Int[ndarray, " N"]
-
-
 def same_vocabulary(tokenizer: Any, other: Any) -> bool:
     """Whether the same ids stand for the same strings. MASK does not count: no finished sample holds it."""
-    return _vocabulary(tokenizer) == _vocabulary(other)
-
-
-def _vocabulary(tokenizer: Any) -> dict[str, int]:
-    return {token: i for token, i in tokenizer.get_vocab().items() if i != tokenizer.mask_token_id}
+    one, two = ({t: i for t, i in of.get_vocab().items() if i != of.mask_token_id} for of in (tokenizer, other))
+    return one == two
 
 
 def documents(
@@ -94,17 +83,12 @@ def _prefix(evaluator_tokenizer: Any) -> list[int]:
 
 def _reencode(ids: Sequence[int], tokenizer: Any, evaluator_tokenizer: Any) -> Iterator[int]:
     borders = {tokenizer.bos_token_id, tokenizer.eos_token_id} - {None}
-    span: list[int] = []
-    for token in [*ids, None]:
-        if token is not None and token not in borders:
-            span.append(token)
-            continue
-        if span:
-            text = tokenizer.decode(span, clean_up_tokenization_spaces=False)
+    for is_border, span in itertools.groupby(ids, key=lambda token: token in borders):
+        if not is_border:
+            text = tokenizer.decode(list(span), clean_up_tokenization_spaces=False)
             yield from evaluator_tokenizer.encode(text, add_special_tokens=False)
-            span = []
-        if token is not None and evaluator_tokenizer.eos_token_id is not None:
-            yield evaluator_tokenizer.eos_token_id
+        elif evaluator_tokenizer.eos_token_id is not None:
+            yield from (evaluator_tokenizer.eos_token_id for _ in span)
 
 
 def scored_targets(document: Document, rule: EosRule, eos_id: int | None) -> Bool[ndarray, " D"]:
@@ -140,8 +124,8 @@ def score(
     eos: EosRule = "all",
     eos_id: int | None = None,
     progress: str | None = None,
-) -> DocumentScores:
-    """-log p(scored tokens | tokens before them) of each document, under a causal LM of transformers in eval mode.
+) -> tuple[Float[ndarray, " N"], Float[ndarray, " N"]]:
+    """-log p(scored tokens | tokens before them) of each document, and the number of scored tokens, under a causal LM in eval mode.
 
     The first token of a document is context, as in the published tables (no BOS is put in front). Documents of
     several lengths are padded on the right and masked, so the batch size does not matter. Log-probabilities are taken
@@ -161,7 +145,7 @@ def score(
         for row, i in enumerate(batch):
             scored_NT[row, : len(masks[i])] = torch.from_numpy(masks[i])
         nll_N[batch] = torch.where(scored_NT[:, 1:], nll_NT, 0.0).sum(1).numpy()
-    return DocumentScores(nll=nll_N, tokens=np.array([mask.sum() for mask in masks], dtype=np.int64))
+    return nll_N, np.array([mask.sum() for mask in masks], dtype=np.float64)
 
 
 def padded(

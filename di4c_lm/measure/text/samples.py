@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, final
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from numpy import ndarray
@@ -114,7 +113,7 @@ class Reader:
         self, evaluator: Evaluator, read: list[Document], name: str
     ) -> tuple[Float[ndarray, " N"], Float[ndarray, " N"]]:
         """Nats and number of scored tokens of each document; `name` labels the progress bar."""
-        scores = score(
+        return score(
             evaluator.model,
             read,
             batch_size=self.settings.evaluator_batch_size,
@@ -122,7 +121,6 @@ class Reader:
             eos_id=evaluator.tokenizer.eos_token_id,
             progress=f"scoring {name}" if self.progress else None,
         )
-        return scores.nll, scores.tokens.astype(np.float64)
 
 
 def sampler_of(model: TextModel, batch_size: int, **how: Any) -> Sampler:

@@ -21,7 +21,7 @@ from di4c_lm.measure.render.pictures import Panel
 from di4c_lm.measure.settings import Measurement, distinct
 from di4c_lm.measure.text.diversity import DIVERSITY, ENTROPY, repetition, sample_entropy
 from di4c_lm.measure.text.evaluator import Evaluator
-from di4c_lm.measure.text.features import DISTRIBUTION, Vectors
+from di4c_lm.measure.text.features import DISTRIBUTION, Vectors, vectors
 from di4c_lm.measure.text.gen_ppl import FLUENCY, PERPLEXITY, SAMPLE_ENTROPY
 from di4c_lm.measure.text.samples import Reader, Reading, TextSamples
 
@@ -122,7 +122,7 @@ class Bench(Reader):
     @cached_property
     def reference_vectors(self) -> Vectors:
         """Those of the reference."""
-        return Vectors.of(TextSamples(name="reference", kind="data", tokens=self.reference), self)
+        return vectors(TextSamples(name="reference", kind="data", tokens=self.reference), self)
 
 
 def split_held_out(
@@ -157,7 +157,11 @@ def measure_suite(samples: Iterable[TextSamples], real_KD: Int[Tensor, "K D"], b
     found: list[tuple[TextSamples, Row]] = []
     rows: list[Row] = []
     for one in chain([TextSamples(name=REAL, kind="data", tokens=real_KD)], samples):
-        _check(one, reference_MD.shape[1])
+        if one.tokens.shape[1] != reference_MD.shape[1] or len(one.tokens) == 0:
+            shape = tuple(one.tokens.shape)
+            raise ValueError(
+                f"{one.name!r} gave samples of shape {shape}, expected some of {reference_MD.shape[1]} tokens"
+            )
         values = measured(one, bench, metrics)
         found.append((one, values))
         row: Row = {"model": one.name, "kind": one.kind, "steps": one.steps, "nfe": float(one.nfe)}
@@ -174,17 +178,6 @@ def measure_suite(samples: Iterable[TextSamples], real_KD: Int[Tensor, "K D"], b
         if key.partition("@")[0] in compared
     ]
     return Measured(rows=rows, comparisons=comparisons, alarms=uncaught(rows))
-
-
-def _check(samples: TextSamples, length: int) -> None:
-    where = f"{samples.name!r} at {samples.steps} steps" if samples.steps else repr(samples.name)
-    num_samples, found = samples.tokens.shape
-    if num_samples == 0 or found == 0:
-        raise ValueError(
-            f"{where} gave 0 samples or empty ones, of shape {(num_samples, found)}: nothing can be measured"
-        )
-    if found != length:
-        raise ValueError(f"{where} gave samples of {found} tokens, the validation set has {length}: lengths must agree")
 
 
 def band_of(reference_MD: Int[Tensor, "M D"]) -> tuple[float, float, float]:

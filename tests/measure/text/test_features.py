@@ -33,18 +33,18 @@ def test_the_score_is_the_gradient() -> None:
     log_p = ((hidden + hidden @ nudge.T) @ weight.T).log_softmax(-1)
     log_p[0, :-1].gather(1, ids[0, 1:, None]).mean().backward()
     assert nudge.grad is not None
-    found = encode(evaluator, [document], batch_size=1).score[0]
+    found = encode(evaluator, [document], batch_size=1)["score"][0]
     assert np.allclose(found, nudge.grad.flatten().numpy(), atol=1e-6)
 
 
 def test_projected_scores_are_fixed_and_smaller() -> None:
-    assert encode(_evaluator(), _documents(12, 9, 5, 12), batch_size=4, rank=3).score.shape == (4, 9)
+    assert encode(_evaluator(), _documents(12, 9, 5, 12), batch_size=4, rank=3)["score"].shape == (4, 9)
 
 
 def test_the_batch_size_does_not_matter() -> None:
     one, four = (encode(_evaluator(), _documents(12, 9, 5, 12), batch_size=n) for n in (1, 4))
     for name in ("mean", "last", "score"):
-        assert np.allclose(getattr(one, name), getattr(four, name), atol=1e-5)
+        assert np.allclose(one[name], four[name], atol=1e-5)
 
 
 @pytest.mark.parametrize("length", [1, 17])
@@ -67,17 +67,17 @@ DATA = NORMAL.normal(size=(80, 8))
 
 
 def test_like_is_above_unlike_and_a_tiled_text_is_lowest() -> None:
-    like = mauve_score(NORMAL.normal(size=(80, 8)), DATA, seeds=(0, 1, 2)).estimate
-    moved = mauve_score(NORMAL.normal(size=(80, 8)) + 2, DATA, seeds=(0, 1, 2)).estimate
-    tiled = mauve_score(np.repeat(DATA[:1], 80, 0), DATA, seeds=(0, 1, 2)).estimate
+    like = mauve_score(NORMAL.normal(size=(80, 8)), DATA, seeds=(0, 1, 2))[0]
+    moved = mauve_score(NORMAL.normal(size=(80, 8)) + 2, DATA, seeds=(0, 1, 2))[0]
+    tiled = mauve_score(np.repeat(DATA[:1], 80, 0), DATA, seeds=(0, 1, 2))[0]
     assert like > 0.8 and moved < 0.5 * like and tiled < 0.2 * like
 
 
 def test_seeds_make_the_deviation_and_reproduce() -> None:
     sample = NORMAL.normal(size=(40, 8)) + 0.8
     one, again = mauve_score(sample, DATA, seeds=(3,)), mauve_score(sample, DATA, seeds=(3,))
-    assert one == again and one.deviation == 0 and one.clusters == 4
-    assert mauve_score(sample, DATA, seeds=(0, 1, 2, 3)).deviation > 0
+    assert one == again and one[1] == 0
+    assert mauve_score(sample, DATA, seeds=(0, 1, 2, 3))[1] > 0
 
 
 def test_too_little_is_named() -> None:

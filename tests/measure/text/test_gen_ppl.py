@@ -67,9 +67,9 @@ def test_rows_are_those_of_the_interface() -> None:
 def test_a_row_is_the_perplexity_of_what_was_sampled() -> None:
     found = measured({"m": uniform}, HELD_OUT).rows[2]
     texts = [Document(ids=tuple(ids)) for ids in uniform(12, 4, SETTINGS.seed)[0].tolist()]
-    scores = score(EVALUATOR.model, texts, batch_size=1)
-    assert found["gen_ppl"] == pytest.approx(math.exp(scores.nll.sum() / scores.tokens.sum()))
-    assert found["gen_ppl_doc"] == pytest.approx(math.exp((scores.nll / scores.tokens).mean()))
+    nll, tokens = score(EVALUATOR.model, texts, batch_size=1)
+    assert found["gen_ppl"] == pytest.approx(math.exp(nll.sum() / tokens.sum()))
+    assert found["gen_ppl_doc"] == pytest.approx(math.exp((nll / tokens).mean()))
 
 
 def test_real_against_real_does_not_differ_and_constant_does() -> None:
@@ -142,8 +142,8 @@ def test_conditional_scores_continuations_given_prompts() -> None:
     rows = measured({"m": sampler}, HELD_OUT, settings=PROMPTED).rows
     assert [r["num_samples"] for r in rows] == [4, 12, 12]
     texts = [Document(ids=tuple(ids), context=2) for ids in seen[0][:, :5].tolist()]
-    scores = score(EVALUATOR.model, texts, batch_size=4)
-    assert rows[1]["gen_ppl"] == pytest.approx(math.exp(scores.nll.sum() / scores.tokens.sum()))
+    nll, tokens = score(EVALUATOR.model, texts, batch_size=4)
+    assert rows[1]["gen_ppl"] == pytest.approx(math.exp(nll.sum() / tokens.sum()))
     assert rows[1]["judge_tokens"] == 12 * 3
     prompts = seen[0][:, :2].reshape(4, 3, 2)
     assert (prompts == prompts[:, :1]).all()  # neighbours share a prompt

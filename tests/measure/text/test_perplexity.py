@@ -37,35 +37,37 @@ def by_hand(ids: tuple[int, ...], context: int = 1) -> float:
 @settings(max_examples=15, deadline=None)
 @given(ids=IDS)
 def test_score_is_the_chain_rule(ids: tuple[int, ...]) -> None:
-    found = score(EVALUATOR, [Document(ids=ids)], batch_size=1)
-    assert found.tokens.tolist() == [len(ids) - 1]
-    np.testing.assert_allclose(found.nll, [by_hand(ids)], rtol=1e-12)
+    nll, tokens = score(EVALUATOR, [Document(ids=ids)], batch_size=1)
+    assert tokens.tolist() == [len(ids) - 1]
+    np.testing.assert_allclose(nll, [by_hand(ids)], rtol=1e-12)
 
 
 @settings(max_examples=15, deadline=None)
 @given(many=st.lists(IDS, min_size=1, max_size=7), batch_size=st.integers(1, 8))
 def test_padding_and_batch_size_do_not_matter(many: list[tuple[int, ...]], batch_size: int) -> None:
     texts = [Document(ids=ids) for ids in many]
-    together = score(EVALUATOR, texts, batch_size=batch_size)
+    nll, tokens = score(EVALUATOR, texts, batch_size=batch_size)
     alone = [score(EVALUATOR, [text], batch_size=1) for text in texts]
-    np.testing.assert_allclose(together.nll, [one.nll[0] for one in alone], rtol=1e-12)
-    assert together.tokens.tolist() == [len(ids) - 1 for ids in many]
+    np.testing.assert_allclose(nll, [one[0][0] for one in alone], rtol=1e-12)
+    assert tokens.tolist() == [len(ids) - 1 for ids in many]
 
 
 @settings(max_examples=15, deadline=None)
 @given(ids=IDS, data=st.data())
 def test_conditional_is_the_whole_less_its_prompt(ids: tuple[int, ...], data: st.DataObject) -> None:
     context = data.draw(st.integers(1, len(ids) - 1))
-    given_prompt = score(EVALUATOR, [Document(ids=ids, context=context)], batch_size=1)
-    whole = score(EVALUATOR, [Document(ids=ids)], batch_size=1).nll[0]
-    prompt = score(EVALUATOR, [Document(ids=ids[:context])], batch_size=1).nll[0] if context > 1 else 0.0
-    np.testing.assert_allclose(given_prompt.nll, [whole - prompt], rtol=1e-9, atol=1e-9)
-    assert given_prompt.tokens.tolist() == [len(ids) - context]
+    nll, tokens = score(EVALUATOR, [Document(ids=ids, context=context)], batch_size=1)
+    whole = score(EVALUATOR, [Document(ids=ids)], batch_size=1)[0][0]
+    prompt = score(EVALUATOR, [Document(ids=ids[:context])], batch_size=1)[0][0] if context > 1 else 0.0
+    np.testing.assert_allclose(nll, [whole - prompt], rtol=1e-9, atol=1e-9)
+    assert tokens.tolist() == [len(ids) - context]
 
 
 def test_a_uniform_evaluator_has_the_perplexity_of_its_vocabulary() -> None:
-    found = score(gpt2(scale=0.0), [Document(ids=(1, 2, 3)), Document(ids=(4, 5, 6, 7, 8), context=2)], batch_size=2)
-    assert token_weighted(found.nll, found.tokens) == pytest.approx(VOCABULARY)
+    nll, tokens = score(
+        gpt2(scale=0.0), [Document(ids=(1, 2, 3)), Document(ids=(4, 5, 6, 7, 8), context=2)], batch_size=2
+    )
+    assert token_weighted(nll, tokens) == pytest.approx(VOCABULARY)
 
 
 def test_weightings_differ_as_defined() -> None:
@@ -88,14 +90,14 @@ def test_eos_rules() -> None:
 
 def test_eos_rule_reaches_the_score() -> None:
     ids = (3, 0, 4, 0)
-    kept = score(EVALUATOR, [Document(ids=ids)], batch_size=1, eos="first", eos_id=0)
-    np.testing.assert_allclose(kept.nll, [by_hand(ids[:2])], rtol=1e-12)
-    assert kept.tokens.tolist() == [1]
+    nll, tokens = score(EVALUATOR, [Document(ids=ids)], batch_size=1, eos="first", eos_id=0)
+    np.testing.assert_allclose(nll, [by_hand(ids[:2])], rtol=1e-12)
+    assert tokens.tolist() == [1]
 
 
 def test_half_precision_logits_are_summed_in_double() -> None:
     evaluator = gpt2().bfloat16()
-    assert score(evaluator, [Document(ids=(1, 2, 3, 4))], batch_size=1).nll.dtype == np.float64
+    assert score(evaluator, [Document(ids=(1, 2, 3, 4))], batch_size=1)[0].dtype == np.float64
 
 
 @pytest.mark.parametrize(

@@ -132,9 +132,9 @@ def test_each_evaluator_has_its_columns() -> None:
 @pytest.mark.parametrize(
     "tokens, told",
     [
-        (torch.zeros(0, markov.LENGTH, dtype=torch.long), "'x' at 4 steps gave 0 samples"),
-        (torch.zeros(9, 0, dtype=torch.long), "'x' at 4 steps gave 0 samples or empty ones"),
-        (torch.full((9, 5), 3), "gave samples of 5 tokens, the validation set has 32"),
+        (torch.zeros(0, markov.LENGTH, dtype=torch.long), r"'x' gave samples of shape \(0, 32\)"),
+        (torch.zeros(9, 0, dtype=torch.long), r"'x' gave samples of shape \(9, 0\)"),
+        (torch.full((9, 5), 3), r"'x' gave samples of shape \(9, 5\), expected some of 32 tokens"),
         (torch.full((9, markov.LENGTH), markov.STATES + 2), "still holds 32 MASK tokens"),
     ],
 )
