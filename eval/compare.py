@@ -7,7 +7,7 @@ python eval/compare.py models=[mdlm=<dir>,di4c=<dir>] run=<dir> [steps=[1,2,4]] 
 import sys
 
 from di4c_lm.core.compose import measure
-from di4c_lm.domains.text.report import compare
+from di4c_lm.domains.text.domain import compare
 from di4c_lm.measure.text.gen_ppl import CompareConfig
 
 

@@ -6,7 +6,7 @@ python eval/gen_ppl.py [run=<dir>] [steps=[1,2,4]] [evaluator=<dir or hub name>]
 import sys
 
 from di4c_lm.core.compose import measure
-from di4c_lm.domains.text.report import gen_ppl
+from di4c_lm.domains.text.domain import gen_ppl
 from di4c_lm.measure.text.gen_ppl import GenPplConfig
 
 

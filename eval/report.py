@@ -6,7 +6,7 @@ python eval/report.py [run=<dir>] [models=[teacher,<name>=<dir>]] [steps=[1,2,4]
 import sys
 
 from di4c_lm.core.compose import measure
-from di4c_lm.domains.text.report import suite
+from di4c_lm.domains.text.domain import suite
 from di4c_lm.measure.text.suite import ReportConfig
 
 

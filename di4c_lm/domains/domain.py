@@ -1,7 +1,7 @@
 """What a run must know of its kind of data, and nothing else: everything that a run does is in `di4c_lm.runs.recipe`.
 
 A domain is a folder: `domain.py` fulfils the contract below, `settings.py` holds its settings, `model.py` what is saved, loaded and
-sampled, `report.py` what a finished run is measured by. `DOMAINS` names the three that come with the package.
+sampled. `DOMAINS` names the three that come with the package.
 """
 
 import importlib

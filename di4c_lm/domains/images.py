@@ -10,7 +10,7 @@ from di4c_lm.data.images.images import Split
 from di4c_lm.data.images.sources import Fit, load_split
 from di4c_lm.data.records.shards import is_shards
 from di4c_lm.domains.domain import FinishedRun, find_run, sampling, sampling_facts
-from di4c_lm.measure.images.report import ImageReportConfig, ImageRun, ImageSampler, run_report
+from di4c_lm.measure.images.report import ImageReportConfig, ImageRun, ImageSampler, image_report, image_table, publish
 from di4c_lm.measure.settings import device_of
 
 
@@ -77,7 +77,7 @@ def report(
 ) -> str:
     """Measure the models of a run, or the samplers `measured`, as `settings` say, or the run's own do; write the report, return its table.
 
-    `images` spares reading them again. Raises `ValueError` as `run_report` does, and where of the images only the codes are at hand.
+    `images` spares reading them again. Raises `ValueError` as `image_report` does, and where of the images only the codes are at hand.
     """
     chosen = settings or closing_settings(run.settings)
     found = ImageRun(
@@ -86,7 +86,8 @@ def report(
         images=images or load_images(run.settings),
         config=to_dict(run.settings),
         checkpoints=run.models,
-        dtypes=dict.fromkeys(run.models, "float32"),
         cache_dir=run.settings.run.cache,
     )
-    return run_report(found, chosen)
+    measured_images = image_report(found, chosen)
+    publish(measured_images, found, chosen)
+    return image_table(measured_images)

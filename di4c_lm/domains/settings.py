@@ -150,6 +150,11 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         check_process(self.sampler, self.PROCESS, self.decoding)
+        blocks, at = getattr(self.model, "num_blocks", None), getattr(self.mixture, "inject_at", 0)
+        if (
+            blocks is not None and self.teacher.kind != "pretrained"
+        ):  # else the checkpoint says how many blocks there are
+            check(-blocks <= at < blocks, "mixture.inject_at", at, f"below model.num_blocks={blocks}")
         if not self.objective.takes_mixture:
             return
         self.mixture.check_num_lambdas(self.objective.num_lambdas)

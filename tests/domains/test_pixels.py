@@ -11,12 +11,12 @@ import torch
 
 from di4c_lm.checkpoints import own, tauldr
 from di4c_lm.core.compose import compose
+from di4c_lm.data.images.images import ImageSet, Split
 from di4c_lm.domains.domain import FinishedRun
 from di4c_lm.domains.images import load_images, samplers
-from di4c_lm.domains.pixels.domain import DOMAIN
+from di4c_lm.domains.pixels.domain import DOMAIN, PixelData
 from di4c_lm.domains.pixels.model import (
     CifarModel,
-    load_teacher,
 )
 from di4c_lm.domains.pixels.settings import (
     ImageEvalConfig,
@@ -114,15 +114,21 @@ def test_a_sampler_for_masks_is_refused_by_name() -> None:
         model().sample(3, 2, seed=0, sampler="confidence")
 
 
+def blank(shape: tuple[int, int, int], levels: int) -> PixelData:
+    images, labels = np.zeros((2, *shape), dtype=np.uint8), np.zeros(2, dtype=np.int64)
+    one = ImageSet(images=images, labels=labels, classes=("x",), name="blank", levels=levels)
+    return PixelData(images=Split(one, one), flip=False)
+
+
 def test_a_teacher_is_read_from_a_folder_or_a_published_file(tmp_path: Path) -> None:
     model().save_pretrained(tmp_path / "ours")
     tauldr.write(tmp_path / "published.pt", own.read(tmp_path / "ours"))
     for name in ("ours", "published.pt"):
         config = PixelSettings(chain=CHAIN)
-        found = load_teacher(tmp_path / name, config, (4, 4, 1), 5)
+        found = DOMAIN.read(tmp_path / name, config, blank((4, 4, 1), 5))
         assert torch.equal(found.sample(2, 2, seed=0)[0], model().sample(2, 2, seed=0)[0])
     with pytest.raises(ValueError, match=r"ours: its images have .* \(4, 4, 1, 5\), the data's \(8, 8, 1, 17\)"):
-        load_teacher(tmp_path / "ours", PixelSettings(), (8, 8, 1), 17)
+        DOMAIN.read(tmp_path / "ours", PixelSettings(), blank((8, 8, 1), 17))
 
 
 def test_images_of_another_size_are_refused(tmp_path: Path) -> None:

@@ -12,9 +12,8 @@ from di4c_lm.core.compose import compose, compose_rounds
 from di4c_lm.data.text.settings import DataConfig
 from di4c_lm.data.text.tokenizers import load_tokenizer
 from di4c_lm.domains.domain import FinishedRun
-from di4c_lm.domains.text.domain import DOMAIN
+from di4c_lm.domains.text.domain import DOMAIN, compare, report
 from di4c_lm.domains.text.model import TextModel, load_run
-from di4c_lm.domains.text.report import compare, report
 from di4c_lm.domains.text.settings import TextSettings
 from di4c_lm.measure.text.gen_ppl import CompareConfig, GenPplConfig
 from di4c_lm.mixtures.adaln import AdaLNSettings

@@ -70,8 +70,14 @@ class CodeDomain:
         images = load_images(settings)
         codec = find_codec(settings, images, cache)
         key = key_of(fingerprint(codec), images.train.fingerprint)
-        folder = cache.entry("codes", key, lambda folder: encode(folder, codec, images))
-        return CodeData(codes=load_codes(folder), codec=codec, images=images)
+        train = images.train
+
+        def make(folder: Path) -> None:
+            rows = encode_images(codec, train.images, levels=train.levels)
+            facts = {"num_codes": codec.num_codes, "classes": train.classes, "codec": fingerprint(codec)}
+            save_codes(folder, rows, train.labels, made_by={"source": train.name}, **facts)
+
+        return CodeData(codes=load_codes(cache.entry("codes", key, make)), codec=codec, images=images)
 
     def network(self, settings: CodeSettings, data: CodeData) -> MaskGit:
         """A transformer on the codec's codes and the images' classes."""
@@ -98,14 +104,6 @@ class CodeDomain:
         if data is not None and data.images is None:
             return "no report: of the images only the codes are at hand"
         return report(run, settings, None if data is None else data.images)
-
-
-def encode(folder: Path, codec: Codec, images: Split) -> None:
-    """Write the codes of the training images."""
-    train = images.train
-    rows = encode_images(codec, train.images, levels=train.levels)
-    facts = {"num_codes": codec.num_codes, "classes": train.classes, "codec": fingerprint(codec)}
-    save_codes(folder, rows, train.labels, made_by={"source": train.name}, **facts)
 
 
 def find_codec(settings: CodeSettings, images: Split, cache: Cache) -> Codec:

@@ -55,27 +55,6 @@ def load_codec(path: Path | str) -> Codec:
     return PatchCodec.load(folder) if is_patch_codec(folder) else load_vqgan(path)
 
 
-def save_codec(folder: Path, codec: Codec) -> None:
-    """Write the codec of the transformer in `folder` below it."""
-    if isinstance(codec, PatchCodec):
-        codec.save(folder / CODEC)
-    else:
-        save_vqgan(folder / VQGAN, codec)
-
-
-def codec_beside(folder: Path) -> Path | None:
-    """Where the codec of the transformer in `folder` is, if there is one."""
-    return next((folder / name for name in (CODEC, VQGAN) if (folder / name / CONFIG_FILE).is_file()), None)
-
-
-def check_codebook(codec: Codec, denoiser: Any) -> None:
-    """Raise `ValueError` unless the transformer reads as many codes, at as many places, as the codec makes."""
-    made = f"{codec.num_codes} codes, {codec.length} an image"
-    read_ = f"{denoiser.num_codes} codes, {denoiser.length} an image"
-    if made != read_:
-        raise ValueError(f"the codec makes {made}, the transformer reads {read_}: they do not belong together")
-
-
 def _device_of(codec: Codec) -> torch.device:
     return next(iter(codec.state_dict().values())).device
 
@@ -105,7 +84,9 @@ class CodeModel:
     schedule: str = SCHEDULE
 
     def __post_init__(self) -> None:
-        check_codebook(self.codec, self.denoiser)
+        made, read_ = (f"{one.num_codes} codes, {one.length} an image" for one in (self.codec, self.denoiser))
+        if made != read_:
+            raise ValueError(f"the codec makes {made}, the transformer reads {read_}: they do not belong together")
         if self.schedule not in MASKGIT_SCHEDULES:
             raise ValueError(f"schedule must be one of {', '.join(MASKGIT_SCHEDULES)}, got {self.schedule!r}")
 
@@ -121,8 +102,12 @@ class CodeModel:
 
         With `backbone`, the path of its teacher as seen from `folder`, a mixture over a frozen teacher is written without it.
         """
-        save_codec(Path(folder), self.codec)
-        name = CODEC if isinstance(self.codec, PatchCodec) else VQGAN
+        if isinstance(self.codec, PatchCodec):
+            name = CODEC
+            self.codec.save(Path(folder) / name)
+        else:
+            name = VQGAN
+            save_vqgan(Path(folder) / name, self.codec)
         extra = {"schedule": self.schedule, name: fingerprint(self.codec)}
         own.save(folder, self.denoiser, state=state, extra=extra, backbone=backbone)
 
@@ -142,7 +127,8 @@ class CodeModel:
         Raises `ValueError` as the readers do, for a codec that is not the one it was saved with, and where none is named.
         """
         path = Path(source).expanduser()
-        beside = codec_beside(path) if codec is None else codec
+        saved = (path / name for name in (CODEC, VQGAN) if (path / name / CONFIG_FILE).is_file())
+        beside = next(saved, None) if codec is None else codec
         if beside is None:
             raise ValueError(
                 f"{path}: expected the codec of this transformer in {CODEC}/ or {VQGAN}/, found none: name it"

@@ -98,9 +98,6 @@ class CodeSettings(RunSettings):
         super().__post_init__()
         bound = isinstance(self.objective, Mdlm) and self.schedule != "linear"
         check(not bound, "objective", "mdlm", f"denoising, or schedule linear, where schedule={self.schedule}")
-        blocks, at = self.model.num_blocks, getattr(self.mixture, "inject_at", 0)
-        own_shape = self.teacher.kind != "pretrained"  # else the checkpoint says how many blocks there are
-        check(not own_shape or -blocks <= at < blocks, "mixture.inject_at", at, f"below model.num_blocks={blocks}")
 
     def unused(self) -> dict[str, str]:
         """Those of any run, and the codec where a VQGAN is given."""

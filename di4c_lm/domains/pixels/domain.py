@@ -9,11 +9,12 @@ from typing import Any
 from jaxtyping import Int64
 from torch import Tensor
 
+from di4c_lm.checkpoints.load import read_checkpoint
 from di4c_lm.data.batches import first_sequences
 from di4c_lm.data.images.images import ImageSource, Split
 from di4c_lm.domains.domain import FinishedRun, Pretraining
 from di4c_lm.domains.images import closing_settings, load_images, report
-from di4c_lm.domains.pixels.model import CifarModel, load_teacher
+from di4c_lm.domains.pixels.model import CifarModel
 from di4c_lm.domains.pixels.settings import PixelSettings
 from di4c_lm.measure.images.report import ImageReportConfig
 from di4c_lm.networks.unet import UNet
@@ -65,8 +66,16 @@ class PixelDomain:
 
     def read(self, path: Path | str, settings: PixelSettings, data: PixelData) -> CifarModel:
         """A folder of ours, or a `.pt` of tauLDR or Di4C, whose chain is the configured one."""
-        images = data.images.train
-        return load_teacher(path, settings, images.shape, images.levels)
+        images, path = data.images.train, Path(path).expanduser()
+        if path.is_dir():
+            model = CifarModel.from_pretrained(path)
+        else:
+            known = {"weights": settings.teacher.weights, "shape": images.shape, "num_states": images.levels}
+            model = self.wrap(read_checkpoint(path, "pixels", **known).build(path), settings, data)
+        found, wanted = (*model.shape, model.chain.num_states), (*images.shape, images.levels)
+        if found != wanted:
+            raise ValueError(f"{path}: its images have (rows, columns, channels, levels) {found}, the data's {wanted}")
+        return model
 
     def wrap(self, network: Any, settings: PixelSettings, data: PixelData) -> CifarModel:
         """With the configured chain."""

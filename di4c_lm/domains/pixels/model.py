@@ -15,7 +15,6 @@ from di4c_lm.checkpoints import own
 from di4c_lm.checkpoints.load import read_checkpoint
 from di4c_lm.core.settings import to_dict
 from di4c_lm.data.images.images import Shape, images_of, to_bytes
-from di4c_lm.domains.pixels.settings import PixelSettings
 from di4c_lm.processes.gaussian import GaussianChain
 from di4c_lm.samplers.grids import make_grid
 from di4c_lm.samplers.trajectory import Decoding, Sampler, sample_keyed
@@ -104,21 +103,3 @@ class CifarModel:
     def facts(self) -> dict[str, Any]:
         """What a report says of it beside its sampler."""
         return {"chain": to_dict(self.chain)}
-
-
-def load_teacher(source: Path | str, config: PixelSettings, shape: Shape, num_states: int) -> CifarModel:
-    """The checkpoint at `source`: a folder of ours, or a `.pt` of tauLDR or Di4C, whose chain is the configured one.
-
-    Raises `ValueError` as the readers do, and where its images are of another shape or number of levels than the data's.
-    """
-    path = Path(source).expanduser()
-    if path.is_dir():
-        model = CifarModel.from_pretrained(path)
-    else:
-        known = {"weights": config.teacher.weights, "shape": shape, "num_states": num_states}
-        weights = read_checkpoint(path, "pixels", **known)
-        model = CifarModel(denoiser=weights.build(path), chain=dataclasses.replace(config.chain, num_states=num_states))
-    found, wanted = (*model.shape, model.chain.num_states), (*shape, num_states)
-    if found != wanted:
-        raise ValueError(f"{path}: its images have (rows, columns, channels, levels) {found}, the data's {wanted}")
-    return model

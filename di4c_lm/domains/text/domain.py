@@ -1,19 +1,29 @@
 """Text: tokens under a masked process, DiT networks, MDLM teachers."""
 
+import dataclasses
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from jaxtyping import Int64
 from torch import Tensor
 
 from di4c_lm.checkpoints.load import read_checkpoint
-from di4c_lm.data.batches import Source, Stream, first_sequences
+from di4c_lm.data.batches import PackedSource, Source, Stream, first_sequences
 from di4c_lm.data.text.corpus import Corpus, load_corpus, verify_corpus
-from di4c_lm.domains.domain import FinishedRun, Pretraining
-from di4c_lm.domains.text.model import VALIDATION, TextModel, check_tokenizer
+from di4c_lm.data.text.tokenizers import fingerprint
+from di4c_lm.domains.domain import STUDENT, FinishedRun, Pretraining, find_run
+from di4c_lm.domains.text.model import EVALUATOR, VALIDATION, TextModel, check_tokenizer, load_run
 from di4c_lm.domains.text.settings import TextSettings
-from di4c_lm.measure.text.gen_ppl import GenPplConfig
+from di4c_lm.measure.settings import Measurement, device_of
+from di4c_lm.measure.text.evaluator import train_evaluator
+from di4c_lm.measure.text.gen_ppl import CompareConfig, GenPplConfig
+from di4c_lm.measure.text.report import bound_report, full_report, gen_ppl_report
+from di4c_lm.measure.text.samples import TextRun
+from di4c_lm.measure.text.suite import ReportConfig
 from di4c_lm.networks.dit import DIT
 from di4c_lm.objectives.mdlm import Mdlm
 from di4c_lm.training.distributed import World, barrier
@@ -56,11 +66,6 @@ class TextDomain:
 
     def data(self, settings: TextSettings, world: World, cache_dir: Path) -> TextData:
         """Read, tokenised and packed; shards are verified once a machine."""
-        at_hand = not settings.data.streaming and settings.data.kind != "shards"
-        if settings.evaluator.path == "train" and not at_hand and not settings.eval.skip:
-            raise ValueError(
-                "evaluator.path must be a folder or hub name where data.streaming=true or data.kind=shards, or eval.skip=true, got 'train'"
-            )
         if world.local_rank == 0:
             verify_corpus(settings.data, cache_dir)
         barrier()
@@ -84,9 +89,113 @@ class TextDomain:
 
     def report(self, run: FinishedRun, settings: GenPplConfig | None = None, data: TextData | None = None) -> str:
         """Generative perplexity and entropy, and for an MDLM the bound on the validation set's perplexity."""
-        from di4c_lm.domains.text.report import report
-
         return report(run, settings, None if data is None else data.corpus)
 
 
 DOMAIN = TextDomain()
+
+
+# What runs are measured by
+
+
+def gen_ppl(settings: GenPplConfig) -> str:
+    """Generative perplexity of the models of the run that `settings` name: writes its report and returns the table."""
+    return report(_found(settings), settings)
+
+
+def compare(settings: CompareConfig) -> str:
+    """As `gen_ppl`, of the models that are named, or of those of a chain of rounds."""
+    finished = FinishedRun.read(Path(settings.run)) if settings.run else _found(settings)
+    return report(finished, settings, models=settings.models)
+
+
+def suite(settings: ReportConfig) -> str:
+    """The whole evaluation of the models of the run that `settings` name: writes its report and returns the table."""
+    return full_report(chosen(load_run(_found(settings)), settings.models), settings)
+
+
+def report(
+    finished: FinishedRun,
+    settings: GenPplConfig | None = None,
+    corpus: Corpus | None = None,
+    models: Sequence[str] = (),
+) -> str:
+    """The report of a run as `settings` say, of other `models` if any are named; or as the run's own say, and of an MDLM its bound too.
+
+    An evaluator that is trained for it is left in the run's folder. `corpus` spares reading the run's again.
+    """
+    config, run = finished.settings, load_run(finished)
+    asked = settings or closing_settings(config)
+    run = compared(models, run) if models else run
+    if (asked.evaluator or run.evaluator) == "train":
+        trained = trained_evaluator(config, corpus, config.run.cache, device_of(asked.device))
+        shutil.copytree(trained, finished.folder / EVALUATOR, dirs_exist_ok=True)
+        run = dataclasses.replace(run, evaluator=str(finished.folder / EVALUATOR))
+    table = gen_ppl_report(run, asked)
+    if settings is None and isinstance(config.objective, Mdlm):
+        table += f"\n{bound_report(run, asked, draws=config.objective.bound_draws)}"
+    return table
+
+
+def closing_settings(config: TextSettings) -> GenPplConfig:
+    """The closing report's settings, as `eval/gen_ppl.py` takes them."""
+    shared = ("steps", "num_samples", "batch_size", "seed", "bootstrap")
+    asked = {name: getattr(config.eval, name) for name in shared}
+    return GenPplConfig(**asked, evaluator_batch_size=config.evaluator.batch_size, device=config.run.device)
+
+
+def _found(settings: Measurement) -> FinishedRun:
+    """The run that `settings` name. Raises `ValueError` for one of images."""
+    run = FinishedRun.read(find_run(settings.run, settings.outputs))
+    if run.domain.name != "text":
+        raise ValueError(f"run must be one of text, got {run.folder}: runs of images are measured by eval/images.py")
+    return run
+
+
+def trained_evaluator(config: TextSettings, corpus: Corpus | None, cache: Path, device: str) -> str:
+    """The folder of a small GPT-2 trained on the corpus, or taken from the cache. Raises `ValueError` for a streamed corpus.
+
+    It reads the training text, or where `data.evaluator_share` sets text aside that alone.
+    """
+    corpus = corpus or load_corpus(config.data, config.train.seed, cache)
+    if not isinstance(corpus.train, PackedSource):
+        raise ValueError("evaluator must be a folder or hub name where the corpus is streamed, got 'train'")
+    tokens_ND = (
+        torch.from_numpy(corpus.train.tokens_ND.astype("int64")) if corpus.evaluator is None else corpus.evaluator
+    )
+    return train_evaluator(tokens_ND, corpus.tokenizer, config.evaluator, cache_dir=cache, device=device).name
+
+
+def chosen(run: TextRun, models: Sequence[str]) -> TextRun:
+    """`run` with the models that are asked for: names among its own, else folders as `compared` takes them; none: its own."""
+    if not models:
+        return run
+    own = {name: run.models[name] for name in models if name in run.models}
+    others = [one for one in models if one not in own]
+    found = compared(others, run) if others else dataclasses.replace(run, models={}, paths={})
+    paths = {**{name: run.paths[name] for name in own}, **found.paths}
+    how = {**found.how, **{name: run.how[name] for name in own if name in run.how}}
+    return dataclasses.replace(run, models={**own, **found.models}, paths=paths, how=how)
+
+
+def compared(models: Sequence[str], of: TextRun) -> TextRun:
+    """`of`, its validation set and evaluator, with other models: each a folder, or `name=folder`, of a run or of an exported model.
+
+    A model is called by its folder's name if it has no other. Raises `ValueError` for an absent folder, a name given twice, or a model
+    of another tokenizer or length.
+    """
+    found: dict[str, TextModel] = {}
+    paths: dict[str, Path] = {}
+    for argument in models:
+        name, _, after = argument.rpartition("=")
+        folder = Path(after)
+        name = name or folder.resolve().name
+        path = folder / STUDENT if (folder / STUDENT).is_dir() else folder
+        if name in found:
+            raise ValueError(f"models: {name!r} is there twice; give names by models=[<name>=<folder>,...]")
+        found[name], paths[name] = TextModel.from_pretrained(path), path
+        sizes = (found[name].length, fingerprint(found[name].tokenizer))
+        if sizes != (of.student.length, fingerprint(of.student.tokenizer)):
+            raise ValueError(f"models: {path} has another tokenizer or length than the run {of.folder}")
+    how = {name: {**one, "teacher": None, "hybrid_last": 0} for name in found for one in list(of.how.values())[:1]}
+    return dataclasses.replace(of, models=found, paths=paths, how=how)

@@ -81,9 +81,6 @@ class TextSettings(RunSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        blocks, at = self.model.num_blocks, getattr(self.mixture, "inject_at", 0)
-        own_shape = self.teacher.kind != "pretrained"  # else the checkpoint says how many blocks there are
-        check(not own_shape or -blocks <= at < blocks, "mixture.inject_at", at, f"below model.num_blocks={blocks}")
         path, skip = self.evaluator.path, self.eval.skip
         allowed = "a folder or hub name, or eval.skip=true, where data.streaming=true or data.kind=shards"
         check(path != "train" or self.data.at_hand or skip, "evaluator.path", path, allowed)

@@ -3,7 +3,6 @@
 It knows samplers by a protocol and nothing of our models. Axes: N images, H rows, W columns, C channels.
 """
 
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -26,7 +25,6 @@ from di4c_lm.measure.render.manifest import manifest
 from di4c_lm.measure.render.pictures import Panel, sample_sheet
 from di4c_lm.measure.settings import Measurement, device_of, distinct
 
-logger = logging.getLogger(__name__)
 DATA = "data"
 _BY_PROTOCOL = {"full": 50_000, "quick": 512}
 LAYOUT = Layout(
@@ -122,7 +120,7 @@ class ImageReport:
 class ImageRun:
     """A finished run: its samplers, the teacher first, its images, and where each model's weights came from.
 
-    `config`: the run's settings as plain values. `dtypes`: of each model.
+    `config`: the run's settings as plain values.
     """
 
     folder: Path
@@ -130,7 +128,6 @@ class ImageRun:
     images: Split
     config: Mapping[str, Any]
     checkpoints: Mapping[str, Path]
-    dtypes: Mapping[str, str]
     cache_dir: Path
 
 
@@ -239,17 +236,6 @@ def _comparisons(
     ]
 
 
-def run_report(run: ImageRun, settings: ImageReportConfig) -> str:
-    """Measure the samplers of `run`, write images.{json,csv,png,html} and samples.png, and return the table.
-
-    Raises `ValueError` as `image_report` does, and for a GPU that is not there.
-    """
-    found = image_report(run, settings)
-    paths = publish(found, run, settings)
-    logger.info("report: %s", ", ".join(str(path) for path in paths.values()))
-    return image_table(found)
-
-
 def publish(found: ImageReport, run: ImageRun, settings: ImageReportConfig) -> dict[str, Path]:
     """Writes the report on a run; the files' paths by kind. Raises as `manifest` and `write_report` do."""
     facts = manifest(
@@ -258,7 +244,7 @@ def publish(found: ImageReport, run: ImageRun, settings: ImageReportConfig) -> d
         seed=settings.seeds[0],
         sampler=", ".join(f"{one.name}: {one.facts.get('sampler', 'unnamed')}" for one in run.samplers),
         nfe=nfe_of(found.rows),
-        dtypes=run.dtypes,
+        dtypes=dict.fromkeys(run.checkpoints, "float32"),
         evaluator=found.features,
         seeds=list(settings.seeds),
         protocol=settings.protocol,

@@ -5,6 +5,7 @@ import csv
 import html
 import io
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -170,6 +171,7 @@ def _plain_table(rows: Sequence[Row]) -> str:
 
 # The files
 
+_log = logging.getLogger(__name__)
 _ENDS = ("_low", "_high", "_p", "p_value")
 
 
@@ -231,6 +233,7 @@ def write_report(
     paths = {kind: folder / file for kind, (file, content) in contents.items() if content}
     for kind, path in paths.items():
         write_bytes(path, contents[kind][1])
+    _log.info("report: %s", ", ".join(str(path) for path in paths.values()))
     return paths
 
 

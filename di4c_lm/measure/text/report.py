@@ -61,7 +61,7 @@ def gen_ppl_report(run: TextRun, settings: GenPplConfig) -> str:
     )
     kind = "Conditional" if settings.conditional else "Unconditional"
     most = max(row["num_samples"] for row in found.rows)
-    paths = write_report(
+    write_report(
         settings.folder(run.folder),
         "gen_ppl_conditional" if settings.conditional else "gen_ppl",
         {"manifest": facts, "rows": found.rows, "comparisons": found.comparisons},
@@ -69,7 +69,6 @@ def gen_ppl_report(run: TextRun, settings: GenPplConfig) -> str:
         title=f"{kind} generation: {most:,} samples of {student.length:,} tokens, 95 % intervals",
         subtitle=_subtitle(facts),
     )
-    logger.info("report: %s", ", ".join(str(path) for path in paths.values()))
     return gen_ppl_table(found)
 
 
@@ -175,8 +174,7 @@ def full_report(run: TextRun, settings: ReportConfig) -> str:
     report = {"manifest": found_by, **report, "seconds": seconds}
     folder = settings.folder(run.folder)
     title, subtitle = " · ".join(run.models), _subtitle(found_by)
-    paths = write_report(folder, "report", report, suite.LAYOUT, title=title, subtitle=subtitle)
-    logger.info("report: %s", ", ".join(str(path) for path in paths.values()))
+    write_report(folder, "report", report, suite.LAYOUT, title=title, subtitle=subtitle)
     return suite_table(report)
 
 

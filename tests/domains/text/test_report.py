@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from di4c_lm.domains.text import report
+from di4c_lm.domains.text import domain
 from di4c_lm.domains.text.settings import TextSettings
 from tests.domains.text.corpora import ASIDE, CORPUS, TRAINING
 
@@ -23,9 +23,9 @@ def test_the_evaluator_reads_the_share_set_apart_and_no_training_text_beside_it(
         read.append(tokens_ND)
         return SimpleNamespace(name="evaluator")
 
-    monkeypatch.setattr(report, "train_evaluator", train_evaluator)
+    monkeypatch.setattr(domain, "train_evaluator", train_evaluator)
     assert (
-        report.trained_evaluator(TextSettings(), dataclasses.replace(CORPUS, evaluator=aside), tmp_path, "cpu")
+        domain.trained_evaluator(TextSettings(), dataclasses.replace(CORPUS, evaluator=aside), tmp_path, "cpu")
         == "evaluator"
     )
     assert torch.equal(read[0], expected)

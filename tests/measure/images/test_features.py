@@ -53,7 +53,7 @@ def test_grey_images_are_read_as_grey_colours(vision_model: Path) -> None:
 def test_settings_name_the_network(vision_model: Path) -> None:
     images = ImageSet(images=IMAGES, labels=np.zeros(5, np.int64), classes=("x",), name="noise")
     place: dict[str, Any] = {"folder": vision_model, "cache_dir": vision_model}
-    facts: dict[str, Any] = {"samplers": (), "config": {}, "checkpoints": {}, "dtypes": {}}
+    facts: dict[str, Any] = {"samplers": (), "config": {}, "checkpoints": {}}
     run = ImageRun(images=Split(images, images), **place, **facts)
     net = feature_net(run, ImageReportConfig(features=str(vision_model)))
     assert net.facts["name"] == str(vision_model)

@@ -35,7 +35,7 @@ def features(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run_of(*samplers: ImageSampler, folder: Path = Path("unused")) -> ImageRun:
-    facts: dict[str, Any] = {"config": {"x": 1}, "checkpoints": {"student": folder}, "dtypes": {"model": "float32"}}
+    facts: dict[str, Any] = {"config": {"x": 1}, "checkpoints": {"student": folder}}
     images = Split(TRAIN, HELD_OUT)
     return ImageRun(folder=folder, samplers=samplers or (TEACHER, STUDENT), images=images, cache_dir=folder, **facts)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from di4c_lm.domains.text.domain import chosen
 from di4c_lm.domains.text.model import TextModel
-from di4c_lm.domains.text.report import chosen
 from di4c_lm.measure.text.report import full_report
 from di4c_lm.measure.text.samples import TextRun
 from di4c_lm.measure.text.suite import ReportConfig
