@@ -190,18 +190,15 @@ def find_run(run: str | None, outputs: str) -> Path:
 
     Raises `ValueError` that names the folder and what was expected in it.
     """
+    exported = f"{STUDENT}/model.safetensors"
     if run is not None:
-        if not _exported(Path(run)).is_file():
-            raise ValueError(f"run={run!r}: expected a run's folder with student/model.safetensors; there is none")
+        if not (Path(run) / exported).is_file():
+            raise ValueError(f"run={run!r}: expected a run's folder with {exported}; there is none")
         return Path(run)
-    runs = [folder for folder in Path(outputs).glob("*") if _exported(folder).is_file()]
+    runs = [path for path in Path(outputs).glob(f"*/{exported}") if path.is_file()]
     if not runs:
         raise ValueError(
-            f"outputs={outputs!r} holds no finished run (a folder with student/model.safetensors): "
+            f"outputs={outputs!r} holds no finished run (a folder with {exported}): "
             "make one with `deepspeed launch/train_lm.py`, or name one with run=<folder>"
         )
-    return max(runs, key=lambda folder: _exported(folder).stat().st_mtime)
-
-
-def _exported(run: Path) -> Path:
-    return run / STUDENT / "model.safetensors"
+    return max(runs, key=lambda path: path.stat().st_mtime).parents[1]

@@ -132,7 +132,7 @@ class RunSettings:
 
     run: RunConfig = setting(RunConfig(), identity=False)
     mixture: MixtureSettings = choice(MIXTURES, ClassChainSettings(), "λ of the student")
-    objective: Any = choice(OBJECTIVES, Likelihood())
+    objective: Any = choice(OBJECTIVES, Likelihood(), "what is minimised")
     model: Any
     optim: OptimConfig = setting(OptimConfig())
     train: TrainConfig = setting(TrainConfig())

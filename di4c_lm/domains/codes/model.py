@@ -98,10 +98,7 @@ class CodeModel:
     def save_pretrained(
         self, folder: Path | str, state: Mapping[str, Tensor] | None = None, *, backbone: str | None = None
     ) -> None:
-        """Write the transformer, and the codec below it; `state` holds the weights where the network's own are not meant.
-
-        With `backbone`, the path of its teacher as seen from `folder`, a mixture over a frozen teacher is written without it.
-        """
+        """Write the transformer, and the codec below it; see `Model`."""
         if isinstance(self.codec, PatchCodec):
             name = CODEC
             self.codec.save(Path(folder) / name)

@@ -43,10 +43,7 @@ class CifarModel:
     def save_pretrained(
         self, folder: Path | str, state: "Mapping[str, Tensor] | None" = None, *, backbone: str | None = None
     ) -> None:
-        """Write `model.safetensors` and `config.json`; `state` holds the weights where the network's own are not meant.
-
-        With `backbone`, the path of its teacher as seen from `folder`, a mixture over a frozen teacher is written without it.
-        """
+        """Write `model.safetensors` and `config.json`; see `Model`."""
         chain = dataclasses.asdict(self.chain)
         del chain["num_states"]
         own.save(folder, self.denoiser, state=state, extra={_CHAIN: chain}, backbone=backbone)

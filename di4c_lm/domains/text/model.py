@@ -152,22 +152,22 @@ class TextModel:
             raise ValueError(f"x_init: expected {num_samples} rows, got shape {tuple(x_init.shape)}")
         if teacher is not None and fingerprint(teacher.tokenizer) != fingerprint(self.tokenizer):
             raise ValueError("teacher: its tokenizer is not that of the student")
-        how = {"sampler": fit_context(sampler, length=x_init.shape[1], context=self.length), "batch_size": batch_size}
-        how["decoding"] = Decoding(**decoding)
+        chosen = Decoding(**decoding)
         start = x_init[: min(batch_size, _GRID_TRAJECTORIES), : self.length].to(device)
         grid_rng = KeyedRng(seed, _GRID_KEYS + torch.arange(len(start), device=device))
-        times = grid_for(self.denoiser, self.process, start, grid, steps, grid_rng, decoding=how["decoding"])
         found = sample_keyed(
             self.denoiser,
             self.process,
             (num_samples, x_init.shape[1]),
-            times,
+            grid_for(self.denoiser, self.process, start, grid, steps, grid_rng, decoding=chosen),
             seed=seed,
+            batch_size=batch_size,
+            sampler=fit_context(sampler, length=x_init.shape[1], context=self.length),
+            decoding=chosen,
             x_init=x_init,
             teacher=None if teacher is None else teacher.denoiser,
             device=device,
             on_step=on_step,
-            **how,
         )
         return found.x, found.nfe
 

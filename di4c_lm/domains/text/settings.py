@@ -1,18 +1,13 @@
 """Settings of a run on text. Times are in [0, 1] (1 is pure noise), sizes in tokens or sequences, learning rates per optimiser step."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from di4c_lm.core.settings import Ints, at_least, check, choice, section, setting
+from di4c_lm.core.settings import Ints, at_least, check, section, setting
 from di4c_lm.data.text.settings import DataConfig
 from di4c_lm.domains.settings import RunSettings, TeacherConfig
 from di4c_lm.measure.text.evaluator import EvaluatorConfig
-from di4c_lm.mixtures.base import MixtureSettings
-from di4c_lm.mixtures.class_chain import ClassChainSettings
-from di4c_lm.mixtures.registry import MIXTURES
 from di4c_lm.networks.dit import DitConfig
-from di4c_lm.objectives.likelihood import Likelihood
-from di4c_lm.objectives.registry import OBJECTIVES
 from di4c_lm.training.settings import OptimConfig, PretrainConfig, TrainConfig
 
 
@@ -67,12 +62,6 @@ class TextSettings(RunSettings):
 
     data: DataConfig = setting(DataConfig())
     model: DitConfig = setting(DitConfig(cond_dim=64))
-    mixture: MixtureSettings = choice(MIXTURES, ClassChainSettings(), "λ of the student")
-    objective: Any = choice(
-        OBJECTIVES,
-        Likelihood(),
-        "what is minimised",
-    )
     optim: OptimConfig = setting(OptimConfig(lr=1e-2, schedule="cosine", ema_decay=0.99))
     train: TrainConfig = setting(TrainConfig(steps=200, micro_batch_size=16, save_every=100))
     teacher: TextTeacherConfig = setting(TextTeacherConfig())

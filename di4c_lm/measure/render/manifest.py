@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from di4c_lm.core.files import read_json
 from di4c_lm.core.settings import Texts, section, setting
 from di4c_lm.measure.render.files import LEAD, table
 
@@ -111,12 +112,13 @@ _SHOWN = ("gen_ppl", "entropy", "gradient_moment", "energy", "mauve")
 
 def read_result(path: Path) -> dict[str, Any]:
     """A result file, gen_ppl.json or report.json. Raises `ValueError` for an absent one, and one without manifest and rows."""
+    expected = "expected a result file with a manifest and rows, gen_ppl.json or report.json"
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: expected a result file, gen_ppl.json or report.json; found: {error}") from error
-    if not isinstance(found, dict) or not {"manifest", "rows"} <= set(found):
-        raise ValueError(f"{path}: expected a result file with a manifest and rows; it has neither or lacks one")
+        found = read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{path}: {expected}; found: {error}") from error
+    if not {"manifest", "rows"} <= set(found):
+        raise ValueError(f"{path}: {expected}; it has neither or lacks one")
     return found
 
 
@@ -160,13 +162,9 @@ def compare_results(settings: CompareReportsConfig) -> str:
 
 
 def _evaluators(manifest: Mapping[str, Any]) -> list[Any]:
-    evaluator = manifest["judge"]
-    every = evaluator.get("judges", [evaluator])
-    return [{key: one.get(key) for key in ("sha256", "reads", "eos", "overflow")} | _named(one) for one in every]
-
-
-def _named(evaluator: Mapping[str, Any]) -> dict[str, Any]:
-    return {} if evaluator.get("sha256") else {"name": evaluator.get("name")}
+    every = manifest["judge"].get("judges", [manifest["judge"]])
+    reading = ("sha256", "reads", "eos", "overflow")  # with the name of one without weights at hand
+    return [{key: one.get(key) for key in (*reading, *(() if one.get("sha256") else ("name",)))} for one in every]
 
 
 _IDENTITIES = {

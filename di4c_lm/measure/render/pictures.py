@@ -32,7 +32,6 @@ def plot(rows: Sequence[Row], panels: Sequence[Panel], *, data: str, title: str 
 
     Empty where no such metric, or no model, was measured.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     shown = [row for row in rows if row.get("kind") != "canary"]
@@ -42,7 +41,6 @@ def plot(rows: Sequence[Row], panels: Sequence[Panel], *, data: str, title: str 
     across = 2 if len(present) in (2, 4) else min(3, len(present))
     lines = -(-len(present) // across)
     figure = Figure(figsize=(5.2 * across, 3.9 * lines + 0.7), dpi=150)
-    FigureCanvasAgg(figure)
     figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.12, wspace=0.06)
     every = figure.subplots(lines, across, squeeze=False).ravel()
     for axes in every[len(present) :]:

@@ -13,8 +13,6 @@ from di4c_lm.measure.flow import Metric
 from di4c_lm.measure.statistics.bootstrap import Resampled, mean
 from di4c_lm.measure.text.samples import TextSamples
 
-_GRAMS_AT_ONCE = 1 << 13  # columns of the table of who holds which n-gram
-
 
 def sample_entropy(tokens_ND: Int[Tensor, "N D"]) -> Float[Tensor, " N"]:
     """Entropy of the token frequencies within each sample: 0 if it is constant, log D if all its tokens differ.
@@ -67,20 +65,19 @@ def near_duplicates(tokens_ND: Int[Tensor, "N D"], *, n: int = 5, share: float =
     """Which samples have another of which they hold at least `share` of the n-grams, or it of theirs.
 
     Containment of the sets of n-grams, |A ∩ B| / min(|A|, |B|) (Broder 1997): a shift, a cut or an appended passage does not hide a copy.
-    Memory O(N² + N·D + N·8192). Raises `ValueError` unless 1 <= n <= D.
+    Memory O(N² + N·D). Raises `ValueError` unless 1 <= n <= D.
     """
+    from scipy.sparse import csr_array
+
     gram_NG, num_grams = _grams(tokens_ND, n)
     num_samples, per_sample = gram_NG.shape
-    sample_NG = torch.arange(num_samples, device=gram_NG.device)[:, None].expand(-1, per_sample)
-    common_NN = torch.zeros(num_samples, num_samples, device=gram_NG.device)
-    for start in range(0, num_grams, _GRAMS_AT_ONCE):
-        inside_NG = (gram_NG >= start) & (gram_NG < start + _GRAMS_AT_ONCE)
-        held_NC = torch.zeros(num_samples, min(_GRAMS_AT_ONCE, num_grams - start), device=gram_NG.device)
-        held_NC[sample_NG[inside_NG], gram_NG[inside_NG] - start] = 1
-        common_NN += held_NC @ held_NC.T
-    size_N = common_NN.diagonal().clone()
-    common_NN.fill_diagonal_(0)
-    return (common_NN >= share * torch.minimum(size_N[:, None], size_N[None])).any(1)
+    sample_K, gram_K = np.repeat(np.arange(num_samples), per_sample), gram_NG.cpu().numpy().reshape(-1)
+    held_NV = csr_array((np.ones(len(gram_K)), (sample_K, gram_K)), shape=(num_samples, num_grams))
+    held_NV.data[:] = 1  # however often
+    common_NN = (held_NV @ held_NV.T).toarray()
+    size_N = common_NN.diagonal().copy()
+    np.fill_diagonal(common_NN, 0)
+    return torch.from_numpy((common_NN >= share * np.minimum(size_N[:, None], size_N)).any(1))
 
 
 def self_bleu(texts: Sequence[str], *, legacy: bool = False) -> Float[ndarray, " N"]:

@@ -116,13 +116,9 @@ def bound_report(run: TextRun, settings: GenPplConfig, *, draws: int) -> str:
     rows: list[Row] = []
     for name, model in run.models.items():
         if not model.denoiser.has_latents:
-            how: dict[str, Any] = {
-                "draws": draws,
-                "lambdas": 1,
-                "seed": settings.seed,
-                "batch_size": settings.batch_size,
-            }
-            bound = Resampled(exp_mean, (marginal_bound(model, x_ND, **how).numpy() / x_ND.shape[1],))
+            how: dict[str, Any] = {"lambdas": 1, "seed": settings.seed, "batch_size": settings.batch_size}
+            nats_N = marginal_bound(model, x_ND, draws=draws, **how).numpy()
+            bound = Resampled(exp_mean, (nats_N / x_ND.shape[1],))
             value = columns({"bound_ppl": bound}, resamples=settings.bootstrap, seed=settings.seed)
             rows.append({"model": name, **value, "sequences": len(x_ND), "draws": draws})
     folder = settings.folder(run.folder)
@@ -144,11 +140,9 @@ def full_report(run: TextRun, settings: ReportConfig) -> str:
     evaluated = set(settings.parts) - {"likelihood", "cost"}
     names = settings.evaluators or (run.evaluator,)
     evaluators = [load_evaluator(name, device=device) for name in names] if evaluated else []
-    encoder = (
-        load_evaluator(settings.features, device=device)
-        if settings.features and evaluators
-        else (evaluators or [None])[0]
-    )
+    encoder = evaluators[0] if evaluators else None
+    if encoder and settings.features:
+        encoder = load_evaluator(settings.features, device=device)
     report: dict[str, Any] = {"rows": [], "comparisons": [], "alarms": []}
     seconds: dict[str, float] = {}
     for part, (names, measure_part) in PARTS.items():
@@ -189,8 +183,7 @@ def _samples(
     bench = Bench(
         tokenizer=run.student.tokenizer, evaluators=evaluators, settings=settings, encoder=encoder, reference=reference
     )
-    found = measure_suite(_cells(run, real, settings), real, bench)
-    return {"rows": found.rows, "comparisons": found.comparisons, "alarms": found.alarms}
+    return vars(measure_suite(_cells(run, real, settings), real, bench))
 
 
 def _cells(run: TextRun, real: Tensor, settings: ReportConfig) -> Iterator[TextSamples]:
