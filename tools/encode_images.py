@@ -20,7 +20,7 @@ from di4c_lm.checkpoints.vqgan import load_vqgan
 from di4c_lm.core.settings import at_least, check, section, setting
 from di4c_lm.data.images.codes import CodeJob, write_codes
 from di4c_lm.data.images.sources import Fit, raw_images
-from di4c_lm.domains.codes.model import encode_images, fingerprint
+from di4c_lm.domains.codes.domain import encode_images, fingerprint
 from tools.arguments import run_script
 
 

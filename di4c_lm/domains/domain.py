@@ -1,7 +1,7 @@
 """What a run must know of its kind of data, and nothing else: everything that a run does is in `di4c_lm.runs.recipe`.
 
-A domain is a folder: `domain.py` fulfils the contract below, `settings.py` holds its settings, `model.py` what is saved, loaded and
-sampled. `DOMAINS` names the three that come with the package.
+A domain is a folder: `domain.py` fulfils the contract below, `settings.py` holds its settings, and its model, what is saved, loaded and
+sampled, stands in `domain.py` or a file of its own. `DOMAINS` names the three that come with the package.
 """
 
 import importlib

@@ -51,8 +51,8 @@ def check_settings(domain: Domain, settings: Any, folder: Path, *, rounds: bool 
     free = _RESUMABLE - ({"train.steps"} if rounds and is_finished(folder, reported=False) else set())
     differing = [
         f"{key}={json.dumps(there.get(key))} there, {json.dumps(here.get(key))} here"
-        for key in {**_without(there, free), **_without(here, free)}
-        if there.get(key) != here.get(key)
+        for key in {**there, **here}
+        if there.get(key) != here.get(key) and not {key, key.partition(".")[0]} & free
     ]
     if differing:
         raise ValueError(
@@ -98,7 +98,3 @@ def _leaves(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in json.loads(json.dumps(plain)).items():
         leaves |= _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return leaves
-
-
-def _without(leaves: Mapping[str, Any], keys: set[str]) -> dict[str, Any]:
-    return {key: value for key, value in leaves.items() if key not in keys and key.partition(".")[0] not in keys}

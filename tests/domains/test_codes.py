@@ -14,8 +14,7 @@ from di4c_lm.checkpoints.weights import Weights
 from di4c_lm.core.compose import compose
 from di4c_lm.data.images.codes import save_codes
 from di4c_lm.data.images.patch_codec import PatchCodec, PatchCodecConfig
-from di4c_lm.domains.codes.domain import DOMAIN
-from di4c_lm.domains.codes.model import CodeModel, encode_images, fingerprint, to_images, to_planes
+from di4c_lm.domains.codes.domain import DOMAIN, CodeModel, encode_images, fingerprint, to_images, to_planes
 from di4c_lm.domains.codes.settings import CodeSettings, ImageDataConfig, VqganSource
 from di4c_lm.domains.domain import FinishedRun
 from di4c_lm.domains.images import samplers

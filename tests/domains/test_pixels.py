@@ -14,9 +14,10 @@ from di4c_lm.core.compose import compose
 from di4c_lm.data.images.images import ImageSet, Split
 from di4c_lm.domains.domain import FinishedRun
 from di4c_lm.domains.images import load_images, samplers
-from di4c_lm.domains.pixels.domain import DOMAIN, PixelData
-from di4c_lm.domains.pixels.model import (
+from di4c_lm.domains.pixels.domain import (
+    DOMAIN,
     CifarModel,
+    PixelData,
 )
 from di4c_lm.domains.pixels.settings import (
     ImageEvalConfig,

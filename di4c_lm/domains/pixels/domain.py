@@ -2,24 +2,113 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from jaxtyping import Int64
+import torch
+from jaxtyping import Int64, UInt8
+from numpy import ndarray
 from torch import Tensor
 
+from di4c_lm.checkpoints import own
 from di4c_lm.checkpoints.load import read_checkpoint
+from di4c_lm.core.settings import to_dict
 from di4c_lm.data.batches import first_sequences
-from di4c_lm.data.images.images import ImageSource, Split
+from di4c_lm.data.images.images import ImageSource, Shape, Split, images_of, to_bytes
 from di4c_lm.domains.domain import FinishedRun, Pretraining
 from di4c_lm.domains.images import closing_settings, load_images, report
-from di4c_lm.domains.pixels.model import CifarModel
 from di4c_lm.domains.pixels.settings import PixelSettings
 from di4c_lm.measure.images.report import ImageReportConfig
 from di4c_lm.networks.unet import UNet
 from di4c_lm.objectives.denoising import Denoising
+from di4c_lm.processes.gaussian import GaussianChain
+from di4c_lm.samplers.grids import make_grid
+from di4c_lm.samplers.trajectory import Decoding, Sampler, sample_keyed
 from di4c_lm.training.distributed import World
+
+_CHAIN = "chain"  # in a checkpoint's extra
+
+
+@dataclass(frozen=True, kw_only=True)
+class CifarModel:
+    """A U-Net with the chain whose x_t it reads."""
+
+    denoiser: Any  # a UNet, or a mixture on one
+    chain: GaussianChain
+    num_classes: ClassVar[int] = 0  # that can be asked for
+
+    @property
+    def process(self) -> GaussianChain:
+        """The chain."""
+        return self.chain
+
+    @property
+    def shape(self) -> Shape:
+        """Rows, columns and channels of its images."""
+        return self.denoiser.shape
+
+    def save_pretrained(
+        self, folder: Path | str, state: "Mapping[str, Tensor] | None" = None, *, backbone: str | None = None
+    ) -> None:
+        """Write `model.safetensors` and `config.json`; see `Model`."""
+        chain = dataclasses.asdict(self.chain)
+        del chain["num_states"]
+        own.save(folder, self.denoiser, state=state, extra={_CHAIN: chain}, backbone=backbone)
+
+    @classmethod
+    def from_pretrained(cls, source: Path | str, *, device: torch.device | str = "cpu") -> "CifarModel":
+        """What `save_pretrained` wrote, in eval mode. Raises `ValueError` as `read_checkpoint` does."""
+        weights = read_checkpoint(source, "pixels")
+        try:
+            chain = GaussianChain(num_states=weights.sizes["num_states"], **weights.extra[_CHAIN])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{source}: its chain is not one of ours: {error!r}") from error
+        return cls(denoiser=weights.build(source).to(device), chain=chain)
+
+    def sample(
+        self,
+        num_samples: int,
+        steps: int,
+        *,
+        seed: int,
+        batch_size: int = 64,
+        sampler: Sampler | str = "ancestral",
+        grid: str | Sequence[float] = "uniform",
+        teacher: "CifarModel | None" = None,
+        **decoding: Any,
+    ) -> tuple[Int64[Tensor, "N D"], float]:
+        """States of `num_samples` images, and the mean NFE. Image n depends on (seed, n) alone.
+
+        `sampler` is an object or a name, `grid` a name of `make_grid` or times. `teacher` takes the last `hybrid_last` steps; `decoding`
+        are fields of `Decoding`, `end` being argmax, as published, by default. Raises `ValueError` for sizes and settings that do not fit.
+        """
+        found = sample_keyed(
+            self.denoiser,
+            self.chain,
+            (num_samples, self.denoiser.length),
+            make_grid(grid, steps, floor=self.chain.min_time),
+            seed=seed,
+            batch_size=batch_size,
+            sampler=sampler,
+            decoding=Decoding(**{"end": "argmax", **decoding}),
+            teacher=None if teacher is None else teacher.denoiser,
+            device=next(self.denoiser.parameters()).device,
+        )
+        return found.x, found.nfe
+
+    def images(
+        self, num: int, steps: int, seed: int, labels: None = None, **how: Any
+    ) -> tuple[UInt8[ndarray, "N H W C"], float]:
+        """Images and the mean NFE, as reports on images ask for them; `how` goes to `sample`."""
+        states_ND, nfe = self.sample(num, steps, seed=seed, **how)
+        return to_bytes(images_of(states_ND, self.shape), self.chain.num_states), nfe
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a report says of it beside its sampler."""
+        return {"chain": to_dict(self.chain)}
 
 
 @dataclass(frozen=True, kw_only=True)

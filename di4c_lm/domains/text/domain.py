@@ -126,7 +126,7 @@ def report(
     """
     config, run = finished.settings, load_run(finished)
     asked = settings or closing_settings(config)
-    run = compared(models, run) if models else run
+    run = chosen(run, models)
     if (asked.evaluator or run.evaluator) == "train":
         trained = trained_evaluator(config, corpus, config.run.cache, device_of(asked.device))
         shutil.copytree(trained, finished.folder / EVALUATOR, dirs_exist_ok=True)
@@ -167,35 +167,29 @@ def trained_evaluator(config: TextSettings, corpus: Corpus | None, cache: Path, 
 
 
 def chosen(run: TextRun, models: Sequence[str]) -> TextRun:
-    """`run` with the models that are asked for: names among its own, else folders as `compared` takes them; none: its own."""
+    """`run`, its validation set and evaluator, with the models that are asked for; none: its own.
+
+    Each is a name among its own, or a folder, or `name=folder`, of a run or of an exported model, called by its folder's name if it has no
+    other. Raises `ValueError` for an absent folder, a name given twice, or a model of another tokenizer or length.
+    """
     if not models:
         return run
-    own = {name: run.models[name] for name in models if name in run.models}
-    others = [one for one in models if one not in own]
-    found = compared(others, run) if others else dataclasses.replace(run, models={}, paths={})
-    paths = {**{name: run.paths[name] for name in own}, **found.paths}
-    how = {**found.how, **{name: run.how[name] for name in own if name in run.how}}
-    return dataclasses.replace(run, models={**own, **found.models}, paths=paths, how=how)
-
-
-def compared(models: Sequence[str], of: TextRun) -> TextRun:
-    """`of`, its validation set and evaluator, with other models: each a folder, or `name=folder`, of a run or of an exported model.
-
-    A model is called by its folder's name if it has no other. Raises `ValueError` for an absent folder, a name given twice, or a model
-    of another tokenizer or length.
-    """
     found: dict[str, TextModel] = {}
     paths: dict[str, Path] = {}
+    how = {name: run.how[name] for name in models if name in run.how}
     for argument in models:
         name, _, after = argument.rpartition("=")
-        folder = Path(after)
-        name = name or folder.resolve().name
-        path = folder / STUDENT if (folder / STUDENT).is_dir() else folder
+        name = argument if argument in run.models else name or Path(after).resolve().name
         if name in found:
             raise ValueError(f"models: {name!r} is there twice; give names by models=[<name>=<folder>,...]")
+        if argument in run.models:
+            found[name], paths[name] = run.models[name], run.paths[name]
+            continue
+        path = Path(after) / STUDENT if (Path(after) / STUDENT).is_dir() else Path(after)
         found[name], paths[name] = TextModel.from_pretrained(path), path
+        if run.how:
+            how[name] = {**next(iter(run.how.values())), "teacher": None, "hybrid_last": 0}
         sizes = (found[name].length, fingerprint(found[name].tokenizer))
-        if sizes != (of.student.length, fingerprint(of.student.tokenizer)):
-            raise ValueError(f"models: {path} has another tokenizer or length than the run {of.folder}")
-    how = {name: {**one, "teacher": None, "hybrid_last": 0} for name in found for one in list(of.how.values())[:1]}
-    return dataclasses.replace(of, models=found, paths=paths, how=how)
+        if sizes != (run.student.length, fingerprint(run.student.tokenizer)):
+            raise ValueError(f"models: {path} has another tokenizer or length than the run {run.folder}")
+    return dataclasses.replace(run, models=found, paths=paths, how=how)
