@@ -175,8 +175,57 @@ def test_the_product_of_positions_is_kept() -> None:
     )
 
 
+def plain_sinkhorn(p_NL: Tensor, tie_PLL: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
+    """Normaliser and `out` of each pair by loops: rows and columns of here(a) u(a) tie(a, b) out(b) brought to p in turn."""
+    normalisers, outs = [], []
+    for tie_LL, here_L, there_L in zip(tie_PLL, p_NL[:-1], p_NL[1:], strict=True):
+        column_L = torch.ones_like(there_L)
+        for _ in range(iterations):
+            row_L = 1 / (tie_LL * (column_L * there_L)[None]).sum(1)
+            column_L = 1 / (tie_LL * (row_L * here_L)[:, None]).sum(0)
+        outs.append(column_L * there_L)
+        normalisers.append(1 / (tie_LL * outs[-1][None]).sum(1))
+    return torch.stack(normalisers), torch.stack(outs)
+
+
+@pytest.mark.parametrize("iterations", [0, 1, 2, 3])
+def test_a_fit_makes_as_many_sinkhorn_iterations_as_it_says(iterations: int) -> None:
+    rng = torch.Generator().manual_seed(0)
+    p_NL = torch.randn(4, 3, generator=rng, dtype=torch.float64).mul(2).softmax(1)
+    gate_PK = torch.randn(3, 2, generator=rng, dtype=torch.float64).softmax(1)
+    relation_LL = torch.randn(3, 3, generator=rng, dtype=torch.float64).mul(2).exp()
+    chain = ClassChain.fitted(
+        p_NL[None],
+        PairPotentials(gate_PK[None], relation_LL[None]),
+        torch.arange(4)[None],
+        torch.ones(1, 4, dtype=torch.bool),
+        num_positions=4,
+        iterations=iterations,
+    )
+    tie_PLL = gate_PK[:, 0, None, None] + gate_PK[:, 1, None, None] * relation_LL
+    normaliser_PL, out_PL = plain_sinkhorn(p_NL, tie_PLL, iterations)
+    torch.testing.assert_close(chain.normaliser[0], normaliser_PL)
+    torch.testing.assert_close(chain.out[0], out_PL)
+
+
+def test_gates_see_how_far_apart_two_positions_are() -> None:
+    """Two unknown positions with nothing else about them: the tie is another where a known position is between them."""
+    mixture = on_dit(chosen())
+    head, rng = mixture.latent_head, torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        head.gap.weight.copy_(torch.randn(head.gap.weight.shape, generator=rng))
+        head.gate.weight.copy_(torch.randn(head.gate.weight.shape, generator=rng))
+        head.left.weight.zero_()
+        head.right.weight.zero_()
+    unknown = torch.tensor([[1, 1, 0, 0, 0, 0], [1, 0, 0, 1, 0, 0]], dtype=torch.bool)
+    x_0 = torch.randint(MASK, unknown.shape, generator=rng)
+    near, far = every_class(mixture, torch.where(unknown, MASK, x_0)).chain.potentials.gate[:, 0]
+    assert float((near - far).abs().max().detach()) > 0.01
+
+
 def test_samples_follow_the_chain() -> None:
     network, (_, x_t) = on_dit(chosen()), sequences()
+    network.latent_head.relation.data.mul_(8)  # far from symmetric
     chain = every_class(network, x_t).chain
     num = 40_000
     u = torch.rand(len(UNKNOWN), num, LENGTH, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

@@ -35,6 +35,13 @@ def test_each_state_owns_an_interval_as_long_as_its_probability(num_states: int,
     assert bool((share[exact == 0] == 0).all())
 
 
+def test_sums_of_blocks_keep_the_digits_of_float64() -> None:
+    """Two blocks of states, the first the likelier by 1e-9: a uniform a little above a half still falls into it."""
+    p_S = torch.zeros(512, dtype=torch.float64)
+    p_S[3], p_S[300] = 1 + 1e-9, 1.0
+    assert sample_categorical(p_S[None], torch.tensor([0.5 + 1e-10], dtype=torch.float64)).item() == 3
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from(SIZES), st.integers(0, 1000), st.integers(0, 1000))
 def test_draws_equal_the_plain_inverse_function(num_states: int, seed: int, draw_seed: int) -> None:

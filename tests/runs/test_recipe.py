@@ -125,6 +125,20 @@ def test_a_trained_teacher_is_taken_from_the_cache(
     assert len(calls) == 3, "its data too"
 
 
+def test_the_cached_teacher_is_the_average_of_its_training(
+    make: Callable[..., ToySettings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    averages, pretrain = [], recipe.pretrain
+
+    def kept(*arguments: Any) -> Any:
+        averages.append(pretrain(*arguments))
+        return averages[-1]
+
+    monkeypatch.setattr(recipe, "pretrain", kept)
+    found = weights(run(make("a")) / "teacher")
+    assert all(torch.equal(found[name], value) for name, value in averages[0].ema.items())
+
+
 def test_a_damaged_teacher_is_made_again(
     make: Callable[..., ToySettings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
