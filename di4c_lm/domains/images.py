@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from di4c_lm.core.settings import build, fields, to_dict
+from di4c_lm.core.settings import to_dict
 from di4c_lm.data.images.images import Split
 from di4c_lm.data.images.sources import Fit, load_split
 from di4c_lm.data.records.shards import is_shards
 from di4c_lm.domains.domain import FinishedRun, find_run, sampling, sampling_facts
+from di4c_lm.domains.settings import closing
 from di4c_lm.measure.images.report import ImageReportConfig, ImageRun, ImageSampler, image_report, image_table, publish
 from di4c_lm.measure.settings import device_of
 
@@ -46,13 +47,6 @@ def load_images(settings: Any) -> Split:
     return split
 
 
-def closing_settings(config: Any) -> ImageReportConfig:
-    """The closing report's settings, as `eval/images.py` takes them. Raises `ValueError` for impossible ones."""
-    known = fields(ImageReportConfig)
-    chosen = {name: value for name, value in to_dict(config.eval).items() if name in known}
-    return build(ImageReportConfig, {**chosen, "device": config.run.device}, key="eval")
-
-
 def samplers(run: FinishedRun, batch_size: int, device: str) -> list[ImageSampler]:
     """The models of a run by its `sampler` and `decoding`."""
     models: dict[str, Any] = {
@@ -79,7 +73,7 @@ def report(
 
     `images` spares reading them again. Raises `ValueError` as `image_report` does, and where of the images only the codes are at hand.
     """
-    chosen = settings or closing_settings(run.settings)
+    chosen = settings or closing(run.settings, ImageReportConfig)
     found = ImageRun(
         folder=run.folder,
         samplers=samplers(run, chosen.batch_size, device_of(chosen.device)) if measured is None else measured,

@@ -1,9 +1,9 @@
 """What the settings of a run have in all domains."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
-from di4c_lm.core.settings import Ints, Rounds, check, choice, fields, kind_of, section, setting
+from di4c_lm.core.settings import Ints, Rounds, build, check, choice, fields, kind_of, section, setting, to_dict
 from di4c_lm.mixtures.base import MixtureSettings
 from di4c_lm.mixtures.class_chain import ClassChainSettings
 from di4c_lm.mixtures.registry import MIXTURES
@@ -15,6 +15,8 @@ from di4c_lm.samplers.ancestral import Ancestral
 from di4c_lm.samplers.registry import SAMPLERS
 from di4c_lm.samplers.trajectory import Decoding, check_process
 from di4c_lm.training.settings import OptimConfig, PretrainConfig, RunConfig, TrainConfig, WandbConfig, ZeroConfig
+
+T = TypeVar("T")
 
 
 @section
@@ -174,3 +176,10 @@ class RunSettings:
             names = [name for name in fields(type(self.model)) if name not in self.STUDENTS_OWN]
             found |= {f"model.{name}": "where a teacher is given, whose shape it is" for name in names}
         return found
+
+
+def closing(config: Any, kind: type[T], **more: Any) -> T:
+    """The settings `kind` of a run's closing report, by its `eval` and `more`. Raises `SettingError` for impossible ones."""
+    known = fields(kind)
+    chosen = {name: value for name, value in to_dict(config.eval).items() if name in known}
+    return build(kind, {**chosen, **more, "device": config.run.device}, key="eval")

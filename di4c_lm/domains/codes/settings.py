@@ -5,7 +5,8 @@ from typing import Any, ClassVar, Literal
 
 from di4c_lm.core.settings import check, choice, section, setting, unit
 from di4c_lm.data.images.patch_codec import PatchCodecConfig
-from di4c_lm.domains.settings import ImageDataConfig, ImageEvalConfig, RunSettings, TeacherConfig
+from di4c_lm.domains.settings import ImageDataConfig, ImageEvalConfig, RunSettings, TeacherConfig, closing
+from di4c_lm.measure.images.report import ImageReportConfig
 from di4c_lm.mixtures.base import MixtureSettings
 from di4c_lm.mixtures.codes import CodesSettings
 from di4c_lm.mixtures.registry import MIXTURES
@@ -97,6 +98,7 @@ class CodeSettings(RunSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         bound = isinstance(self.objective, Mdlm) and self.schedule != "linear"
+        closing(self, ImageReportConfig)
         check(not bound, "objective", "mdlm", f"denoising, or schedule linear, where schedule={self.schedule}")
 
     def unused(self) -> dict[str, str]:

@@ -18,7 +18,7 @@ from di4c_lm.core.settings import to_dict
 from di4c_lm.data.batches import first_sequences
 from di4c_lm.data.images.images import ImageSource, Shape, Split, images_of, to_bytes
 from di4c_lm.domains.domain import FinishedRun, Pretraining
-from di4c_lm.domains.images import closing_settings, load_images, report
+from di4c_lm.domains.images import load_images, report
 from di4c_lm.domains.pixels.settings import PixelSettings
 from di4c_lm.measure.images.report import ImageReportConfig
 from di4c_lm.networks.unet import UNet
@@ -144,8 +144,7 @@ class PixelDomain:
     pretraining = Pretraining(objective=Denoising(), sections=("model", "chain"))
 
     def data(self, settings: PixelSettings, world: World, cache_dir: Path) -> PixelData:
-        """All images in memory; impossible settings of the report are refused before."""
-        closing_settings(settings)
+        """All images in memory."""
         return PixelData(images=load_images(settings), flip=settings.data.flip)
 
     def network(self, settings: PixelSettings, data: PixelData) -> UNet:

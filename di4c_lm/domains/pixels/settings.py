@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from di4c_lm.core.settings import check, choice, kind_of, section, setting
-from di4c_lm.domains.settings import ImageDataConfig, ImageEvalConfig, RunSettings
+from di4c_lm.domains.settings import ImageDataConfig, ImageEvalConfig, RunSettings, closing
+from di4c_lm.measure.images.report import ImageReportConfig
 from di4c_lm.mixtures.base import MixtureSettings
 from di4c_lm.mixtures.class_chain import ClassChainSettings
 from di4c_lm.mixtures.registry import MIXTURES
@@ -75,6 +76,7 @@ class PixelSettings(RunSettings):
         allowed = "uniform, stratified or codebook for a U-Net"
         check(distribution != "gaussian", "mixture.distribution", distribution, allowed)
         super().__post_init__()
+        closing(self, ImageReportConfig)
 
     def unused(self) -> dict[str, str]:
         """Those of any run, and the levels, of which the data has as many as it has."""

@@ -125,7 +125,7 @@ def report(
     An evaluator that is trained for it is left in the run's folder. `corpus` spares reading the run's again.
     """
     config, run = finished.settings, load_run(finished)
-    asked = settings or closing_settings(config)
+    asked = settings or config.closing_report()
     run = chosen(run, models)
     if (asked.evaluator or run.evaluator) == "train":
         trained = trained_evaluator(config, corpus, config.run.cache, device_of(asked.device))
@@ -135,13 +135,6 @@ def report(
     if settings is None and isinstance(config.objective, Mdlm):
         table += f"\n{bound_report(run, asked, draws=config.objective.bound_draws)}"
     return table
-
-
-def closing_settings(config: TextSettings) -> GenPplConfig:
-    """The closing report's settings, as `eval/gen_ppl.py` takes them."""
-    shared = ("steps", "num_samples", "batch_size", "seed", "bootstrap")
-    asked = {name: getattr(config.eval, name) for name in shared}
-    return GenPplConfig(**asked, evaluator_batch_size=config.evaluator.batch_size, device=config.run.device)
 
 
 def _found(settings: Measurement) -> FinishedRun:

@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from typing import ClassVar
 
-from di4c_lm.core.settings import Ints, at_least, check, section, setting
+from di4c_lm.core.settings import Ints, check, section, setting
 from di4c_lm.data.text.settings import DataConfig
-from di4c_lm.domains.settings import RunSettings, TeacherConfig
+from di4c_lm.domains.settings import RunSettings, TeacherConfig, closing
 from di4c_lm.measure.text.evaluator import EvaluatorConfig
+from di4c_lm.measure.text.gen_ppl import GenPplConfig
 from di4c_lm.networks.dit import DitConfig
 from di4c_lm.training.settings import OptimConfig, PretrainConfig, TrainConfig
 
@@ -36,16 +37,8 @@ class EvalConfig:
     seeds: Ints = setting((0,), "of sampling: one")
     bootstrap: int = setting(1000, "resamples behind each 95 % interval")
 
-    @property
-    def seed(self) -> int:
-        """Of sampling, of the choice of validation sequences and of resampling."""
-        return self.seeds[0]
-
     def __post_init__(self) -> None:
-        check(len(self.steps) > 0 and min(self.steps) >= 1, "steps", self.steps, "step counts of at least 1")
         check(len(self.seeds) == 1 and self.seeds[0] >= 0, "seeds", self.seeds, "one seed of at least 0")
-        at_least(self, 2, "num_samples")
-        at_least(self, 1, "batch_size", "bootstrap")
 
 
 @section
@@ -70,6 +63,11 @@ class TextSettings(RunSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.closing_report()
         path, skip = self.evaluator.path, self.eval.skip
         allowed = "a folder or hub name, or eval.skip=true, where data.streaming=true or data.kind=shards"
         check(path != "train" or self.data.at_hand or skip, "evaluator.path", path, allowed)
+
+    def closing_report(self) -> GenPplConfig:
+        """The closing report's settings, as `eval/gen_ppl.py` takes them."""
+        return closing(self, GenPplConfig, seed=self.eval.seeds[0], evaluator_batch_size=self.evaluator.batch_size)

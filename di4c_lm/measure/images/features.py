@@ -3,7 +3,6 @@
 Axes: N images, H rows, W columns, C channels, F features, K classes.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from jaxtyping import Float, UInt8
 from numpy import ndarray
 from torch import Tensor
 
+from di4c_lm.core.files import read_json
 from di4c_lm.measure.render.manifest import weights_hash
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
@@ -136,11 +136,8 @@ def folder_features(path: Path, *, batch_size: int = 32, device: torch.device | 
             f"features={str(path)!r}: expected a vision model, found one that reads {model.main_input_name}"
         )
     model.eval().requires_grad_(False).to(device)
-    preprocessor = (
-        json.loads((path / "preprocessor_config.json").read_text())
-        if (path / "preprocessor_config.json").is_file()
-        else {}
-    )
+    said = path / "preprocessor_config.json"
+    preprocessor = read_json(said) if said.is_file() else {}
     size = _image_size(model.config, preprocessor)
     mean, std = (
         torch.tensor(preprocessor.get(name) or default, device=device).view(1, -1, 1, 1)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Real
 from numpy import ndarray
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 EosRule: TypeAlias = Literal["all", "first", "mdlm"]
@@ -141,9 +142,7 @@ def score(
     nll_N = np.zeros(len(documents))
     for batch, ids_NT, present_NT in padded(documents, batch_size, next(evaluator.parameters()).device, progress):
         nll_NT = _next_token_nll(evaluator, ids_NT, present_NT).cpu()
-        scored_NT = torch.zeros(ids_NT.shape, dtype=torch.bool)
-        for row, i in enumerate(batch):
-            scored_NT[row, : len(masks[i])] = torch.from_numpy(masks[i])
+        scored_NT = pad_sequence([torch.from_numpy(masks[i]) for i in batch], batch_first=True)
         nll_N[batch] = torch.where(scored_NT[:, 1:], nll_NT, 0.0).sum(1).numpy()
     return nll_N, np.array([mask.sum() for mask in masks], dtype=np.float64)
 
@@ -155,11 +154,8 @@ def padded(
     order = sorted(range(len(documents)), key=lambda i: -len(documents[i].ids))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     for batch in tqdm(batches, desc=progress, disable=progress is None, leave=False):
-        ids_NT = torch.zeros(len(batch), len(documents[batch[0]].ids), dtype=torch.long)
-        present_NT = ids_NT.clone()
-        for row, i in enumerate(batch):
-            ids_NT[row, : len(documents[i].ids)] = torch.tensor(documents[i].ids)
-            present_NT[row, : len(documents[i].ids)] = 1
+        ids = [torch.tensor(documents[i].ids) for i in batch]
+        ids_NT, present_NT = (pad_sequence(of, batch_first=True) for of in (ids, [torch.ones_like(one) for one in ids]))
         yield batch, ids_NT.to(device), present_NT.to(device)
 
 

@@ -23,7 +23,7 @@ from di4c_lm.measure.text.evaluator import Evaluator, evaluator_facts, load_eval
 from di4c_lm.measure.text.gen_ppl import GenPplConfig, gen_ppl_table, measure
 from di4c_lm.measure.text.likelihood import likelihood_part, marginal_bound
 from di4c_lm.measure.text.mixture import mixture_part
-from di4c_lm.measure.text.samples import Reader, TextModel, TextRun, TextSamples, sampled, sampler_of
+from di4c_lm.measure.text.samples import Reader, TextRun, TextSamples, sampled, sampler_of
 from di4c_lm.measure.text.suite import Bench, ReportConfig, measure_suite, split_held_out, suite_table
 
 logger = logging.getLogger(__name__)
@@ -189,6 +189,10 @@ def _samples(
 def _cells(run: TextRun, real: Tensor, settings: ReportConfig) -> Iterator[TextSamples]:
     how: dict[str, Any] = {"sampler": settings.sampler, "grid": settings.grid, "noise": settings.noise}
     noise, student, name = _NOISE[settings.noise], run.student, list(run.models)[-1]
+    tail = {}  # of the sampler in use, but of those that need more than steps, or a particular network
+    if noise == "float64" and settings.sampler in ("ancestral", "first_hitting", "first_hitting_parallel"):
+        probed = {"sampler": settings.sampler}
+        tail = tail_probe(student, steps=_PROBE_STEPS, seed=settings.seeds[0], settings=probed)
     yield from sampled(
         {name: sampler_of(model, settings.batch_size, **how) for name, model in run.models.items()},
         settings.num_samples,
@@ -197,7 +201,7 @@ def _cells(run: TextRun, real: Tensor, settings: ReportConfig) -> Iterator[TextS
         seeds=settings.seeds,
         progress=True,
         noise=noise,
-        tail=_tail(student, settings) if noise == "float64" else {},
+        tail=tail,
     )
     if not settings.canaries:
         return
@@ -209,13 +213,6 @@ def _cells(run: TextRun, real: Tensor, settings: ReportConfig) -> Iterator[TextS
     tokens, nfe = legacy(few, max(settings.steps), seed)
     canary: dict[str, Any] = {"name": f"canary: {name}, float32 noise", "kind": "canary", "noise": "float32"}
     yield TextSamples(**canary, tokens=tokens, steps=max(settings.steps), nfe=nfe)
-
-
-def _tail(student: TextModel, settings: ReportConfig) -> dict[str, float]:
-    """The probe of the sampler in use; the samplers that need more than steps, or a particular network, are not probed."""
-    if settings.sampler not in ("ancestral", "first_hitting", "first_hitting_parallel"):
-        return {}
-    return tail_probe(student, steps=_PROBE_STEPS, seed=settings.seeds[0], settings={"sampler": settings.sampler})
 
 
 # What measures the parts of the report: the parts it stands for, and a function of run, settings, evaluators and encoder to tables.
