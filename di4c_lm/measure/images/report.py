@@ -253,6 +253,9 @@ def publish(found: ImageReport, run: ImageRun, settings: ImageReportConfig) -> d
         reference=dict(found.reference),
         against=settings.against,
     )
+    titles = {(name, n): f"{name}, {n} step{'s' if n > 1 else ''}" for name, n in found.shown} | {
+        (DATA, 0): LAYOUT.data
+    }
     return write_report(
         settings.folder(run.folder),
         "images",
@@ -260,12 +263,8 @@ def publish(found: ImageReport, run: ImageRun, settings: ImageReportConfig) -> d
         LAYOUT,
         title=f"Features: {found.features['kind']}",
         subtitle=f"{facts['time']} · commit {facts['commit'][:12]} · {_provenance(found)} · 95 % intervals below each number",
-        pictures={"samples": sample_sheet({_title(*cell): images for cell, images in found.shown.items()})},
+        pictures={"samples": sample_sheet({titles[cell]: images for cell, images in found.shown.items()})},
     )
-
-
-def _title(name: str, steps: int) -> str:
-    return LAYOUT.data if name == DATA else f"{name}, {steps} step{'s' if steps > 1 else ''}"
 
 
 def _provenance(found: ImageReport) -> str:

@@ -129,11 +129,13 @@ def _train(
         optimizer, max_lr=pretrain.lr, total_steps=pretrain.steps + 1, pct_start=0.05, cycle_momentum=False
     )
     rng = torch.Generator().manual_seed(pretrain.seed)
-    batches = _batches(len(tokens_ND), pretrain.batch_size, rng)
-    bar = tqdm(range(pretrain.steps), desc="evaluator", unit="step", disable=not progress)
+    epochs = -(-pretrain.steps * pretrain.batch_size // len(tokens_ND))
+    order = torch.cat([torch.randperm(len(tokens_ND), generator=rng) for _ in range(epochs)])
+    batches = order.split(pretrain.batch_size)[: pretrain.steps]
+    bar = tqdm(batches, desc="evaluator", unit="step", disable=not progress)
     smoothed = 0.0
-    for step in bar:
-        ids_ND = tokens_ND[next(batches)].to(device, torch.long)
+    for step, index_B in enumerate(bar):
+        ids_ND = tokens_ND[index_B].to(device, torch.long)
         logits_NDV = model(input_ids=ids_ND, use_cache=False).logits
         loss = F.cross_entropy(logits_NDV[:, :-1].flatten(0, 1), ids_ND[:, 1:].flatten())
         optimizer.zero_grad(set_to_none=True)
@@ -145,16 +147,6 @@ def _train(
         smoothed += weight * (loss.item() - smoothed)
         bar.set_postfix(loss=f"{smoothed:.3f}", refresh=False)
     return model, smoothed
-
-
-def _batches(num_sequences: int, batch_size: int, rng: torch.Generator):
-    """Indices without end: each epoch a fresh order, its last batch filled up from the next."""
-    order = torch.empty(0, dtype=torch.long)
-    while True:
-        while len(order) < batch_size:
-            order = torch.cat([order, torch.randperm(num_sequences, generator=rng)])
-        yield order[:batch_size]
-        order = order[batch_size:]
 
 
 @contextmanager

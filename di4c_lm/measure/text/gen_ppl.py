@@ -156,7 +156,10 @@ def measure(samplers: Mapping[str, Sampler], data_ND: Int[Tensor, "N D"], reader
         settings = settings.fitted(length)
         prompt, repeats = settings.prompt_length, settings.continuations
         end = prompt + settings.continuation_length
-    chosen = _choose(data_ND, settings.prompts if settings.conditional else settings.num_samples, settings.seed)
+    if len(data_ND) < 2:
+        raise ValueError(f"{len(data_ND)} validation sequences are too few: an interval needs at least 2")
+    order_N = torch.randperm(len(data_ND), generator=torch.Generator().manual_seed(settings.seed))
+    chosen = data_ND[order_N[: settings.prompts if settings.conditional else settings.num_samples]]
     prompts_NP = chosen[:, :prompt].repeat_interleave(repeats, 0)
     given = prompts_NP if settings.conditional else settings.num_samples
 
@@ -187,12 +190,6 @@ def measure(samplers: Mapping[str, Sampler], data_ND: Int[Tensor, "N D"], reader
         for metric in ("gen_ppl", "entropy")
     ]
     return Measured(rows=rows, comparisons=comparisons)
-
-
-def _choose(data_ND: Int[Tensor, "N D"], num_samples: int, seed: int) -> Int[Tensor, "M D"]:
-    if len(data_ND) < 2:
-        raise ValueError(f"{len(data_ND)} validation sequences are too few: an interval needs at least 2")
-    return data_ND[torch.randperm(len(data_ND), generator=torch.Generator().manual_seed(seed))[:num_samples]]
 
 
 def gen_ppl_table(found: Measured) -> str:
