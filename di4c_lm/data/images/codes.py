@@ -11,8 +11,8 @@ from jaxtyping import Int64, UInt8
 
 from di4c_lm.data.images.images import check_labels
 from di4c_lm.data.images.sources import Fit, ImageReader, ImageRecord, Line, RawImages
-from di4c_lm.data.records.shards import Index, Shards
-from di4c_lm.data.records.writer import ShardWriter, row_dtype, writing
+from di4c_lm.data.records.shards import Index, Shards, row_dtype
+from di4c_lm.data.records.writer import writing
 
 Encode = Callable[[UInt8[np.ndarray, "B H W C"]], Int64[np.ndarray, "B D"]]
 
@@ -60,10 +60,8 @@ def write_codes(
     `on_shard` is given the rows written and the images skipped so far. Raises `ValueError` where `folder` holds another job, and as
     `ImageReader` and the codec do; the shards written until then stay, and a next call resumes behind them.
     """
-    with writing(folder):
-        rows = job.shard_images * (1 + job.mirror)
-        dtype = _dtype(job.num_codes, len(job.raw.classes))
-        writer = ShardWriter(folder, dtype=dtype, width=job.length + 1, shard_rows=rows, made_by=job.made_by)
+    index = _index(job.num_codes, job.length, job.raw.classes, job.codec, job.made_by)
+    with writing(folder, index, job.shard_images * (1 + job.mirror)) as writer:
         if writer.finished is not None:
             return writer.finished
         place = writer.place or {"taken": 0, "skipped": 0}
@@ -72,21 +70,8 @@ def write_codes(
             if writer.append(_encoded(records, job, encode)):
                 writer.commit(place)
                 on_shard(writer.rows, place["skipped"])
-        shards = writer.close()
         on_shard(writer.rows, place["skipped"])
-        index = Index(
-            kind="codes",
-            length=job.length,
-            num_states=job.num_codes,
-            dtype=dtype.str,
-            coder=job.codec,
-            classes=job.raw.classes,
-            made_by=job.made_by,
-            counts={"skipped": place["skipped"]},
-            train=shards,
-        )
-        writer.publish(index)
-        return index
+        return writer.close({"skipped": place["skipped"]})
 
 
 def save_codes(
@@ -101,23 +86,9 @@ def save_codes(
 ) -> Index:
     """Write codes that are all in memory, as one shard. Raises `ValueError` for labels that name no class."""
     check_labels(labels, len(classes), str(folder))
-    dtype, width = _dtype(num_codes, len(classes)), codes.shape[1] + 1
-    with writing(folder):
-        writer = ShardWriter(folder, dtype=dtype, width=width, shard_rows=len(codes) + 1, made_by=made_by)
+    with writing(folder, _index(num_codes, codes.shape[1], classes, codec, made_by), len(codes) + 1) as writer:
         writer.append(np.concatenate([codes, labels[:, None]], 1))
-        index = Index(
-            kind="codes",
-            length=codes.shape[1],
-            num_states=num_codes,
-            dtype=dtype.str,
-            coder=codec,
-            classes=classes,
-            made_by=made_by,
-            counts={"skipped": 0},
-            train=writer.close(),
-        )
-        writer.publish(index)
-    return index
+        return writer.close({"skipped": 0})
 
 
 def load_codes(folder: Path) -> Shards:
@@ -137,8 +108,10 @@ def load_codes(folder: Path) -> Shards:
     return found
 
 
-def _dtype(num_codes: int, num_classes: int) -> "np.dtype[Any]":
-    return row_dtype(max(num_codes, num_classes))
+def _index(num_codes: int, length: int, classes: tuple[str, ...], codec: str, made_by: dict[str, Any]) -> Index:
+    dtype = row_dtype(max(num_codes, len(classes)))
+    sizes: dict[str, Any] = {"length": length, "num_states": num_codes, "dtype": dtype}
+    return Index(kind="codes", coder=codec, classes=classes, made_by=made_by, **sizes)
 
 
 def _batches(job: CodeJob, place: dict[str, int]) -> Iterator[tuple[list[ImageRecord], dict[str, int]]]:

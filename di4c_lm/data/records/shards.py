@@ -42,6 +42,11 @@ _PART = re.compile(r"part_(\d+)_of_(\d+)")
 blake2b = functools.partial(hashlib.blake2b, digest_size=16)
 
 
+def row_dtype(num_states: int) -> str:
+    """Little-endian uint16, or uint32 for more than 65,536 states."""
+    return "<u2" if num_states <= 1 << 16 else "<u4"
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shard:
     """A file of whole rows."""
@@ -64,8 +69,8 @@ class Index:
     classes: tuple[str, ...] = ()  # whose number stands behind each row; none: no label
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)  # of tokens: wrap, eos_id
     made_by: dict[str, Any]  # source and options, as the writer was given them
-    counts: dict[str, int]  # what was read, mended and left out on the way
-    train: tuple[Shard, ...]
+    counts: dict[str, int] = dataclasses.field(default_factory=dict)  # what was read, mended and left out on the way
+    train: tuple[Shard, ...] = ()
     validation: Shard | None = None
 
     @property

@@ -28,7 +28,7 @@ from di4c_lm.data.text.documents import (
     train_side,
 )
 from di4c_lm.data.text.files import file_documents, hub_documents, hub_stream
-from di4c_lm.data.text.packing import Cursor, Run, encode_documents, encode_runs, pack, token_dtype, token_id
+from di4c_lm.data.text.packing import Cursor, Run, encode_documents, encode_runs, frame_of, pack
 from di4c_lm.data.text.prepare import TOKENIZER, read_held_out
 from di4c_lm.data.text.settings import DataConfig
 from di4c_lm.data.text.streaming import StreamingSource
@@ -93,22 +93,19 @@ def load_corpus(config: DataConfig, seed: int, cache_dir: Path) -> Corpus:
     return _streamed(config, seed, cache_dir) if config.streaming else _in_memory(config, seed, cache_dir)
 
 
-def _frame(config: DataConfig, tokenizer: "transformers.PreTrainedTokenizerFast") -> tuple[int, int] | None:
-    return (token_id(tokenizer.bos_token_id), token_id(tokenizer.eos_token_id)) if config.wrap else None
-
-
 def _sequences(
     texts: Iterable[str], config: DataConfig, tokenizer: "transformers.PreTrainedTokenizerFast", name: str, side: str
 ) -> Integer[np.ndarray, "N D"]:
     """Every sequence at once. Raises ValueError where there is none."""
     shown = iter(tqdm(texts, desc=f"tokenise, {side}", unit=" documents", delay=2, disable=None))
-    blocks = list(pack(encode_documents(shown, tokenizer), config.length, frame=_frame(config, tokenizer)))
-    if not blocks:
+    frame = frame_of(tokenizer, wrap=config.wrap)
+    tokens_ND = pack(encode_documents(shown, tokenizer), config.length, frame=frame)
+    if not len(tokens_ND):
         raise ValueError(
             f"{name}: the {side} documents hold fewer tokens than one sequence of data.length={config.length}: "
             f"give more text, a smaller data.length or another data.validation_share"
         )
-    return np.concatenate(blocks)
+    return tokens_ND
 
 
 def _as_tensor(tokens_ND: Integer[np.ndarray, "N D"]) -> Int[Tensor, "N D"]:
@@ -127,7 +124,6 @@ def _in_memory(config: DataConfig, seed: int, cache_dir: Path) -> Corpus:
         aside_ND = _as_tensor(
             _sequences(evaluator_side(documents, split), config, tokenizer, documents.name, "evaluator's")
         )
-    assert tokens_ND.dtype == token_dtype(len(tokenizer))
     content = hashlib.sha256(fingerprint(tokenizer).encode())
     content.update(validation_ND.tobytes())
     content.update(tokens_ND.tobytes())
@@ -174,7 +170,7 @@ def _streamed(config: DataConfig, seed: int, cache_dir: Path) -> Corpus:
     train = StreamingSource(
         open_runs=open_runs,
         length=config.length,
-        frame=_frame(config, tokenizer),
+        frame=frame_of(tokenizer, wrap=config.wrap),
         shuffle_buffer=config.shuffle_buffer,
         seed=seed,
         name=documents.name,

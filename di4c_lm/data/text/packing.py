@@ -2,15 +2,16 @@
 
 import dataclasses
 import logging
-import queue
 import re
-import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from jaxtyping import Integer
 
+from di4c_lm.data.records.shards import row_dtype
 from di4c_lm.data.text.documents import Place, Walk
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-_CHECK_S = 0.1
 PIECE_CHARACTERS = 1 << 17
 BATCH_CHARACTERS = 1 << 20
 _WORD_END = re.compile(r"\S(?=\s)")
@@ -47,9 +47,9 @@ def token_id(value: object) -> int:
     return value
 
 
-def token_dtype(num_states: int) -> type[np.unsignedinteger]:
-    """The smallest of uint16 and uint32 that holds `num_states` ids."""
-    return np.uint16 if num_states <= 1 << 16 else np.uint32
+def frame_of(tokenizer: "transformers.PreTrainedTokenizerFast", *, wrap: bool) -> tuple[int, int] | None:
+    """What stands around each sequence: (BOS, EOS) with `wrap`."""
+    return (token_id(tokenizer.bos_token_id), token_id(tokenizer.eos_token_id)) if wrap else None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -148,7 +148,7 @@ def encode_runs(
     backend.no_truncation()
     backend.no_padding()
     eos = [token_id(tokenizer.eos_token_id)]
-    dtype = token_dtype(len(tokenizer))
+    dtype = np.dtype(row_dtype(len(tokenizer)))
     batches = prefetched(_batches(walk, start or Cursor(), holds_out))
     encoded = ((batch, backend.encode_batch_fast(batch.pieces, add_special_tokens=False)) for batch in batches)
     for batch, encodings in prefetched(encoded, depth=1):
@@ -193,18 +193,13 @@ class Rows:
 
 def pack(
     runs: Iterable[Integer[np.ndarray, " N"]], length: int, *, frame: tuple[int, int] | None = None
-) -> Iterator[Integer[np.ndarray, "n D"]]:
-    """Cut a line of tokens into sequences, in blocks (n, length); `frame` as in `Rows`.
-
-    What is left at the end, less than one sequence, is dropped and logged.
-    """
+) -> Integer[np.ndarray, "N D"]:
+    """A line of tokens cut into sequences; `frame` as in `Rows`. What is left at the end, less than one, is dropped and logged."""
     rows = Rows(length, frame)
-    for run in runs:
-        block_ND = rows.push(run)
-        if len(block_ND):
-            yield block_ND
+    blocks = [rows.push(run) for run in runs]
     if len(rows.rest_N):
         logger.info("the last %d tokens, less than a sequence, were dropped", len(rows.rest_N))
+    return np.concatenate(blocks) if blocks else np.empty((0, length), np.uint16)
 
 
 def prefetched(items: Iterable[T], depth: int = 2) -> Iterator[T]:
@@ -213,35 +208,13 @@ def prefetched(items: Iterable[T], depth: int = 2) -> Iterator[T]:
     Of use where making an item releases the interpreter's lock, as `tokenizers`, compression and reading do. Closing the
     iterator ends the thread after the item it is at.
     """
-    ready: queue.Queue[tuple[str, Any]] = queue.Queue(depth)
-    closed = threading.Event()
-
-    def put(kind: str, value: Any) -> bool:
-        while not closed.is_set():
-            try:
-                ready.put((kind, value), timeout=_CHECK_S)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def work() -> None:
-        try:
-            for item in items:
-                if not put("item", item):
-                    return
-            put("end", None)
-        except BaseException as error:
-            put("error", error)
-
-    threading.Thread(target=work, daemon=True).start()
+    iterator: Iterator[Any] = iter(items)
+    end = object()
+    pool = ThreadPoolExecutor(1)
     try:
-        while True:
-            kind, value = ready.get()
-            if kind == "end":
-                return
-            if kind == "error":
-                raise value
-            yield value
+        ready = deque(pool.submit(next, iterator, end) for _ in range(depth + 1))
+        while (item := ready.popleft().result()) is not end:
+            ready.append(pool.submit(next, iterator, end))
+            yield item
     finally:
-        closed.set()
+        pool.shutdown(wait=False, cancel_futures=True)

@@ -14,14 +14,12 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Integer
 
-from di4c_lm.core.files import write_bytes
 from di4c_lm.core.fingerprints import fingerprint
-from di4c_lm.data.records.shards import Index, Shard, blake2b
-from di4c_lm.data.records.writer import LOCK, STATE, ShardWriter, row_dtype, writing
+from di4c_lm.data.records.shards import Index, row_dtype
+from di4c_lm.data.records.writer import LOCK, STATE, write_shard, writing
 from di4c_lm.data.text.documents import VALIDATION_CHARACTERS, Documents, Split
-from di4c_lm.data.text.packing import Cursor, Rows, encode_documents, encode_runs, pack, token_id
+from di4c_lm.data.text.packing import Cursor, Rows, encode_documents, encode_runs, frame_of, pack, token_id
 
 if TYPE_CHECKING:
     import transformers
@@ -40,11 +38,6 @@ class Layout:
     wrap: bool
     shard_tokens: int
     validation_share: float
-
-    @property
-    def sequences(self) -> int:
-        """Of a full shard."""
-        return max(1, self.shard_tokens // self.length)
 
 
 def prepare(
@@ -65,87 +58,75 @@ def prepare(
         ValueError: the folder holds other files or other shards; the corpus is empty, damaged or too small for one sequence on either side.
         OSError: writing fails (a full disk). What was finished stays, and the next call resumes behind it.
     """
-    with writing(folder):
-        return _prepare(folder, documents, tokenizer, layout, source, report)
-
-
-def _prepare(
-    folder: Path,
-    documents: Documents,
-    tokenizer: "transformers.PreTrainedTokenizerFast",
-    layout: Layout,
-    source: dict[str, Any],
-    report: Report,
-) -> Index:
     made_by = {
         "source": {**source, "identity": documents.identity},
         "layout": dataclasses.asdict(layout),
         "tokenizer": fingerprint(tokenizer),
     }
-    dtype, length = row_dtype(len(tokenizer)), layout.length
-    writer = ShardWriter(folder, dtype=dtype, width=length, shard_rows=layout.sequences, made_by=made_by)
-    if writer.finished is not None:
-        logger.info("%s is prepared already", folder)
-        return writer.finished
-    place = writer.place or {"cursor": Cursor().state_dict(), "rest": "", "bytes": 0, "characters": 0}
-    if writer.place is None:
-        ours = (TOKENIZER, VALIDATION, VALIDATION_TEXTS, LOCK, STATE)
-        other = [path.name for path in folder.iterdir() if path.name not in ours and not path.name.startswith("train_")]
-        if other:
-            raise ValueError(f"{folder} holds {other[0]}, which is no part of shards: choose an empty or absent folder")
-    else:
-        logger.info("resuming behind %d shards and %d documents", len(writer.shards), place["cursor"]["documents"])
-    tokenizer.save_pretrained(str(folder / TOKENIZER))
-    frame = (token_id(tokenizer.bos_token_id), token_id(tokenizer.eos_token_id)) if layout.wrap else None
-    rows = Rows(length, frame, np.frombuffer(base64.b64decode(place["rest"]), dtype))
-    cursor, tokens, size, characters = Cursor.from_state(place["cursor"]), 0, place["bytes"], place["characters"]
-    report(cursor, tokens)
-    split = Split.by_share(layout.validation_share)
-    runs = encode_runs(documents.walk(cursor.place), tokenizer, start=cursor, holds_out=split.holds_out)
-    with _held_out_file(folder / VALIDATION_TEXTS, size) as file:
-        for run in runs:
-            is_new = writer.append(rows.push(run.tokens_N))
-            added, characters = _append(file, run.held_out, characters)
-            cursor, size, tokens = run.cursor, size + added, tokens + len(run.tokens_N)
-            if is_new:
-                os.fsync(file.fileno())
-                rest = base64.b64encode(rows.rest_N.astype(dtype).tobytes()).decode()
-                writer.commit({"cursor": cursor.state_dict(), "rest": rest, "bytes": size, "characters": characters})
-            report(cursor, tokens)
-    shards = writer.close()
-    validation = _write_validation(folder, tokenizer, length, frame, dtype)
-    for side, sequences, texts in (
-        ("training", writer.rows, cursor.documents),
-        ("validation", validation.rows, cursor.held_out),
-    ):
-        if not sequences:
-            raise ValueError(
-                f"{documents.name}: the {texts} {side} documents hold fewer tokens than one sequence of length={length}: give more "
-                "text, a smaller length or another validation_share, and an empty folder"
-            )
     index = Index(
         kind="tokens",
-        length=length,
+        length=layout.length,
         num_states=len(tokenizer),
-        dtype=dtype.str,
+        dtype=row_dtype(len(tokenizer)),
         coder=made_by["tokenizer"],
         facts={"wrap": layout.wrap, "eos_id": token_id(tokenizer.eos_token_id)},
         made_by=made_by,
-        counts={
+    )
+    with writing(folder, index, max(1, layout.shard_tokens // layout.length)) as writer:
+        if writer.finished is not None:
+            logger.info("%s is prepared already", folder)
+            return writer.finished
+        place = writer.place or {"cursor": Cursor().state_dict(), "rest": "", "bytes": 0, "characters": 0}
+        if writer.place is None:
+            _refuse_other_files(folder)
+        else:
+            logger.info("resuming behind %d shards and %d documents", len(writer.shards), place["cursor"]["documents"])
+        tokenizer.save_pretrained(str(folder / TOKENIZER))
+        frame = frame_of(tokenizer, wrap=layout.wrap)
+        rows = Rows(layout.length, frame, np.frombuffer(base64.b64decode(place["rest"]), index.dtype))
+        cursor, tokens, size, characters = Cursor.from_state(place["cursor"]), 0, place["bytes"], place["characters"]
+        report(cursor, tokens)
+        split = Split.by_share(layout.validation_share)
+        runs = encode_runs(documents.walk(cursor.place), tokenizer, start=cursor, holds_out=split.holds_out)
+        with _held_out_file(folder / VALIDATION_TEXTS, size) as file:
+            for run in runs:
+                is_new = writer.append(rows.push(run.tokens_N))
+                added, characters = _append(file, run.held_out, characters)
+                cursor, size, tokens = run.cursor, size + added, tokens + len(run.tokens_N)
+                if is_new:
+                    os.fsync(file.fileno())
+                    rest = base64.b64encode(rows.rest_N.astype(index.dtype).tobytes()).decode()
+                    place = {"cursor": cursor.state_dict(), "rest": rest, "bytes": size, "characters": characters}
+                    writer.commit(place)
+                report(cursor, tokens)
+        held_out_ND = pack(encode_documents(read_held_out(folder), tokenizer), layout.length, frame=frame)
+        for side, sequences, texts in (
+            ("training", writer.rows, cursor.documents),
+            ("validation", len(held_out_ND), cursor.held_out),
+        ):
+            if not sequences:
+                raise ValueError(
+                    f"{documents.name}: the {texts} {side} documents hold fewer tokens than one sequence of length={layout.length}: give "
+                    "more text, a smaller length or another validation_share, and an empty folder"
+                )
+        counts = {
             "documents": cursor.documents,
             "held_out": cursor.held_out,
             "split": cursor.split,
             "replaced": cursor.place.replaced,
             "skipped": cursor.place.skipped,
             "text_bytes": cursor.text_bytes,
-            "tokens": sum(shard.rows for shard in shards) * length,
+            "tokens": writer.rows * layout.length,
             "dropped_tokens": len(rows.rest_N),
-        },
-        train=shards,
-        validation=validation,
-    )
-    writer.publish(index)
-    return index
+        }
+        return writer.close(counts, write_shard(folder, VALIDATION, held_out_ND.astype(index.dtype)))
+
+
+def _refuse_other_files(folder: Path) -> None:
+    ours = (TOKENIZER, VALIDATION, VALIDATION_TEXTS, LOCK, STATE)
+    other = [path.name for path in folder.iterdir() if path.name not in ours and not path.name.startswith("train_")]
+    if other:
+        raise ValueError(f"{folder} holds {other[0]}, which is no part of shards: choose an empty or absent folder")
 
 
 def _held_out_file(path: Path, size: int) -> IO[bytes]:
@@ -171,20 +152,3 @@ def read_held_out(folder: Path) -> list[str]:
     """The held-out documents that are kept."""
     with open(folder / VALIDATION_TEXTS, "rb") as lines:
         return [json.loads(line)["text"] for line in lines]
-
-
-def _write_validation(
-    folder: Path,
-    tokenizer: "transformers.PreTrainedTokenizerFast",
-    length: int,
-    frame: tuple[int, int] | None,
-    dtype: "np.dtype[Any]",
-) -> Shard:
-    """Tokenise and pack the held-out documents that are kept."""
-    blocks: list[Integer[np.ndarray, "n D"]] = list(
-        pack(encode_documents(read_held_out(folder), tokenizer), length, frame=frame)
-    )
-    content = b"".join(block_ND.astype(dtype).tobytes() for block_ND in blocks)
-    write_bytes(folder / VALIDATION, content)
-    digest = blake2b(content).hexdigest()
-    return Shard(name=VALIDATION, rows=sum(map(len, blocks)), size=len(content), blake2b=digest)

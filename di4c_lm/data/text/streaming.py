@@ -35,17 +35,17 @@ class StreamingSource:
         return RankStream(self, rank, world_size)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(kw_only=True)
 class Mark:
-    """Where a `RankStream` stands; made in no time, since arrays are shared."""
+    """Where a `RankStream` stands."""
 
-    epoch: int
-    cursor: Cursor
-    ended: bool  # the epoch's documents are used up, the buffer perhaps not
-    rest_N: Integer[np.ndarray, " N"]
-    pending_ND: Integer[np.ndarray, "n D"]
-    numbered: int  # sequences of the epoch that have entered the buffer
-    buffer: tuple[tuple[int, Integer[np.ndarray, " D"]], ...]
+    epoch: int = 0
+    cursor: Cursor = Cursor()
+    ended: bool = False  # the epoch's documents are used up, the buffer perhaps not
+    rest_N: Integer[np.ndarray, " N"] = dataclasses.field(default_factory=lambda: np.empty(0, np.uint16))
+    pending_ND: Integer[np.ndarray, "n D"] = dataclasses.field(default_factory=lambda: np.empty((0, 0), np.uint16))
+    numbered: int = 0  # sequences of the epoch that have entered the buffer
+    buffer: list[tuple[int, Integer[np.ndarray, " D"]]] = dataclasses.field(default_factory=list)
 
 
 @final
@@ -55,89 +55,65 @@ class RankStream:
     def __init__(self, source: StreamingSource, rank: int, world_size: int) -> None:
         self._source, self._rank, self._world_size = source, rank, world_size
         self._runs: Iterator[Run] | None = None
-        self._begin(0)
-
-    def _begin(self, epoch: int) -> None:
-        nothing_N = np.empty(0, np.uint16)
-        self._go_to(
-            Mark(
-                epoch=epoch,
-                cursor=Cursor(),
-                ended=False,
-                rest_N=nothing_N,
-                pending_ND=nothing_N.reshape(0, self._source.length),
-                numbered=0,
-                buffer=(),
-            )
-        )
+        self._go_to(Mark())
 
     def _go_to(self, mark: Mark) -> None:
-        self._close()
-        self._epoch, self._cursor, self._ended = mark.epoch, mark.cursor, mark.ended
-        self._rows = Rows(self._source.length, self._source.frame, mark.rest_N)
-        self._pending_ND, self._numbered, self._buffer = mark.pending_ND, mark.numbered, list(mark.buffer)
-
-    def _close(self) -> None:
         runs, self._runs = self._runs, None
         close = getattr(runs, "close", None)
         if close is not None:
             close()
+        self._now, self._rows = mark, Rows(self._source.length, self._source.frame, mark.rest_N)
 
     def mark(self) -> Mark:
-        """Where the stream stands."""
-        return Mark(
-            epoch=self._epoch,
-            cursor=self._cursor,
-            ended=self._ended,
-            rest_N=self._rows.rest_N,
-            pending_ND=self._pending_ND,
-            numbered=self._numbered,
-            buffer=tuple(self._buffer),
-        )
+        """Where the stream stands; made in no time, since arrays are shared."""
+        return dataclasses.replace(self._now, rest_N=self._rows.rest_N, buffer=list(self._now.buffer))
 
     def _draw(self, number: int) -> int:
-        return random_index(len(self._buffer), self._source.seed, self._epoch, number * self._world_size + self._rank)
+        key = number * self._world_size + self._rank
+        return random_index(len(self._now.buffer), self._source.seed, self._now.epoch, key)
 
     def _enter(self) -> tuple[int, Integer[np.ndarray, " D"]] | None:
         """Move the next pending sequence into the buffer, and out of it one that gives way, once the buffer is full."""
-        sample = self._numbered * self._world_size + self._rank, self._pending_ND[0].copy()
-        self._pending_ND = self._pending_ND[1:]
-        self._numbered += 1
-        if len(self._buffer) < self._source.shuffle_buffer:
-            self._buffer.append(sample)
+        now = self._now
+        sample = now.numbered * self._world_size + self._rank, now.pending_ND[0].copy()
+        now.pending_ND = now.pending_ND[1:]
+        now.numbered += 1
+        if len(now.buffer) < self._source.shuffle_buffer:
+            now.buffer.append(sample)
             return None
-        slot = self._draw(self._numbered)
-        given, self._buffer[slot] = self._buffer[slot], sample
+        slot = self._draw(now.numbered)
+        given, now.buffer[slot] = now.buffer[slot], sample
         return given
 
     def _read_on(self) -> None:
         if self._runs is None:
-            self._runs = prefetched(self._source.open_runs(self._cursor, self._rank, self._world_size))
+            self._runs = prefetched(self._source.open_runs(self._now.cursor, self._rank, self._world_size))
         run = next(self._runs, None)
         if run is None:
-            self._ended, self._runs = True, None
+            self._now.ended, self._runs = True, None
         else:
-            self._pending_ND, self._cursor = self._rows.push(run.tokens_N), run.cursor
+            self._now.pending_ND, self._now.cursor = self._rows.push(run.tokens_N), run.cursor
 
     def _next(self) -> tuple[int, int, Integer[np.ndarray, " D"]]:
         while True:
-            if len(self._pending_ND):
+            now = self._now
+            if len(now.pending_ND):
                 given = self._enter()
                 if given is not None:
-                    return self._epoch, *given
-            elif not self._ended:
+                    return now.epoch, *given
+            elif not now.ended:
                 self._read_on()
-            elif self._buffer:
-                slot = self._draw(self._numbered + len(self._buffer))
-                self._buffer[slot], self._buffer[-1] = self._buffer[-1], self._buffer[slot]
-                return self._epoch, *self._buffer.pop()
-            elif self._numbered == 0:
+            elif now.buffer:
+                slot = self._draw(now.numbered + len(now.buffer))
+                now.buffer[slot], now.buffer[-1] = now.buffer[-1], now.buffer[slot]
+                return now.epoch, *now.buffer.pop()
+            elif now.numbered == 0:
                 share = f" in the share of rank {self._rank} of {self._world_size}" if self._world_size > 1 else ""
                 raise ValueError(
                     f"{self._source.name}: fewer tokens than one sequence of data.length={self._source.length} were found{share}"
                 )
             else:
-                self._begin(self._epoch + 1)
+                self._go_to(Mark(epoch=now.epoch + 1))
 
     def take(self, count: int) -> Batch:
         """The next `count` sequences. Raises `ValueError` where the rank's documents do not hold one, and as `open_runs`."""
@@ -185,7 +161,7 @@ class RankStream:
                 rest_N=_unpacked(state["rest"]),
                 pending_ND=_unpacked(state["pending"]).reshape(-1, length),
                 numbered=state["numbered"],
-                buffer=tuple(zip(state["ids"], buffer_ND, strict=True)),
+                buffer=list(zip(state["ids"], buffer_ND, strict=True)),
             )
         )
 

@@ -1,7 +1,7 @@
 """Distributions of sequences that are known exactly, to hold a sampler's distribution against.
 
 Every source is a distribution on x in {0, ..., S-1}^D that can be sampled and whose log-likelihood, single and neighbouring-pair marginals
-are exact. For small S^D the joint is a table, in the lexicographic order of `every_sequence`.
+are exact.
 """
 
 import math
@@ -14,8 +14,6 @@ from torch import Tensor
 
 from di4c_lm.processes.categorical import sample_categorical
 from di4c_lm.processes.rng import Rng, normal, uniform
-
-MAX_JOINT = 2**20  # sequences that `joint` enumerates
 
 
 @runtime_checkable
@@ -42,10 +40,6 @@ class Source(Protocol):
 
     def pair_marginals(self) -> Float64[Tensor, "P S S"]:
         """p(x^d, x^{d+1}) for the P = D - 1 pairs of neighbours."""
-        ...
-
-    def entropy(self) -> float:
-        """-E log p(x) in nats a sequence: the negative log-likelihood that true samples have on average."""
         ...
 
 
@@ -102,12 +96,6 @@ class MarkovChain:
     def pair_marginals(self) -> Float64[Tensor, "P S S"]:
         """p(x^d) p(x^{d+1} | x^d)."""
         return self.marginals()[:-1, :, None] * self.transition_SS
-
-    def entropy(self) -> float:
-        """H(x^1) + Σ_d H(x^{d+1} | x^d)."""
-        conditional_S = -self.transition_SS.xlogy(self.transition_SS).sum(1)
-        first = -self.initial_S.xlogy(self.initial_S).sum()
-        return float(first + (self.marginals()[:-1] @ conditional_S).sum())
 
 
 @final
@@ -168,10 +156,6 @@ class CodewordMixture:
         p_KDS = self.components()
         return torch.einsum("k,kps,kpv->psv", self.weight_K, p_KDS[:, :-1], p_KDS[:, 1:])
 
-    def entropy(self) -> float:
-        """By enumeration of the joint; `ValueError` where that is too large."""
-        return _entropy_of(joint(self))
-
 
 @final
 @dataclass(frozen=True)
@@ -219,41 +203,12 @@ class CorrelatedBits:
             p_PSS[::2] = torch.tensor([[equal, unequal], [unequal, equal]], dtype=torch.float64)
         return p_PSS
 
-    def entropy(self) -> float:
-        """(group - 1) log 2 + H(error), for each group."""
-        odd = -self.error * math.log(self.error) - (1 - self.error) * math.log(1 - self.error)
-        return self.length // self.group * ((self.group - 1) * math.log(2) + odd)
-
-
-def every_sequence(num_states: int, length: int) -> Int64[Tensor, "N D"]:
-    """All S^D sequences in lexicographic order. Raises `ValueError` beyond 2^20 of them."""
-    count = num_states**length
-    if count > MAX_JOINT:
-        raise ValueError(f"{num_states}^{length} = {count} sequences are more than the {MAX_JOINT} that are enumerated")
-    place_D = num_states ** torch.arange(length - 1, -1, -1)
-    return torch.arange(count)[:, None] // place_D % num_states
-
-
-def joint(source: Source) -> Float64[Tensor, " N"]:
-    """p(x) of every sequence. Raises `ValueError` beyond 2^20 of them."""
-    return source.log_prob(every_sequence(source.num_states, source.length)).exp()
-
-
-def sequence_index(x: Int64[Tensor, "N D"], num_states: int) -> Int64[Tensor, " N"]:
-    """Where each sequence stands in `every_sequence`."""
-    place_D = num_states ** torch.arange(x.shape[1] - 1, -1, -1)
-    return (x * place_D).sum(1)
-
 
 def pair_frequencies(x: Int64[Tensor, "N D"], num_states: int) -> Float64[Tensor, "P S S"]:
     """Shares of the samples' neighbouring pairs, the empirical counterpart of `Source.pair_marginals`."""
     code_NP = x[:, :-1] * num_states + x[:, 1:]
     counts_PK = torch.nn.functional.one_hot(code_NP, num_states**2).sum(0)
     return counts_PK.view(-1, num_states, num_states).double() / len(x)
-
-
-def _entropy_of(p_N: Float64[Tensor, " N"]) -> float:
-    return float(-p_N.xlogy(p_N).sum())
 
 
 def _check_length(length: int) -> None:

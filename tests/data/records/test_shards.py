@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from di4c_lm.core.files import checksum
-from di4c_lm.data.records.shards import INDEX, How, Index, Shard, Shards, ShardSource, blake2b
+from di4c_lm.data.records.shards import INDEX, How, Index, Shard, Shards, ShardSource, blake2b, row_dtype
 from tests.data.records.helpers import write_shards
 
 D = 3
@@ -222,3 +222,9 @@ def test_a_damaged_memory_is_read_anew(three: Path) -> None:
     (memory,) = (three.parent / "verified_shards").iterdir()
     memory.write_text("{")
     assert not shards.damage("once", three.parent)
+
+
+@pytest.mark.parametrize("states, dtype", [(2, np.uint16), (65_536, np.uint16), (65_537, np.uint32)])
+def test_states_fit_their_type(states: int, dtype: type) -> None:
+    assert np.dtype(row_dtype(states)) == dtype
+    assert np.iinfo(dtype).max >= states - 1
