@@ -1,7 +1,6 @@
 """CIFAR-10 as its authors give it (Krizhevsky 2009): the folder of the binary version or of the Python version."""
 
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +35,10 @@ def load_cifar_folder(path: Path) -> Split:
     home = _home(path)
     if home is None:
         raise ValueError(f"{path}: expected CIFAR-10's data_batch_1[.bin] and its fellows, found none")
-    binary = (home / f"{_TRAIN[0]}.bin").exists()
-    read, suffix = (_read_binary, ".bin") if binary else (_read_python, "")
+    suffix = ".bin" if (home / f"{_TRAIN[0]}.bin").exists() else ""
     return Split(
-        _images(home, [f"{name}{suffix}" for name in _TRAIN], read, "CIFAR-10, train"),
-        _images(home, [f"test_batch{suffix}"], read, "CIFAR-10, test"),
+        _images(home, [f"{name}{suffix}" for name in _TRAIN], "CIFAR-10, train"),
+        _images(home, [f"test_batch{suffix}"], "CIFAR-10, test"),
     )
 
 
@@ -50,29 +48,23 @@ def _home(path: Path) -> Path | None:
     return wanted[0] if wanted else None
 
 
-def _images(home: Path, names: list[str], read: Callable[[Path], Any], title: str) -> ImageSet:
+def _images(home: Path, names: list[str], title: str) -> ImageSet:
     absent = [name for name in names if not (home / name).is_file()]
     if absent:
         raise ValueError(f"{home}: expected {', '.join(names)}, found no {', '.join(absent)}")
-    pixels, labels = zip(*(_checked(home / name, *read(home / name)) for name in names), strict=True)
+    pixels, labels = zip(
+        *((_read_binary if name.endswith(".bin") else _read_python)(home / name) for name in names), strict=True
+    )
     planes_NCHW = np.concatenate(pixels).reshape(-1, 3, 32, 32)
     return ImageSet(
         images=np.ascontiguousarray(planes_NCHW.transpose(0, 2, 3, 1)),
-        labels=np.concatenate(labels),
+        labels=np.concatenate(labels).astype(np.int64),
         classes=CLASSES,
         name=title,
     )
 
 
-def _checked(file: Path, pixels: Any, labels: Any) -> tuple[UInt8[np.ndarray, "N D"], np.ndarray]:
-    labels_N = np.asarray(labels, dtype=np.int64)
-    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape != (len(labels_N), _PIXELS):
-        found = f"{getattr(pixels, 'dtype', type(pixels))} {getattr(pixels, 'shape', '')}"
-        raise ValueError(f"{file}: expected {len(labels_N)} images as uint8 (N, {_PIXELS}), found {found}")
-    return pixels, labels_N
-
-
-def _read_binary(file: Path) -> tuple[Any, Any]:
+def _read_binary(file: Path) -> tuple[UInt8[np.ndarray, "N D"], Any]:
     content = np.fromfile(file, dtype=np.uint8)
     if len(content) == 0 or len(content) % (_PIXELS + 1):
         raise ValueError(f"{file}: expected records of {_PIXELS + 1} bytes, found {len(content)} bytes")
@@ -89,11 +81,15 @@ class _ArraysOnly(pickle.Unpickler):
         return super().find_class(module_name, global_name)
 
 
-def _read_python(file: Path) -> tuple[Any, Any]:
+def _read_python(file: Path) -> tuple[UInt8[np.ndarray, "N D"], Any]:
     try:
         with file.open("rb") as stream:
             content = _ArraysOnly(stream, encoding="bytes").load()
-        return content[b"data"], content[b"labels"]
+        pixels, labels = content[b"data"], content[b"labels"]
+        if pixels.dtype != np.uint8 or pixels.shape != (len(labels), _PIXELS):
+            wanted = f"expected {len(labels)} images as uint8 (N, {_PIXELS})"
+            raise ValueError(f"{wanted}, found {pixels.dtype} {pixels.shape}")
+        return pixels, labels
     except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(f"{file}: expected CIFAR-10's Python version, found: {reason}") from error

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from di4c_lm.data.images.images import check_labels
-from di4c_lm.data.images.sources import Fit, ImageReader, ImageRecord, Line, RawImages
+from di4c_lm.data.images.sources import Fit, RawImages, decoded, refuse_none
 from di4c_lm.data.records.shards import Index, Shards, row_dtype
 from di4c_lm.data.records.writer import writing
 
@@ -58,18 +58,23 @@ def write_codes(
     """Encode what is not encoded yet, and write the index. A finished folder of the same job is left as it is.
 
     `on_shard` is given the rows written and the images skipped so far. Raises `ValueError` where `folder` holds another job, and as
-    `ImageReader` and the codec do; the shards written until then stay, and a next call resumes behind them.
+    `decoded` and the codec do; the shards written until then stay, and a next call resumes behind them.
     """
     index = _index(job.num_codes, job.length, job.raw.classes, job.codec, job.made_by)
     with writing(folder, index, job.shard_images * (1 + job.mirror)) as writer:
         if writer.finished is not None:
             return writer.finished
         place = writer.place or {"taken": 0, "skipped": 0}
-        for records, behind in _batches(job, place):
-            place = behind
-            if writer.append(_encoded(records, job, encode)):
+        rest = itertools.islice(job.raw.open(), job.part - 1 + place["taken"] * job.parts, None, job.parts)
+        entries = decoded(dataclasses.replace(job.raw, open=lambda: rest), job.fit, skip_bad=job.skip_bad)
+        while batch := list(itertools.islice(entries, job.batch_size)):
+            found = [entry for entry in batch if entry is not None]
+            skipped = place["skipped"] + len(batch) - len(found)
+            place = {"taken": place["taken"] + len(batch), "skipped": skipped}
+            if found and writer.append(_encoded(found, job, encode)):
                 writer.commit(place)
-                on_shard(writer.rows, place["skipped"])
+                on_shard(writer.rows, skipped)
+        refuse_none(job.raw, writer.rows, place["skipped"])
         on_shard(writer.rows, place["skipped"])
         return writer.close({"skipped": place["skipped"]})
 
@@ -114,41 +119,14 @@ def _index(num_codes: int, length: int, classes: tuple[str, ...], codec: str, ma
     return Index(kind="codes", coder=codec, classes=classes, made_by=made_by, **sizes)
 
 
-def _batches(job: CodeJob, place: dict[str, int]) -> Iterator[tuple[list[ImageRecord], dict[str, int]]]:
-    """Up to `batch_size` images from `place` on, with the place behind them: the raw images taken, skipped ones among them."""
-    taken, skipped = place["taken"], place["skipped"]
-    passed = 0
-
-    def rest() -> Line:
-        nonlocal passed
-        mine = itertools.islice(job.raw.open(), job.part - 1, None, job.parts)
-        for entry in itertools.islice(mine, taken, None):
-            passed += 1
-            yield entry
-
-    reader = ImageReader(dataclasses.replace(job.raw, open=rest), job.fit, skip_bad=job.skip_bad)
-    records: list[ImageRecord] = []
-    try:
-        for record in reader:
-            records.append(record)
-            if len(records) == job.batch_size:
-                yield records, {"taken": taken + passed, "skipped": skipped + reader.skipped}
-                records = []
-    except ValueError:
-        if not taken or (passed and not job.skip_bad):  # behind the last shard there may be no image left
-            raise
-    yield records, {"taken": taken + passed, "skipped": skipped + reader.skipped}
-
-
-def _encoded(records: list[ImageRecord], job: CodeJob, encode: Encode) -> Int64[np.ndarray, "n W"]:
+def _encoded(
+    found: list[tuple[UInt8[np.ndarray, "H W C"], int]], job: CodeJob, encode: Encode
+) -> Int64[np.ndarray, "n K"]:
     """The rows of images: their codes and classes, then with `mirror` the same of each turned left to right."""
-    if not records:
-        return np.empty((0, job.length + 1), dtype=np.int64)
-    labels_N = np.array([record.label for record in records], dtype=np.int64)
-    check_labels(labels_N, len(job.raw.classes), job.raw.name)
-    images, rows = np.stack([record.image for record in records]), []
+    labels_N1 = np.array([[label] for _, label in found], dtype=np.int64)
+    images, rows = np.stack([image for image, _ in found]), []
     for turned in (images, images[:, :, ::-1]) if job.mirror else (images,):
         codes_ND = encode(np.ascontiguousarray(turned))
         assert codes_ND.shape == (len(images), job.length) and int(codes_ND.max()) < job.num_codes
-        rows.append(np.concatenate([codes_ND, labels_N[:, None]], 1))
+        rows.append(np.concatenate([codes_ND, labels_N1], 1))
     return np.concatenate(rows)

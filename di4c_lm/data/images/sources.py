@@ -1,7 +1,7 @@
 """Images from folders of classes, webdataset-style tars and the hub, one after the other, decoded and checked; and whole sets of them by
 the name of their source.
 
-What is read is a line of `RawImage` (bytes and label) and `Fault` (what could not be read); an `ImageReader` decodes it.
+What is read is a line of `RawImage`, bytes and label or why there are none; `decoded` makes pixels of it.
 """
 
 import contextlib
@@ -9,7 +9,6 @@ import dataclasses
 import io
 import json
 import logging
-import math
 import struct
 import tarfile
 import zipfile
@@ -45,23 +44,15 @@ _DECODE_ERRORS = (OSError, EOFError, SyntaxError, ValueError, struct.error, zlib
 @final
 @dataclasses.dataclass(frozen=True)
 class RawImage:
-    """An encoded image, its class, and where it was found."""
+    """An encoded image, its class, and where it was found; or, with a `fault`, why what should have been one is none."""
 
     key: str
-    content: bytes
-    label: int
+    content: bytes = b""
+    label: int = 0
+    fault: str = ""
 
 
-@final
-@dataclasses.dataclass(frozen=True)
-class Fault:
-    """Something that should have been an image, and why it is none."""
-
-    key: str
-    reason: str
-
-
-Line: TypeAlias = Iterator[RawImage | Fault]
+Line: TypeAlias = Iterator[RawImage]
 
 
 @final
@@ -97,71 +88,52 @@ class Fit:
             raise ValueError("size must be (H, W) where images are cropped, got None")
 
 
-@final
-@dataclasses.dataclass(frozen=True)
-class ImageRecord:
-    """A decoded image, its class, and where it was found."""
+def decoded(
+    raw: RawImages, fit: Fit, *, skip_bad: bool = False
+) -> Iterator[tuple[UInt8[np.ndarray, "H W C"], int] | None]:
+    """Pixels and label of every image, all of one shape; with `skip_bad` None, also logged, for each that cannot be used.
 
-    key: str
-    image: UInt8[np.ndarray, "H W C"]
-    label: int
-
-
-@final
-class ImageReader:
-    """Decoded images of one shape. `skipped` counts those left out of the last pass by `skip_bad`, which is also logged.
-
-    Raises `ValueError` while iterating: a file that is damaged or of another size or mode, or a label that names no class, each by its
-    name (with `skip_bad` these are skipped and counted); no image at all.
+    Raises `ValueError` for a file that is damaged or of another size or mode, or a label that names no class, each by its name.
     """
-
-    def __init__(self, raw: RawImages, fit: Fit, *, skip_bad: bool = False) -> None:
-        self.raw = raw
-        self.fit = fit
-        self.skip_bad = skip_bad
-        self.skipped = 0
-
-    def __iter__(self) -> Iterator[ImageRecord]:
-        self.skipped = 0
-        fit, found = self.fit, 0
-        for entry in self.raw.open():
-            try:
-                record = self._decode(entry, fit)
-            except ValueError as error:
-                if not self.skip_bad:
-                    raise ValueError(f"{error} (skip_bad=true skips and counts such images)") from error
-                self.skipped += 1
-                continue
-            found += 1
-            fit = fit if fit.size else dataclasses.replace(fit, size=record.image.shape[:2])
-            yield record
-        if self.skipped:
-            logger.warning("%s: %d images that could not be used were skipped", self.raw.name, self.skipped)
-        if not found:
-            raise ValueError(f"{self.raw.name}: expected images, found none that can be used ({self.skipped} skipped)")
-
-    def _decode(self, entry: RawImage | Fault, fit: Fit) -> ImageRecord:
-        if isinstance(entry, Fault):
-            raise ValueError(f"{entry.key}: {entry.reason}")
-        num_classes = len(self.raw.classes) or _MOST_CLASSES
-        if not 0 <= entry.label < num_classes:
-            raise ValueError(f"{entry.key}: expected a label 0 to {num_classes - 1}, found {entry.label}")
+    num_classes, skipped = len(raw.classes) or _MOST_CLASSES, 0
+    for entry in raw.open():
         try:
-            return ImageRecord(entry.key, decode(entry.content, fit), entry.label)
+            if entry.fault:
+                raise ValueError(entry.fault)
+            if not 0 <= entry.label < num_classes:
+                raise ValueError(f"expected a label 0 to {num_classes - 1}, found {entry.label}")
+            image = decode(entry.content, fit)
         except ValueError as error:
-            raise ValueError(f"{entry.key}: {error}") from error
+            if not skip_bad:
+                raise ValueError(f"{entry.key}: {error} (skip_bad=true skips and counts such images)") from error
+            skipped += 1
+            yield None
+        else:
+            fit = fit if fit.size else dataclasses.replace(fit, size=image.shape[:2])
+            yield image, entry.label
+    if skipped:
+        logger.warning("%s: %d images that could not be used were skipped", raw.name, skipped)
 
-    def collect(self) -> ImageSet:
-        """All images in memory, as a set. Raises as iterating does."""
-        records = list(self)
-        labels = np.array([record.label for record in records], dtype=np.int64)
-        return ImageSet(
-            images=np.stack([record.image for record in records]),
-            labels=labels,
-            classes=self.raw.classes or tuple(str(n) for n in range(int(labels.max()) + 1)),
-            name=self.raw.name,
-            skipped=self.skipped,
-        )
+
+def refuse_none(raw: RawImages, used: int, skipped: int) -> None:
+    """Raise `ValueError` where none of the images of `raw` was used."""
+    if not used:
+        raise ValueError(f"{raw.name}: expected images, found none that can be used ({skipped} skipped)")
+
+
+def collect(raw: RawImages, fit: Fit, *, skip_bad: bool = False) -> ImageSet:
+    """All images in memory, as a set. Raises as `decoded` does, and for no image at all."""
+    entries = list(decoded(raw, fit, skip_bad=skip_bad))
+    found = [entry for entry in entries if entry is not None]
+    refuse_none(raw, len(found), len(entries))
+    labels = np.array([label for _, label in found], dtype=np.int64)
+    return ImageSet(
+        images=np.stack([image for image, _ in found]),
+        labels=labels,
+        classes=raw.classes or tuple(str(n) for n in range(int(labels.max()) + 1)),
+        name=raw.name,
+        skipped=len(entries) - len(found),
+    )
 
 
 def decode(content: bytes, fit: Fit) -> UInt8[np.ndarray, "H W C"]:
@@ -216,7 +188,7 @@ def folder_images(path: Path) -> RawImages:
                 try:
                     content = file.read_bytes()
                 except OSError as error:
-                    yield Fault(str(file), f"cannot be read: {error}")
+                    yield RawImage(str(file), fault=f"cannot be read: {error}")
                 else:
                     yield RawImage(str(file), content, label)
 
@@ -262,32 +234,23 @@ def _tar_samples(path: Path) -> Line:
                 assert file is not None
                 sample[f".{suffix.lower()}"] = file.read()
     except (*_DECODE_ERRORS, tarfile.TarError) as error:
-        yield Fault(str(path), f"damaged after {max(0, num_read - 1)} images: {type(error).__name__}: {error}")
+        yield RawImage(str(path), fault=f"damaged after {max(0, num_read - 1)} images: {type(error).__name__}: {error}")
         return
     yield from _sample(f"{path}:{current}", sample)
 
 
 def _sample(key: str, parts: dict[str, bytes]) -> Line:
     """One sample's parts by suffix; none, nothing."""
-    if not parts:
-        return
     image = next((parts[suffix] for suffix in SUFFIXES if suffix in parts), None)
-    if image is None:
-        yield Fault(key, f"expected an image ({', '.join(SUFFIXES)}), found {sorted(parts)}")
-        return
-    try:
-        label = _label(parts)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        yield Fault(key, f"expected a label in .cls or .json, found {sorted(parts)} ({type(error).__name__}: {error})")
-    else:
-        yield RawImage(key, image, label)
-
-
-def _label(parts: dict[str, bytes]) -> int:
-    if ".cls" in parts:
-        return int(parts[".cls"].decode())
-    fields = json.loads(parts[".json"])
-    return int(fields["label"] if "label" in fields else fields["cls"])
+    if image is None and parts:
+        yield RawImage(key, fault=f"expected an image ({', '.join(SUFFIXES)}), found {sorted(parts)}")
+    elif image is not None:
+        try:
+            fields = {"label": parts[".cls"].decode()} if ".cls" in parts else json.loads(parts[".json"])
+            yield RawImage(key, image, int(fields["label"] if "label" in fields else fields["cls"]))
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            yield RawImage(key, fault=f"expected a label in .cls or .json, found {sorted(parts)} ({reason})")
 
 
 # Whole sets by the name of their source
@@ -328,7 +291,7 @@ def load_split(
     if path.is_dir() and is_cifar_folder(path):
         return load_cifar_folder(path)
     wanted = fit or Fit()
-    parts = [ImageReader(raw, wanted, skip_bad=skip_bad).collect() for raw in _parts(source)]
+    parts = [collect(raw, wanted, skip_bad=skip_bad) for raw in _parts(source)]
     return parts[0].split(validation_share, seed) if len(parts) == 1 else _same_classes(*parts)
 
 
@@ -355,12 +318,11 @@ def load_npz(path: Path, fit: Fit | None = None) -> ImageSet:
     `fit` asks for, or with labels that name no class.
     """
     try:
-        _check_array_sizes(path)
         with np.load(path, allow_pickle=False) as archive:
             found = {name: archive[name] for name in ("images", "labels", "classes") if name in archive.files}
     except FileNotFoundError as error:
         raise ValueError(f"{path}: there is no such file") from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path}: a damaged .npz file or none: {type(error).__name__}: {error}") from error
     absent = [name for name in ("images", "labels") if name not in found]
     if absent:
@@ -380,22 +342,6 @@ def load_npz(path: Path, fit: Fit | None = None) -> ImageSet:
         raise ValueError(f"{path}: expected labels below {_MOST_CLASSES}, found {most}")
     names = found.get("classes", np.arange(max(0, most) + 1)).astype(str)
     return ImageSet(images=images, labels=labels.astype(np.int64), classes=tuple(names.tolist()), name=str(path))
-
-
-def _check_array_sizes(path: Path) -> None:
-    """Raise `ValueError` for an array whose header asks for more memory than the archive has content for it."""
-    with zipfile.ZipFile(path) as archive:
-        for info in archive.infolist():
-            with archive.open(info) as file:
-                version = np.lib.format.read_magic(file)
-                reader = (
-                    np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-                )
-                shape, _, dtype = reader(file)
-            if math.prod(shape) * dtype.itemsize > info.file_size:
-                raise ValueError(
-                    f"{info.filename} says that it has shape {shape}, its content is {info.file_size:,} bytes"
-                )
 
 
 def hub_images(dataset: str, split: str) -> RawImages:
@@ -420,7 +366,7 @@ def hub_images(dataset: str, split: str) -> RawImages:
         for number, row in enumerate(rows.cast_column(image, datasets.Image(decode=False))):
             key, encoded = f"{name}, {split}, row {number}", row[image]
             if encoded is None or row[label] is None:
-                yield Fault(key, "the image or its label is missing")
+                yield RawImage(key, fault="the image or its label is missing")
                 continue
             content = encoded["bytes"] if encoded["bytes"] is not None else Path(encoded["path"]).read_bytes()
             yield RawImage(key, content, row[label])

@@ -209,7 +209,7 @@ def prefetched(items: Iterable[T], depth: int = 2) -> Iterator[T]:
     iterator ends the thread after the item it is at.
     """
     iterator: Iterator[Any] = iter(items)
-    end = object()
+    end: Any = object()
     pool = ThreadPoolExecutor(1)
     try:
         ready = deque(pool.submit(next, iterator, end) for _ in range(depth + 1))

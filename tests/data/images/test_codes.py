@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from di4c_lm.data.batches import BatchStream
 from di4c_lm.data.images.codes import CodeJob, load_codes, save_codes, write_codes
-from di4c_lm.data.images.sources import Fault, Fit, Line, RawImage, RawImages
+from di4c_lm.data.images.sources import Fit, Line, RawImage, RawImages
 from di4c_lm.data.records.shards import Index, ShardSource, is_shards
 from tests.data.images.pictures import pixels, png
 
@@ -28,7 +28,8 @@ def encode(images: np.ndarray) -> np.ndarray:
 def raw(count: int, *, bad: tuple[int, ...] = (), label: Callable[[int], int] = lambda n: n % 3) -> RawImages:
     def read() -> Line:
         for n in range(count):
-            yield Fault(f"image {n}", "torn") if n in bad else RawImage(f"image {n}", png(pixels(n)), label(n))
+            fault = "torn" if n in bad else ""
+            yield RawImage(f"image {n}", png(pixels(n)), label(n), fault)
 
     return RawImages(name="some", classes=("a", "b", "c"), open=read)
 

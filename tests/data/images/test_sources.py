@@ -12,8 +12,9 @@ from PIL import Image
 
 from di4c_lm.data.images.sources import (
     Fit,
-    ImageReader,
+    collect,
     decode,
+    decoded,
     folder_images,
     hub_images,
     load_npz,
@@ -27,7 +28,7 @@ LABELS = [0, 1, 1, 0, 2]
 
 
 def test_a_folder_gives_its_images_with_classes_by_name(tmp_path: Path) -> None:
-    found = ImageReader(folder_images(write_folder(tmp_path, LABELS)), Fit()).collect()
+    found = collect(folder_images(write_folder(tmp_path, LABELS)), Fit())
     order = sorted(range(len(LABELS)), key=lambda n: (LABELS[n], n))
     assert found.classes == ("class_0", "class_1", "class_2")
     assert np.array_equal(found.images, np.stack([pixels(n) for n in order]))
@@ -42,7 +43,7 @@ def test_a_tar_gives_its_samples(form: str, mode: str, name: str, tmp_path: Path
         told = str(label) if form == "cls" else json.dumps({"label": label})
         members += [(f"part.1/{n:03}.{form}", told.encode()), (f"part.1/{n:03}.png", png(pixels(n)))]
     tar = write_tar(tmp_path / name, members, mode)
-    found = ImageReader(tar_images(tar), Fit()).collect()
+    found = collect(tar_images(tar), Fit())
     assert np.array_equal(found.images, np.stack([pixels(n) for n in range(5)]))
     assert found.labels.tolist() == LABELS and found.classes == ("0", "1", "2")
 
@@ -51,9 +52,11 @@ def test_tars_of_a_folder_come_in_order(tmp_path: Path) -> None:
     for shard in (1, 0):
         members = [(f"{shard}.cls", b"0"), (f"{shard}.png", png(pixels(shard)))]
         write_tar(tmp_path / f"shard_{shard}.tar", members)
-    reader = ImageReader(tar_images(tmp_path, classes=("only",)), Fit())
-    assert [int(record.image[0, 0, 0]) for record in reader] == [int(pixels(n)[0, 0, 0]) for n in (0, 1)]
-    assert reader.collect().classes == ("only",)
+    raw = tar_images(tmp_path, classes=("only",))
+    assert [int(entry[0][0, 0, 0]) for entry in decoded(raw, Fit()) if entry] == [
+        int(pixels(n)[0, 0, 0]) for n in (0, 1)
+    ]
+    assert collect(raw, Fit()).classes == ("only",)
 
 
 def spoil(root: Path, kind: str) -> Path:
@@ -86,14 +89,14 @@ BAD = {
 def test_a_bad_image_is_named(kind: str, tmp_path: Path) -> None:
     file = spoil(tmp_path, kind)
     with pytest.raises(ValueError, match=BAD[kind]) as error:
-        ImageReader(folder_images(tmp_path), Fit()).collect()
+        collect(folder_images(tmp_path), Fit())
     assert str(file) in str(error.value) and "skip_bad=true" in str(error.value)
 
 
 @pytest.mark.parametrize("kind", BAD)
 def test_bad_images_are_skipped_and_counted(kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     spoil(tmp_path, kind)
-    found = ImageReader(folder_images(tmp_path), Fit(), skip_bad=True).collect()
+    found = collect(folder_images(tmp_path), Fit(), skip_bad=True)
     assert len(found) == 3 and found.skipped == 1 and "1 images that could not be used" in caplog.text
 
 
@@ -113,8 +116,8 @@ def test_bad_samples_of_a_tar_are_named(members: list[tuple[str, bytes]], told: 
     tar = write_tar(tmp_path / "x.tar", [*members, *good])
     raw = tar_images(tar, classes=("no", "yes"))
     with pytest.raises(ValueError, match=f"x.tar:a: {told}"):
-        ImageReader(raw, Fit()).collect()
-    skipping = ImageReader(raw, Fit(), skip_bad=True).collect()
+        collect(raw, Fit())
+    skipping = collect(raw, Fit(), skip_bad=True)
     assert skipping.labels.tolist() == [1] and skipping.skipped == 1
 
 
@@ -123,8 +126,8 @@ def test_a_cut_tar_is_named_and_what_came_before_is_kept(tmp_path: Path) -> None
     tar = write_tar(tmp_path / "x.tar", members)
     tar.write_bytes(tar.read_bytes()[: 512 * 9 + 100])
     with pytest.raises(ValueError, match="x.tar: damaged after"):
-        ImageReader(tar_images(tar), Fit()).collect()
-    found = ImageReader(tar_images(tar), Fit(), skip_bad=True).collect()
+        collect(tar_images(tar), Fit())
+    found = collect(tar_images(tar), Fit(), skip_bad=True)
     assert 1 <= len(found) < 6 and found.skipped == 1
 
 
@@ -142,7 +145,7 @@ def test_nothing_that_can_be_used_is_an_error(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "x.png").write_bytes(b"")
     with pytest.raises(ValueError, match=r"found none that can be used \(1 skipped\)"):
-        ImageReader(folder_images(tmp_path), Fit(), skip_bad=True).collect()
+        collect(folder_images(tmp_path), Fit(), skip_bad=True)
 
 
 def test_cropping_takes_the_middle_and_any_mode() -> None:
@@ -305,7 +308,7 @@ def test_a_damaged_row_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     damaged = rows(img=[{"bytes": b"?" if n == 2 else png(pixels(n)), "path": None} for n in range(4)])
     monkeypatch.setattr(datasets, "load_dataset", lambda name, split: damaged)
     with pytest.raises(ValueError, match="some/set, train, row 2: a damaged image"):
-        ImageReader(hub_images("some/set", "train"), Fit()).collect()
+        collect(hub_images("some/set", "train"), Fit())
 
 
 def test_other_columns_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -347,17 +350,19 @@ def test_pixels_of_another_size_take_no_memory(monkeypatch: pytest.MonkeyPatch) 
 def test_a_label_makes_no_classes_without_end(tmp_path: Path) -> None:
     tar = write_tar(tmp_path / "a.tar", [("0.cls", b"1000000000"), ("0.png", png(pixels(0)))])
     with pytest.raises(ValueError, match="expected a label 0 to 65535, found 1000000000"):
-        ImageReader(tar_images(tar), Fit()).collect()
+        collect(tar_images(tar), Fit())
     images = np.zeros((1, 4, 4, 3), np.uint8)
     np.savez(tmp_path / "a.npz", images=images, labels=np.array([10_000_000]))
     with pytest.raises(ValueError, match="expected labels below 65536, found 10000000"):
         load_npz(tmp_path / "a.npz")
 
 
-def test_an_array_that_claims_more_than_its_file_holds_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("count, told", [(10**9, "Unable to allocate"), (10, "EOF: reading array data, expected")])
+def test_an_array_that_claims_more_than_its_file_holds_is_refused(tmp_path: Path, count: int, told: str) -> None:
     header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (10**9, 32, 32, 3)})
+    shape = (count, 64, 64, 3)
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
         archive.writestr("images.npy", header.getvalue() + bytes(100))
-    with pytest.raises(ValueError, match="a damaged .npz file or none: .*images.npy says that it has shape"):
+    with pytest.raises(ValueError, match=f"a damaged .npz file or none: .*{told}"):
         load_npz(tmp_path / "a.npz")
