@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from di4c_lm.checkpoints.files import write_pickle
-from di4c_lm.checkpoints.pickles import plain, read_pickle
+from di4c_lm.checkpoints.pickles import plain, read_pickle, state_in
 from di4c_lm.checkpoints.published import refuse_mixture
 from di4c_lm.checkpoints.weights import Hints, Weights
 from di4c_lm.mixtures.base import NoMixture
@@ -36,11 +36,7 @@ def read(path: Path, hints: Hints) -> Weights:
     carries code, or whose tensors do not make a network.
     """
     content = read_pickle(path)
-    state = content.get(_STATE)
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(
-            f"{path}: expected {_STATE!r}, a dict of tensors, found the keys {sorted(map(str, content))[:8]}"
-        )
+    state = state_in(content, path, _STATE, bare=False)
     tensors = {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
     for name, dims in (("tok_emb.weight", 2), ("pos_emb", 3), ("transformer.layers.0.1.fn.net.0.weight", 2)):
         if name not in tensors or tensors[name].dim() != dims:

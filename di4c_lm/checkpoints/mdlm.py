@@ -2,17 +2,8 @@
 
 from pathlib import Path
 
+from di4c_lm.checkpoints import published
 from di4c_lm.checkpoints.files import CONFIG_FILE, read_weights_file, write_checkpoint
-from di4c_lm.checkpoints.published import (
-    PREFIX,
-    assemble,
-    original,
-    read_extra,
-    refuse_mixture,
-    stated,
-    unwrap,
-    with_extra,
-)
 from di4c_lm.checkpoints.weights import Hints, Weights
 from di4c_lm.core.files import read_json
 
@@ -37,14 +28,14 @@ def recognises(path: Path) -> bool:
 def read(folder: Path, hints: Hints) -> Weights:
     """The network in a folder; none of the code in it is imported. Raises `ValueError` as `assemble` and the readers of files do."""
     config = read_json(folder / CONFIG_FILE)
-    says = stated(config, _NAMES, folder / CONFIG_FILE)
-    bare = unwrap(read_weights_file(folder), folder)
-    return assemble(bare, says, folder, hints, read_extra(config, "mdlm"))
+    says = published.stated(config, _NAMES, folder / CONFIG_FILE)
+    bare = published.unwrap(read_weights_file(folder), folder)
+    return published.assemble(bare, says, folder, hints, published.read_extra(config, "mdlm"))
 
 
 def write(folder: Path, weights: Weights) -> None:
     """Write a folder that MDLM's own classes load, whole or not at all. Raises `ValueError` for a mixture student."""
-    refuse_mixture(weights, "MDLM's format", published_allowed=False)
+    published.refuse_mixture(weights, "MDLM's format", published_allowed=False)
     weights.check(f"saving to {folder}")
     config = {
         "architectures": ["MDLM"],
@@ -53,16 +44,9 @@ def write(folder: Path, weights: Weights) -> None:
             "AutoModelForMaskedLM": f"{_CODE}--modeling_mdlm.MDLM",
         },
         "return_dict": False,
-        **original(weights, "mdlm").get("config", {}),
+        **published.original(weights, "mdlm").get("config", {}),
         "model_type": "mdlm",
-        "hidden_dim": weights.model.hidden_size,
-        "n_blocks": weights.model.num_blocks,
-        "n_heads": weights.model.num_heads,
-        "cond_dim": weights.model.cond_dim,
-        "vocab_size": weights.sizes["num_states"],
-        "model_length": weights.sizes["length"],
-        "dropout": weights.model.dropout,
-        "time_conditioning": weights.model.time_conditioning,
+        **published.named_settings(weights, _NAMES),
     }
-    tensors = {PREFIX + name: tensor for name, tensor in weights.tensors.items()}
-    write_checkpoint(folder, tensors, with_extra(config, weights, "mdlm"))
+    tensors = {published.PREFIX + name: tensor for name, tensor in weights.tensors.items()}
+    write_checkpoint(folder, tensors, published.with_extra(config, weights, "mdlm"))

@@ -4,12 +4,13 @@ import pickle
 import re
 import struct
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 # Lightning keeps a run's hyper-parameters beside the weights: an OmegaConf config, a tokenizer, callbacks by their class. Each of these
 # names is read as `_Inert`, which keeps what it is given and does nothing; the classes themselves are neither imported nor called.
@@ -74,6 +75,17 @@ def read_pickle(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a dict, found {type(content).__name__}")
     return content
+
+
+def state_in(
+    content: Mapping[str, Any], path: Path, key: str = "state_dict", *, bare: bool = True
+) -> dict[str, Tensor]:
+    """The tensors under `key` of what was read from `path`, or, with `bare`, all of it. Raises `ValueError` where there are none."""
+    state = content.get(key, content if bare else None)
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        wanted = f"{key!r} or a dict of tensors" if bare else f"{key!r}, a dict of tensors"
+        raise ValueError(f"{path}: expected {wanted}, found the keys {sorted(map(str, content))[:8]}")
+    return state
 
 
 @contextmanager

@@ -1,10 +1,8 @@
 """What the published formats share: names under `backbone.`, a config that says some settings, shapes that tell the rest."""
 
-import dataclasses
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -30,61 +28,50 @@ _ANCHORS = (
     "output_layer.linear.weight",
 )
 _INV_FREQ = "rotary_emb.inv_freq"
+_OF_MODEL = {
+    "num_blocks": "n_blocks",
+    "num_heads": "n_heads",
+    **{name: name for name in ("hidden_size", "cond_dim", "length", "dropout")},
+}
 _PUBLISHED_HEADS = {768: 12}  # MDLM and SDTT, small; the others differ among themselves (1024: 16, 1536: 16)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Stated:
-    """What a config says of its network; None where it says nothing."""
-
-    hidden_size: int | None = None
-    num_blocks: int | None = None
-    num_heads: int | None = None
-    cond_dim: int | None = None
-    num_states: int | None = None
-    length: int | None = None
-    dropout: float | None = None
-    time_conditioning: bool | None = None
-    is_di4c: bool | None = None
-
-
-def stated(values: Mapping[str, Any], names: Mapping[str, str], source: object) -> Stated:
-    """Pick the fields of `Stated` from `values`, under the keys that `names` maps them to.
+def stated(values: Mapping[str, Any], names: Mapping[str, str], source: object) -> dict[str, Any]:
+    """What `values` say of the network: the settings that `names` maps to keys of it.
 
     Raises `ValueError` for a value of the wrong type. Interpolations (`${...}`) and null count as not stated.
     """
-    picked: dict[str, Any] = {}
-    for field, key in names.items():
+    says: dict[str, Any] = {}
+    for name, key in names.items():
         value = values.get(key)
         if value is None or (isinstance(value, str) and value.startswith("${")):
             continue
-        wanted = {"dropout": (float, int), "time_conditioning": (bool,), "is_di4c": (bool,)}.get(field, (int,))
+        wanted = {"dropout": (float, int), "time_conditioning": (bool,), "is_di4c": (bool,)}.get(name, (int,))
         if type(value) not in wanted:
             raise ValueError(f"{source}: {key}={value!r}, expected {wanted[0].__name__}")
-        picked[field] = float(value) if field == "dropout" else value
-    return Stated(**picked)
+        says[name] = float(value) if name == "dropout" else value
+    return says
 
 
-def stated_by_training_config(config: Mapping[str, Any], source: object) -> Stated:
+def stated_by_training_config(config: Mapping[str, Any], source: object) -> dict[str, Any]:
     """The settings in a training config of MDLM, SDTT or Di4C (`model.n_heads` and so on).
 
     Raises `ValueError` for one of another family, whose tensors would fit and mean something else.
     """
-    backbone, parameterization = config.get("backbone"), config.get("parameterization")
-    if isinstance(backbone, str) and backbone != "dit":
-        raise ValueError(f"{source}: backbone={backbone!r}, expected 'dit'")
-    if isinstance(parameterization, str) and parameterization != "subs":
-        raise ValueError(f"{source}: parameterization={parameterization!r}, expected 'subs'")
+    for key, expected in (("backbone", "dit"), ("parameterization", "subs")):
+        if isinstance(found := config.get(key), str) and found != expected:
+            raise ValueError(f"{source}: {key}={found!r}, expected {expected!r}")
     model = config.get("model")
     if not isinstance(model, Mapping):
         raise ValueError(f"{source}: expected the settings of the network under 'model', found {sorted(config)}")
-    of_model = {"num_blocks": "n_blocks", "num_heads": "n_heads"}
-    of_model |= {name: name for name in ("hidden_size", "cond_dim", "length", "dropout")}
-    of_run = {"time_conditioning": "time_conditioning", "is_di4c": "is_di4c"}
-    from_run = stated(config, of_run, source)
-    return dataclasses.replace(
-        stated(model, of_model, source), time_conditioning=from_run.time_conditioning, is_di4c=from_run.is_di4c
-    )
+    of_run = {name: name for name in ("time_conditioning", "is_di4c")}
+    return {**stated(model, _OF_MODEL, source), **stated(config, of_run, source)}
+
+
+def named_settings(weights: Weights, names: Mapping[str, str]) -> dict[str, Any]:
+    """The inverse of `stated`: the network's settings under the keys that `names` maps them to."""
+    says = {**vars(weights.model), **weights.sizes}
+    return {key: says[name] for name, key in names.items()}
 
 
 def unwrap(tensors: Mapping[str, Tensor], source: object) -> dict[str, Tensor]:
@@ -109,7 +96,7 @@ def unwrap(tensors: Mapping[str, Tensor], source: object) -> dict[str, Tensor]:
 
 def assemble(
     bare: Mapping[str, Tensor],
-    says: Stated,
+    says: Mapping[str, Any],
     source: object,
     hints: Hints,
     extra: dict[str, Any] | None = None,
@@ -129,35 +116,32 @@ def assemble(
         raise ValueError(f"{source}: misshapen: {flat} must have two axes")
     num_states, hidden_size = bare["vocab_embed.embedding"].shape
     blocks = {int(found[1]) for name in bare if (found := re.match(r"blocks\.(\d+)\.", name))}
-    inferred = Stated(
-        hidden_size=hidden_size,
-        num_states=num_states,
-        cond_dim=bare["sigma_map.mlp.2.weight"].shape[0],
-        num_blocks=says.num_blocks if says.num_blocks is not None else max(blocks) + 1,
-        num_heads=_heads(bare, hidden_size, says.num_heads if says.num_heads is not None else hints.num_heads, source),
-    )
-    _refuse_contradictions(says, inferred, source)
-    if says.length is None and hints.length is None:
+    shape = {
+        "hidden_size": hidden_size,
+        "num_blocks": says.get("num_blocks", max(blocks) + 1),
+        "num_heads": _heads(bare, hidden_size, says.get("num_heads", hints.num_heads), source),
+        "cond_dim": bare["sigma_map.mlp.2.weight"].shape[0],
+    }
+    inferred = {**shape, "num_states": num_states}
+    wrong = [f"{name}={says[name]} (the tensors: {v})" for name, v in inferred.items() if says.get(name, v) != v]
+    if wrong:
+        raise ValueError(f"{source}: the config contradicts the tensors: {', '.join(wrong)}")
+    length = says.get("length", hints.length)
+    if length is None:
         raise ValueError(f"{source}: the file does not say for how many positions it was trained: give length=")
+    rest = {name: says[name] for name in ("dropout", "time_conditioning") if name in says}
     try:
-        model = DitConfig(
-            hidden_size=hidden_size,
-            num_blocks=_known(inferred.num_blocks),
-            num_heads=_known(inferred.num_heads),
-            cond_dim=_known(inferred.cond_dim),
-            dropout=says.dropout or 0.0,
-            time_conditioning=bool(says.time_conditioning),
-        )
+        model = DitConfig(**{"dropout": 0.0, "time_conditioning": False, **shape, **rest})
     except ValueError as error:
         raise ValueError(f"{source}: the settings of the network are impossible: {error}") from error
-    mixture = bool(says.is_di4c) or any(name.startswith("latent_projection.") for name in bare)
+    mixture = says.get("is_di4c") or any(name.startswith("latent_projection.") for name in bare)
     tensors = dict(bare)
     tensors.setdefault(_INV_FREQ, Rotary(model.hidden_size // model.num_heads).inv_freq)
     weights = Weights(
         tensors=tensors,
         architecture=ARCHITECTURE,
         model=model,
-        sizes={"num_states": num_states, "length": _known(says.length if says.length is not None else hints.length)},
+        sizes={"num_states": num_states, "length": length},
         mixture=TokenSettings() if mixture else NoMixture(),
         extra=extra or {},
     )
@@ -167,17 +151,9 @@ def assemble(
 
 def training_config(weights: Weights, kept: Mapping[str, Any]) -> dict[str, Any]:
     """The inverse of `stated_by_training_config`: what describes the network, written into the config `kept` from the source."""
-    network = {
-        "hidden_size": weights.model.hidden_size,
-        "cond_dim": weights.model.cond_dim,
-        "length": weights.sizes["length"],
-        "n_blocks": weights.model.num_blocks,
-        "n_heads": weights.model.num_heads,
-        "dropout": weights.model.dropout,
-    }
     config = {
         **kept,
-        "model": {**kept.get("model", {}), **network},
+        "model": {**kept.get("model", {}), **named_settings(weights, _OF_MODEL)},
         "time_conditioning": weights.model.time_conditioning,
     }
     is_mixture = not isinstance(weights.mixture, NoMixture)
@@ -232,19 +208,3 @@ def _heads(bare: Mapping[str, Tensor], hidden_size: int, says: int | None, sourc
     if heads is None:
         raise ValueError(f"{source}: neither tensors nor config say how many heads there are: give num_heads=")
     return heads
-
-
-def _refuse_contradictions(says: Stated, inferred: Stated, source: object) -> None:
-    found = dataclasses.asdict(inferred)
-    wrong = [
-        f"{name}={value} (the tensors: {found[name]})"
-        for name, value in dataclasses.asdict(says).items()
-        if value is not None and found[name] is not None and value != found[name]
-    ]
-    if wrong:
-        raise ValueError(f"{source}: the config contradicts the tensors: {', '.join(wrong)}")
-
-
-def _known(value: int | None) -> int:
-    assert value is not None
-    return value

@@ -2,18 +2,8 @@
 
 from pathlib import Path
 
+from di4c_lm.checkpoints import published
 from di4c_lm.checkpoints.files import CONFIG_FILE, read_weights_file, write_checkpoint
-from di4c_lm.checkpoints.published import (
-    PREFIX,
-    assemble,
-    original,
-    read_extra,
-    refuse_mixture,
-    stated_by_training_config,
-    training_config,
-    unwrap,
-    with_extra,
-)
 from di4c_lm.checkpoints.weights import Hints, Weights
 from di4c_lm.core.files import read_json
 
@@ -30,11 +20,11 @@ def read(folder: Path, hints: Hints) -> Weights:
     Raises `ValueError` as `assemble` and the readers of files do.
     """
     config = read_json(folder / CONFIG_FILE)
-    says = stated_by_training_config(config, folder / CONFIG_FILE)
+    says = published.stated_by_training_config(config, folder / CONFIG_FILE)
     tensors = read_weights_file(folder)
-    twice = any(name.startswith(PREFIX * 2) for name in tensors)
-    extra = read_extra(config, "sdtt", prefix=PREFIX * 2 if twice else PREFIX)
-    return assemble(unwrap(tensors, folder), says, folder, hints, extra)
+    twice = any(name.startswith(published.PREFIX * 2) for name in tensors)
+    extra = published.read_extra(config, "sdtt", prefix=published.PREFIX * 2 if twice else published.PREFIX)
+    return published.assemble(published.unwrap(tensors, folder), says, folder, hints, extra)
 
 
 def write(folder: Path, weights: Weights) -> None:
@@ -43,10 +33,10 @@ def write(folder: Path, weights: Weights) -> None:
     A config of ours describes the network and the tokenizer, and leaves SDTT's training settings to SDTT.
     Raises `ValueError` for a student whose λ is not as published.
     """
-    refuse_mixture(weights, "SDTT's format", published_allowed=True)
+    published.refuse_mixture(weights, "SDTT's format", published_allowed=True)
     weights.check(f"saving to {folder}")
-    kept = original(weights, "sdtt")
-    config = training_config(weights, kept.get("config", {"tokenizer": {"name": "gpt2"}}))
-    prefix = kept.get("prefix", PREFIX)
+    kept = published.original(weights, "sdtt")
+    config = published.training_config(weights, kept.get("config", {"tokenizer": {"name": "gpt2"}}))
+    prefix = kept.get("prefix", published.PREFIX)
     tensors = {prefix + name: tensor for name, tensor in weights.tensors.items()}
-    write_checkpoint(folder, tensors, with_extra(config, weights, "sdtt"))
+    write_checkpoint(folder, tensors, published.with_extra(config, weights, "sdtt"))

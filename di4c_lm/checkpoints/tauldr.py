@@ -10,7 +10,7 @@ from torch import Tensor
 
 from di4c_lm.checkpoints.files import write_pickle
 from di4c_lm.checkpoints.pickles import read_pickle
-from di4c_lm.checkpoints.weights import Hints, Weights
+from di4c_lm.checkpoints.weights import Hints, Weights, averaged
 from di4c_lm.mixtures.base import NoMixture
 from di4c_lm.mixtures.token import TokenSettings
 from di4c_lm.networks.unet import UnetConfig
@@ -56,7 +56,7 @@ def of_state(state: Mapping[str, Any], path: Path | str, hints: Hints) -> Weight
     whole.check(path)
     if hints.weights == "raw" or state.get(_EMA) is None:
         return whole
-    return dataclasses.replace(whole, tensors=_averaged(state[_EMA], raw, path))
+    return dataclasses.replace(whole, tensors=averaged(state[_EMA], raw, f"{path}: expected {_EMA}"))
 
 
 def write(path: Path | str, weights: Weights, *, raw: Mapping[str, Tensor] | None = None) -> None:
@@ -79,20 +79,6 @@ def write(path: Path | str, weights: Weights, *, raw: Mapping[str, Tensor] | Non
     content["ema_decay"], content["ema_num_updates"] = 0.9999, 0
     content[_EMA] = [tensor.detach().cpu().clone() for tensor in weights.tensors.values()]
     write_pickle(path, {"model": content})
-
-
-def _averaged(shadow: object, raw: Mapping[str, Tensor], path: Path | str) -> dict[str, Tensor]:
-    """The EMA by name: its list follows the order of the parameters in the file."""
-    if not isinstance(shadow, list) or len(shadow) != len(raw):
-        found = f"{len(shadow)} entries" if isinstance(shadow, list) else type(shadow).__name__
-        raise ValueError(f"{path}: expected {_EMA} to be a list of {len(raw)} tensors, one a parameter, found {found}")
-    for (name, tensor), average in zip(raw.items(), shadow, strict=True):
-        if not isinstance(average, Tensor) or average.shape != tensor.shape:
-            found = tuple(average.shape) if isinstance(average, Tensor) else type(average).__name__
-            raise ValueError(
-                f"{path}: expected the average of {name} to be of shape {tuple(tensor.shape)}, found {found}"
-            )
-    return dict(zip(raw, shadow, strict=True))
 
 
 def _architecture(tensors: Mapping[str, Tensor], path: Path | str) -> UnetConfig:

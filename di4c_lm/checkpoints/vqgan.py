@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from di4c_lm.checkpoints.files import CONFIG_FILE, WEIGHTS_FILE, read_safetensors, save_pickle, write_checkpoint
-from di4c_lm.checkpoints.pickles import read_pickle
+from di4c_lm.checkpoints.pickles import read_pickle, state_in
 from di4c_lm.core.files import read_json, whole_file
 from di4c_lm.core.settings import build
 from di4c_lm.networks.base import check_tensors
@@ -37,7 +37,8 @@ def load_vqgan(source: Path | str, config: Path | str | None = None) -> VqGan:
         settings, tensors, shown = _read_folder(path)
     else:
         shown = path / CHECKPOINT if path.is_dir() else path
-        tensors = _read_state(shown)
+        state = state_in(read_pickle(shown), shown)
+        tensors = {name: tensor for name, tensor in state.items() if not name.startswith(_TRAINING)}
         settings = read_yaml(Path(config).expanduser() if config is not None else _yaml_beside(shown))
     with torch.device("meta"):
         network = VqGan(settings)
@@ -109,16 +110,6 @@ def write_taming(folder: Path | str, network: VqGan) -> None:
         save_pickle(new_checkpoint, {"epoch": 0, "global_step": 0, "state_dict": state})
         new_yaml.write_text(text, encoding="utf-8")
         (folder / YAML).unlink(missing_ok=True)
-
-
-def _read_state(path: Path) -> Mapping[str, Tensor]:
-    content = read_pickle(path)
-    state = content.get("state_dict", content)
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(
-            f"{path}: expected 'state_dict' or a dict of tensors, found the keys {sorted(map(str, content))[:8]}"
-        )
-    return {name: tensor for name, tensor in state.items() if not name.startswith(_TRAINING)}
 
 
 def _yaml_beside(path: Path) -> Path:

@@ -141,6 +141,18 @@ class Weights:
         return replace(self, tensors={**network, **self.tensors}, backbone=None)
 
 
+def averaged(shadow: object, raw: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
+    """The EMA by name: a list in the order of the raw parameters. Raises `ValueError` that says `what` does not fit them."""
+    if not isinstance(shadow, list) or len(shadow) != len(raw):
+        found = f"{len(shadow)} entries" if isinstance(shadow, list) else type(shadow).__name__
+        raise ValueError(f"{what} to be a list of {len(raw)} tensors, one a parameter, found {found}")
+    for (name, tensor), average in zip(raw.items(), shadow, strict=True):
+        if not isinstance(average, Tensor) or average.shape != tensor.shape:
+            found = tuple(average.shape) if isinstance(average, Tensor) else type(average).__name__
+            raise ValueError(f"{what} to hold the average of {name}, of shape {tuple(tensor.shape)}, found {found}")
+    return dict(zip(raw, shadow, strict=True))
+
+
 def fingerprint_of(denoiser: Any, tensors: Mapping[str, Tensor]) -> str:
     """`fingerprint` of the tensors that are not λ's."""
     return fingerprint({name: tensor for name, tensor in tensors.items() if not denoiser.owns(name)})

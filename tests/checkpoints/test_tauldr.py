@@ -89,7 +89,10 @@ def test_broken_files_are_refused_by_name(tmp_path: Path) -> None:
     refused({"strange": torch.zeros(3)}, r"expected tensors named net\.\*, .*found \['strange'\]")
     refused({"net.input_conv.weight": None}, r"found no net\.input_conv\.weight")
     refused({"ema_shadow_params": whole["ema_shadow_params"][1:]}, "expected ema_shadow_params to be a list of 144")
-    refused({"ema_shadow_params": [torch.zeros(1)] * 144}, "expected the average of temb_modules.0.weight")
+    refused(
+        {"ema_shadow_params": [torch.zeros(1)] * 144},
+        "expected ema_shadow_params to hold the average of temb_modules.0.weight",
+    )
     refused({}, "shape must be rows, columns, channels", shape=(7, 8, 3))
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ValueError, match=r"a\.pt: expected a whole file of torch\.save"):
