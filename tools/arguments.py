@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from di4c_lm.core.compose import parse
 from di4c_lm.core.settings import fields
-from di4c_lm.core.terminal import bad_input_ends, log_to_terminal
+from di4c_lm.core.terminal import errors_end, log_to_terminal
 
 T = TypeVar("T")
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -16,7 +16,7 @@ def run_script(script: str, settings_class: type[T], work: Callable[[T], Any], a
     """Read the settings of `script`, do the work, and return 0; bad input ends the program with its message."""
     settings = read_settings(script, settings_class, argv)
     log_to_terminal()
-    with bad_input_ends(OSError):
+    with errors_end():
         work(settings)
     return 0
 

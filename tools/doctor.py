@@ -133,10 +133,13 @@ def print_report(report: dict[str, Any]) -> None:
 def examine(config: TextSettings, ranks: int | None, trial_steps: int) -> dict[str, Any]:
     """Machine, plan, trial, and the reasons against the run. All ranks call it."""
     from di4c_lm.runs.folder import run_dir
+    from di4c_lm.runs.preflight import faults
     from di4c_lm.training.distributed import init_distributed
 
     machine = describe_machine(run_dir(DOMAIN, config), config.run.cache)
-    report: dict[str, Any] = {"machine": machine, "reasons": []}
+    report: dict[str, Any] = {"machine": machine, "reasons": faults(DOMAIN, config)}
+    if report["reasons"]:
+        return report
     try:
         world = init_distributed(config.run.device)
         on_gpu = world.device.type == "cuda"

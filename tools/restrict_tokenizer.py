@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from di4c_lm.core.settings import check, section, setting
 from di4c_lm.data.text.files import file_documents
 from di4c_lm.data.text.settings import DataConfig
-from di4c_lm.data.text.tokenizers import load_tokenizer, restrict
+from di4c_lm.data.text.tokenizers import load_tokenizer, restrict, save_tokenizer
 from tools.arguments import run_script
 
 
@@ -34,7 +34,7 @@ def write_restricted(settings: Settings) -> None:
     check(settings.out, "out", settings.out, "a folder to write to")
     whole = load_tokenizer(DataConfig(tokenizer=settings.tokenizer), (), Path())
     found = restrict(whole, file_documents(settings.path, text_key=settings.text_key).read())
-    found.save_pretrained(settings.out)
+    save_tokenizer(found, Path(settings.out))
     print(f"{settings.out}: {len(found)} of {len(whole)} entries")
 
 

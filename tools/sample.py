@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from di4c_lm.core.settings import Texts, at_least, check, choice, section, setting, to_dict
 from di4c_lm.data.text.settings import DataConfig
+from di4c_lm.measure.settings import device_of
 from di4c_lm.samplers.ancestral import Ancestral
 from di4c_lm.samplers.registry import SAMPLERS
 from tools.arguments import run_script
@@ -56,7 +57,7 @@ class Settings:
     end: Literal["sample", "argmax"] = setting("sample", "what the last step takes")
     hold_lambda: bool = setting(False, "one λ a sample in place of one a call")
     seed: int = setting(0, "of all samples")
-    device: Literal["cpu", "cuda"] = setting("cpu", "that computes")
+    device: Literal["auto", "cpu", "cuda"] = setting("cpu", "that computes")
     show_steps: bool = setting(False, "print the first sample of each batch after each step")
     text: str | None = setting(None, "file for the texts, blank lines between them")
     jsonl: str | None = setting(None, "file for one object a sample")
@@ -98,14 +99,16 @@ def write_samples(settings: Settings) -> None:
     for number, text in enumerate(texts):
         print(f"--- {number + 1}/{len(texts)} ({name}, {nfe:g} network calls a sample)\n{text}")
     if settings.text:
-        Path(settings.text).write_text("\n\n".join(texts) + "\n")
+        Path(settings.text).write_text("\n\n".join(texts) + "\n", encoding="utf-8")
     if settings.jsonl:
         told = {**plain, "sampler": name, "sampler_settings": plain["sampler"]}
         rows = [
             {"prompt": prompts[n // settings.num_samples], "text": text, "tokens": tokens, "nfe": nfe, "settings": told}
             for n, (text, tokens) in enumerate(zip(texts, tokens_ND.tolist(), strict=True))
         ]
-        Path(settings.jsonl).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        Path(settings.jsonl).write_text(
+            "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
+        )
 
 
 class _Shown:
@@ -134,7 +137,7 @@ def _arguments(argv: Sequence[str]) -> list[str]:
 def _prompts(settings: Settings) -> list[str]:
     if settings.prompts_file is None:
         return list(settings.prompt) or [""]
-    lines = [line for line in Path(settings.prompts_file).read_text().splitlines() if line]
+    lines = [line for line in Path(settings.prompts_file).read_text(encoding="utf-8").splitlines() if line]
     if not lines:
         raise ValueError(f"prompts_file={settings.prompts_file!r} holds no prompt")
     if not settings.prompts_file.endswith(".jsonl"):
@@ -168,7 +171,7 @@ def _models(settings: Settings) -> "tuple[TextModel, TextModel | None]":
         raise ValueError(
             f"hybrid_last={settings.hybrid_last}: {source} is no run with a teacher; name one by teacher=<checkpoint>"
         )
-    return model, load_run(Path(source)).teacher.to(settings.device)
+    return model, load_run(Path(source)).teacher.to(device_of(settings.device))
 
 
 def _load(settings: Settings, source: str) -> "TextModel":
@@ -178,11 +181,11 @@ def _load(settings: Settings, source: str) -> "TextModel":
 
     folder = Path(source)
     if (folder / STUDENT).is_dir():
-        return TextModel.from_pretrained(folder / STUDENT, device=settings.device)
+        return TextModel.from_pretrained(folder / STUDENT, device=device_of(settings.device))
     if (folder / PARTS).exists():
-        return load_run(folder).student.to(settings.device)
+        return load_run(folder).student.to(device_of(settings.device))
     if settings.tokenizer is None or (folder / "tokenizer.json").exists():
-        return TextModel.from_pretrained(source, device=settings.device)
+        return TextModel.from_pretrained(source, device=device_of(settings.device))
     from di4c_lm.data.text.tokenizers import load_tokenizer
 
     check(settings.tokenizer != "train", "tokenizer", settings.tokenizer, "a folder, file or hub name")

@@ -10,8 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from di4c_lm.checkpoints.pickles import read_pickle
-from di4c_lm.core.files import save_tensors, whole_file
+from di4c_lm.checkpoints.pickles import LFS, read_pickle
+from di4c_lm.core.files import read_json, save_tensors, whole_file
 
 WEIGHTS_FILE = "model.safetensors"
 PICKLE_FILE = "pytorch_model.bin"
@@ -26,22 +26,48 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path}: expected a safetensors file, found nothing") from None
     except (SafetensorError, OSError) as error:
         size = path.stat().st_size
+        with path.open("rb") as file:
+            if file.read(len(LFS)) == LFS:
+                raise ValueError(
+                    f"{path}: expected a safetensors file, found a Git LFS pointer to it: fetch it by `git lfs pull`"
+                ) from None
         raise ValueError(
             f"{path}: expected a whole safetensors file, found {size} bytes that are truncated or another format: {error}"
         ) from error
 
 
 def read_weights_file(folder: Path) -> dict[str, Tensor]:
-    """The tensors of `model.safetensors`, or else of `pytorch_model.bin`. Raises `ValueError`, also where neither is there."""
-    if (folder / WEIGHTS_FILE).is_file():
-        return read_safetensors(folder / WEIGHTS_FILE)
-    if not (folder / PICKLE_FILE).is_file():
-        inside = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
-        raise ValueError(f"{folder}: expected {WEIGHTS_FILE} or {PICKLE_FILE}, found {inside}")
-    content = read_pickle(folder / PICKLE_FILE)
+    """The tensors of `model.safetensors`, or else of `pytorch_model.bin`, each whole or in the shards that its `.index.json` names.
+
+    Raises `ValueError`, also where none is there, or a shard is absent.
+    """
+    for name, read in ((WEIGHTS_FILE, read_safetensors), (PICKLE_FILE, _read_tensors)):
+        if (folder / name).is_file():
+            return read(folder / name)
+        if (folder / f"{name}.index.json").is_file():
+            return {key: tensor for shard in _shards(folder, name) for key, tensor in read(shard).items()}
+    inside = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
+    raise ValueError(f"{folder}: expected {WEIGHTS_FILE} or {PICKLE_FILE}, or their .index.json, found {inside}")
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    content = read_pickle(path)
     if odd := sorted(str(name) for name, value in content.items() if not isinstance(value, Tensor)):
-        raise ValueError(f"{folder / PICKLE_FILE}: expected a dict of tensors, found other values under {odd}")
+        raise ValueError(f"{path}: expected a dict of tensors, found other values under {odd}")
     return content
+
+
+def _shards(folder: Path, name: str) -> list[Path]:
+    """The files that an index names, all of them in its folder. Raises `ValueError` for another form, and for absent files."""
+    path = folder / f"{name}.index.json"
+    where = read_json(path).get("weight_map")
+    if not isinstance(where, dict) or not all(isinstance(file, str) for file in where.values()):
+        raise ValueError(f"{path}: expected 'weight_map', a file for each tensor")
+    shards = [folder / file for file in sorted(set(where.values()))]
+    strange = [shard.name for shard in shards if shard.parent != folder or not shard.is_file()]
+    if strange:
+        raise ValueError(f"{path}: expected these files beside it, found none: {', '.join(strange)}")
+    return shards
 
 
 def write_checkpoint(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:

@@ -22,10 +22,11 @@ def snapshot(name: str, revision: str | None = None, cache_dir: str | Path | Non
     what = f"{name} at revision {revision or 'main'}"
 
     def download() -> str:
-        wanted = [WEIGHTS_FILE, CONFIG_FILE, *_TOKENIZER_FILES]
+        wanted = [*_files(WEIGHTS_FILE), CONFIG_FILE, *_TOKENIZER_FILES]
         folder = snapshot_download(name, revision=revision, cache_dir=cache_dir, allow_patterns=wanted)
-        if not (Path(folder) / WEIGHTS_FILE).is_file():
-            folder = snapshot_download(name, revision=revision, cache_dir=cache_dir, allow_patterns=[PICKLE_FILE])
+        if not any((Path(folder) / file).is_file() for file in (WEIGHTS_FILE, f"{WEIGHTS_FILE}.index.json")):
+            wanted = _files(PICKLE_FILE)
+            folder = snapshot_download(name, revision=revision, cache_dir=cache_dir, allow_patterns=wanted)
         return folder
 
     try:
@@ -35,6 +36,12 @@ def snapshot(name: str, revision: str | None = None, cache_dir: str | Path | Non
             f"{what}: neither a file or folder here nor a model that the hub gives us: {_first_line(error)}. "
             f"Instead: {OFFLINE_WAY}"
         ) from error
+
+
+def _files(name: str) -> list[str]:
+    """A weights file, its index, and its shards."""
+    stem, _, suffix = name.rpartition(".")
+    return [name, f"{name}.index.json", f"{stem}-*-of-*.{suffix}"]
 
 
 def push_to_hub(folder: Path | str, name: str, *, revision: str | None = None, private: bool = True) -> str:

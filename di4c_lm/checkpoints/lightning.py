@@ -11,6 +11,7 @@ from di4c_lm.checkpoints import published
 from di4c_lm.checkpoints.files import write_pickle
 from di4c_lm.checkpoints.pickles import plain, read_pickle, state_in
 from di4c_lm.checkpoints.weights import Hints, Weights, averaged
+from di4c_lm.networks.base import check_tensors
 
 
 def recognises(path: Path) -> bool:
@@ -65,6 +66,11 @@ def _config(content: Mapping[str, Any]) -> dict[str, Any]:
 
 def _averaged(ema: Any, bare: Mapping[str, Tensor], raw: Weights, path: Path) -> dict[str, Tensor]:
     """Give the shadow list its names: it follows the parameters of the published network, as does the state dict."""
+    if isinstance(ema, dict) and ema and all(isinstance(value, Tensor) for value in ema.values()):  # by name
+        named = published.unwrap(ema, path)
+        wanted = {*_parameter_names(raw), *named}
+        check_tensors(named, {name: t for name, t in raw.tensors.items() if name in wanted}, f"{path}: ema")
+        return named
     hint, names = "weights=raw reads the raw weights", _parameter_names(raw)
     if [name for name in bare if name in set(names)] != names:
         raise ValueError(

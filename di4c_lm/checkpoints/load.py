@@ -19,6 +19,7 @@ FORMATS: dict[str, tuple[ModuleType, ...]] = {
     "codes": (own, maskgit),
 }
 ARCHITECTURE = {"text": "di4c_lm.DIT", "pixels": "di4c_lm.UNet", "codes": "di4c_lm.MaskGit"}
+_STUDENT = "student"  # where a run leaves it
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _FILE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
 
@@ -69,18 +70,27 @@ def read_checkpoint(
     return weights.joined(replace(backbone, mixture=weights.mixture), path)
 
 
+def recognise(source: str | Path, domain: DomainName, revision: str | None = None) -> None:
+    """Raise as `read_checkpoint` does where there is nothing at `source`, or no checkpoint of the domain by its form; no tensor is read."""
+    _format_of(find(source, revision), domain)
+
+
 def find(source: str | Path, revision: str | None = None, cache_dir: str | Path | None = None) -> Path:
-    """The local folder or file of a path or hub name. Raises as `read_checkpoint` does."""
+    """The local folder or file of a path or hub name; of a run's folder, that of its student. Raises as `read_checkpoint` does."""
     path = Path(source).expanduser()
     if path.is_file() and path.suffix == ".safetensors" and path.name != WEIGHTS_FILE:
         raise ValueError(f"{path}: expected {WEIGHTS_FILE} with a {CONFIG_FILE} beside it, or a .ckpt")
     if path.is_file():
         return path.parent if path.name in (WEIGHTS_FILE, PICKLE_FILE, CONFIG_FILE) else path
     if path.is_dir():
-        return path
+        return path / _STUDENT if _is_run(path) else path
     if not _HUB_NAME.fullmatch(str(source)) or path.suffix in _FILE_SUFFIXES or path.parent.is_dir():
         raise ValueError(f"{source}: expected a file, a folder or a hub name (owner/model), found nothing there")
     return snapshot(str(source), revision, cache_dir)
+
+
+def _is_run(folder: Path) -> bool:
+    return not (folder / CONFIG_FILE).exists() and (folder / _STUDENT / CONFIG_FILE).is_file()
 
 
 def _format_of(path: Path, domain: DomainName) -> ModuleType:

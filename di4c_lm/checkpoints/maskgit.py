@@ -36,7 +36,7 @@ def read(path: Path, hints: Hints) -> Weights:
     carries code, or whose tensors do not make a network.
     """
     content = read_pickle(path)
-    state = state_in(content, path, _STATE, bare=False)
+    state = state_in(content, path, _STATE)
     tensors = {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
     for name, dims in (("tok_emb.weight", 2), ("pos_emb", 3), ("transformer.layers.0.1.fn.net.0.weight", 2)):
         if name not in tensors or tensors[name].dim() != dims:

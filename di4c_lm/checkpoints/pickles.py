@@ -13,14 +13,19 @@ import torch
 from torch import Tensor
 
 # Lightning keeps a run's hyper-parameters beside the weights: an OmegaConf config, a tokenizer, callbacks by their class. Each of these
-# names is read as `_Inert`, which keeps what it is given and does nothing; the classes themselves are neither imported nor called.
+# names, and those of plain values that trainers keep, is read as `_Inert`, which keeps what it is given and does nothing; the classes
+# themselves are neither imported nor called.
 _INERT = re.compile(
     r"omegaconf\.(dictconfig\.DictConfig|listconfig\.ListConfig|base\.(Container)?Metadata|nodes\.\w+Node)"
     r"|tokenizers\.(Tokenizer|AddedToken|models\.Model)"
     r"|transformers\.(models\.\w+\.)?tokenization_\w+\.\w*Tokenizer\w*"
     r"|(pytorch_lightning|lightning\.pytorch)\.callbacks\.[\w.]+"
+    r"|numpy\.(_?core\.multiarray\.scalar|dtype|dtypes\.\w+)|_codecs\.encode"  # numbers of numpy
+    r"|pathlib\.(_local\.)?(Pure)?(Posix|Windows)?Path|argparse\.Namespace|datetime\.\w+"
     r"|typing\.Any|builtins\.(int|float|bool|str|list|dict|tuple)"
 )
+_STATES = ("state_dict", "model", "model_state_dict", "module")  # where trainers keep the weights
+LFS = b"version https://git-lfs"  # how a pointer to a file that was not fetched begins
 _DEFAULT_DICT = "collections.defaultdict"
 # Of `torch.load` and the unpickler in it, for bytes that are no such file.
 _FAILURES = (
@@ -63,6 +68,9 @@ def read_pickle(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise ValueError(f"{path}: expected a file of torch.save, found nothing")
+    with path.open("rb") as file:
+        if file.read(len(LFS)) == LFS:
+            raise ValueError(f"{path}: found a Git LFS pointer to the file: fetch it by `git lfs pull`")
     zipped = zipfile.is_zipfile(path)
     names: list[str] = []
     if zipped:
@@ -77,13 +85,15 @@ def read_pickle(path: Path) -> dict[str, Any]:
     return content
 
 
-def state_in(
-    content: Mapping[str, Any], path: Path, key: str = "state_dict", *, bare: bool = True
-) -> dict[str, Tensor]:
-    """The tensors under `key` of what was read from `path`, or, with `bare`, all of it. Raises `ValueError` where there are none."""
-    state = content.get(key, content if bare else None)
+def state_in(content: Mapping[str, Any], path: Path, key: str = "") -> dict[str, Tensor]:
+    """The tensors under `key` of what was read from `path`; without a key those under a name that trainers use, or all of it.
+
+    Raises `ValueError` where there are none.
+    """
+    keys = (key,) if key else _STATES
+    state = next((content[one] for one in keys if isinstance(content.get(one), dict)), None if key else content)
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        wanted = f"{key!r} or a dict of tensors" if bare else f"{key!r}, a dict of tensors"
+        wanted = f"{key!r}, a dict of tensors" if key else "'state_dict' or a dict of tensors"
         raise ValueError(f"{path}: expected {wanted}, found the keys {sorted(map(str, content))[:8]}")
     return state
 

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 ARCHITECTURE = "di4c_lm.DIT"
 EXTRA_KEY = "di4c_lm"  # under which other formats' configs carry what only ours knows
 PREFIX = "backbone."
-_WRAPPERS = re.compile(r"^(?:(?:_orig_mod|backbone)\.)+")
+_WRAPPERS = re.compile(r"^(?:(?:_orig_mod|backbone|module|model)\.)+")  # of torch.compile, MDLM, DDP and trainers
 # Beside the network: constants of the noise schedule, which are no part of the weights.
 _BESIDES = re.compile(r"noise\.(eps|sigma_min|sigma_max|sigmas)")
 _ANCHORS = (
@@ -75,7 +75,7 @@ def named_settings(weights: Weights, names: Mapping[str, str]) -> dict[str, Any]
 
 
 def unwrap(tensors: Mapping[str, Tensor], source: object) -> dict[str, Tensor]:
-    """Names as `DIT` has them: without `backbone.` (once or twice) and `_orig_mod.`; the schedule's constants left out.
+    """Names as `DIT` has them: without the prefixes of what the network was wrapped in; the schedule's constants left out.
 
     Raises `ValueError` where two names become one.
     """

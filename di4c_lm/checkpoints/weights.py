@@ -1,6 +1,7 @@
 """What every format is read into and written from: tensors with the settings that make a network or a mixture of them."""
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -127,6 +128,23 @@ class Weights:
                 return self.mixture.fresh(kind, self.model, sizes)
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from error
+
+    def trimmed(self, num_states: int) -> "Weights":
+        """Without the rows of a vocabulary that was padded beyond `num_states` to a round size; any other stays as it is.
+
+        Trainers pad to multiples of 64 or 128. No text has these rows, so nothing that is said of text changes but for the share of
+        probability that the network left on them.
+        """
+        padded = self.sizes.get("num_states", 0)
+        if not num_states < padded <= math.ceil(num_states / 128) * 128 or padded % 64:
+            return self
+        found = replace(self, sizes={**self.sizes, "num_states": num_states})
+        wanted = found.blank("").tensors()
+        tensors = {
+            name: tensor[:num_states] if name in wanted and tensor.shape != wanted[name].shape else tensor
+            for name, tensor in self.tensors.items()
+        }
+        return replace(found, tensors=tensors)
 
     def joined(self, backbone: "Weights", source: object) -> "Weights":
         """These, of λ alone, with the network's, as one. Raises `ValueError` for a network that is not the one it was trained on."""

@@ -27,7 +27,7 @@ from di4c_lm.core.settings import (
     to_dict,
     unused_keys,
 )
-from di4c_lm.core.terminal import bad_input_ends, log_to_terminal
+from di4c_lm.core.terminal import errors_end, log_to_terminal, say_all_letters
 
 S = TypeVar("S")
 Override = str | tuple[str, Any]  # "key=value", or the two apart
@@ -38,7 +38,8 @@ _HELP, _HELP_COLUMN = ("-h", "--help"), 44
 
 def parse(settings: type[S], argv: Sequence[str], configs: Path | None = None, domain: str = "", *, program: str) -> S:
     """What `compose` makes of a command line. `--help` prints every key and ends; bad input ends with status 2 and the reason."""
-    with bad_input_ends():
+    say_all_letters()
+    with errors_end():
         composed = compose(settings, overrides_of(argv), configs, domain)
     if any(word in _HELP for word in argv):
         sys.stdout.write(help_text(composed, configs, domain, program))
@@ -50,7 +51,7 @@ def measure(settings: type[S], argv: Sequence[str], program: str, report: Callab
     """Run a script that makes a report of its settings, and print its table. Returns 0; bad input ends with status 2."""
     chosen = parse(settings, argv, program=f"python {program}")
     log_to_terminal()
-    with bad_input_ends():
+    with errors_end():
         sys.stdout.write(f"{report(chosen)}\n")
     return 0
 

@@ -4,6 +4,7 @@ Files that are made here have the modes that the umask asks for, so that users c
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -46,9 +47,16 @@ def whole_file(path: Path) -> Iterator[Path]:
     An error in the block, a kill or a full disk leave the old file as it was. The folder is made where it is absent.
     """
     with _new_folder_beside(path) as folder:
-        yield folder / f"whole{path.suffix}"
-        settle(folder)
-        os.replace(folder / f"whole{path.suffix}", path)
+        try:
+            yield folder / f"whole{path.suffix}"
+            settle(folder)
+            os.replace(folder / f"whole{path.suffix}", path)
+        except OSError as error:  # of a file that nobody has asked for
+            nameless = error.errno is not None and error.filename is None  # of a write
+            if not nameless and folder.name not in str(error):
+                raise
+            reason = error.strerror or str(error).rpartition(f"{folder.name}/whole{path.suffix}: ")[2]
+            raise OSError(error.errno or errno.EIO, reason, str(path)) from error
     sync(path.parent)
 
 
@@ -136,6 +144,17 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a JSON object, found {type(content).__name__}")
     return content
+
+
+def check_writable(folder: Path, key: str) -> None:
+    """Raise `ValueError` that names `key` where `folder` cannot be written, or made. Nothing is written."""
+    there = folder.absolute()
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        raise ValueError(f"{key}: {folder} cannot be a folder: {there} is a file; choose another place")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"{key}: {folder} cannot be written: {there} may not be changed; choose another place")
 
 
 # Checksums and manifests

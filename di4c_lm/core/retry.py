@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TypeVar
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,25 @@ def is_network_failure(error: BaseException) -> bool:
         if isinstance(status, int) and (status == 429 or status >= 500):
             return True
     return False
+
+
+def is_local(source: str) -> bool:
+    """Whether a name that may be one of the hub's, `owner/name`, can only be meant as a path: by its form, or by the folder it is in."""
+    path = Path(source).expanduser()
+    return (
+        source.startswith((".", "/", "~"))
+        or source.count("/") > 1
+        or path.exists()
+        or ("/" in source and path.parent.is_dir())
+    )
+
+
+def foreign_reason(error: BaseException) -> str:
+    """What a library says is wrong, without its advice to run the code that comes with a model."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if "trust_remote_code" in text:
+        return "it comes with code of its own, which is never run here: take one that transformers knows by itself"
+    return text
 
 
 def _is_offline_by_choice() -> bool:

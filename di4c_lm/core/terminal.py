@@ -1,21 +1,32 @@
 """What a script says to its terminal, and how it ends."""
 
+import errno
+import io
 import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
+
+BAD_INPUT, INTERRUPTED = 2, 130  # exit statuses
+_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+_CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+class RunError(RuntimeError):
+    """What a run foresees and cannot go on from: users are shown its message alone."""
 
 
 def run_script(run: Callable[[], int], close: Callable[[], None] = lambda: None) -> NoReturn:
-    """Run a launch script's job, then `close`, and end the program: with the status it returns, or with 2 and a message for bad input."""
+    """Run a launch script's job, then `close`, and end the program with the status it returns, or as `errors_end` has it."""
     log_to_terminal()
     try:
-        status = run()
-    except (ValueError, ConnectionError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        status = 2
+        with errors_end():
+            status = run()
+    except SystemExit as ended:
+        assert isinstance(ended.code, int)
+        status = ended.code
     finally:
         close()
         logging.shutdown()
@@ -26,23 +37,85 @@ def run_script(run: Callable[[], int], close: Callable[[], None] = lambda: None)
 
 
 @contextmanager
-def bad_input_ends(*more: type[Exception]) -> Iterator[None]:
-    """Within it `ValueError`, `ConnectionError` and `more` end the program as bad input does."""
+def errors_end() -> Iterator[None]:
+    """Within it an error that is foreseen ends the program with one line on stderr and status 2, Ctrl-C with status 130.
+
+    Foreseen are `ValueError` (bad input), `OSError` (the system, or a server that does not answer), `RunError`, and memory that runs out.
+    """
     try:
         yield
-    except (ValueError, ConnectionError, *more) as error:
-        fail(error)
+    except (ValueError, OSError, RunError) as error:
+        fail(message_of(error))
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        fail(f"out of memory: {error or 'an allocation failed'}; take smaller batches or a smaller model")
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        raise SystemExit(INTERRUPTED) from None
 
 
 def fail(message: object) -> NoReturn:
-    """End the program as bad input does: the message on stderr, exit status 2."""
-    sys.stderr.write(f"error: {message}\n")
-    raise SystemExit(2)
+    """End the program as bad input does: the message on stderr, in one line, exit status 2."""
+    sys.stderr.write(f"error: {_in_one_line(str(message))}\n")
+    raise SystemExit(BAD_INPUT)
+
+
+def message_of(error: BaseException) -> str:
+    """What is wrong, and of an error of the system where, and what can be done."""
+    if not isinstance(error, OSError) or error.errno is None or error.strerror is None:
+        return str(error) or type(error).__name__
+    where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+    advice = "; make room there, or choose another folder" if error.errno in _FULL else ""
+    advice = "; choose a place that you may use, or change its permissions" if error.errno in _CLOSED else advice
+    return f"{where}{error.strerror}{advice}"
+
+
+def _in_one_line(message: str) -> str:
+    lines = [line.strip() for line in message.splitlines()]
+    return " ".join(line if line.endswith((":", ",", ";", ".")) else f"{line};" for line in lines if line).rstrip(";")
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Python's own error, or one of PyTorch's."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or "can't allocate memory" in str(error)
+
+
+def say_all_letters() -> None:
+    """From here on a letter that the terminal's encoding lacks (λ in ASCII) is shown as its number, and is no error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def progress_bar(*items: Any, **options: Any) -> Any:
+    """A bar of tqdm on stderr; where that is no terminal, a line every half minute and one at the end in its place."""
+    from tqdm import tqdm
+
+    if sys.stderr.isatty():
+        return tqdm(*items, **{"dynamic_ncols": True, "mininterval": 0.5, **options})
+    return tqdm(
+        *items, **{"ncols": 100, "mininterval": 30.0, "maxinterval": 60.0, **options, "leave": True}, file=_Lines()
+    )
+
+
+class _Lines:
+    """What a bar writes to: each state of it a line of its own."""
+
+    def write(self, text: str) -> None:
+        if line := text.strip("\r\n\x1b[A "):
+            sys.stderr.write(f"{line}\n")
+
+    def flush(self) -> None:
+        sys.stderr.flush()
 
 
 def log_to_terminal() -> None:
     """Messages of this rank to stderr, past progress bars: all of them on rank 0, errors alone elsewhere."""
     from tqdm import tqdm
+
+    say_all_letters()
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:

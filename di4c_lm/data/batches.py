@@ -185,6 +185,10 @@ class PackedSource:
             digest.update(np.ascontiguousarray(rows_nD, dtype="<u4").data)  # the same for any type that holds them
         return f"{len(self)} sequences ({digest.hexdigest()[:12]})"
 
+    def ordered(self, seed: int) -> "PackedSource":
+        """The same in the order of another seed."""
+        return PackedSource(self.tokens_ND, seed)
+
     def _order(self, epoch: int) -> Int[np.ndarray, " N"]:
         if epoch not in self._orders:
             self._orders = {e: order for e, order in self._orders.items() if abs(e - epoch) == 1}

@@ -31,6 +31,11 @@ def opened(name: str) -> Iterator[Any]:
         yield file
 
 
+def is_hidden(path: Path) -> bool:
+    """Whether a file, or a folder on the way to it, is one that systems leave beside the user's (`.name`, `__MACOSX`)."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
+
+
 def ask_hub(ask: Callable[[Any], Any], what: str, offline_way: str) -> Any:
     """What `ask(datasets)` answers. No code of a data set's is run.
 

@@ -6,7 +6,7 @@ sampled, stands in `domain.py` or a file of its own. `DOMAINS` names the three t
 
 import importlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -147,6 +147,10 @@ class Domain(Protocol):
     model: type[Any]  # the class of its models, each a `Model`
     pretraining: Pretraining  # how a teacher is trained where none is given
 
+    def checks(self, settings: Any) -> Mapping[str, Callable[[], object]]:
+        """By key what can be told of paths before anything is built: each raises `ValueError` or `OSError` where a run cannot go."""
+        ...
+
     def data(self, settings: Any, world: World, cache_dir: Path) -> Data:
         """Ready to be read. All ranks call it."""
         ...
@@ -175,7 +179,14 @@ def read_settings(domain: Domain, folder: Path) -> Any:
     """The settings of the run in `folder`. Raises `ValueError` for those that are not the domain's."""
     import yaml
 
-    return build(domain.settings, yaml.safe_load((folder / SETTINGS).read_text(encoding="utf-8")))
+    path = folder / SETTINGS
+    try:
+        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(plain, dict):
+            raise ValueError(f"expected a mapping of settings, found {type(plain).__name__}")
+        return build(domain.settings, plain)
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"{path}: not the settings of a run on {domain.name}: {error}") from error
 
 
 def find_domain(name: str) -> Domain:

@@ -1,10 +1,12 @@
 """What both kinds of images share: how a run's images are read, and the report on a finished run."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from di4c_lm.checkpoints.load import DomainName, recognise
+from di4c_lm.core.retry import is_local
 from di4c_lm.core.settings import to_dict
 from di4c_lm.data.images.images import Split
 from di4c_lm.data.images.sources import Fit, load_split
@@ -21,6 +23,23 @@ def images(settings: ImageReportConfig) -> str:
     if run.domain.name == "text":
         raise ValueError(f"run must be one of images, got {run.folder}: runs of text are measured by eval/report.py")
     return run.domain.report(run, settings)
+
+
+def image_checks(settings: Any, domain: DomainName) -> dict[str, Callable[[], object]]:
+    """See `Domain.checks`: images, teacher and VQGAN."""
+    teacher, vqgan = settings.teacher, getattr(settings, "vqgan", None)
+    given = settings.objective.needs_teacher and teacher.kind == "pretrained"
+    return {
+        "data": lambda: settings.data.kind != "files" or check_exists(settings.data.source, "data.path"),
+        "teacher": lambda: given and recognise(teacher.path, domain),
+        "vqgan.path": lambda: vqgan is None or vqgan.path is None or check_exists(vqgan.path, "vqgan.path"),
+    }
+
+
+def check_exists(source: str, key: str) -> None:
+    """Raise `ValueError` that names `key` for a path that is absent; a name of the hub passes."""
+    if not Path(source).expanduser().exists() and (is_local(source) or Path(source).suffix):
+        raise ValueError(f"{key}: there is no file or folder {source}")
 
 
 def load_images(settings: Any) -> Split:

@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, Literal, TypeAlias, final
 
-from tqdm import tqdm
-
+from di4c_lm.core.terminal import progress_bar
 from di4c_lm.measure.statistics.bootstrap import Quantity
 
 Row: TypeAlias = dict[str, Any]
@@ -78,7 +77,7 @@ def sampled(
 
     Raises `ValueError` for a batch of another `shape`.
     """
-    bar = tqdm(
+    bar = progress_bar(
         [(*item, n) for item in samplers.items() for n in steps], desc="evaluating", unit="row", disable=not progress
     )
     for name, sampler, n in bar:

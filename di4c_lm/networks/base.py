@@ -367,7 +367,7 @@ def refuse_latents(lam: object) -> None:
 
 
 def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: object) -> None:
-    """Compare names and shapes; raise one `ValueError` that names `source` and lists all that differs."""
+    """Compare names and shapes, and see that values are finite; raise one `ValueError` that names `source` and lists all that is wrong."""
     complaints = [f"missing: {name} {_shape(expected[name])}" for name in expected if name not in found]
     complaints += [f"unknown: {name} {_shape(found[name])}" for name in found if name not in expected]
     for name in expected:
@@ -377,8 +377,18 @@ def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], s
             complaints.append(f"misshapen: {name} is {_shape(found[name])}, expected {_shape(expected[name])}")
         elif not found[name].is_floating_point():
             complaints.append(f"not floating-point: {name} is {found[name].dtype}")
+        elif count := not_finite(found[name]):
+            complaints.append(f"not finite: {count} of the {found[name].numel()} values of {name}")
     if complaints:
         raise ValueError(f"{source}: {len(complaints)} tensors do not fit the network:\n  " + "\n  ".join(complaints))
+
+
+def not_finite(tensor: Tensor) -> int:
+    """How many values are infinite or NaN; 0 of a tensor without storage."""
+    if tensor.is_meta:
+        return 0
+    wide = tensor.float() if tensor.itemsize == 1 else tensor  # 8-bit floats know no `isfinite`
+    return tensor.numel() - int(wide.isfinite().sum())
 
 
 def _shape(tensor: Tensor) -> str:

@@ -9,12 +9,13 @@ from typing import Any
 from di4c_lm.core.compose import compose_rounds, overrides_of, parse
 from di4c_lm.core.files import lock, write_text
 from di4c_lm.core.settings import identity, run_hash, to_dict
-from di4c_lm.core.terminal import bad_input_ends
+from di4c_lm.core.terminal import errors_end
 from di4c_lm.domains.domain import PARTS, SETTINGS, STUDENT, Domain, read_settings
 from di4c_lm.training.distributed import World
 from di4c_lm.training.run_state import snapshots
 
 CHECKPOINTS, REPORT = "checkpoints", "report"
+_PATHS = ("path", "tokenizer", "config")  # keys, below any section, that may say a path
 # What may change where a run resumes: its length, and how the same work is shared out.
 _RESUMABLE = {"rounds", "train.steps", "train.micro_batch_size", "train.gradient_accumulation"}
 
@@ -22,7 +23,7 @@ _RESUMABLE = {"rounds", "train.steps", "train.micro_batch_size", "train.gradient
 def parse_run(domain: Domain, argv: Sequence[str], configs: Path, *, program: str) -> tuple[Any, list[Any]]:
     """The settings of a run from its command line, and those of its rounds. `--help` and bad input end the program."""
     settings = parse(domain.settings, argv, configs, domain.name, program=program)
-    with bad_input_ends():
+    with errors_end():
         folder = run_dir(domain, settings)
         return settings, compose_rounds(settings, overrides_of(argv), configs, domain.name, folder)
 
@@ -47,7 +48,7 @@ def check_settings(domain: Domain, settings: Any, folder: Path, *, rounds: bool 
     steps = max((int(path.name.partition("_")[2]) for path in snapshots(folder / CHECKPOINTS)), default=0)
     if not (folder / SETTINGS).is_file() or (steps == 0 and not (folder / STUDENT).exists()):
         return
-    there, here = (_leaves(identity(one)) for one in (read_settings(domain, folder), settings))
+    there, here = (_leaves(located(identity(one))) for one in (read_settings(domain, folder), settings))
     free = _RESUMABLE - ({"train.steps"} if rounds and is_finished(folder, reported=False) else set())
     differing = [
         f"{key}={json.dumps(there.get(key))} there, {json.dumps(here.get(key))} here"
@@ -85,11 +86,29 @@ def opened(domain: Domain, settings: Any, folder: Path, world: World) -> Iterato
         yield
 
 
+def located(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings, the paths of what is here absolute, so that the run is measured from any folder alike."""
+    found = {}
+    for key, value in plain.items():
+        if isinstance(value, Mapping):
+            value = located(value)
+        elif key in _PATHS and isinstance(value, str):
+            parts = [value] if Path(value).expanduser().exists() else value.split(",")
+            value = ",".join(_absolute(part) for part in parts)
+        found[key] = value
+    return found
+
+
+def _absolute(path: str) -> str:
+    here = Path(path).expanduser()
+    return path if "://" in path or not path or not here.exists() else str(here.absolute())
+
+
 def write_settings(folder: Path, settings: Any) -> None:
     """The whole configuration as YAML."""
     import yaml
 
-    plain = json.loads(json.dumps(to_dict(settings)))
+    plain = json.loads(json.dumps(located(to_dict(settings))))
     write_text(folder / SETTINGS, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
 
 

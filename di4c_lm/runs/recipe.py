@@ -6,6 +6,7 @@ signal interrupts resumes where it was when the same call is made again.
 
 import dataclasses
 import logging
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ from di4c_lm.domains.domain import (
 from di4c_lm.mixtures.base import MixtureSettings, NoMixture
 from di4c_lm.objectives.registry import OBJECTIVES
 from di4c_lm.runs.folder import check_settings, is_finished, opened, run_dir
+from di4c_lm.runs.preflight import check_all
 from di4c_lm.training.distributed import World, barrier, init_distributed, set_threads
 from di4c_lm.training.loop import Trained, train
 from di4c_lm.training.settings import OptimConfig, TrainConfig, ZeroConfig
@@ -70,6 +72,7 @@ def run_once(domain: Domain, settings: Any, *, export_raw: bool = False, optimiz
         optimizer_from: the folder of the run whose optimiser's moments this one begins with.
     """
     world, folder, cache = init_distributed(settings.run.device), run_dir(domain, settings), settings.run.cache
+    world.on_main(lambda: check_all(domain, settings))
     set_threads(settings.run.threads)
     with opened(domain, settings, folder, world):
         logger.info("run %s: %d rank(s) on %s", folder, world.size, world.device.type)
@@ -90,13 +93,16 @@ def run_once(domain: Domain, settings: Any, *, export_raw: bool = False, optimiz
         finished = FinishedRun(
             domain=domain, folder=folder, settings=settings, models={**models, STUDENT: folder / STUDENT}
         )
-        if world.is_main:
+        exports = {STUDENT: trained.ema, **({STUDENT_RAW: trained.raw} if export_raw else {})}
+
+        def export() -> None:
             logger.info("4/5 export: %s", folder / STUDENT)
-            exports = {STUDENT: trained.ema, **({STUDENT_RAW: trained.raw} if export_raw else {})}
             for name, state in exports.items():
                 student.save_pretrained(folder / name, state, backbone=None if merged(settings) else f"../{TEACHER}")
             data.save(folder)
             finished.write()
+
+        world.on_main(export)
         close(finished, data, world)
     return data
 
@@ -165,14 +171,17 @@ def random_teacher(domain: Domain, settings: Any, data: Data) -> Model:
 def pretrain(domain: Domain, settings: Any, model: Model, source: Source | Stream, world: World, work: Path) -> Trained:
     """Train `model` from data alone as `teacher.pretrain` says; resumes what `work` holds.
 
-    Raises `ValueError` for a batch that the ranks cannot share, `Interrupted` on a signal.
+    A batch that the ranks cannot share evenly is made larger by a few sequences. Raises `Interrupted` on a signal.
     """
     chosen, how = settings.teacher.pretrain, domain.pretraining
-    if chosen.batch_size % world.size:
-        raise ValueError(
-            f"teacher.pretrain.batch_size must be a multiple of the {world.size} ranks, got {chosen.batch_size}"
+    micro = math.ceil(chosen.batch_size / world.size)
+    if (batch_size := micro * world.size) != chosen.batch_size:
+        logger.info(
+            "teacher.pretrain.batch_size=%d: %d here, a multiple of the %d ranks",
+            chosen.batch_size,
+            batch_size,
+            world.size,
         )
-    micro = chosen.batch_size // world.size
     objective = how.objective
     if hasattr(settings.teacher, "label_drop"):
         objective = dataclasses.replace(objective, label_drop=settings.teacher.label_drop)
@@ -301,6 +310,8 @@ def run_rounds(domain: Domain, settings: Any, rounds: Sequence[Any]) -> None:
     for number, (one, folder) in enumerate(zip(chain, folders, strict=True), 1):
         if folder != base / f"round_{number}":
             raise ValueError(f"rounds[{number - 1}]: run.dir must be {base / f'round_{number}'}, got {str(folder)!r}")
+        made_here = one.teacher.path is not None and Path(one.teacher.path).parent in folders
+        world.on_main(lambda one=one, skip=("teacher",) if made_here else (): check_all(domain, one, skip=skip))
         world.on_main(lambda one=one, folder=folder: check_settings(domain, one, folder, rounds=True))
     data = None
     with opened(domain, settings, base, world):

@@ -66,7 +66,7 @@ def fit_context(sampler: Sampler | str, *, length: int, context: int) -> Sampler
     longest = min(sampler.context, length) if isinstance(sampler, Blocks) else length
     if longest > context:
         raise ValueError(
-            f"{length} positions by {name_of(sampler)} exceed the context of {context}: "
+            f"length must be at most the context of {context} where sampler={name_of(sampler)}, got {length}: "
             f"longer text takes sampler=blocks with a context of at most {context}"
         )
     return sampler

@@ -300,7 +300,7 @@ def check_process(sampler: Sampler, process: type, decoding: Decoding) -> None:
 def check_grid(times: Float64[Tensor, " n"]) -> None:
     """Raise `ValueError` unless `times` descends from 1 to 0."""
     if len(times) < 2 or times[0] != 1 or times[-1] != 0 or not bool((times.diff() < 0).all()):
-        raise ValueError(f"times must descend from 1 to 0, got {times.tolist()}")
+        raise ValueError(f"grid must be times that descend from 1 to 0, got {times.tolist()}")
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ def deepspeed_config(
 
 def _read(path: str) -> dict[str, Any]:
     try:
-        theirs = json.loads(Path(path).read_text())
+        theirs = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"zero.config={path!r} cannot be read: {error}") from error
     except json.JSONDecodeError as error:

@@ -77,7 +77,8 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def _choose_device(device: str, local_rank: int) -> torch.device:
+def choose_device(device: str, local_rank: int) -> torch.device:
+    """The device of a rank. Raises `ValueError` for a GPU that is not there."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
@@ -98,19 +99,48 @@ def init_distributed(
     Works under the `deepspeed` launcher, `torchrun`, and as plain `python script.py` (a world of one, without a port). CPU tensors
     travel over gloo, CUDA tensors over NCCL. A collective that waits longer than `timeout` ends the run.
     """
-    local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))  # DeepSpeed insists on the variable
-    place = _choose_device(device, local_rank)
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on the variable
+    local_rank, size = _said("LOCAL_RANK"), _said("WORLD_SIZE", 1)
+    place = choose_device(device, local_rank)
     os.environ.setdefault("DS_ACCELERATOR", place.type)  # read by DeepSpeed when it is first imported
     if place.type == "cuda":
         torch.cuda.set_device(place)
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
-        if "RANK" in os.environ and "MASTER_ADDR" in os.environ:
-            dist.init_process_group(backend, timeout=timeout)
-        else:
+        if size > 1:
+            _meet(backend, timeout)
+        else:  # without a port, whatever the launcher says of one
             store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
             dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
     return World(rank=dist.get_rank(), local_rank=local_rank, size=dist.get_world_size(), device=place)
+
+
+def _said(variable: str, default: int | None = None) -> int:
+    """A number that a launcher leaves in the environment. Raises `ValueError` that names the variable."""
+    word = os.environ.get(variable, "" if default is None else str(default))
+    if not word.isdecimal():
+        raise ValueError(f"{variable} must be a whole number, as launchers set it, got {word!r}")
+    return int(word)
+
+
+def _meet(backend: str, timeout: timedelta) -> None:
+    """Find the other ranks at the place that the launcher says. Raises `ValueError` where that is impossible."""
+    absent = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if absent:
+        raise ValueError(f"{absent[0]} must be set where WORLD_SIZE is above 1: start with `deepspeed` or `torchrun`")
+    port = _said("MASTER_PORT")
+    _said("RANK")
+    try:
+        dist.init_process_group(backend, timeout=timeout)
+    except (dist.DistNetworkError, OSError) as error:
+        if "EADDRINUSE" not in str(error):
+            raise ValueError(f"MASTER_PORT={port}: the ranks cannot meet there: {error}") from error
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            free = probe.getsockname()[1]
+        raise ValueError(
+            f"MASTER_PORT={port} is taken, by another run perhaps: say `deepspeed --master_port {free}`, which is free"
+        ) from error
 
 
 def set_threads(threads: int) -> None:

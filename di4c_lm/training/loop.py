@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from di4c_lm.core.files import write_json
+from di4c_lm.core.terminal import RunError
 from di4c_lm.training.distributed import (
     Watchdog,
     gather_objects,
@@ -30,9 +31,10 @@ from di4c_lm.training.settings import OptimConfig, TrainConfig, WandbConfig, Zer
 
 logger = logging.getLogger(__name__)
 _ASKED = (int(signal.SIGTERM), int(signal.SIGINT))  # requests to save and leave
+_IDLE_STEPS = 50  # without any loss, after which a user is told
 
 
-class NonFiniteError(RuntimeError):
+class NonFiniteError(RunError):
     """`train.max_bad_steps` steps in a row had a loss or a gradient that was not finite."""
 
 
@@ -130,7 +132,7 @@ def train(
     with _Signals() as signals, Watchdog(train.rank_timeout_s) as watchdog:
         engine = Engine(objective, train=train, optim=optim, zero=zero, world=world, is_latent=is_latent)
         ema = Ema(engine.partition, optim.ema_decay)
-        progress = Progress()
+        progress, idle = Progress(), 0
         checkpoint = Checkpoint(
             run_dir / "checkpoints",
             partition=engine.partition,
@@ -159,8 +161,15 @@ def train(
                 if step.applied:
                     ema.update()
                 advance(progress, step)
+                idle = idle + 1 if step.values["loss"] == 0 else 0
+                if idle == min(_IDLE_STEPS, train.steps):
+                    logger.warning(
+                        "the loss was exactly 0 in %d steps in a row: nothing is learned. What the objective asks for (its "
+                        "teacher steps are very short, perhaps) is there from the start",
+                        idle,
+                    )
                 metric_logger.record(progress.step, step.tokens, {**step.values, "lr": lr, "skipped": progress.skipped})
-                if progress.bad_in_a_row >= train.max_bad_steps:
+                if progress.bad_in_a_row >= patience(train, last=progress.step == train.steps):
                     give_up(run_dir, progress, step)
                 if (
                     progress.signal
@@ -244,6 +253,11 @@ def advance(progress: Progress, step: Step) -> None:
             step.values["loss"],
             step.values["grad_norm"],
         )
+
+
+def patience(train: TrainConfig, *, last: bool) -> int:
+    """How many steps in a row without a finite loss or gradient end a run; behind its last step, half of them all are too many too."""
+    return min(train.max_bad_steps, math.ceil(train.steps / 2)) if last else train.max_bad_steps
 
 
 def give_up(run_dir: Path, progress: Progress, step: Step) -> None:

@@ -3,17 +3,31 @@
 import json
 import logging
 import math
+import netrc
+import os
 import secrets
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from di4c_lm.core.files import write_text
+from di4c_lm.core.terminal import progress_bar
 from di4c_lm.training.distributed import is_main
 from di4c_lm.training.settings import WandbConfig
 
 logger = logging.getLogger(__name__)
+
+_WANDB_SECONDS = 30.0  # that its server may take to answer
+
+
+def check_wandb(config: WandbConfig) -> None:
+    """Raise `ValueError` where runs are to be shown online and there is no key for it."""
+    if _wandb_mode(config) == "online" and not _wandb_key():
+        raise ValueError(
+            "wandb.mode must be offline or disabled where there is no key (`wandb login`, $WANDB_API_KEY), got 'online'"
+        )
 
 
 class MetricLogger:
@@ -46,18 +60,14 @@ class MetricLogger:
 
     def __enter__(self) -> "MetricLogger":
         if is_main():
-            from tqdm.auto import tqdm
-
             self._path.parent.mkdir(parents=True, exist_ok=True)
             _drop_after(self._path, self._first)
             self._file = self._path.open("a", encoding="utf-8", buffering=1)
-            self._bar = tqdm(
+            self._bar = progress_bar(
                 total=self._total,
                 initial=self._first,
                 desc=self._label,
                 unit="step",
-                dynamic_ncols=True,
-                mininterval=0.5,
             )
             if self._wandb_config.mode != "disabled":
                 self._wandb = self._start_wandb()
@@ -84,7 +94,7 @@ class MetricLogger:
         self._since, self._tokens = now, 0
         line = {"step": step, **values, "tokens_per_s": speed}
         self._file.write(json.dumps({key: _plain(value) for key, value in line.items()}) + "\n")
-        self._bar.set_postfix_str(f"loss {values.get('loss', math.nan):.4g}, {speed:.3g} tokens/s")
+        self._bar.set_postfix_str(f"loss {values.get('loss', math.nan):.4g}, {speed:.3g} tokens/s", refresh=False)
         if self._wandb is not None:
             self._wandb.log(line, step=step)
 
@@ -92,16 +102,39 @@ class MetricLogger:
         import wandb
 
         chosen = self._wandb_config
-        return wandb.init(
-            project=chosen.project,
-            entity=chosen.entity,
-            mode=chosen.mode,
-            dir=str(self._path.parent),
-            name=self._path.parent.name,
-            id=_wandb_id(self._path.parent),
-            resume="allow",
-            config=self._settings,
-        )
+        try:
+            return wandb.init(
+                project=chosen.project,
+                entity=chosen.entity,
+                mode=_wandb_mode(chosen),
+                dir=str(self._path.parent),
+                name=self._path.parent.name,
+                id=_wandb_id(self._path.parent),
+                resume="allow",
+                config=self._settings,
+                settings=wandb.Settings(init_timeout=_WANDB_SECONDS),
+            )
+        except wandb.Error as error:
+            raise ValueError(f"wandb.mode={chosen.mode}: {error}; wandb.mode=offline needs no server") from error
+
+
+def _wandb_mode(config: WandbConfig) -> Literal["online", "offline", "disabled"]:
+    """As the settings say; $WANDB_MODE may ask for less."""
+    asked = os.environ.get("WANDB_MODE", "")
+    if config.mode != "disabled" and (asked == "offline" or asked == "disabled"):
+        return asked
+    return config.mode
+
+
+def _wandb_key() -> bool:
+    """Whether there is one where `wandb login` leaves it."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host or "") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
 
 
 def _plain(value: float | int) -> float | int | None:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from di4c_lm.core.files import damage, entry_of, read_manifest, save_tensors, sync, write_manifest
+from di4c_lm.core.terminal import RunError
 from di4c_lm.training.distributed import barrier, gather_objects, is_main, rank, world_size
 from di4c_lm.training.partition import Flats, Partition
 
@@ -32,7 +33,16 @@ def snapshots(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if _NAME.fullmatch(path.name)] if folder.is_dir() else []
 
 
-class CheckpointError(RuntimeError):
+def check_resume(folder: Path, how: Literal["auto", "never", "must"]) -> None:
+    """Raise `ValueError` if `how` is `never` and there are checkpoints in `folder`, or `must` and there are none."""
+    found = sorted(snapshots(folder))
+    if how == "never" and found:
+        raise ValueError(f"train.resume='never', but {folder} holds {found[-1].name}: choose another run.dir")
+    if how == "must" and not found:
+        raise ValueError(f"train.resume='must', but {folder} holds no checkpoint")
+
+
+class CheckpointError(RunError):
     """A checkpoint could not be written, or none that exists can be read."""
 
 
@@ -131,10 +141,7 @@ class Checkpoint:
         """
         found = sorted(snapshots(self._folder), reverse=True)
         found = gather_objects(found)[0]
-        if how == "never" and found:
-            raise ValueError(f"train.resume='never', but {self._folder} holds {found[0].name}: choose another run.dir")
-        if how == "must" and not found:
-            raise ValueError(f"train.resume='must', but {self._folder} holds no checkpoint")
+        check_resume(self._folder, how)
         for path in found:
             problem = _first(gather_objects(damage(path, share=(rank(), world_size()))))
             if problem is None:

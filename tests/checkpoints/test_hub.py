@@ -120,7 +120,9 @@ def test_what_is_not_there_is_named_at_once(hub, name, revision):
 
 def test_a_repository_without_weights_says_what_it_holds(hub):
     del hub.files[(MDLM, "main")]["model.safetensors"]
-    with pytest.raises(ValueError, match="expected model.safetensors or pytorch_model.bin, found config.json"):
+    with pytest.raises(
+        ValueError, match="expected model.safetensors or pytorch_model.bin, or their .index.json, found config.json"
+    ):
         load_checkpoint(MDLM)
 
 

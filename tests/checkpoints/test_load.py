@@ -17,7 +17,15 @@ from di4c_lm.networks.dit import DitConfig
 from tests.checkpoints.formats import LENGTH, mdlm_config, named, training_config, write_ckpt, write_folder
 from tests.checkpoints.helpers import PUBLISHED, assert_same_tensors, tiny
 
-PREFIXES = ["backbone.", "backbone.backbone.", "backbone._orig_mod.", "_orig_mod.backbone.", ""]
+PREFIXES = [
+    "backbone.",
+    "backbone.backbone.",
+    "backbone._orig_mod.",
+    "_orig_mod.backbone.",
+    "module.",
+    "module.model.",
+    "",
+]
 MODEL = DitConfig(hidden_size=16, num_blocks=2, num_heads=2, cond_dim=8, dropout=0.1)
 
 
@@ -230,11 +238,87 @@ def test_a_folder_without_weights_or_config_says_what_it_holds(tmp_path):
     with pytest.raises(ValueError, match="expected model.safetensors and config.json, found README.md"):
         load_checkpoint(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(mdlm_config(network)))
-    with pytest.raises(ValueError, match="model.safetensors or pytorch_model.bin, found README.md, config.json"):
+    with pytest.raises(ValueError, match="pytorch_model.bin, or their .index.json, found README.md, config.json"):
         load_checkpoint(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match="could not read it"):
         load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("pickled", [False, True])
+def test_a_folder_in_shards(tmp_path, pickled):
+    network = tiny()
+    folder = write_folder(tmp_path / "mdlm", named(network), mdlm_config(network), pickled=pickled)
+    name = "pytorch_model.bin" if pickled else "model.safetensors"
+    stem, _, suffix = name.rpartition(".")
+    (folder / name).unlink()
+    where = {}
+    for number, key in enumerate(named(network)):
+        file = f"{stem}-{number % 2 + 1:05d}-of-00002.{suffix}"
+        where[key] = file
+    for file in set(where.values()):
+        part = {key: tensor for key, tensor in named(network).items() if where[key] == file}
+        torch.save(part, folder / file) if pickled else save_file(part, folder / file)
+    (folder / f"{name}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    assert_same_tensors(read_checkpoint(folder).build(folder).tensors(), network.tensors())
+    (folder / file).unlink()
+    with pytest.raises(ValueError, match=rf"index\.json: expected these files beside it, found none: {file}"):
+        read_checkpoint(folder)
+    (folder / f"{name}.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(where, "../elsewhere")}))
+    with pytest.raises(ValueError, match="expected these files beside it"):
+        read_checkpoint(folder)
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model", "model_state_dict", "module"])
+def test_a_state_dict_under_the_names_that_trainers_give_it(tmp_path, key):
+    network, average = tiny(), tiny(seed=1)
+    torch.save({key: named(network, "module."), "step": 3}, tmp_path / "last.pt")
+    assert_same_tensors(load_checkpoint(tmp_path / "last.pt", length=LENGTH).tensors(), network.tensors())
+    torch.save({key: named(network), "ema": named(average)}, tmp_path / "both.pt")
+    assert_same_tensors(load_checkpoint(tmp_path / "both.pt", length=LENGTH).tensors(), average.tensors())
+    raw = load_checkpoint(tmp_path / "both.pt", length=LENGTH, weights="raw")
+    assert_same_tensors(raw.tensors(), network.tensors())
+
+
+def test_a_runs_folder_stands_for_its_student(tmp_path):
+    own.save(tmp_path / "student", tiny(), length=LENGTH)
+    assert_same_tensors(load_checkpoint(tmp_path).tensors(), tiny().tensors())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_neither_read_nor_written(tmp_path, value):
+    network = tiny()
+    whole = write_folder(tmp_path / "mdlm", named(network), mdlm_config(network))
+    network.blocks[0].norm1.weight.data[3] = value
+    with pytest.raises(ValueError, match=r"not finite: 1 of the 16 values of blocks\.0\.norm1\.weight"):
+        own.save(tmp_path / "own", network, length=LENGTH)
+    assert not (tmp_path / "own" / "model.safetensors").exists()
+    save_file(named(network), whole / "model.safetensors")
+    with pytest.raises(ValueError, match=r"not finite: 1 of the 16 values of blocks\.0\.norm1\.weight"):
+        load_checkpoint(whole)
+
+
+def test_rows_that_pad_a_vocabulary_are_left_out(tmp_path):
+    """Of 11 states padded to 64 the first 11 are kept; of 11 padded to 13, which no trainer does, all."""
+    network = tiny(num_states=64)
+    own.save(tmp_path, network, length=LENGTH)
+    weights = read_checkpoint(tmp_path)
+    found = weights.trimmed(11)
+    assert found.sizes["num_states"] == 11 and found.build("trimmed").mask_id == 10
+    for name in ("vocab_embed.embedding", "output_layer.linear.weight", "output_layer.linear.bias"):
+        assert torch.equal(found.tensors[name], weights.tensors[name][:11])
+    assert weights.trimmed(64) is weights and weights.trimmed(65) is weights
+    own.save(tmp_path, tiny(num_states=13), length=LENGTH)
+    assert read_checkpoint(tmp_path).trimmed(11).sizes["num_states"] == 13
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "last.ckpt"])
+def test_a_pointer_of_git_lfs_is_called_one(tmp_path, name):
+    network = tiny()
+    folder = write_folder(tmp_path / "mdlm", named(network), mdlm_config(network))
+    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(ValueError, match="Git LFS pointer"):
+        load_checkpoint(folder / name)
 
 
 def test_a_safetensors_file_of_another_name_has_no_config(tmp_path):

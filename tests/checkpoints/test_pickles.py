@@ -1,10 +1,13 @@
 """A file that carries code is refused before any of it runs."""
 
+import argparse
+import datetime
 import os
 import pickle
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -21,10 +24,11 @@ class Creates:
         self.path, self.function = path, function
 
     def __reduce__(self) -> tuple[object, tuple[str, ...]]:
-        return self.function, (f"touch {self.path}",) if self.function is os.system else (str(self.path), "w")
+        arguments = {os.system: (f"touch {self.path}",), os.mkdir: (str(self.path),)}
+        return self.function, arguments.get(self.function, (str(self.path), "w"))
 
 
-@pytest.mark.parametrize("function", [os.system, open, Path])
+@pytest.mark.parametrize("function", [os.system, open, os.mkdir])
 @pytest.mark.parametrize("place", ["hyper_parameters", "tensor_key", "shadow", "plain_pickle", "bin"])
 def test_malicious_pickle_is_refused_and_creates_nothing(tmp_path, function, place):
     witness = tmp_path / "witness"
@@ -54,6 +58,20 @@ def test_the_bombs_of_this_test_are_live(tmp_path):
     for index, function in enumerate((os.system, open)):
         pickle.loads(pickle.dumps(Creates(tmp_path / str(index), function)))
         assert (tmp_path / str(index)).exists()
+
+
+def test_plain_values_of_other_libraries_are_read_as_nothing(tmp_path):
+    """A trainer keeps its arguments, paths and numbers beside the weights."""
+    more = {
+        "args": argparse.Namespace(lr=1e-3),
+        "out": Path("runs"),
+        "best": np.float64(0.5),
+        "when": datetime.datetime(2026, 1, 1),
+    }
+    torch.save({"state_dict": named(tiny()), **more}, tmp_path / "last.ckpt")
+    found = read_pickle(tmp_path / "last.ckpt")
+    assert torch.equal(found["state_dict"]["backbone.vocab_embed.embedding"], tiny().vocab_embed.embedding)
+    assert [plain(found[name]) for name in more] == [None] * 4
 
 
 def test_refusal_says_what_the_code_is_and_how_to_convert(tmp_path):

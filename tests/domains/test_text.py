@@ -4,15 +4,19 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from di4c_lm.core.compose import compose, compose_rounds
+from di4c_lm.data.batches import PackedSource
+from di4c_lm.data.text.corpus import Corpus
 from di4c_lm.data.text.settings import DataConfig
 from di4c_lm.data.text.tokenizers import load_tokenizer
 from di4c_lm.domains.domain import FinishedRun
-from di4c_lm.domains.text.domain import DOMAIN, compare, report
+from di4c_lm.domains.text.domain import DOMAIN, TextData, compare, report
 from di4c_lm.domains.text.model import TextModel, load_run
 from di4c_lm.domains.text.settings import TextSettings
 from di4c_lm.measure.text.gen_ppl import CompareConfig, GenPplConfig
@@ -107,6 +111,22 @@ def test_another_tokenizer_is_refused(model: TextModel, tmp_path: Path) -> None:
     other.save_pretrained(str(tmp_path / "model"))
     with pytest.raises(ValueError, match="states"):
         TextModel.from_pretrained(tmp_path / "model")
+
+
+def test_data_are_read_in_the_order_of_the_seed_that_asks(model: TextModel) -> None:
+    """So that a cached teacher does not depend on the seed of the run that made it."""
+    tokens = np.arange(80).reshape(20, 4)
+    known: dict[str, Any] = {
+        "name": "x",
+        "validation": torch.zeros(1, 4).long(),
+        "validation_texts": [],
+        "fingerprint": "x",
+    }
+    data = TextData(corpus=Corpus(tokenizer=model.tokenizer, train=PackedSource(tokens, 1), **known), length=4)
+    found: list[Any] = [data.source(seed) for seed in (0, 1)]
+    for seed, source in enumerate(found):
+        assert torch.equal(source.read(0, 20).x, PackedSource(tokens, seed).read(0, 20).x)
+    assert not torch.equal(found[0].read(0, 20).x, found[1].read(0, 20).x)
 
 
 def test_a_run_that_lacks_a_part_is_refused_by_its_name(tmp_path: Path) -> None:

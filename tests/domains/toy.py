@@ -1,7 +1,7 @@
 """A domain in one file: a dozen states, sequences of eight that count upwards by steps of one or two, a network of one block."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,6 +106,9 @@ class ToyDomain:
     settings = ToySettings
     model = ToyModel
     pretraining = Pretraining(objective=Mdlm(times="iid"), sections=("model",), zero_gates=True)
+
+    def checks(self, settings: ToySettings) -> dict[str, Callable[[], object]]:
+        return {}
 
     def data(self, settings: ToySettings, world: World, cache_dir: Path) -> ToyData:
         rng = torch.Generator().manual_seed(0)

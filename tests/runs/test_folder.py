@@ -49,7 +49,7 @@ def test_two_runs_do_not_share_a_folder(make: Callable[..., ToySettings], tmp_pa
 
 def test_a_folder_that_cannot_be_written_is_named(make: Callable[..., ToySettings], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="run.dir: .*file/run cannot be written"):
+    with pytest.raises(ValueError, match="run.dir: .*file/run cannot be a folder: .*file is a file"):
         recipe.run(DOMAIN, make("file/run"))
 
 

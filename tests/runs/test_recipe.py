@@ -20,6 +20,8 @@ from di4c_lm.objectives.mdlm import Mdlm
 from di4c_lm.objectives.sdtt import Sdtt
 from di4c_lm.runs import recipe
 from di4c_lm.runs.folder import run_dir
+from di4c_lm.training.loop import Trained
+from di4c_lm.training.run_state import Progress
 from di4c_lm.training.settings import RunConfig
 from tests.domains.toy import DOMAIN, ToyModel, ToySettings
 from tests.runs.helpers import contents, metrics, run, same, weights
@@ -224,15 +226,25 @@ def test_an_objective_without_lambda_refuses_a_mixture_for_teacher(make: Callabl
     assert set(weights(again / "student")) == set(weights(mixture)), "a second round goes on with λ"
 
 
-def test_a_batch_that_the_ranks_cannot_share_is_refused(
-    make: Callable[..., ToySettings], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("ranks", [1, 2, 3, 5, 6, 7])
+def test_any_number_of_ranks_shares_a_teacher_s_batch(
+    make: Callable[..., ToySettings], monkeypatch: pytest.MonkeyPatch, ranks: int
 ) -> None:
+    """Evenly, by the fewest sequences more."""
+    given = {}
+
+    def trained(objective: Any, batches: Any, **how: Any) -> Trained:
+        given.update(size=batches.global_batch_size, micro=how["train"].micro_batch_size)
+        return Trained(progress=Progress(), raw={}, ema={})
+
+    monkeypatch.setattr(recipe, "train", trained)
     settings = make()
-    world = dataclasses.replace(recipe.init_distributed("cpu"), size=3)
+    pretrain = dataclasses.replace(settings.teacher.pretrain, batch_size=32)
+    settings = dataclasses.replace(settings, teacher=dataclasses.replace(settings.teacher, pretrain=pretrain))
+    world = dataclasses.replace(recipe.init_distributed("cpu"), size=ranks)
     data = DOMAIN.data(settings, world, Path())
-    model = recipe.fresh_model(DOMAIN, settings, data, 0)
-    with pytest.raises(ValueError, match="teacher.pretrain.batch_size must be a multiple of the 3 ranks, got 4"):
-        recipe.pretrain(DOMAIN, settings, model, data.source(0), world, Path())
+    recipe.pretrain(DOMAIN, settings, recipe.fresh_model(DOMAIN, settings, data, 0), data.source(0), world, Path())
+    assert given["size"] == given["micro"] * ranks and 32 <= given["size"] < 32 + ranks
 
 
 # Rounds

@@ -39,7 +39,7 @@ ALL = (
 def corpus(path: Path) -> str:
     """Two hundred small documents, the same under every Python."""
     rows = [{"text": f"document {i}: " + " ".join(str(i * k % 97) for k in range(1, 40))} for i in range(200)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return f"data={path}"
 
 

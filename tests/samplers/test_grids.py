@@ -43,9 +43,9 @@ def test_named_grids_are_what_they_say() -> None:
         ("sine", 3, "grid must be one of uniform, cosine, published or a list of times, got 'sine'"),
         ("uniform", 0, "steps must be at least 1, got 0"),
         ("cosine", -1, "steps must be at least 1, got -1"),
-        ((1.0, 0.5), 3, "times must descend from 1 to 0"),
-        ((1.0, 0.5, 0.6, 0.0), 3, "times must descend from 1 to 0"),
-        ((), 3, "times must descend from 1 to 0"),
+        ((1.0, 0.5), 3, "grid must be times that descend from 1 to 0"),
+        ((1.0, 0.5, 0.6, 0.0), 3, "grid must be times that descend from 1 to 0"),
+        ((), 3, "grid must be times that descend from 1 to 0"),
     ],
 )
 def test_what_is_no_grid_is_refused(grid, steps, message) -> None:

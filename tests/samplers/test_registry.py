@@ -67,10 +67,12 @@ def test_what_cannot_be_is_refused(name: str, options: dict, message: str) -> No
 
 
 def test_longer_than_the_context_takes_blocks() -> None:
-    message = "12 positions by ancestral exceed the context of 8: longer text takes sampler=blocks"
+    message = (
+        "length must be at most the context of 8 where sampler=ancestral, got 12: longer text takes sampler=blocks"
+    )
     with pytest.raises(ValueError, match=message):
         fit_context("ancestral", length=12, context=8)
-    with pytest.raises(ValueError, match="by blocks exceed the context of 8"):
+    with pytest.raises(ValueError, match="length must be at most the context of 8 where sampler=blocks"):
         fit_context(Blocks(context=10), length=12, context=8)
     assert fit_context("blocks", length=12, context=8) == Blocks(context=8)
     assert fit_context(Blocks(inner=Confidence()), length=12, context=8) == Blocks(context=8, inner=Confidence())

@@ -64,7 +64,7 @@ def test_wandb_is_asked_only_if_wanted_and_resumes_the_same_run(tmp_path, monkey
         calls.append((options["mode"], options["id"], options["project"]))
         return Run()
 
-    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init, Error=RuntimeError, Settings=dict))
     write(tmp_path, 0, 1)
     assert calls == []
     for first in (0, 1):

@@ -206,7 +206,12 @@ def settings(spec: dict[str, Any], world_size: int) -> dict[str, Any]:
             rank_timeout_s=spec.get("rank_timeout_s", 600),
         ),
         "optim": OptimConfig(
-            lr=1e-2, warmup_steps=4, weight_decay=0.01, clip_norm=0.5, ema_decay=0.9, mixture_lr_scale=0.5
+            lr=spec.get("lr", 1e-2),
+            warmup_steps=4,
+            weight_decay=0.01,
+            clip_norm=0.5,
+            ema_decay=0.9,
+            mixture_lr_scale=0.5,
         ),
         "zero": ZeroConfig(stage=spec.get("stage", 0), offload=spec.get("offload", False), config=spec.get("config")),
     }

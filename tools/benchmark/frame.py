@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from di4c_lm.core.settings import check, fields, section, setting
-from di4c_lm.core.terminal import bad_input_ends
+from di4c_lm.core.terminal import errors_end
 from tools.arguments import read_settings
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def run_benchmark(
     way, rest = (argv[1], argv[2:]) if argv[:1] == ["--way"] else ("", argv)
     arguments = [argument for argument in rest if argument != "--json"]
     settings = read_settings(script, settings_class, arguments)
-    with bad_input_ends():
+    with errors_end():
         for name, one in fields(settings_class).items():
             if type(one.default) is int and one.default > 0:
                 check(getattr(settings, name) > 0, name, getattr(settings, name), "at least 1")
@@ -127,7 +127,7 @@ def _measure_here(way: str, settings: S, measure: Callable[[str, S], Mapping[str
 
     if settings.torch_device().type == "cpu":
         torch.set_num_threads(settings.threads)
-    with bad_input_ends(OSError):
+    with errors_end():
         print(json.dumps(measure(way, settings)), flush=True)
     os._exit(0)  # native threads of the collectives' libraries may outlive the interpreter
 

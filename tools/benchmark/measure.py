@@ -128,7 +128,7 @@ def measure_step(
 def _forget_peak() -> None:
     """Linux resets VmHWM to VmRSS on this request; where it may not, the peak is that of the process's whole life."""
     try:
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     except OSError:
         return
 
@@ -137,5 +137,5 @@ def _status(key: str) -> float:
     path = Path("/proc/self/status")
     if not path.exists():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
-    line = next(line for line in path.read_text().splitlines() if line.startswith(key + ":"))
+    line = next(line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith(key + ":"))
     return int(line.split()[1]) * 1024 / GIB

@@ -51,7 +51,9 @@ def available_memory() -> float:
     """GiB that new processes can have without swapping, on Linux; elsewhere all there is."""
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
-        line = next(line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable:"))
+        line = next(
+            line for line in meminfo.read_text(encoding="utf-8").splitlines() if line.startswith("MemAvailable:")
+        )
         return int(line.split()[1]) * 1024 / GIB
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
 

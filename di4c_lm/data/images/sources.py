@@ -13,6 +13,7 @@ import struct
 import tarfile
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, final
@@ -23,7 +24,7 @@ from jaxtyping import UInt8
 from di4c_lm.data.images.builtin import digits, photograph_patches
 from di4c_lm.data.images.cifar import is_cifar_folder, load_cifar_folder
 from di4c_lm.data.images.images import ImageSet, Split
-from di4c_lm.data.reading import ask_hub, opened
+from di4c_lm.data.reading import ask_hub, is_hidden, opened
 
 logger = logging.getLogger(__name__)
 
@@ -146,15 +147,23 @@ def decode(content: bytes, fit: Fit) -> UInt8[np.ndarray, "H W C"]:
     if not fit.crop:  # said before its pixels take memory
         if image.mode != mode:
             raise ValueError(f"expected an image of mode {mode}, found {image.mode}")
-        if fit.size is not None and image.size[::-1] != fit.size:
-            raise ValueError(f"expected {fit.size[0]} x {fit.size[1]} pixels, found {image.size[1]} x {image.size[0]}")
+        if fit.size not in (None, image.size):  # else EXIF may say that it is shown turned by a quarter
+            _check_size(image, fit)
     with _damage_named():
         image.load()
-    if fit.crop:
+        image = ImageOps.exif_transpose(image)
+    if not fit.crop:
+        _check_size(image, fit)
+    else:
         assert fit.size is not None
         height, width = fit.size
         image = ImageOps.fit(image.convert(mode), (width, height), method=Image.Resampling.BICUBIC)
     return np.asarray(image, dtype=np.uint8).reshape(image.size[1], image.size[0], fit.channels)
+
+
+def _check_size(image: Any, fit: Fit) -> None:
+    if fit.size is not None and image.size[::-1] != fit.size:
+        raise ValueError(f"expected {fit.size[0]} x {fit.size[1]} pixels, found {image.size[1]} x {image.size[0]}")
 
 
 @contextlib.contextmanager
@@ -174,10 +183,16 @@ def folder_images(path: Path) -> RawImages:
 
     Raises `ValueError` for a folder without class folders or without images, and for a class folder without any.
     """
-    classes = [folder for folder in sorted(path.iterdir()) if folder.is_dir() and not folder.name.startswith(".")]
+    classes = [folder for folder in sorted(path.iterdir()) if folder.is_dir() and not is_hidden(Path(folder.name))]
     if not classes:
         raise ValueError(f"{path}: expected a folder for each class with images inside, found no folder")
-    files = [sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES) for folder in classes]
+    every = [sorted(p for p in folder.rglob("*") if not is_hidden(p.relative_to(path))) for folder in classes]
+    files = [[p for p in inside if p.suffix.lower() in SUFFIXES] for inside in every]
+    others = Counter(p.suffix for inside in every for p in inside if p.is_file() and p.suffix.lower() not in SUFFIXES)
+    if others:
+        logger.warning(
+            "%s: left out, by suffix: %s", path, ", ".join(f"{n} {s or 'without'}" for s, n in others.items())
+        )
     empty = [folder.name for folder, inside in zip(classes, files, strict=True) if not inside]
     if empty:
         raise ValueError(f"{path}: expected images ({', '.join(SUFFIXES)}) in each class folder, none in {empty[:8]}")

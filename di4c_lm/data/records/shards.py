@@ -26,9 +26,9 @@ from typing import Any, Literal, final
 import numpy as np
 import torch
 from jaxtyping import Int, Int64, Integer
-from tqdm import tqdm
 
 from di4c_lm.core.files import checksum, read_json, write_json
+from di4c_lm.core.terminal import progress_bar
 from di4c_lm.data.batches import Batch, make_batch, scattered
 
 logger = logging.getLogger(__name__)
@@ -282,7 +282,7 @@ class Shards:
         if unread:
             with ThreadPoolExecutor(os.cpu_count()) as pool:
                 read = pool.map(functools.partial(checksum, new=blake2b), unread)
-                found = list(tqdm(read, desc="checksums", total=len(unread), unit=" shards", delay=2, disable=None))
+                found = list(progress_bar(read, desc="checksums", total=len(unread), unit=" shards", delay=2))
             known |= dict(zip(unread, found, strict=True))
             memory.keep({path: (*stamp, known[path]) for path, stamp in unread.items()})
         problems = {path: _problem(path, shards[path], stamps[path], known[path]) for path in shards}
@@ -377,6 +377,10 @@ class ShardSource:
 
     def __init__(self, shards: Shards, seed: int) -> None:
         self.shards, self.seed = shards, seed
+
+    def ordered(self, seed: int) -> "ShardSource":
+        """The same in the order of another seed."""
+        return ShardSource(self.shards, seed)
 
     def __len__(self) -> int:
         return len(self.shards)

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from jaxtyping import Int, Integer
 from torch import Tensor
-from tqdm import tqdm
 
+from di4c_lm.core.terminal import progress_bar
 from di4c_lm.data.batches import PackedSource
 from di4c_lm.data.records.shards import Index, Shards, ShardSource
 from di4c_lm.data.text.documents import (
@@ -32,7 +32,7 @@ from di4c_lm.data.text.packing import Cursor, Run, encode_documents, encode_runs
 from di4c_lm.data.text.prepare import TOKENIZER, read_held_out
 from di4c_lm.data.text.settings import DataConfig
 from di4c_lm.data.text.streaming import StreamingSource
-from di4c_lm.data.text.tokenizers import fingerprint, load_tokenizer
+from di4c_lm.data.text.tokenizers import check_lost, fingerprint, load_tokenizer
 
 if TYPE_CHECKING:
     import transformers
@@ -72,6 +72,19 @@ def open_documents(config: DataConfig) -> Documents:
     return hub_documents(config.dataset, split=config.split, text_key=config.text_key)
 
 
+def check_corpus(config: DataConfig) -> None:
+    """Raise `ValueError` for paths, shards and a tokenizer that cannot be had, as far as that can be told without reading text.
+
+    Raises `ConnectionError` where the hub is asked for a tokenizer and does not answer.
+    """
+    if config.kind == "files":
+        open_documents(config)
+    if config.kind == "shards":
+        _fitting_shards(config)
+    elif config.tokenizer != "train":
+        load_tokenizer(config, (), Path())
+
+
 def load_corpus(config: DataConfig, seed: int, cache_dir: Path) -> Corpus:
     """Make the corpus of `config` ready; `seed` orders its training sequences and nothing else.
 
@@ -97,7 +110,7 @@ def _sequences(
     texts: Iterable[str], config: DataConfig, tokenizer: "transformers.PreTrainedTokenizerFast", name: str, side: str
 ) -> Integer[np.ndarray, "N D"]:
     """Every sequence at once. Raises ValueError where there is none."""
-    shown = iter(tqdm(texts, desc=f"tokenise, {side}", unit=" documents", delay=2, disable=None))
+    shown = iter(progress_bar(texts, desc=f"tokenise, {side}", unit=" documents", delay=2))
     frame = frame_of(tokenizer, wrap=config.wrap)
     tokens_ND = pack(encode_documents(shown, tokenizer), config.length, frame=frame)
     if not len(tokens_ND):
@@ -117,6 +130,7 @@ def _in_memory(config: DataConfig, seed: int, cache_dir: Path) -> Corpus:
     split = Split.fitted(documents, config.validation_share).with_evaluator(config.evaluator_share)
     tokenizer = load_tokenizer(config, train_side(documents, split), cache_dir)
     texts = list(first_characters(held_out_side(documents, split), VALIDATION_CHARACTERS))
+    check_lost(tokenizer, texts, config)
     validation_ND = _sequences(texts, config, tokenizer, documents.name, "validation")
     tokens_ND = _sequences(train_side(documents, split), config, tokenizer, documents.name, "training")
     aside_ND = None
@@ -157,6 +171,7 @@ def _streamed(config: DataConfig, seed: int, cache_dir: Path) -> Corpus:
     split = Split.by_share(config.validation_share)
     tokenizer = load_tokenizer(config, train_side(documents, split), cache_dir)
     texts = list(_early_held_out(documents, split, enough=16 * config.length))
+    check_lost(tokenizer, texts, config)
     validation_ND = _sequences(texts, config, tokenizer, documents.name, "validation")
     content = hashlib.sha256(fingerprint(tokenizer).encode())
     content.update(validation_ND.tobytes())
@@ -209,7 +224,8 @@ def _shards_tokenizer(
     return tokenizer
 
 
-def _from_shards(config: DataConfig, seed: int, cache_dir: Path) -> Corpus:
+def _fitting_shards(config: DataConfig) -> tuple[Path, Shards]:
+    """The folder and what is in it, unverified. Raises `ValueError` for shards of another kind, or prepared in another way."""
     assert config.path is not None
     folder = Path(config.path).expanduser()
     shards = Shards.read(folder)
@@ -224,7 +240,12 @@ def _from_shards(config: DataConfig, seed: int, cache_dir: Path) -> Corpus:
             raise ValueError(
                 f"data.{key}={json.dumps(here)}, but the shards in {folder} were prepared with {said}: say data.{key}={said}"
             )
-    tokenizer = _shards_tokenizer(config, folder, index, cache_dir)
+    return folder, shards
+
+
+def _from_shards(config: DataConfig, seed: int, cache_dir: Path) -> Corpus:
+    folder, shards = _fitting_shards(config)
+    tokenizer = _shards_tokenizer(config, folder, shards.index, cache_dir)
     train = ShardSource(shards.verified(config.verify, cache_dir, skip_bad=config.skip_bad), seed)
     validation_ND = shards.validation()
     logger.info("%s: %d training and %d validation sequences in shards", folder, len(train), len(validation_ND))

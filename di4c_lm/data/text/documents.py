@@ -111,7 +111,8 @@ class Split:
             raise ValueError(f"{documents.name}: the corpus is empty, no document was found")
         if low == high:
             raise ValueError(
-                f"{documents.name}: one distinct document was found, 2 are needed to hold one out for validation"
+                f"{documents.name}: one distinct document was found, 2 are needed to hold one out for validation: in .txt a "
+                "blank line or <|endoftext|> ends a document, in .jsonl each line is one"
             )
         return cls(min(max(cls.by_share(share).threshold, low + 1), high))
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from di4c_lm.core.retry import RetryPolicy, is_network_failure, with_retries
-from di4c_lm.data.reading import ask_hub, local_or_hub, opened
+from di4c_lm.data.reading import ask_hub, is_hidden, local_or_hub, opened
 from di4c_lm.data.records.shards import is_shards
 from di4c_lm.data.text.documents import Documents, Place, Walk
 
@@ -23,7 +23,17 @@ OFFLINE_WAY = (
     "data=files data.path=<.jsonl, .txt or .parquet files, or a folder of them>, or data.dataset=<folder of parquet "
     "files>"
 )
-SUFFIXES = (*(kind + packing for kind in (".jsonl", ".txt") for packing in ("", ".gz", ".zst")), ".parquet")
+SUFFIXES = (
+    *(kind + packing for kind in (".jsonl", ".txt", ".md") for packing in ("", ".gz", ".zst")),
+    ".json",
+    ".parquet",
+)
+_NOTES = (
+    ".md",
+    ".md.gz",
+    ".md.zst",
+    ".json",
+)  # of a folder only where it has nothing else: beside a corpus they describe it
 READ_ERRORS = (OSError, EOFError, zlib.error)
 _SEPARATOR = "<|endoftext|>"
 _ROWS_AT_ONCE = 256
@@ -51,6 +61,8 @@ def documents_in(name: str, start: int, text_key: str, tally: Tally) -> Iterator
     with opened(name) as file:
         if kind.endswith(".parquet"):
             yield from _parquet(name, file, start, text_key, tally)
+        elif kind.endswith(".json"):
+            yield from _json(name, file, start, text_key, tally)
         elif ".jsonl" in kind[-len(".jsonl.zst") :]:
             yield from _json_lines(name, _lines(file, start), start, text_key, tally)
         else:
@@ -94,12 +106,42 @@ def _without_surrogates(text: str, tally: Tally) -> str:
     return mended
 
 
+def _json(name: str, file: Any, start: int, text_key: str, tally: Tally) -> Iterator[tuple[int, str]]:
+    """A list of records, or of texts; the offset counts them."""
+    content = file.read(_LINE_BYTES)
+    if len(content) == _LINE_BYTES:
+        raise OSError(f"a .json file of {_LINE_BYTES:,} bytes or more; .jsonl has no such bound")
+    try:
+        records = json.loads(_decode(content, tally).lstrip("\ufeff"))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise OSError(f"not valid JSON ({error})") from error
+    if not isinstance(records, list):
+        raise ValueError(f"{name}: expected a list of records in a .json file, found {type(records).__name__}")
+    for number, record in enumerate(records[start:], start=start + 1):
+        try:
+            yield number, _without_surrogates(record if isinstance(record, str) else _text_of(record, text_key), tally)
+        except ValueError as error:
+            if not tally.skip_bad:
+                said = "data.skip_bad=true skips and counts such records"
+                raise ValueError(f"{name}: record {number}: {error} ({said})") from error
+            tally.skipped += 1
+
+
 def _record_text(line: str, text_key: str) -> str:
     """Raises ValueError that says what is wrong with the record."""
     try:
         record: Any = json.loads(line)
     except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"not valid JSON ({error})") from error
+        utf16 = "; the file looks like UTF-16: save it as UTF-8" if "\x00" in line else ""
+        raise ValueError(f"not valid JSON ({error}){utf16}") from error
+    return _text_of(record, text_key)
+
+
+def _text_of(record: Any, text_key: str) -> str:
+    """The text under a key, or under keys within keys joined by dots. Raises `ValueError` where there is none."""
+    if isinstance(record, dict) and text_key not in record and "." in text_key:
+        first, _, rest = text_key.partition(".")
+        return _text_of(record.get(first), rest)
     if not isinstance(record, dict):
         raise ValueError(f"a JSON object was expected, found {type(record).__name__}")
     if text_key not in record:
@@ -149,6 +191,7 @@ def _parquet(name: str, file: Any, start: int, text_key: str, tally: Tally) -> I
                 f"{name}: expected one column {text_key!r} (data.text_key), found {sorted(table.schema_arrow.names)}"
             )
         kind: Any = table.schema_arrow.field(text_key).type
+        kind = kind.value_type if types.is_dictionary(kind) else kind
         if not (types.is_string(kind) or types.is_large_string(kind)):
             raise ValueError(f"{name}: the column {text_key!r} does not hold texts but {kind}")
         as_bytes = pyarrow.large_binary() if types.is_large_string(kind) else pyarrow.binary()
@@ -160,7 +203,9 @@ def _parquet(name: str, file: Any, start: int, text_key: str, tally: Tally) -> I
                 batches = table.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=[text_key], use_threads=False)
                 for batch in batches:
                     if row + len(batch) > start:
-                        texts = batch.column(0).cast(as_bytes).to_pylist()
+                        column = batch.column(0)
+                        column = column.dictionary_decode() if types.is_dictionary(column.type) else column
+                        texts = column.cast(as_bytes).to_pylist()
                         for at, raw in enumerate(texts[max(0, start - row) :], start=max(row, start) + 1):
                             if raw is not None:
                                 yield at, _decode(raw, tally)
@@ -177,6 +222,8 @@ def _has_known_suffix(name: str) -> bool:
 def _expand_local(part: str) -> list[str]:
     path = Path(part).expanduser()
     if path.is_dir():
+        if any(path.glob("*.bin")) and (path / "validation.jsonl").exists() and not is_shards(path):
+            raise ValueError(f"data.path: {path} holds shards without their index.json, and no text to train on")
         if is_shards(path):
             raise ValueError(f"data.path: {path} holds prepared shards and no text: say data=shards data.path={path}")
         if not os.access(path, os.R_OK | os.X_OK):
@@ -185,6 +232,8 @@ def _expand_local(part: str) -> list[str]:
         if broken is not None:
             raise ValueError(f"data.path: {broken} is a link to nothing")
         inside = sorted(file for file in path.rglob("*") if file.is_file() and _has_known_suffix(file.name))
+        inside = [file for file in inside if not is_hidden(file.relative_to(path))]
+        inside = [file for file in inside if not file.name.lower().endswith(_NOTES)] or inside
         return [str(file) for file in inside]
     if not path.exists():
         raise ValueError(f"data.path: there is no file or folder {path}")
@@ -217,7 +266,8 @@ def _expand_url(url: str) -> list[str]:
 def _expand(paths: str) -> list[str]:
     """Files and URLs named by `paths` (files, folders and URLs joined by commas), folders in the order of their names."""
     found: list[str] = []
-    for part in filter(None, (part.strip() for part in paths.split(","))):
+    whole = Path(paths).expanduser().exists()  # a name may have a comma itself
+    for part in [paths] if whole else filter(None, (part.strip() for part in paths.split(","))):
         inside = _expand_url(part) if "://" in part else _expand_local(part)
         if not inside:
             raise ValueError(f"data.path: the folder {part} holds no file that ends in one of {', '.join(SUFFIXES)}")

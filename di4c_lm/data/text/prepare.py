@@ -20,6 +20,7 @@ from di4c_lm.data.records.shards import Index, row_dtype
 from di4c_lm.data.records.writer import LOCK, STATE, write_shard, writing
 from di4c_lm.data.text.documents import VALIDATION_CHARACTERS, Documents, Split
 from di4c_lm.data.text.packing import Cursor, Rows, encode_documents, encode_runs, frame_of, pack, token_id
+from di4c_lm.data.text.tokenizers import save_tokenizer
 
 if TYPE_CHECKING:
     import transformers
@@ -81,7 +82,7 @@ def prepare(
             _refuse_other_files(folder)
         else:
             logger.info("resuming behind %d shards and %d documents", len(writer.shards), place["cursor"]["documents"])
-        tokenizer.save_pretrained(str(folder / TOKENIZER))
+        save_tokenizer(tokenizer, folder / TOKENIZER)
         frame = frame_of(tokenizer, wrap=layout.wrap)
         rows = Rows(layout.length, frame, np.frombuffer(base64.b64decode(place["rest"]), index.dtype))
         cursor, tokens, size, characters = Cursor.from_state(place["cursor"]), 0, place["bytes"], place["characters"]

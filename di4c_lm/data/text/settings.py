@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-from di4c_lm.core.settings import at_least, check, section, setting
+from di4c_lm.core.settings import at_least, check, section, setting, unit
 
 
 @section
@@ -21,11 +21,11 @@ class DataConfig:
 
     kind: Literal["builtin", "files", "openwebtext", "shards"] = setting("builtin", "said by data=")
     path: str | None = setting(
-        None, ".jsonl, .txt or .parquet, a folder, an fsspec URL, several with commas; a folder of shards"
+        None, ".jsonl, .json, .txt, .md or .parquet, a folder, an fsspec URL, several with commas; a folder of shards"
     )
     dataset: str = setting("Skylion007/openwebtext", "hub name")
     split: str = setting("train", "of the dataset")
-    text_key: str = setting("text", "of a record")
+    text_key: str = setting("text", "of a record; a.b: b of the object under a")
     length: int = setting(64, "D, tokens a sequence")
     streaming: bool = setting(False, "read documents as they are needed")
     shuffle_buffer: int = setting(10_000, "sequences that a stream is mixed in")
@@ -35,6 +35,9 @@ class DataConfig:
     )
     tokenizer: str = setting("train", "train: a BPE of the corpus, or the shards' own; else a folder, file or hub name")
     vocab_size: int = setting(1024, "entries of a trained tokenizer")
+    max_lost: float = setting(
+        0.1, "share of the characters that a tokenizer may not know; more is an error", identity=False
+    )
     wrap: bool = setting(False, "BOS and EOS at both ends of each sequence, as MDLM and SDTT have it")
     skip_bad: bool = setting(False, "leave out records, files and shards that cannot be read, and count them")
     verify: Literal["once", "always", "size"] = setting(
@@ -45,6 +48,7 @@ class DataConfig:
         at_least(self, 2, "length")
         at_least(self, 258, "vocab_size")
         at_least(self, 1, "shuffle_buffer")
+        unit(self, "max_lost")
         check(0 < self.validation_share < 1, "validation_share", self.validation_share, "in (0, 1)")
         rest = 1 - self.validation_share
         check(0 <= self.evaluator_share < rest, "evaluator_share", self.evaluator_share, f"in [0, {rest:g})")

@@ -3,16 +3,19 @@
 import hashlib
 import json
 import logging
+import re
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from di4c_lm.core.cache import Cache
 from di4c_lm.core.files import write_text
 from di4c_lm.core.fingerprints import fingerprint as fingerprint
-from di4c_lm.core.retry import is_network_failure, with_retries
+from di4c_lm.core.retry import foreign_reason, is_local, is_network_failure, with_retries
 from di4c_lm.data.text.documents import first_characters
 from di4c_lm.data.text.settings import DataConfig
 
@@ -27,11 +30,18 @@ _MASKS = ("[MASK]", "<|mask|>", "<|di4c_mask|>")
 _TRAINING_CHARACTERS = 50_000_000  # of the corpus, enough for any vocabulary and bounded in memory
 _OFFLINE_WAY = "data.tokenizer=train, or a folder that holds the tokenizer's files"
 _RESTRICT_BATCH = 1000  # texts
+_NEVER_TEXT, _UNIGRAM = (2, 3), 1  # of sentencepiece: types of pieces that no text has, and a kind of model
+_LONGEST_WORD = 256  # characters, in the training of a tokenizer
+_LONG_WORD = re.compile(rf"\S{{{_LONGEST_WORD}}}|\s{{{_LONGEST_WORD}}}")
+_PROBED_TEXTS, _PROBED_CHARACTERS = 200, 10_000  # of which the share of unknown characters is taken
 _PROBES = ("The assert statement, twice  spaced.", "a = b[3] + 10\n\tnext line", "naïve café")
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> "tokenizers.Tokenizer":
-    """A byte-level BPE like GPT-2's, `<|endoftext|>` among its `vocab_size` entries; the same for the same texts."""
+    """A byte-level BPE like GPT-2's, `<|endoftext|>` among its `vocab_size` entries; the same for the same texts.
+
+    The time is linear in the text, whatever it is like: see `bounded`.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     backend = Tokenizer(models.BPE())
@@ -43,8 +53,68 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> "tokenizers.Tokenizer":
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    backend.train_from_iterator(texts, trainer=trainer)
+    backend.train_from_iterator((piece for text in texts for piece in bounded(text)), trainer=trainer)
     return backend
+
+
+def bounded(text: str) -> Iterator[str]:
+    """`text`, cut wherever `_LONGEST_WORD` characters come without a change between space and no space.
+
+    A trainer's merges take time quadratic in the longest word; text without spaces (Chinese, DNA, minified JSON) is one word.
+    """
+    start = 0
+    for match in _LONG_WORD.finditer(text):
+        yield text[start : match.end()]
+        start = match.end()
+    yield text[start:]
+
+
+def lost_share(tokenizer: "transformers.PreTrainedTokenizerFast", texts: Iterable[str]) -> float:
+    """Of the characters of `texts` that are no space, those that no token stands for, or an unknown one alone."""
+    lost, total, unknown = 0, 0, _unknown(tokenizer)
+    for text in texts:
+        read = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        said = np.zeros(len(text), dtype=bool)
+        for number, (start, end) in zip(read["input_ids"], read["offset_mapping"], strict=True):  # pyright: ignore[reportArgumentType]
+            said[start:end] |= number not in unknown
+        solid = np.array([not character.isspace() for character in text], dtype=bool)
+        lost, total = lost + int((solid & ~said).sum()), total + int(solid.sum())
+    return lost / max(total, 1)
+
+
+def _unknown(tokenizer: "transformers.PreTrainedTokenizerFast") -> set[Any]:
+    """The ids that stand for what is not in the vocabulary, whether or not the tokenizer was told of them."""
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    word = model.get("unk_token")
+    found: list[Any] = [
+        tokenizer.unk_token_id,
+        model.get("unk_id"),
+        word and tokenizer.backend_tokenizer.token_to_id(word),
+    ]
+    return {*found}
+
+
+def save_tokenizer(tokenizer: "transformers.PreTrainedTokenizerFast", folder: Path) -> None:
+    """Write its files. Raises `OSError` that names the folder, also for a full disk."""
+    try:
+        tokenizer.save_pretrained(str(folder))
+    except OSError:
+        raise
+    except Exception as error:  # the Rust side wraps the system's error in a bare one
+        raise OSError(f"{folder}: the tokenizer could not be written: {error}") from error
+
+
+def check_lost(tokenizer: "transformers.PreTrainedTokenizerFast", texts: Sequence[str], config: DataConfig) -> None:
+    """Log the share of held-out text that the tokenizer cannot say. Raises `ValueError` where it is above `data.max_lost`."""
+    some = [text[:_PROBED_CHARACTERS] for text in texts[:_PROBED_TEXTS]]
+    share = lost_share(tokenizer, some)
+    if share > config.max_lost:
+        raise ValueError(
+            f"data.tokenizer={config.tokenizer}: {share:.1%} of the characters are unknown to it, allowed are "
+            f"{config.max_lost:.1%} (data.max_lost): take one made for this text, or data.tokenizer=train"
+        )
+    if share > 0:
+        logger.warning("data.tokenizer=%s: %.2f %% of the characters are unknown to it", config.tokenizer, 100 * share)
 
 
 def _trained(documents: Iterable[str], vocab_size: int, cache_dir: Path) -> "transformers.PreTrainedTokenizerFast":
@@ -74,7 +144,7 @@ def _from_sentencepiece(path: Path) -> "transformers.PreTrainedTokenizerFast":
     """Convert through `transformers`, set the normaliser that the model asks for, and compare with `sentencepiece`."""
     import sentencepiece
     from sentencepiece import sentencepiece_model_pb2
-    from tokenizers import Regex, normalizers
+    from tokenizers import Regex, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     proto: Any = sentencepiece_model_pb2.ModelProto()  # pyright: ignore[reportAttributeAccessIssue]
@@ -88,7 +158,15 @@ def _from_sentencepiece(path: Path) -> "transformers.PreTrainedTokenizerFast":
         steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
     steps += [normalizers.Prepend("▁")] if spec.add_dummy_prefix else []
     steps += [normalizers.Replace(" ", "▁")]
-    tokenizer.backend_tokenizer.normalizer = normalizers.Sequence(steps)
+    backend: Any = tokenizer.backend_tokenizer
+    backend.normalizer = normalizers.Sequence(steps)
+    names = [piece.piece for piece in proto.pieces if piece.type in _NEVER_TEXT and len(piece.piece) > 1]
+    if (
+        names and proto.trainer_spec.model_type == _UNIGRAM
+    ):  # it takes their names in a text for pieces, unless they come in two parts
+        cut = Regex("|".join(f"(?<={re.escape(name[0])})(?={re.escape(name[1:])})" for name in names))
+        kept = [backend.pre_tokenizer] if backend.pre_tokenizer is not None else []
+        backend.pre_tokenizer = pre_tokenizers.Sequence([*kept, pre_tokenizers.Split(cut, "isolated")])
     reference = sentencepiece.SentencePieceProcessor(model_file=str(path))
     for probe in _PROBES:
         found, expected = tokenizer(probe, add_special_tokens=False)["input_ids"], reference.Encode(probe)
@@ -116,7 +194,7 @@ def _loaded(name: str) -> "transformers.PreTrainedTokenizerFast":
             "tokenizer_config.json",
             "config.json",
         }:
-            return AutoTokenizer.from_pretrained(str(path), tokenizer_type="gpt2")
+            return AutoTokenizer.from_pretrained(str(path), tokenizer_type="gpt2", trust_remote_code=False)
         return AutoTokenizer.from_pretrained(str(path), use_fast=True, trust_remote_code=False)
 
     def from_hub() -> "transformers.PreTrainedTokenizerFast":
@@ -125,9 +203,15 @@ def _loaded(name: str) -> "transformers.PreTrainedTokenizerFast":
     return with_retries(from_hub, f"data.tokenizer={name}", _OFFLINE_WAY)
 
 
-def _load_or_explain(name: str) -> "transformers.PreTrainedTokenizerFast":
+def read_tokenizer(name: str, said: str) -> "transformers.PreTrainedTokenizerFast":
+    """The tokenizer in a file, a folder or under a hub name, as it is; no code that comes with it is run.
+
+    Raises `ValueError`, which begins with `said`, where there is none that is fast, `ConnectionError` where the hub does not answer.
+    """
     from transformers import PreTrainedTokenizerFast
 
+    if not Path(name).expanduser().exists() and is_local(name):
+        raise ValueError(f"{said}: there is no file or folder {name}")
     try:
         tokenizer = _loaded(name)
     except ConnectionError:
@@ -136,14 +220,22 @@ def _load_or_explain(name: str) -> "transformers.PreTrainedTokenizerFast":
         if is_network_failure(error) or str(error).startswith("data.tokenizer"):
             raise
         raise ValueError(
-            f"data.tokenizer={name}: no tokenizer can be loaded from this file, folder or hub name: {error}"
+            f"{said}: no tokenizer can be loaded from this file, folder or hub name: {foreign_reason(error)}"
         ) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise ValueError(f"data.tokenizer={name}: a fast tokenizer is needed, found {type(tokenizer).__name__}")
-    if not tokenizer("a word", add_special_tokens=False)["input_ids"]:
-        raise ValueError(
-            f"data.tokenizer={name}: the tokenizer is empty: {len(tokenizer)} entries, no token for 'a word'"
-        )
+        raise ValueError(f"{said}: a fast tokenizer is needed, found {type(tokenizer).__name__}")
+    return tokenizer
+
+
+def _load_or_explain(name: str) -> "transformers.PreTrainedTokenizerFast":
+    said = f"data.tokenizer={name}"
+    tokenizer = read_tokenizer(name, said)
+    try:
+        ids = tokenizer("a word", add_special_tokens=False)["input_ids"]
+    except Exception as error:  # a bare one of `tokenizers`
+        raise ValueError(f"{said}: the tokenizer fails at words that it does not know: {error}") from error
+    if not ids:
+        raise ValueError(f"{said}: the tokenizer is empty: {len(tokenizer)} entries, no token for 'a word'")
     return tokenizer
 
 
@@ -158,7 +250,7 @@ def _with_specials(tokenizer: "transformers.PreTrainedTokenizerFast") -> "transf
         tokenizer.add_special_tokens({"mask_token": next(mask for mask in _MASKS if mask not in vocab)})
     if max(tokenizer.get_vocab().values()) != len(tokenizer) - 1 or tokenizer.mask_token_id != len(tokenizer) - 1:
         raise ValueError(
-            f"the ids of this tokenizer have holes: {len(tokenizer)} entries, MASK is {tokenizer.mask_token_id}"
+            f"data.tokenizer: the ids of this tokenizer have holes: {len(tokenizer)} entries, MASK is {tokenizer.mask_token_id}"
         )
     return tokenizer
 

@@ -1,7 +1,7 @@
 """Images as codes: a codec, a masked process on its codes, MaskGIT's transformers."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from di4c_lm.data.images.patch_codec import PatchCodec, is_patch_codec
 from di4c_lm.data.records.shards import Shards, ShardSource, is_shards
 from di4c_lm.domains.codes.settings import CodeSettings
 from di4c_lm.domains.domain import FinishedRun, Pretraining
-from di4c_lm.domains.images import load_images, report
+from di4c_lm.domains.images import image_checks, load_images, report
 from di4c_lm.measure.images.report import ImageReportConfig
 from di4c_lm.networks.maskgit import MaskGit, check_classes
 from di4c_lm.networks.vqgan import VqGan
@@ -251,6 +251,10 @@ class CodeDomain:
     settings = CodeSettings
     model = CodeModel
     pretraining = Pretraining(objective=Denoising(times="iid"), sections=("model", "schedule"), ema_decay=0.99)
+
+    def checks(self, settings: CodeSettings) -> dict[str, Callable[[], object]]:
+        """See `Domain.checks`."""
+        return image_checks(settings, "codes")
 
     def data(self, settings: CodeSettings, world: World, cache_dir: Path) -> CodeData:
         """A folder of codes; or images and the codes that a VQGAN makes of them, or k-means of their patches where none is named."""

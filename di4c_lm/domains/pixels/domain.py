@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,7 +18,7 @@ from di4c_lm.core.settings import to_dict
 from di4c_lm.data.batches import first_sequences
 from di4c_lm.data.images.images import ImageSource, Shape, Split, images_of, to_bytes
 from di4c_lm.domains.domain import FinishedRun, Pretraining
-from di4c_lm.domains.images import load_images, report
+from di4c_lm.domains.images import image_checks, load_images, report
 from di4c_lm.domains.pixels.settings import PixelSettings
 from di4c_lm.measure.images.report import ImageReportConfig
 from di4c_lm.networks.unet import UNet
@@ -142,6 +142,10 @@ class PixelDomain:
     settings = PixelSettings
     model = CifarModel
     pretraining = Pretraining(objective=Denoising(), sections=("model", "chain"))
+
+    def checks(self, settings: PixelSettings) -> dict[str, Callable[[], object]]:
+        """See `Domain.checks`."""
+        return image_checks(settings, "pixels")
 
     def data(self, settings: PixelSettings, world: World, cache_dir: Path) -> PixelData:
         """All images in memory."""

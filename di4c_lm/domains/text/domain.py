@@ -2,7 +2,7 @@
 
 import dataclasses
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,16 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from di4c_lm.checkpoints.load import read_checkpoint
+from di4c_lm.checkpoints.weights import Weights
 from di4c_lm.data.batches import PackedSource, Source, Stream, first_sequences
-from di4c_lm.data.text.corpus import Corpus, load_corpus, verify_corpus
+from di4c_lm.data.text.corpus import Corpus, check_corpus, load_corpus, verify_corpus
+from di4c_lm.data.text.streaming import StreamingSource
 from di4c_lm.data.text.tokenizers import fingerprint
 from di4c_lm.domains.domain import STUDENT, FinishedRun, Pretraining, find_run
-from di4c_lm.domains.text.model import EVALUATOR, VALIDATION, TextModel, check_tokenizer, load_run
+from di4c_lm.domains.text.model import EVALUATOR, VALIDATION, TextModel, fitted, load_run
 from di4c_lm.domains.text.settings import TextSettings
 from di4c_lm.measure.settings import Measurement, device_of
-from di4c_lm.measure.text.evaluator import train_evaluator
+from di4c_lm.measure.text.evaluator import find_evaluator, train_evaluator
 from di4c_lm.measure.text.gen_ppl import CompareConfig, GenPplConfig
 from di4c_lm.measure.text.report import bound_report, full_report, gen_ppl_report
 from di4c_lm.measure.text.samples import TextRun
@@ -31,7 +33,7 @@ from di4c_lm.training.distributed import World, barrier
 
 @dataclass(frozen=True, kw_only=True)
 class TextData:
-    """A corpus in sequences of `length` tokens, in the order of the run's seed whoever reads it."""
+    """A corpus in sequences of `length` tokens."""
 
     corpus: Corpus
     length: int
@@ -42,12 +44,13 @@ class TextData:
         return f"{self.corpus.fingerprint} {self.length}"
 
     def source(self, seed: int) -> Source | Stream:
-        """The training sequences."""
-        return self.corpus.train
+        """The training sequences; a stream has the order of the run's seed, whoever reads it."""
+        train = self.corpus.train
+        return train if isinstance(train, StreamingSource) or train.seed == seed else train.ordered(seed)
 
     def first_sequences(self, seed: int) -> Int64[Tensor, "N D"]:
         """From the beginning of the training sequences."""
-        return first_sequences(self.corpus.train, self.length)
+        return first_sequences(self.source(seed), self.length)
 
     def save(self, folder: Path) -> None:
         """Leave the validation set: which sequences it holds depends on files that a finished run may have lost."""
@@ -64,6 +67,28 @@ class TextDomain:
     model = TextModel
     pretraining = Pretraining(objective=Mdlm(times="iid"), sections=("model",), zero_gates=True)
 
+    def checks(self, settings: TextSettings) -> dict[str, Callable[[], object]]:
+        """See `Domain.checks`: a given teacher's tensors are looked at whole."""
+        evaluator = settings.evaluator.path
+        return {
+            "data": lambda: check_corpus(settings.data),
+            "teacher": lambda: self.check_teacher(settings),
+            "evaluator.path": lambda: evaluator == "train" or settings.eval.skip or find_evaluator(evaluator),
+        }
+
+    def check_teacher(self, settings: TextSettings) -> None:
+        """Raise `ValueError` for a given teacher that cannot be read, or whose sequences are shorter than the data's."""
+        if settings.objective.needs_teacher and settings.teacher.kind == "pretrained":
+            weights = self._weights(settings.teacher.path or "", settings)
+            weights.check(settings.teacher.path)
+            known, asked = weights.sizes["length"], settings.data.length
+            if asked > known:
+                raise ValueError(f"data.length must be at most {known}, the teacher's length, got {asked}")
+
+    def _weights(self, path: Path | str, settings: TextSettings) -> Weights:
+        teacher, length = settings.teacher, settings.data.length
+        return read_checkpoint(path, revision=teacher.revision, weights=teacher.weights, length=length)
+
     def data(self, settings: TextSettings, world: World, cache_dir: Path) -> TextData:
         """Read, tokenised and packed; shards are verified once a machine."""
         if world.local_rank == 0:
@@ -78,10 +103,8 @@ class TextDomain:
 
     def read(self, path: Path | str, settings: TextSettings, data: TextData) -> TextModel:
         """The network of any of the field's checkpoints, its states those of the corpus's tokenizer."""
-        tokenizer, teacher, length = data.corpus.tokenizer, settings.teacher, settings.data.length
-        weights = read_checkpoint(path, revision=teacher.revision, weights=teacher.weights, length=length)
-        check_tokenizer(weights, tokenizer, path)
-        return self.wrap(weights.build(path), settings, data)
+        weights = self._weights(path, settings)
+        return self.wrap(fitted(weights, data.corpus.tokenizer, path).build(path), settings, data)
 
     def wrap(self, network: Any, settings: TextSettings, data: TextData) -> TextModel:
         """With the corpus's tokenizer."""
@@ -111,7 +134,11 @@ def compare(settings: CompareConfig) -> str:
 
 def suite(settings: ReportConfig) -> str:
     """The whole evaluation of the models of the run that `settings` name: writes its report and returns the table."""
-    return full_report(chosen(load_run(_found(settings)), settings.models), settings)
+    finished = _found(settings)
+    run = chosen(load_run(finished), settings.models)
+    if settings.needs_evaluator and not settings.evaluators:
+        run = with_evaluator(run, finished, device=settings.device)
+    return full_report(run, settings)
 
 
 def report(
@@ -127,14 +154,22 @@ def report(
     config, run = finished.settings, load_run(finished)
     asked = settings or config.closing_report()
     run = chosen(run, models)
-    if (asked.evaluator or run.evaluator) == "train":
-        trained = trained_evaluator(config, corpus, config.run.cache, device_of(asked.device))
-        shutil.copytree(trained, finished.folder / EVALUATOR, dirs_exist_ok=True)
-        run = dataclasses.replace(run, evaluator=str(finished.folder / EVALUATOR))
+    if asked.evaluator is None:
+        run = with_evaluator(run, finished, corpus, device=asked.device)
     table = gen_ppl_report(run, asked)
     if settings is None and isinstance(config.objective, Mdlm):
         table += f"\n{bound_report(run, asked, draws=config.objective.bound_draws)}"
     return table
+
+
+def with_evaluator(run: TextRun, finished: FinishedRun, corpus: Corpus | None = None, *, device: str) -> TextRun:
+    """`run`, its evaluator trained first and left in the run's folder where it has none yet."""
+    if run.evaluator != "train":
+        return run
+    config = finished.settings
+    trained = trained_evaluator(config, corpus, config.run.cache, device_of(device))
+    shutil.copytree(trained, finished.folder / EVALUATOR, dirs_exist_ok=True)
+    return dataclasses.replace(run, evaluator=str(finished.folder / EVALUATOR))
 
 
 def _found(settings: Measurement) -> FinishedRun:

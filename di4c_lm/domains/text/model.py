@@ -13,7 +13,7 @@ from di4c_lm.checkpoints.files import read_safetensors
 from di4c_lm.checkpoints.load import read_checkpoint
 from di4c_lm.checkpoints.weights import Weights
 from di4c_lm.core.settings import to_dict
-from di4c_lm.data.text.tokenizers import fingerprint
+from di4c_lm.data.text.tokenizers import fingerprint, read_tokenizer, save_tokenizer
 from di4c_lm.domains.domain import FinishedRun, sampling
 from di4c_lm.measure.text.samples import TextRun
 from di4c_lm.processes.masked import MaskedProcess
@@ -57,7 +57,7 @@ class TextModel:
         """
         extra = {TOKENIZER_KEY: fingerprint(self.tokenizer)}
         own.save(folder, self.denoiser, length=self.length, extra=extra, state=state, backbone=backbone)
-        self.tokenizer.save_pretrained(str(folder))
+        save_tokenizer(self.tokenizer, Path(folder))
 
     @classmethod
     def from_pretrained(cls, source: Path | str, *, device: torch.device | str = "cpu") -> "TextModel":
@@ -65,12 +65,10 @@ class TextModel:
 
         Raises `ValueError` for an absent, truncated or foreign checkpoint, or a tokenizer that is not the one it was saved with.
         """
-        from transformers import AutoTokenizer
-
         folder = _folder(source)
         weights = read_checkpoint(folder)
-        tokenizer = AutoTokenizer.from_pretrained(str(folder))
-        check_tokenizer(weights, tokenizer, source)
+        tokenizer = read_tokenizer(str(folder), f"{source}: its tokenizer")
+        weights = fitted(weights, tokenizer, source)
         return cls(denoiser=weights.build(folder).to(device), tokenizer=tokenizer, length=weights.sizes["length"])
 
     @classmethod
@@ -88,7 +86,7 @@ class TextModel:
         Raises `ValueError` as `read_checkpoint` does, or where the tokenizer has another number of states.
         """
         found = read_checkpoint(source, revision=revision, weights=weights)
-        check_tokenizer(found, tokenizer, source)
+        found = fitted(found, tokenizer, source)
         return cls(denoiser=found.build(source).to(device), tokenizer=tokenizer, length=found.sizes["length"])
 
     def to(self, device: torch.device | str) -> "TextModel":
@@ -189,12 +187,15 @@ def load_run(run: Path | FinishedRun) -> TextRun:
     )
 
 
-def check_tokenizer(weights: Weights, tokenizer: "PreTrainedTokenizerFast", source: object) -> None:
-    """Raise `ValueError` where the checkpoint at `source` was trained with another tokenizer.
+def fitted(weights: Weights, tokenizer: "PreTrainedTokenizerFast", source: object) -> Weights:
+    """The checkpoint at `source`, its vocabulary that of the tokenizer: rows that only pad it are left out.
 
-    Published checkpoints carry no fingerprint: for them only the number of entries, MASK included, is compared.
+    Raises `ValueError` where it was trained with another tokenizer. Published checkpoints carry no fingerprint: for them only the number of
+    entries, MASK included, is compared.
     """
-    num_states, known = weights.sizes["num_states"], weights.extra.get(TOKENIZER_KEY)
+    known = weights.extra.get(TOKENIZER_KEY)
+    weights = weights if known is not None else weights.trimmed(len(tokenizer))
+    num_states = weights.sizes["num_states"]
     if num_states != len(tokenizer):
         raise ValueError(
             f"{source}: its network has {num_states} states, the tokenizer {len(tokenizer)} (MASK included); choose the tokenizer it was "
@@ -205,6 +206,7 @@ def check_tokenizer(weights: Weights, tokenizer: "PreTrainedTokenizerFast", sour
             f"{source}: trained with another tokenizer: fingerprint {known}, the one in use has {fingerprint(tokenizer)}; choose it by "
             f"data.tokenizer, for instance data.tokenizer={source}"
         )
+    return weights
 
 
 def _folder(source: Path | str) -> Path:

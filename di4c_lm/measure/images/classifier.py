@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from di4c_lm.core.cache import Cache, key_of
 from di4c_lm.core.files import read_json, save_tensors, write_json
 from di4c_lm.core.settings import positive
+from di4c_lm.core.terminal import progress_bar
 from di4c_lm.data.images.images import ImageSet, Split
 from di4c_lm.measure.images.features import FeatureNet
 from di4c_lm.measure.render.manifest import weights_hash
@@ -126,7 +126,7 @@ def _trained(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=config.lr, total_steps=config.steps + 1, pct_start=0.2, cycle_momentum=False
     )
-    for _ in tqdm(range(config.steps), desc="classifier", unit="step", disable=not progress, leave=False):
+    for _ in progress_bar(range(config.steps), desc="classifier", unit="step", disable=not progress, leave=False):
         chosen_B = torch.randint(len(planes_NCHW), (config.batch_size,), generator=rng)
         batch = _shifted(planes_NCHW[chosen_B], rng)
         _, logits = network(batch.to(device))

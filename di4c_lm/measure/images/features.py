@@ -16,6 +16,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from di4c_lm.core.files import read_json
+from di4c_lm.core.retry import foreign_reason
 from di4c_lm.measure.render.manifest import weights_hash
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
@@ -123,9 +124,11 @@ def folder_features(path: Path, *, batch_size: int = 32, device: torch.device | 
     if not (path / "config.json").is_file():
         raise ValueError(f"features={str(path)!r}: expected {expected}; found no config.json there")
     try:
-        loaded: Any = AutoModel.from_pretrained(str(path), use_safetensors=True, output_loading_info=True)
+        loaded: Any = AutoModel.from_pretrained(
+            str(path), use_safetensors=True, output_loading_info=True, trust_remote_code=False
+        )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"features={str(path)!r}: expected {expected}; found: {error}") from error
+        raise ValueError(f"features={str(path)!r}: expected {expected}; found: {foreign_reason(error)}") from error
     model, info = loaded
     missing = sorted(name for name in info["missing_keys"] if "pooler" not in name)
     if missing:

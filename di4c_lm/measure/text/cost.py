@@ -72,7 +72,7 @@ def _start_peak(device: torch.device) -> float | None:
         return None
     try:
         ctypes.CDLL(None).malloc_trim(0)  # freed memory goes back, or the rise above it would not show
-        Path("/proc/self/clear_refs").write_text("5")  # the mark of the highest memory starts anew
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the mark of the highest memory starts anew
         return _highest()
     except (OSError, AttributeError):
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -85,5 +85,5 @@ def _peak_since(device: torch.device, base: float | None) -> float | None:
 
 
 def _highest() -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(float(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024

@@ -12,12 +12,13 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from di4c_lm.core.cache import Cache, key_of
 from di4c_lm.core.files import write_json
 from di4c_lm.core.fingerprints import fingerprint
+from di4c_lm.core.retry import foreign_reason, is_local
 from di4c_lm.core.settings import positive, section, setting, to_dict
+from di4c_lm.core.terminal import progress_bar
 from di4c_lm.measure.render.manifest import weights_hash
 from di4c_lm.measure.text.perplexity import context_limit, same_vocabulary
 from di4c_lm.training.settings import PretrainConfig
@@ -25,6 +26,7 @@ from di4c_lm.training.settings import PretrainConfig
 _FORMAT = 2  # of the cache's key: a change in how evaluators are trained raises it
 _DROPOUT = 0.1
 _WEIGHT_DECAY = 0.1
+_EXPECTED = "a folder with config.json, weights and a tokenizer, as save_pretrained writes it, or a hub name"
 _log = logging.getLogger(__name__)
 
 
@@ -132,7 +134,7 @@ def _train(
     epochs = -(-pretrain.steps * pretrain.batch_size // len(tokens_ND))
     order = torch.cat([torch.randperm(len(tokens_ND), generator=rng) for _ in range(epochs)])
     batches = order.split(pretrain.batch_size)[: pretrain.steps]
-    bar = tqdm(batches, desc="evaluator", unit="step", disable=not progress)
+    bar = progress_bar(batches, desc="evaluator", unit="step", disable=not progress)
     smoothed = 0.0
     for step, index_B in enumerate(bar):
         ids_ND = tokens_ND[index_B].to(device, torch.long)
@@ -163,6 +165,17 @@ def _no_bars() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
+def find_evaluator(path: str) -> str:
+    """The folder, or else the hub name, that `path` is. Raises `ValueError` for a folder that is absent or holds no model."""
+    folder = Path(path).expanduser()
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        found = sorted(p.name for p in folder.iterdir())[:8]
+        raise ValueError(f"evaluator={path!r}: expected {_EXPECTED}; found no config.json among {found}")
+    if not folder.is_dir() and is_local(path):
+        raise ValueError(f"evaluator={path!r}: expected {_EXPECTED}; found no such folder")
+    return str(folder) if folder.is_dir() else path
+
+
 def load_evaluator(path: str, *, device: str = "cpu", dtype: torch.dtype | None = None) -> Evaluator:
     """An evaluator from a folder or a hub name; weights as tensors only, no remote code, nothing left at random.
 
@@ -172,21 +185,18 @@ def load_evaluator(path: str, *, device: str = "cpu", dtype: torch.dtype | None 
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    expected = "a folder with config.json, weights and a tokenizer, as save_pretrained writes it, or a hub name"
-    folder = Path(path).expanduser()
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        found = sorted(p.name for p in folder.iterdir())[:8]
-        raise ValueError(f"evaluator={path!r}: expected {expected}; found no config.json among {found}")
-    if not folder.is_dir() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
-        raise ValueError(f"evaluator={path!r}: expected {expected}; found no such folder")
-    source = str(folder) if folder.is_dir() else path
+    source = find_evaluator(path)
     try:
         with _no_bars():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype or "auto", output_loading_info=True)
-        tokenizer = AutoTokenizer.from_pretrained(source)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                source, dtype=dtype or "auto", output_loading_info=True, trust_remote_code=False
+            )
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"evaluator={path!r}: expected {expected}; found: {error}") from error
+        raise ValueError(f"evaluator={path!r}: expected {_EXPECTED}; found: {foreign_reason(error)}") from error
     model, info = loaded
+    if broken := [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]:
+        raise ValueError(f"evaluator={path!r}: its weights are not finite: {', '.join(broken[:8])}")
     if info["missing_keys"]:
         raise ValueError(
             f"evaluator={path!r}: expected every weight, found none for {sorted(info['missing_keys'])[:8]}"

@@ -15,7 +15,8 @@ from jaxtyping import Bool, Float, Int, Real
 from numpy import ndarray
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from tqdm import tqdm
+
+from di4c_lm.core.terminal import progress_bar
 
 EosRule: TypeAlias = Literal["all", "first", "mdlm"]
 
@@ -153,7 +154,7 @@ def padded(
     """Documents in batches, padded on the right: their numbers, their ids, and 1 where a token is. Equal lengths stand together."""
     order = sorted(range(len(documents)), key=lambda i: -len(documents[i].ids))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    for batch in tqdm(batches, desc=progress, disable=progress is None, leave=False):
+    for batch in progress_bar(batches, desc=progress, disable=progress is None, leave=False):
         ids = [torch.tensor(documents[i].ids) for i in batch]
         ids_NT, present_NT = (pad_sequence(of, batch_first=True) for of in (ids, [torch.ones_like(one) for one in ids]))
         yield batch, ids_NT.to(device), present_NT.to(device)

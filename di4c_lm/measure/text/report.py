@@ -137,9 +137,8 @@ def full_report(run: TextRun, settings: ReportConfig) -> str:
     Raises `ValueError` for a GPU that is not there, and as the parts do.
     """
     student, device = run.student, _move(run, settings.device)
-    evaluated = set(settings.parts) - {"likelihood", "cost"}
     names = settings.evaluators or (run.evaluator,)
-    evaluators = [load_evaluator(name, device=device) for name in names] if evaluated else []
+    evaluators = [load_evaluator(name, device=device) for name in names] if settings.needs_evaluator else []
     encoder = evaluators[0] if evaluators else None
     if encoder and settings.features:
         encoder = load_evaluator(settings.features, device=device)

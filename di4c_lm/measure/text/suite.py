@@ -100,6 +100,11 @@ class ReportConfig(Measurement, Reading):
         check(self.parts and set(self.parts) <= set(PARTS), "parts", self.parts, f"some of {', '.join(PARTS)}")
         check(self.self_bleu_samples != 1, "self_bleu_samples", 1, "0, or at least 2")
 
+    @property
+    def needs_evaluator(self) -> bool:
+        """Whether a part reads text by a language model."""
+        return bool({*self.parts} - {"likelihood", "cost"})
+
 
 _LEAST = {
     0: ("references", "mauve_clusters", "self_bleu_samples"),

@@ -161,6 +161,31 @@ def test_an_image_of_the_asked_size_is_not_changed_by_cropping() -> None:
     assert np.array_equal(decode(png(pixels(0)), Fit(size=(6, 5), crop=True)), pixels(0))
 
 
+def test_a_photograph_is_turned_as_its_camera_was_held() -> None:
+    """EXIF says 6: what is stored is 4 x 6 and is shown as 6 x 4."""
+    stored = np.zeros((4, 6, 3), np.uint8)
+    stored[:, :3] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    Image.fromarray(stored).save(buffer, "PNG", exif=exif)
+    found = decode(buffer.getvalue(), Fit(size=(6, 4)))
+    assert found.shape == (6, 4, 3) and (found[:3] == 255).all() and (found[3:] == 0).all()
+    with pytest.raises(ValueError, match="expected 4 x 6 pixels, found 6 x 4"):
+        decode(buffer.getvalue(), Fit(size=(4, 6)))
+
+
+def test_what_systems_leave_beside_images_is_passed_over_and_other_files_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_folder(tmp_path, [0, 1])
+    (tmp_path / "__MACOSX").mkdir()
+    (tmp_path / "class_0" / "._000.png").write_bytes(b"resource fork")
+    (tmp_path / "class_0" / "a.gif").write_bytes(b"GIF89a")
+    assert len(ImageReader(folder_images(tmp_path), Fit()).collect()) == 2
+    assert "left out, by suffix: 1 .gif" in caplog.text
+
+
 def test_a_jpeg_is_read() -> None:
     import io
 
@@ -268,7 +293,7 @@ def test_tars_are_a_source(tmp_path: Path) -> None:
 @pytest.mark.parametrize("source, told", [("/absent/place", "found nothing"), ("./notes.txt", "another kind of file")])
 def test_what_is_no_source_is_named(source: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("notes.txt").write_text("x")
+    Path("notes.txt").write_text("x", encoding="utf-8")
     with pytest.raises(ValueError, match=told):
         raw_images(source)
 

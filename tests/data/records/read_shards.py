@@ -23,7 +23,7 @@ PARTS = ((1, 2), (11, 1), (24, 2), (33, 4), (41, 2), (STEPS, 1))  # step to be k
 
 
 def step_of(state: Path) -> int:
-    return json.loads(state.read_text())["step"] if state.exists() else 0
+    return json.loads(state.read_text(encoding="utf-8"))["step"] if state.exists() else 0
 
 
 def read(shards: Path, folder: Path, rank: int, ranks: int) -> None:

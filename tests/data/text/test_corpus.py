@@ -117,7 +117,7 @@ def test_the_seed_changes_the_order_alone(path: str) -> None:
 
 def test_the_fingerprint_sees_the_text_and_the_cut(path: str) -> None:
     fingerprints = {load(path).fingerprint, load(path, length=17).fingerprint, load(path, vocab_size=290).fingerprint}
-    Path(path).write_text("\n".join(json.dumps({"text": text}) for text in TEXTS[:-1]))
+    Path(path).write_text("\n".join(json.dumps({"text": text}) for text in TEXTS[:-1]), encoding="utf-8")
     assert len(fingerprints | {load(path).fingerprint}) == 4
 
 
@@ -133,7 +133,7 @@ def test_the_fingerprint_sees_the_text_and_the_cut(path: str) -> None:
 def test_too_small_a_corpus_is_named(
     path: str, texts: list[str], settings: dict[str, Any], said: str, *, streaming: bool
 ) -> None:
-    Path(path).write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    Path(path).write_text("\n".join(json.dumps({"text": text}) for text in texts), encoding="utf-8")
     with pytest.raises(ValueError, match=said) as raised:
         next(BatchStream(load(path, streaming=streaming, **settings).train, micro_batch_size=1))
     assert path in str(raised.value)

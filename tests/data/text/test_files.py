@@ -2,11 +2,10 @@
 
 import gzip
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import datasets
 import datasets.config
 import numpy as np
 import pyarrow
@@ -24,7 +23,7 @@ LINES = [{"text": "first"}, {"text": "second\n\nstill second"}, {"text": "third"
 TEXTS = [record["text"] for record in LINES]
 
 
-def jsonl(records: list[dict[str, str]]) -> bytes:
+def jsonl(records: Sequence[Mapping[str, Any]]) -> bytes:
     return "\n".join(map(json.dumps, records)).encode()
 
 
@@ -78,15 +77,52 @@ def test_folders_and_lists_of_paths(tmp_path: Path) -> None:
     assert list(file_documents(f"{tmp_path / 'in'}, {last}").read()) == ["from z", "from b", "from last"]
 
 
-def test_another_text_key(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.jsonl", jsonl([{"content": "here"}]))
-    assert list(file_documents(path, text_key="content").read()) == ["here"]
+def test_a_folder_of_notes_alone_is_a_corpus(tmp_path: Path) -> None:
+    write(tmp_path / "in/a.md", b"# one\n\ntwo")
+    write(tmp_path / "in/.hidden/b.md", b"three")
+    write(tmp_path / "in/__MACOSX/._a.md", b"four")
+    assert list(file_documents(str(tmp_path / "in")).read()) == ["# one", "two"]
+
+
+def test_a_name_may_have_a_comma(tmp_path: Path) -> None:
+    assert list(file_documents(write(tmp_path / "a,b.txt", b"here")).read()) == ["here"]
+
+
+@pytest.mark.parametrize(
+    "record, key",
+    [({"content": "here"}, "content"), ({"meta": {"body": "here"}}, "meta.body"), ({"a.b": "here"}, "a.b")],
+)
+def test_another_text_key(tmp_path: Path, record: dict[str, Any], key: str) -> None:
+    path = write(tmp_path / "a.jsonl", jsonl([record]))
+    assert list(file_documents(path, text_key=key).read()) == ["here"]
+
+
+def test_a_json_file_holds_a_list_of_records_or_texts(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.json", json.dumps([*LINES, "fourth"]).encode())
+    documents = file_documents(path)
+    assert list(documents.read()) == [*TEXTS, "fourth"]
+    places = [place for place, _ in documents.walk()]
+    assert [text for _, text in documents.walk(places[1])] == ["third", "fourth", None]
+    for content, said in ((b"{}", "expected a list of records"), (b"[", "not valid JSON"), (b"[3]", "record 1: .*int")):
+        with pytest.raises(ValueError, match=said):
+            list(file_documents(write(tmp_path / "b.json", content)).read())
+
+
+def test_utf16_is_called_by_its_name(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="looks like UTF-16: save it as UTF-8"):
+        list(file_documents(write(tmp_path / "a.jsonl", jsonl(LINES).decode().encode("utf-16"))).read())
+
+
+def test_parquet_of_a_dictionary_is_read(tmp_path: Path) -> None:
+    column = pyarrow.array(TEXTS * 2).dictionary_encode()
+    pyarrow.parquet.write_table(pyarrow.table({"text": column}), tmp_path / "a.parquet")
+    assert list(file_documents(str(tmp_path / "a.parquet")).read()) == TEXTS * 2
 
 
 @pytest.mark.parametrize("paths", ["{}/absent.txt", "{}/table.csv", "{}/folder", ", "])
 def test_paths_that_cannot_serve_are_named_before_reading(tmp_path: Path, paths: str) -> None:
     write(tmp_path / "table.csv", b"a,b")
-    write(tmp_path / "folder/notes.md", b"nothing of ours")
+    write(tmp_path / "folder/notes.rst", b"nothing of ours")
     with pytest.raises(ValueError, match="data.path"):
         file_documents(paths.format(tmp_path))
 

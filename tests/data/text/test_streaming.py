@@ -203,7 +203,7 @@ def test_real_files_resume_in_the_midst_of_documents(folder: Path, monkeypatch: 
 def test_the_state_of_another_corpus_is_refused(folder: Path) -> None:
     config = DataConfig(kind="files", path=str(folder), length=32, vocab_size=300, streaming=True)
     state = BatchStream(load_corpus(config, 1, folder.parent).train, micro_batch_size=1).state_dict()
-    with open(folder / "a.jsonl", "a") as file:
+    with open(folder / "a.jsonl", "a", encoding="utf-8") as file:
         file.write('\n{"text": "one more"}')
     grown = BatchStream(load_corpus(config, 1, folder.parent).train, micro_batch_size=1)
     with pytest.raises(ValueError, match="saved with corpus=.*the same corpus, tokenizer, data.length"):

@@ -2,11 +2,14 @@
 
 import json
 import os
+import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import transformers
 from huggingface_hub import constants
 from hypothesis import given, settings
@@ -15,7 +18,16 @@ from hypothesis import strategies as st
 from di4c_lm.core import retry as hub
 from di4c_lm.data.text.documents import builtin_corpus
 from di4c_lm.data.text.settings import DataConfig
-from di4c_lm.data.text.tokenizers import END_OF_TEXT, fingerprint, load_tokenizer, restrict, train_bpe
+from di4c_lm.data.text.tokenizers import (
+    END_OF_TEXT,
+    bounded,
+    check_lost,
+    fingerprint,
+    load_tokenizer,
+    lost_share,
+    restrict,
+    train_bpe,
+)
 from tests.tools.helpers import run_tool
 
 TEXTS = [f"Statement number {n} says: the naïve café of x_{n} is {n * n}." for n in range(200)]
@@ -51,6 +63,40 @@ def test_any_text_comes_back(trained: transformers.PreTrainedTokenizerFast) -> N
 
 def test_training_twice_gives_the_same() -> None:
     assert train_bpe(TEXTS, 300).to_str() == train_bpe(iter(TEXTS), 300).to_str()
+
+
+@given(st.text("ab \n", max_size=2000))
+def test_text_is_bounded_without_a_change(text: str) -> None:
+    assert "".join(bounded(text)) == text
+    long = "x" * 1000 + text + " " * 1000
+    assert "".join(bounded(long)) == long
+    assert all(len(word) <= 2 * 256 for piece in bounded(long) for word in piece.split())
+
+
+def test_the_time_of_training_is_linear_in_text_without_spaces() -> None:
+    """Four times the letters take about four times as long; 16 times without a bound."""
+    rng = random.Random(0)
+    letters = "".join(rng.choice("ACGT") for _ in range(400_000))
+    times = []
+    for size in (100_000, 400_000):
+        start = time.process_time()
+        train_bpe([letters[:size]], 600)
+        times.append(time.process_time() - start)
+    assert times[1] < 9 * times[0]
+
+
+def test_what_a_tokenizer_cannot_say_is_counted(trained: transformers.PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    assert lost_share(trained, [PROBE, "日本語"]) == 0, "a byte-level BPE says everything"
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[UNK]": 0, "the": 1, "cat": 2}, unk_token="[UNK]"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    words.save(str(tmp_path / "words.json"))
+    found = load(tmp_path / "words.json")
+    assert lost_share(found, ["the cat", "the dog !"]) == 4 / 13
+    check_lost(found, ["the cat"], DataConfig(tokenizer="words.json", max_lost=0.0))
+    with pytest.raises(
+        ValueError, match=r"words\.json: 30\.8% of the characters are unknown to it, allowed are 10\.0%"
+    ):
+        check_lost(found, ["the cat", "the dog !"], DataConfig(tokenizer="words.json"))
 
 
 def test_the_cache_is_used_and_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,6 +178,9 @@ def test_sentencepiece_model_gives_its_own_ids(tmp_path: Path, kind: str) -> Non
     reference = sentencepiece.SentencePieceProcessor(model_file=prefix + ".model")
     for text in [*TEXTS[:5], "two words  unseen: ☃"]:
         assert tokenizer(text, add_special_tokens=False)["input_ids"] == reference.Encode(text)
+    for text in ("</s> and <s>", "x</s>", "<unk> is a word"):  # the names of special tokens are text
+        found = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        assert found == reference.Encode(text)
 
 
 @needs_gpt2

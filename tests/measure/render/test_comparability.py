@@ -22,7 +22,7 @@ def compare(files: list[Path], *, force: bool = False) -> str:
 
 def _file(path: Path, **changes: Any) -> Path:
     row = {"model": "m", "steps": 4, "gen_ppl": 20.5, "entropy": 5.4}
-    path.write_text(json.dumps({"manifest": {**MANIFEST, **changes}, "rows": [row]}))
+    path.write_text(json.dumps({"manifest": {**MANIFEST, **changes}, "rows": [row]}), encoding="utf-8")
     return path
 
 
