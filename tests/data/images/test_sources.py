@@ -182,7 +182,7 @@ def test_what_systems_leave_beside_images_is_passed_over_and_other_files_are_cou
     (tmp_path / "__MACOSX").mkdir()
     (tmp_path / "class_0" / "._000.png").write_bytes(b"resource fork")
     (tmp_path / "class_0" / "a.gif").write_bytes(b"GIF89a")
-    assert len(ImageReader(folder_images(tmp_path), Fit()).collect()) == 2
+    assert len(collect(folder_images(tmp_path), Fit())) == 2
     assert "left out, by suffix: 1 .gif" in caplog.text
 
 
