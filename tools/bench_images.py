@@ -80,7 +80,7 @@ def measure(way: str, settings: Settings) -> dict[str, Any]:
             teacher_step=TeacherStep(distribution="log_uniform", low=0.001, high=0.01),
         )
         objective: Any = chosen.build(student, chain, seed=0, teacher=teacher)
-        objective.sampling.times = lambda *_: (t_B, u_B)
+        objective.times = lambda *_: (t_B, u_B)
         watch_networks(student, teacher, watch)
         loss = lambda: objective(batch)[0]  # noqa: E731
     return measure_step(student, loss, watch, PHASES, settings.repeat)

@@ -70,7 +70,7 @@ def measure(way: str, settings: Settings) -> dict[str, Any]:
         student.matmul_dtype = teacher.matmul_dtype = torch.bfloat16 if settings.matmul == "bf16" else None
         chosen = Di4C(num_lambdas=settings.L, chunk_rows=settings.chunk_rows)
         objective: Any = chosen.build(student, process, seed=0, teacher=teacher)
-        objective.sampling.times = lambda *_: (t_B, chosen.teacher_step.end(t_B))
+        objective.times = lambda *_: (t_B, chosen.teacher_step.end(t_B))
         watch_networks(student, teacher, watch)
         loss = lambda: objective(batch)[0]  # noqa: E731
     return measure_step(student, loss, watch, PHASES, settings.repeat)

@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from di4c_lm.core.settings import at_least, section, setting, unit
+from di4c_lm.core.settings import section, setting
 from di4c_lm.data.batches import Batch, batch_rng, classes_of
 from di4c_lm.losses.mdlm import mdlm_bound
-from di4c_lm.objectives.objective import Objective
+from di4c_lm.objectives.objective import Objective, ObjectiveSettings
 from di4c_lm.processes.denoiser import Positions
 from di4c_lm.processes.masked import above
 from di4c_lm.processes.process import Process
@@ -18,23 +18,19 @@ from di4c_lm.processes.rng import uniform
 
 
 @section
-class Denoising:
+class Denoising(ObjectiveSettings):
     """The cross-entropy of the data at every time, from data alone."""
 
     times: Literal["antithetic", "iid"] = setting(
         "antithetic", "antithetic: one t in each of G equal parts, G the global batch"
     )
-    label_drop: float = setting(0.0, "share of the examples whose class is hidden, where a batch has classes")
-    chunk_rows: int = setting(0, "rows of logits read at once; 0: 2^23 logits on a CPU, 2^26 on a GPU")
 
-    needs_teacher: ClassVar[bool] = False
-    takes_mixture: ClassVar[bool] = False
-    num_distributions: ClassVar[int] = 0
     label: ClassVar[str] = "denoising"
 
-    def __post_init__(self) -> None:
-        at_least(self, 0, "chunk_rows")
-        unit(self, "label_drop")
+    @property
+    def needs_teacher(self) -> bool:
+        """No."""
+        return False
 
     @property
     def antithetic(self) -> bool:

@@ -1,7 +1,6 @@
 """Di4C (Hayakawa et al. 2025, section 3): distilling a many-step teacher into a mixture by four terms, on any process."""
 
 import dataclasses
-from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
@@ -12,17 +11,17 @@ from di4c_lm.core.settings import at_least, section, setting, unit
 from di4c_lm.data.batches import Batch, batch_rng, classes_of
 from di4c_lm.losses.di4c import Alpha, alpha, consistency_term, correlation, data_term, distillation_term
 from di4c_lm.losses.reading import Reading, sample_rows
-from di4c_lm.mixtures.base import Latents, Mixture
-from di4c_lm.objectives.objective import Objective
+from di4c_lm.mixtures.base import Latents
+from di4c_lm.objectives.objective import Objective, ObjectiveSettings
 from di4c_lm.objectives.teacher_step import TeacherStep, step_down, uniform_at
-from di4c_lm.processes.denoiser import Denoiser, Positions
+from di4c_lm.processes.denoiser import Positions
 from di4c_lm.processes.masked import Times
 from di4c_lm.processes.process import Process
 from di4c_lm.processes.rng import Rng, split, uniform
 
 
 @section
-class Di4C:
+class Di4C(ObjectiveSettings):
     """The Di4C objective (Hayakawa et al. 2025, section 3): weights, gates, distributions of t and of the teacher's step."""
 
     num_lambdas: int = setting(16, "L, samples of a λ that is not enumerated")
@@ -40,28 +39,23 @@ class Di4C:
         "shared",
         "shared: distil at x_t where t < delta; own: always, each λ at an x of its own near the lowest time (CIFAR-10's run)",
     )
-    label_drop: float = setting(0.0, "share of the examples whose class is hidden, where a batch has classes")
     positions: Literal["masked", "all"] = setting(
         "masked", "positions that enter the loss; all: also those that are known"
-    )
-    chunk_rows: int = setting(
-        0, "rows of logits, positions times L, read at once; 0: 2^23 logits on a CPU, 2^26 on a GPU"
     )
     matmul_dtype: Literal["same", "bfloat16"] = setting("same", "of the products of the student's output head")
     times: Times = setting(Times(), "distribution of t")
     teacher_step: TeacherStep = setting(TeacherStep(), "the teacher's step from t to u")
 
-    needs_teacher: ClassVar[bool] = True
     takes_mixture: ClassVar[bool] = True
-    antithetic: ClassVar[bool] = False
     num_distributions: ClassVar[int] = 2
     label: ClassVar[str] = "distil"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         at_least(self, 1, "num_lambdas")
-        at_least(self, 0, "consistency_samples", "chunk_rows", "alpha_scale")
+        at_least(self, 0, "consistency_samples", "alpha_scale")
         at_least(self, 0, "marginal_weight", "consistency_weight", "distil_weight")
-        unit(self, "delta", "label_drop")
+        unit(self, "delta")
 
     @property
     def num_samples(self) -> int:
@@ -77,48 +71,50 @@ class Di4C:
         return Di4CObjective(self, student, process, seed=seed, teacher=teacher)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ConsistencyTarget:
-    """What the consistency term compares with: samples x̂_i and the mixture's marginal m̄_u, both from x_u ~ teacher(x_t)."""
+class Di4CObjective(Objective):
+    """The weighted sum of Di4C's terms, for any batch."""
 
-    samples: Int64[Tensor, "M I"]
-    marginal: Float[Tensor, "M S"]
+    settings: Di4C
 
-
-@dataclass(frozen=True, kw_only=True)
-class Samples:
-    """All that is sampled for the terms of a batch: no gradient flows through it."""
-
-    t: Float[Tensor, " B"]
-    low: Bool[Tensor, " B"]  # where the distillation term stands in place of consistency
-    x_t: Int64[Tensor, "B D"]
-    positions: Positions  # that enter the loss
-    teacher: Float[Tensor, "M S"]  # its marginals given x_t
-    target: ConsistencyTarget | None  # absent where consistency has no weight
-
-
-class Di4CSampling:
-    """t, x_t, the teacher's step to x_u and the consistency target."""
-
-    def __init__(self, settings: Di4C, student: Mixture, teacher: Denoiser, process: Process) -> None:
-        self.settings = settings
-        self.student = student
-        self.teacher = teacher
-        self.process = process
-
-    @torch.no_grad()
-    def __call__(self, x_0: Int64[Tensor, "B D"], rng: Rng, cond: Int64[Tensor, " B"] | None = None) -> Samples:
-        """The samples of a batch, each example's by its own part of `rng`."""
+    def forward(self, batch: Batch) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """Mean over the batch of the weighted terms (nats a sequence), and the mean of each."""
+        rng, x_0, settings = batch_rng(self.seed, batch), batch.x, self.settings
+        cond_B = classes_of(batch, settings.label_drop, rng)
         t_B, u_B = self.times(len(x_0), rng, x_0.device)
         x_t = self.process.corrupt(x_0, t_B, rng)
         positions = Positions.where(self.in_loss(x_t))
-        shared = self.settings.distil_inputs == "shared"
-        low_B = (t_B - self.process.min_time < self.settings.delta) & shared
-        teacher_MS, x_u = self.teacher_step(x_t, positions, t_B, u_B, rng, cond)
-        target = None
-        if self.settings.consistency_weight > 0:
-            target = self.consistency_target(x_0, x_u, u_B, positions, teacher_MS, ~low_B, rng, cond)
-        return Samples(t=t_B, low=low_B, x_t=x_t, positions=positions, teacher=teacher_MS, target=target)
+        # Where the distillation term stands in place of consistency.
+        low_B = (t_B - self.process.min_time < settings.delta) & (settings.distil_inputs == "shared")
+        times, count, chunk_rows = settings.teacher_step.between(t_B, u_B), settings.num_samples, settings.chunk_rows
+        teacher_MS, x_u = step_down(
+            self.teacher, self.process, x_t, positions, times, count, rng, cond_B, chunk_rows=chunk_rows
+        )
+        targets_MT, distributions = positions.gather(x_0)[:, None], [teacher_MS]
+        if settings.consistency_weight > 0:
+            found = self.consistency_target(x_0, x_u, u_B, positions, teacher_MS, ~low_B, rng, cond_B)
+            targets_MT = torch.cat([targets_MT, found[0]], 1)
+            distributions.append(found[1])
+        lam = self.student.training_latents(len(x_0), settings.num_lambdas, rng, x_0.device)
+        reading = self.student(x_t, t_B.float(), lam, cond_B).read(
+            positions,
+            targets_MT,
+            distributions,
+            components=settings.distil_weight > 0 and bool(low_B.any()),
+            chunk_rows=chunk_rows,
+        )
+        distil_at_B = low_B
+        if settings.distil_weight > 0 and settings.distil_inputs == "own":
+            reading = dataclasses.replace(reading, component_divergence=self.own_distillation(x_0, lam, rng, cond_B))
+            distil_at_B = torch.ones_like(low_B)
+        terms = weighted_terms(settings, reading, t_B, consistency_at=~low_B, distil_at=distil_at_B)
+        metrics = {
+            "distil": terms["distil"],
+            "consistency": terms["consistency"],
+            "data_corr": correlation(reading.joint[:, 0], reading.product[:, 0]),
+            "data_marginal": reading.divergence[:, 0],
+        }
+        loss = (terms["data"] + terms["consistency"] + terms["distil"]).mean()
+        return loss, {name: value.detach().mean() for name, value in metrics.items()}
 
     def times(
         self, num_examples: int, rng: Rng, device: torch.device
@@ -133,20 +129,6 @@ class Di4CSampling:
         masked = self.settings.positions == "masked"
         return self.process.unknown(x_t) if masked else torch.ones_like(x_t, dtype=torch.bool)
 
-    def teacher_step(
-        self,
-        x_t: Int64[Tensor, "B D"],
-        positions: Positions,
-        t: Float[Tensor, " B"],
-        u: Float[Tensor, " B"],
-        rng: Rng,
-        cond: Int64[Tensor, " B"] | None = None,
-    ) -> tuple[Float[Tensor, "M S"], Int64[Tensor, "B I D"]]:
-        """The teacher's marginals given x_t, and x_u^i ~ teacher from x_t for each of I rows."""
-        times, count = self.settings.teacher_step.between(t, u), self.settings.num_samples
-        chunk_rows = self.settings.chunk_rows
-        return step_down(self.teacher, self.process, x_t, positions, times, count, rng, cond, chunk_rows=chunk_rows)
-
     @torch.no_grad()
     def consistency_target(
         self,
@@ -158,7 +140,7 @@ class Di4CSampling:
         wanted: Bool[Tensor, " B"],
         rng: Rng,
         cond: Int64[Tensor, " B"] | None = None,
-    ) -> ConsistencyTarget:
+    ) -> tuple[Int64[Tensor, "M I"], Float[Tensor, "M S"]]:
         """x̂_i ~ student(x_u^i; fresh λ) and the mean of its distributions over i, for the examples `wanted`.
 
         Every rank calls the student once, on one example where none is wanted, since under ZeRO-3 a call is a collective. The positions of
@@ -198,51 +180,7 @@ class Di4CSampling:
         known_M, known_I = (wanted_M1 & ~asked_MI).nonzero(as_tuple=True)
         certain = torch.full_like(known_M, 1 / num_samples, dtype=marginal_MS.dtype)
         marginal_MS.index_put_((known_M, x_u_MI[known_M, known_I]), certain, accumulate=True)
-        return ConsistencyTarget(samples=samples_MI, marginal=torch.where(wanted_M1, marginal_MS, teacher_MS))
-
-
-class Di4CObjective(Objective):
-    """The weighted sum of Di4C's terms, for any batch."""
-
-    settings: Di4C
-
-    def __init__(
-        self, settings: Di4C, student: nn.Module, process: Process, *, seed: int, teacher: nn.Module | None = None
-    ) -> None:
-        super().__init__(settings, student, process, seed=seed, teacher=teacher)
-        self.sampling = Di4CSampling(settings, self.student, self.teacher, process)
-
-    def forward(self, batch: Batch) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """Mean over the batch of the weighted terms (nats a sequence), and the mean of each."""
-        rng, x_0, settings = batch_rng(self.seed, batch), batch.x, self.settings
-        cond_B = classes_of(batch, settings.label_drop, rng)
-        given = self.sampling(x_0, rng, cond_B)
-        positions, target = given.positions, given.target
-        targets_MT, distributions = positions.gather(x_0)[:, None], [given.teacher]
-        if target is not None:
-            targets_MT = torch.cat([targets_MT, target.samples], 1)
-            distributions.append(target.marginal)
-        lam = self.student.training_latents(len(x_0), settings.num_lambdas, rng, x_0.device)
-        reading = self.student(given.x_t, given.t.float(), lam, cond_B).read(
-            positions,
-            targets_MT,
-            distributions,
-            components=settings.distil_weight > 0 and bool(given.low.any()),
-            chunk_rows=settings.chunk_rows,
-        )
-        distil_at_B = given.low
-        if settings.distil_weight > 0 and settings.distil_inputs == "own":
-            reading = dataclasses.replace(reading, component_divergence=self.own_distillation(x_0, lam, rng, cond_B))
-            distil_at_B = torch.ones_like(given.low)
-        terms = weighted_terms(settings, reading, given.t, consistency_at=~given.low, distil_at=distil_at_B)
-        metrics = {
-            "distil": terms["distil"],
-            "consistency": terms["consistency"],
-            "data_corr": correlation(reading.joint[:, 0], reading.product[:, 0]),
-            "data_marginal": reading.divergence[:, 0],
-        }
-        loss = (terms["data"] + terms["consistency"] + terms["distil"]).mean()
-        return loss, {name: value.detach().mean() for name, value in metrics.items()}
+        return samples_MI, torch.where(wanted_M1, marginal_MS, teacher_MS)
 
     def own_distillation(
         self, x_0: Int64[Tensor, "B D"], lam: Latents, rng: Rng, cond: Int64[Tensor, " B"] | None = None
@@ -254,7 +192,7 @@ class Di4CObjective(Objective):
         lowest_N, share_N = uniform(rows_rng, (len(x_0), 2), x_0.device).unbind(1)
         t_N = self.process.min_time + torch.where(lowest_N < 0.5, 0.0, self.settings.delta * share_N)
         x_t = self.process.corrupt(x_0, t_N, rows_rng)
-        positions = Positions.where(self.sampling.in_loss(x_t))
+        positions = Positions.where(self.in_loss(x_t))
         with torch.no_grad():
             teacher_lam = self.teacher.sample_latents(len(x_t), 1, rows_rng, x_t.device)
             teacher = self.teacher(x_t, t_N.float(), teacher_lam, cond_N)

@@ -12,35 +12,27 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from di4c_lm.core.settings import at_least, section, setting, unit
+from di4c_lm.core.settings import at_least, section, setting
 from di4c_lm.data.batches import Batch, batch_rng, classes_of
-from di4c_lm.objectives.objective import Objective
+from di4c_lm.objectives.objective import Objective, ObjectiveSettings
 from di4c_lm.processes.denoiser import Positions
 from di4c_lm.processes.masked import Times, above
 from di4c_lm.processes.process import Process
 
 
 @section
-class Likelihood:
+class Likelihood(ObjectiveSettings):
     """The likelihood of data under a mixture that begins as its teacher: ours, for mixtures that keep the teacher's marginals."""
 
     num_lambdas: int = setting(16, "L, samples of a λ that is not enumerated")
     times: Times = setting(Times(grid_share=0.8), "distribution of t")
-    label_drop: float = setting(0.0, "share of the examples whose class is hidden, where a batch has classes")
-    chunk_rows: int = setting(
-        0, "rows of logits, positions times L, read at once; 0: 2^23 logits on a CPU, 2^26 on a GPU"
-    )
 
-    needs_teacher: ClassVar[bool] = True
     takes_mixture: ClassVar[bool] = True
-    antithetic: ClassVar[bool] = False
-    num_distributions: ClassVar[int] = 0
     label: ClassVar[str] = "fit"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         at_least(self, 1, "num_lambdas")
-        at_least(self, 0, "chunk_rows")
-        unit(self, "label_drop")
 
     def build(
         self, student: nn.Module, process: Process, *, seed: int, teacher: nn.Module | None = None

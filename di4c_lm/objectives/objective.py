@@ -1,11 +1,40 @@
 """What every objective is: the module that the engine wraps, so that it sees every use of the student's parameters."""
 
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from torch import nn
 
+from di4c_lm.core.settings import at_least, section, setting, unit
 from di4c_lm.processes.denoiser import Denoiser
 from di4c_lm.processes.process import Process
+
+
+@section
+class ObjectiveSettings:
+    """What all objectives are set by, and what a run must know of one (see `registry`)."""
+
+    label_drop: float = setting(0.0, "share of the examples whose class is hidden, where a batch has classes")
+    chunk_rows: int = setting(
+        0, "rows of logits, positions times L, read at once; 0: 2^23 logits on a CPU, 2^26 on a GPU"
+    )
+
+    takes_mixture: ClassVar[bool] = False
+    num_distributions: ClassVar[int] = 0
+    label: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "chunk_rows")
+        unit(self, "label_drop")
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether a run begins from a teacher."""
+        return True
+
+    @property
+    def antithetic(self) -> bool:
+        """Whether batches are to be stratified."""
+        return False
 
 
 class Objective(nn.Module):

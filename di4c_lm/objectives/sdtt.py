@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from di4c_lm.core.settings import at_least, check, positive, section, setting, unit
+from di4c_lm.core.settings import at_least, check, positive, section, setting
 from di4c_lm.data.batches import Batch, batch_rng, classes_of
 from di4c_lm.losses.sdtt import DivergenceName, sdtt_divergence
-from di4c_lm.objectives.objective import Objective
+from di4c_lm.objectives.objective import Objective, ObjectiveSettings
 from di4c_lm.processes.categorical import sample_categorical
 from di4c_lm.processes.denoiser import Positions, row_chunks, rows_at_once, widest
 from di4c_lm.processes.masked import MaskedProcess
@@ -18,7 +18,7 @@ from di4c_lm.processes.rng import Rng, uniform
 
 
 @section
-class Sdtt:
+class Sdtt(ObjectiveSettings):
     """SDTT: the student learns to say in one call what the teacher says over `teacher_steps` of its steps.
 
     A teacher's step in round r is `dt` · `growth`^(r-1), at most t / `teacher_steps`. `time_grid=legacy` repeats the published code's
@@ -33,20 +33,14 @@ class Sdtt:
     growth: float = setting(2.0, "how much longer a teacher's step is from round to round")
     teacher_steps: int = setting(2, "steps of the teacher in one of the student")
     time_grid: Literal["exact", "legacy"] = setting("exact", "legacy: the published code's mis-interpolated times")
-    label_drop: float = setting(0.0, "share of the examples whose class is hidden, where a batch has classes")
-    chunk_rows: int = setting(0, "rows of logits read at once; 0: 2^23 logits on a CPU, 2^26 on a GPU")
 
-    needs_teacher: ClassVar[bool] = True
-    takes_mixture: ClassVar[bool] = False
-    antithetic: ClassVar[bool] = False
     num_distributions: ClassVar[int] = 1
     label: ClassVar[str] = "sdtt"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         at_least(self, 1, "round", "growth", "teacher_steps")
-        at_least(self, 0, "chunk_rows")
         positive(self, "dt")
-        unit(self, "label_drop")
         allowed = f"at most 1 / teacher_steps = {1 / self.teacher_steps:g}"
         check(self.teacher_steps * self.step <= 1, "dt * growth^(round - 1)", self.step, allowed)
 

@@ -78,29 +78,7 @@ def step_down(
     chunk_rows: int = 0,
 ) -> tuple[Float[Tensor, "M S"], Int64[Tensor, "B I D"]]:
     """The teacher's marginals at the positions of x_t, and I samples x_u from each x_t, a step from each of `times` to the next."""
-    teacher_MS, x_BID = _first_step(
-        teacher, process, x_t, positions, times, num_samples, rng, cond, chunk_rows=chunk_rows
-    )
-    predict = predictor(teacher, None if cond is None else cond.repeat_interleave(num_samples))
-    for t_B, s_B in zip(times[1:-1], times[2:], strict=True):
-        t_N, s_N = (time_B.repeat_interleave(num_samples) for time_B in (t_B, s_B))
-        x_BID = process.reverse(x_BID.flatten(0, 1), predict, t_N, s_N, split(rng, num_samples)).view_as(x_BID)
-    return teacher_MS, x_BID
-
-
-def _first_step(
-    teacher: Denoiser,
-    process: Process,
-    x_t: Int64[Tensor, "B D"],
-    positions: Positions,
-    times: list[Float[Tensor, " B"]],
-    num_samples: int,
-    rng: Rng,
-    cond: Int64[Tensor, " B"] | None,
-    *,
-    chunk_rows: int,
-) -> tuple[Float[Tensor, "M S"], Int64[Tensor, "B I D"]]:
-    """As `process.reverse`, but the teacher is run once a sequence: its distribution at each position is sampled from I times."""
+    # As `process.reverse`, but the teacher is run once a sequence: its distribution at each position is sampled from I times.
     lam = teacher.sample_latents(len(x_t), num_samples, rng, x_t.device)
     prediction = cast(Rows, teacher(x_t, times[0].float(), lam, cond))
     u_MI = uniform_at(positions, rng, num_samples, x_t.shape[1])
@@ -128,6 +106,10 @@ def _first_step(
     u_bridge_MI = uniform_at(positions, rng, num_samples, x_t.shape[1])
     x_t_MI = positions.gather(x_t)[:, None].expand_as(x_0_MI)
     x_BID[positions.example, :, positions.position] = process.bridge(x_t_MI, x_0_MI, t_MI, s_MI, u_bridge_MI)
+    predict = predictor(teacher, None if cond is None else cond.repeat_interleave(num_samples))
+    for t_B, s_B in zip(times[1:-1], times[2:], strict=True):
+        t_N, s_N = (time_B.repeat_interleave(num_samples) for time_B in (t_B, s_B))
+        x_BID = process.reverse(x_BID.flatten(0, 1), predict, t_N, s_N, split(rng, num_samples)).view_as(x_BID)
     return teacher_MS, x_BID
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from di4c_lm.losses.di4c import Alpha, alpha
 from di4c_lm.losses.reading import Reading
 from di4c_lm.objectives.di4c import Di4C, Di4CObjective, weighted_terms
-from di4c_lm.objectives.teacher_step import TeacherStep
+from di4c_lm.objectives.teacher_step import TeacherStep, step_down
 from di4c_lm.processes.denoiser import Positions
 from di4c_lm.processes.masked import Times
 from di4c_lm.processes.rng import KeyedRng
@@ -109,7 +109,7 @@ def test_alpha_weighs_the_correlation_of_each_example_by_its_time() -> None:
         slopes = []
         for number in range(6):
             batch = text_batch(number)
-            t_B = one.sampling(batch.x, KeyedRng(3, torch.tensor([[number, 0]]))).t
+            t_B, _ = one.times(1, KeyedRng(3, torch.tensor([[number, 0]])), torch.device("cpu"))
             loss, metrics = one(batch)
             slopes.append(alpha(kind, 1.0, t_B)[0] * metrics["data_corr"])
             torch.testing.assert_close((loss - none(batch)[0]).detach(), slopes[-1])
@@ -131,7 +131,7 @@ def test_consistency_is_not_asked_for_below_delta_and_distillation_not_above() -
     assert float(above["distil"]) == 0 and float(above["consistency"]) != 0
     between = on_text(delta=0.5)
     for number in range(6):
-        t_B = between.sampling(text_batch(number).x, KeyedRng(3, torch.tensor([[number, 0]]))).t
+        t_B, _ = between.times(1, KeyedRng(3, torch.tensor([[number, 0]])), torch.device("cpu"))
         metrics = between(text_batch(number))[1]
         assert (float(metrics["consistency"]) == 0) == bool(t_B < 0.5)
         assert (float(metrics["distil"]) == 0) == bool(t_B >= 0.5)
@@ -230,18 +230,18 @@ def test_the_consistency_target_is_a_distribution_and_carries_visible_tokens() -
     t_B = torch.full((5,), 0.9, dtype=torch.float64)
     x_t = MASKED.corrupt(x_0, t_B, rng)
     positions = Positions.where(x_t == MASK)
-    teacher_MS, x_u = of.sampling.teacher_step(x_t, positions, t_B, t_B / 2, rng)
+    teacher_MS, x_u = step_down(of.teacher, MASKED, x_t, positions, [t_B, t_B / 2], of.settings.num_samples, rng)
     wanted_B = torch.tensor([True, True, False, True, True])
-    target = of.sampling.consistency_target(x_0, x_u, t_B / 2, positions, teacher_MS, wanted_B, rng)
-    torch.testing.assert_close(target.marginal.sum(1), torch.ones_like(target.marginal[:, 0]))
-    assert int(target.samples.max()) < MASK
+    samples_MI, marginal_MS = of.consistency_target(x_0, x_u, t_B / 2, positions, teacher_MS, wanted_B, rng)
+    torch.testing.assert_close(marginal_MS.sum(1), torch.ones_like(marginal_MS[:, 0]))
+    assert int(samples_MI.max()) < MASK
     visible_MI = x_u[positions.example, :, positions.position]
     shown = (visible_MI != MASK) & wanted_B[positions.example, None]
     assert bool(shown.any())
-    assert bool((target.samples == visible_MI)[shown].all())
+    assert bool((samples_MI == visible_MI)[shown].all())
     left_out = ~wanted_B[positions.example]
-    assert torch.equal(target.marginal[left_out], teacher_MS[left_out])
-    assert bool((target.samples == positions.gather(x_0)[:, None])[left_out].all())
+    assert torch.equal(marginal_MS[left_out], teacher_MS[left_out])
+    assert bool((samples_MI == positions.gather(x_0)[:, None])[left_out].all())
 
 
 def test_the_distillation_term_can_have_inputs_of_its_own_at_every_time() -> None:
