@@ -17,7 +17,7 @@ from tqdm import tqdm
 from di4c_lm.core.settings import check, section, setting
 from di4c_lm.data.records.shards import Index
 from di4c_lm.data.text.corpus import open_documents
-from di4c_lm.data.text.documents import Split, train_side
+from di4c_lm.data.text.documents import Split
 from di4c_lm.data.text.packing import Cursor
 from di4c_lm.data.text.prepare import Layout, prepare
 from di4c_lm.data.text.settings import DataConfig
@@ -104,7 +104,7 @@ def write_shards(settings: PrepareConfig) -> None:
     check(settings.shard_tokens >= low, "shard_tokens", settings.shard_tokens, f"at least length={low}")
     config = settings.data()
     documents = open_documents(config)
-    train = train_side(documents, Split.by_share(config.validation_share))
+    train = filter(Split.by_share(config.validation_share).trains, documents.read())
     tokenizer = load_tokenizer(config, train, RunConfig(cache_dir=settings.cache_dir).cache)
     shape = {name: getattr(settings, name) for name in ("length", "wrap", "shard_tokens", "validation_share")}
     source = {key: getattr(settings, key) for key in ("path", "dataset", "split", "text_key", "skip_bad")}

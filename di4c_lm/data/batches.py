@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import hashlib
 import math
+from collections.abc import Callable
 from typing import Any, Protocol, final, runtime_checkable
 
 import numpy as np
@@ -108,6 +109,18 @@ def random_index(size: int, seed: int, epoch: int, number: int) -> int:
     return int(value[0]) * size >> 64
 
 
+def in_epochs(
+    start: int, count: int, size: int, rows_at: Callable[[int, Int[np.ndarray, " B"]], Int[np.ndarray, " B"]]
+) -> tuple[Int[np.ndarray, " N"], Int[np.ndarray, " N"]]:
+    """Row and epoch of `count` positions from `start` on; `rows_at(epoch, places)` are the rows at places of an epoch of `size`."""
+    epoch_N, index_N = np.divmod(np.arange(start, start + count), size)
+    row_N = np.empty_like(index_N)
+    for epoch in np.unique(epoch_N):
+        here_N = epoch_N == epoch
+        row_N[here_N] = rows_at(int(epoch), index_N[here_N])
+    return row_N, epoch_N
+
+
 # Where sequences come from
 
 
@@ -197,11 +210,7 @@ class PackedSource:
 
     def read(self, start: int, count: int) -> Batch:
         """`count` sequences from position `start` on."""
-        epoch_B, index_B = np.divmod(np.arange(start, start + count), len(self))
-        sample_id_B = np.empty_like(index_B)
-        for epoch in np.unique(epoch_B):
-            here_B = epoch_B == epoch
-            sample_id_B[here_B] = self._order(int(epoch))[index_B[here_B]]
+        sample_id_B, epoch_B = in_epochs(start, count, len(self), lambda epoch, index_B: self._order(epoch)[index_B])
         return make_batch(np.asarray(self.tokens_ND[sample_id_B]), sample_id_B, epoch_B)
 
 

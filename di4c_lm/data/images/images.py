@@ -55,13 +55,9 @@ class ImageSet:
         height, width, channels = self.images.shape[1:]
         return height, width, channels
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 of pixels, labels, levels and class names; neither the set's name nor what was skipped matters."""
-        return self._fingerprint
-
-    @functools.cached_property
-    def _fingerprint(self) -> str:
         digest = hashlib.sha256(repr((self.images.shape, self.levels, self.classes)).encode())
         digest.update(np.ascontiguousarray(self.images).data)
         digest.update(np.ascontiguousarray(self.labels).data)

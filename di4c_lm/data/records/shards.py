@@ -29,7 +29,7 @@ from jaxtyping import Int, Int64, Integer
 
 from di4c_lm.core.files import checksum, read_json, write_json
 from di4c_lm.core.terminal import progress_bar
-from di4c_lm.data.batches import Batch, make_batch, scattered
+from di4c_lm.data.batches import Batch, in_epochs, make_batch, scattered
 
 logger = logging.getLogger(__name__)
 
@@ -271,21 +271,22 @@ class Shards:
         `how`: "size" reads no checksum, "once" those that no earlier call has read (remembered in `cache_dir`), "always" all; on all cores.
         """
         shards = {part / shard.name: shard for part, index in self._parts for shard in index.files}
-        stamps = {path: _stamp(path) for path in shards}
-        memory = _Memory(self.folder, cache_dir)
-        known: dict[Path, str | None] = {}
-        unread: dict[Path, Stamp] = {}
-        for path, stamp in stamps.items():
-            known[path] = memory.recall(path, stamp) if stamp is not None and how == "once" else None
-            if stamp is not None and stamp[0] == shards[path].size and how != "size" and known[path] is None:
-                unread[path] = stamp
+        stamps = {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in shards if path.exists()}
+        name = hashlib.sha256(str(self.folder.resolve()).encode()).hexdigest()[:16]
+        memory = None if cache_dir is None else cache_dir / "verified_shards" / f"{name}.json"
+        known = {} if memory is None else _remembered(memory)  # size, time of change and checksum by path
+        keys = {path: str(path.relative_to(self.folder)) for path in shards}
+        wanted = [path for path, stamp in stamps.items() if stamp[0] == shards[path].size and how != "size"]
+        unread = [path for path in wanted if how == "always" or tuple(known.get(keys[path], ())[:2]) != stamps[path]]
         if unread:
             with ThreadPoolExecutor(os.cpu_count()) as pool:
                 read = pool.map(functools.partial(checksum, new=blake2b), unread)
                 found = list(progress_bar(read, desc="checksums", total=len(unread), unit=" shards", delay=2))
-            known |= dict(zip(unread, found, strict=True))
-            memory.keep({path: (*stamp, known[path]) for path, stamp in unread.items()})
-        problems = {path: _problem(path, shards[path], stamps[path], known[path]) for path in shards}
+            known |= {keys[path]: [*stamps[path], digest] for path, digest in zip(unread, found, strict=True)}
+            if memory is not None:
+                write_json(memory, known)
+        digests = {path: known[keys[path]][2] for path in wanted}
+        problems = {path: _problem(path, one, stamps.get(path), digests.get(path)) for path, one in shards.items()}
         return {path: problem for path, problem in problems.items() if problem is not None}
 
     def verified(self, how: How = "always", cache_dir: Path | None = None, *, skip_bad: bool = False) -> "Shards":
@@ -325,35 +326,12 @@ def _parts(folder: Path) -> list[Path]:
     return [found[n][0] for n in range(1, count + 1)]
 
 
-def _stamp(path: Path) -> Stamp | None:
+def _remembered(path: Path) -> dict[str, Any]:
     try:
-        found = path.stat()
-    except FileNotFoundError:
-        return None
-    return found.st_size, found.st_mtime_ns
-
-
-class _Memory:
-    """Checksums that were read, by file and stamp; none where there is no `cache_dir`."""
-
-    def __init__(self, folder: Path, cache_dir: Path | None) -> None:
-        name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
-        self._folder, self._known = folder, {}
-        self._path = None if cache_dir is None else cache_dir / "verified_shards" / f"{name}.json"
-        if self._path is not None and self._path.is_file():
-            try:
-                self._known = read_json(self._path)
-            except ValueError as error:
-                logger.warning("%s: it is forgotten, and the shards are read again", error)
-
-    def recall(self, path: Path, stamp: Stamp) -> str | None:
-        size, changed, found = self._known.get(str(path.relative_to(self._folder)), (None, None, None))
-        return found if (size, changed) == stamp else None
-
-    def keep(self, found: dict[Path, tuple[int, int, str | None]]) -> None:
-        self._known |= {str(path.relative_to(self._folder)): list(entry) for path, entry in found.items()}
-        if self._path is not None:
-            write_json(self._path, self._known)
+        return read_json(path) if path.is_file() else {}
+    except ValueError as error:
+        logger.warning("%s: it is forgotten, and the shards are read again", error)
+        return {}
 
 
 def _problem(path: Path, shard: Shard, stamp: Stamp | None, found: str | None) -> str | None:
@@ -390,20 +368,13 @@ class ShardSource:
         """See `Shards.identity`."""
         return self.shards.identity
 
-    def rows(self, start: int, count: int) -> Int[np.ndarray, " B"]:
-        """Which of the rows in use lie at `count` positions from `start` on."""
-        epoch_B, index_B = np.divmod(np.arange(start, start + count), len(self))
-        row_B = np.empty_like(index_B)
-        for epoch in np.unique(epoch_B):
-            here_B = epoch_B == epoch
-            row_B[here_B] = scattered(index_B[here_B], len(self), self.seed, int(epoch))
-        return row_B
-
     def read(self, start: int, count: int) -> Batch:
         """`count` rows from position `start` on, with their labels where they have some."""
-        row_B, length = self.rows(start, count), self.shards.index.length
+        size, length = len(self), self.shards.index.length
+        row_B, epoch_B = in_epochs(
+            start, count, size, lambda epoch, index_B: scattered(index_B, size, self.seed, epoch)
+        )
         cells_BW = self.shards[row_B]
-        epoch_B = np.arange(start, start + count) // len(self)
         batch = make_batch(cells_BW[:, :length], self.shards.ids(row_B), epoch_B)
         if not self.shards.index.classes:
             return batch

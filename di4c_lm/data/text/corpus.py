@@ -22,10 +22,7 @@ from di4c_lm.data.text.documents import (
     Documents,
     Split,
     builtin_corpus,
-    evaluator_side,
     first_characters,
-    held_out_side,
-    train_side,
 )
 from di4c_lm.data.text.files import file_documents, hub_documents, hub_stream
 from di4c_lm.data.text.packing import Cursor, Run, encode_documents, encode_runs, frame_of, pack
@@ -128,15 +125,15 @@ def _as_tensor(tokens_ND: Integer[np.ndarray, "N D"]) -> Int[Tensor, "N D"]:
 def _in_memory(config: DataConfig, seed: int, cache_dir: Path) -> Corpus:
     documents = open_documents(config)
     split = Split.fitted(documents, config.validation_share).with_evaluator(config.evaluator_share)
-    tokenizer = load_tokenizer(config, train_side(documents, split), cache_dir)
-    texts = list(first_characters(held_out_side(documents, split), VALIDATION_CHARACTERS))
+    tokenizer = load_tokenizer(config, filter(split.trains, documents.read()), cache_dir)
+    texts = list(first_characters(filter(split.holds_out, documents.read()), VALIDATION_CHARACTERS))
     check_lost(tokenizer, texts, config)
     validation_ND = _sequences(texts, config, tokenizer, documents.name, "validation")
-    tokens_ND = _sequences(train_side(documents, split), config, tokenizer, documents.name, "training")
+    tokens_ND = _sequences(filter(split.trains, documents.read()), config, tokenizer, documents.name, "training")
     aside_ND = None
     if config.evaluator_share:
         aside_ND = _as_tensor(
-            _sequences(evaluator_side(documents, split), config, tokenizer, documents.name, "evaluator's")
+            _sequences(filter(split.evaluates, documents.read()), config, tokenizer, documents.name, "evaluator's")
         )
     content = hashlib.sha256(fingerprint(tokenizer).encode())
     content.update(validation_ND.tobytes())
@@ -169,7 +166,7 @@ def _early_held_out(documents: Documents, split: Split, enough: int) -> Iterator
 def _streamed(config: DataConfig, seed: int, cache_dir: Path) -> Corpus:
     documents = open_documents(config)
     split = Split.by_share(config.validation_share)
-    tokenizer = load_tokenizer(config, train_side(documents, split), cache_dir)
+    tokenizer = load_tokenizer(config, filter(split.trains, documents.read()), cache_dir)
     texts = list(_early_held_out(documents, split, enough=16 * config.length))
     check_lost(tokenizer, texts, config)
     validation_ND = _sequences(texts, config, tokenizer, documents.name, "validation")

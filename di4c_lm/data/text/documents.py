@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import functools
 import hashlib
+import itertools
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -117,21 +118,6 @@ class Split:
         return cls(min(max(cls.by_share(share).threshold, low + 1), high))
 
 
-def train_side(documents: Documents, split: Split) -> Iterator[str]:
-    """The documents that the models are trained on."""
-    return (text for text in documents.read() if split.trains(text))
-
-
-def evaluator_side(documents: Documents, split: Split) -> Iterator[str]:
-    """The documents that the evaluator alone is trained on."""
-    return (text for text in documents.read() if split.evaluates(text))
-
-
-def held_out_side(documents: Documents, split: Split) -> Iterator[str]:
-    """The documents that nobody is trained on."""
-    return (text for text in documents.read() if split.holds_out(text))
-
-
 def first_characters(texts: Iterable[str], limit: int) -> Iterator[str]:
     """The first texts, up to the one with which their lengths reach `limit` characters."""
     total = 0
@@ -150,14 +136,6 @@ _SKIPPED = frozenset(
     ("__phello__", "__pycache__", "encodings", "ensurepip", "idlelib", "lib2to3", "pydoc_data", "turtledemo")
     + ("dist-packages", "site-packages", "test", "tests")
 )
-
-
-def _topics() -> Iterator[str]:
-    """The language reference as `help()` prints it."""
-    from pydoc_data.topics import topics
-
-    for name in sorted(topics):
-        yield topics[name]
 
 
 def _docstrings(source: bytes) -> list[str]:
@@ -183,20 +161,18 @@ def _modules() -> Iterator[str]:
 
 
 @functools.cache
-def _all_documents() -> tuple[str, ...]:
-    stripped = (text.strip() for source in (_topics(), _modules()) for text in source)
-    return tuple(dict.fromkeys(text for text in stripped if len(text) >= _MIN_CHARACTERS))
-
-
-def builtin_documents() -> list[str]:
+def builtin_documents() -> tuple[str, ...]:
     """`pydoc_data.topics` and the standard library's docstrings, one document a topic and a module.
 
     The order is fixed, no document is there twice, and none is shorter than 200 characters. The texts differ a little
     between versions of Python.
     """
-    return list(_all_documents())
+    from pydoc_data.topics import topics  # the language reference as `help()` prints it
+
+    stripped = map(str.strip, itertools.chain((topics[name] for name in sorted(topics)), _modules()))
+    return tuple(dict.fromkeys(text for text in stripped if len(text) >= _MIN_CHARACTERS))
 
 
 def builtin_corpus() -> Documents:
     """`builtin_documents` as a corpus."""
-    return Documents("the documentation of Python", lambda: iter(_all_documents()))
+    return Documents("the documentation of Python", lambda: iter(builtin_documents()))

@@ -6,7 +6,7 @@ are exact.
 
 import math
 from dataclasses import dataclass
-from typing import Protocol, final, runtime_checkable
+from typing import TypeAlias, final
 
 import torch
 from jaxtyping import Float64, Int64
@@ -14,33 +14,6 @@ from torch import Tensor
 
 from di4c_lm.processes.categorical import sample_categorical
 from di4c_lm.processes.rng import Rng, normal, uniform
-
-
-@runtime_checkable
-class Source(Protocol):
-    """A distribution of sequences of `length` states below `num_states`."""
-
-    @property
-    def length(self) -> int:
-        """D."""
-        ...
-
-    @property
-    def num_states(self) -> int:
-        """S."""
-        ...
-
-    def sample(self, count: int, rng: Rng) -> Int64[Tensor, "N D"]:
-        """`count` independent sequences."""
-        ...
-
-    def log_prob(self, x: Int64[Tensor, "N D"]) -> Float64[Tensor, " N"]:
-        """log p(x) in nats; -inf where x is impossible."""
-        ...
-
-    def pair_marginals(self) -> Float64[Tensor, "P S S"]:
-        """p(x^d, x^{d+1}) for the P = D - 1 pairs of neighbours."""
-        ...
 
 
 @final
@@ -202,6 +175,9 @@ class CorrelatedBits:
             equal, unequal = (1 - self.error) / 2, self.error / 2
             p_PSS[::2] = torch.tensor([[equal, unequal], [unequal, equal]], dtype=torch.float64)
         return p_PSS
+
+
+Source: TypeAlias = MarkovChain | CodewordMixture | CorrelatedBits
 
 
 def pair_frequencies(x: Int64[Tensor, "N D"], num_states: int) -> Float64[Tensor, "P S S"]:

@@ -15,10 +15,7 @@ from di4c_lm.data.text.documents import (
     builtin_corpus,
     builtin_documents,
     document_hash,
-    evaluator_side,
     first_characters,
-    held_out_side,
-    train_side,
 )
 
 TEXTS = st.lists(st.text(min_size=1), min_size=2, max_size=20).filter(lambda texts: len(set(texts)) > 1)
@@ -32,7 +29,7 @@ def corpus(texts: list[str]) -> Documents:
 def test_both_sides_have_documents_and_none_is_on_both(texts: list[str], share: float) -> None:
     documents = corpus(texts)
     split = Split.fitted(documents, share)
-    train, held_out = list(train_side(documents, split)), list(held_out_side(documents, split))
+    train, held_out = (list(filter(side, documents.read())) for side in (split.trains, split.holds_out))
     assert train and held_out
     assert sorted(train + held_out) == sorted(texts)
     assert not set(train) & set(held_out)
@@ -43,10 +40,10 @@ def test_the_evaluator_s_documents_are_nobody_else_s(texts: list[str], share: fl
     documents = corpus(texts)
     plain = Split.fitted(documents, share)
     split = plain.with_evaluator(evaluator_share)
-    sides = [list(side(documents, split)) for side in (train_side, held_out_side, evaluator_side)]
+    sides = [list(filter(side, texts)) for side in (split.trains, split.holds_out, split.evaluates)]
     assert sorted(text for side in sides for text in side) == sorted(texts)
-    assert sides[1] == list(held_out_side(documents, plain))
-    assert set(sides[0]) <= set(train_side(documents, plain)) and not set(sides[0]) & set(sides[2])
+    assert sides[1] == list(filter(plain.holds_out, texts))
+    assert set(sides[0]) <= set(filter(plain.trains, texts)) and not set(sides[0]) & set(sides[2])
 
 
 def test_the_evaluator_s_share_is_kept() -> None:
@@ -60,7 +57,7 @@ def test_the_evaluator_s_share_is_kept() -> None:
 def test_the_side_of_a_document_does_not_depend_on_the_others(texts: list[str]) -> None:
     split = Split.by_share(0.5)
     alone = [text for text in texts if split.holds_out(text)]
-    assert list(held_out_side(corpus(texts[::-1]), split)) == alone[::-1]
+    assert list(filter(split.holds_out, texts[::-1])) == alone[::-1]
 
 
 def test_the_share_is_kept() -> None:
@@ -97,7 +94,7 @@ def test_size_and_shape() -> None:
     assert len(documents) > 300
     assert len(set(documents)) == len(documents)
     assert min(map(len, documents)) >= 200
-    assert list(builtin_corpus().read()) == documents
+    assert tuple(builtin_corpus().read()) == documents
 
 
 def test_it_is_english_prose_about_python() -> None:
