@@ -13,7 +13,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from di4c_lm.core.settings import Ints, section, setting
-from di4c_lm.data.batches import Batch, batch_rng
 from di4c_lm.mixtures.base import NoMixture
 from di4c_lm.mixtures.token import TokenSettings
 from di4c_lm.networks.unet import UNet, UnetConfig
@@ -21,7 +20,7 @@ from di4c_lm.objectives.di4c import Di4C
 from di4c_lm.objectives.teacher_step import TeacherStep
 from di4c_lm.processes.gaussian import GaussianChain
 from tools.benchmark.frame import BenchSettings, run_benchmark
-from tools.benchmark.measure import Stopwatch, measure_step, randomise, watch_networks
+from tools.benchmark.measure import measure_training
 from tools.benchmark.plain import image_loss
 
 PHASES = ("teacher sampling", "student on x_u", "student on x_t", "distillation", "loss", "backward")
@@ -54,36 +53,21 @@ def measure(way: str, settings: Settings) -> dict[str, Any]:
     model = UnetConfig(width=settings.width, multipliers=settings.multipliers, res_blocks=settings.blocks, dropout=0.0)
     shape = (settings.size, settings.size, settings.channels)
     sizes = {"shape": shape, "num_states": settings.S}
-    networks = [chosen.fresh(UNet, model, sizes) for chosen in (TokenSettings(), NoMixture())]
-    both: list[Any] = [randomise(network).to(device) for network in networks]
-    student, teacher = both
-    student.activation_checkpointing = teacher.activation_checkpointing = settings.recompute
-    teacher.requires_grad_(False)
-    x = torch.randint(settings.S, (settings.B, student.length), generator=torch.Generator().manual_seed(1)).to(device)
-    number_B = torch.arange(settings.B, device=device)
-    batch, chain = (
-        Batch(x=x, sample_id=number_B, epoch=torch.zeros_like(number_B)),
-        GaussianChain(num_states=settings.S),
+    networks: list[Any] = [chosen.fresh(UNet, model, sizes) for chosen in (TokenSettings(), NoMixture())]
+    for network in networks:
+        network.activation_checkpointing = settings.recompute
+    shape_of_x = (settings.B, networks[0].length)
+    x = torch.randint(settings.S, shape_of_x, generator=torch.Generator().manual_seed(1)).to(device)
+    objective = Di4C(
+        num_lambdas=settings.L,
+        chunk_rows=settings.chunk_rows,
+        distil_inputs="own",
+        delta=0.01,
+        alpha_scale=1.0,
+        teacher_step=TeacherStep(distribution="log_uniform", low=0.001, high=0.01),
     )
-    times, watch = (settings.t, settings.t - STEP), Stopwatch(device)
-    t_B, u_B = (torch.full((settings.B,), time, dtype=torch.float64, device=device) for time in times)
-    if way == "plain":
-        x_t = chain.corrupt(x, t_B, batch_rng(0, batch))
-        loss = lambda: image_loss(student, teacher, chain, x, x_t, times, settings.L, watch)  # noqa: E731
-    else:
-        chosen = Di4C(
-            num_lambdas=settings.L,
-            chunk_rows=settings.chunk_rows,
-            distil_inputs="own",
-            delta=0.01,
-            alpha_scale=1.0,
-            teacher_step=TeacherStep(distribution="log_uniform", low=0.001, high=0.01),
-        )
-        objective: Any = chosen.build(student, chain, seed=0, teacher=teacher)
-        objective.times = lambda *_: (t_B, u_B)
-        watch_networks(student, teacher, watch)
-        loss = lambda: objective(batch)[0]  # noqa: E731
-    return measure_step(student, loss, watch, PHASES, settings.repeat)
+    times, chain = (settings.t, settings.t - STEP), GaussianChain(num_states=settings.S)
+    return measure_training(way, networks, chain, x, times, objective, image_loss, PHASES, settings.repeat)
 
 
 if __name__ == "__main__":

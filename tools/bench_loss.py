@@ -13,7 +13,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from di4c_lm.core.settings import section, setting
-from di4c_lm.data.batches import Batch, batch_rng
 from di4c_lm.mixtures.adaln import AdaLNSettings
 from di4c_lm.mixtures.base import NoMixture
 from di4c_lm.mixtures.token import TokenSettings
@@ -21,7 +20,7 @@ from di4c_lm.networks.dit import DIT, DitConfig
 from di4c_lm.objectives.di4c import Di4C
 from di4c_lm.processes.masked import MaskedProcess
 from tools.benchmark.frame import BenchSettings, run_benchmark
-from tools.benchmark.measure import Stopwatch, measure_step, randomise, watch_networks
+from tools.benchmark.measure import measure_training
 from tools.benchmark.plain import text_loss
 
 PHASES = ("teacher sampling", "student on x_u", "student on x_t", "loss", "backward")
@@ -54,26 +53,15 @@ def measure(way: str, settings: Settings) -> dict[str, Any]:
     torch.manual_seed(0)
     model = DitConfig(hidden_size=settings.H, num_blocks=settings.blocks, num_heads=settings.heads)
     mixture = (AdaLNSettings if settings.path == "adaln" else TokenSettings)(inject_at=settings.inject_at)
-    networks = [chosen.fresh(DIT, model, {"num_states": settings.S}) for chosen in (mixture, NoMixture())]
-    both: list[Any] = [randomise(network).to(device, dtype) for network in networks]
-    student, teacher = both
-    teacher.requires_grad_(False)
+    networks: list[Any] = [chosen.fresh(DIT, model, {"num_states": settings.S}) for chosen in (mixture, NoMixture())]
+    networks = [network.to(dtype) for network in networks]
+    for network in networks:
+        network.matmul_dtype = torch.bfloat16 if way == "lean" and settings.matmul == "bf16" else None
     x = torch.randint(settings.S - 1, (settings.B, settings.D), generator=torch.Generator().manual_seed(1)).to(device)
-    number_B = torch.arange(settings.B, device=device)
-    batch, process = Batch(x=x, sample_id=number_B, epoch=torch.zeros_like(number_B)), MaskedProcess(settings.S - 1)
-    t_B, watch = torch.full((settings.B,), settings.t, dtype=torch.float64, device=device), Stopwatch(device)
-    if way == "plain":
-        x_t = process.corrupt(x, t_B, batch_rng(0, batch))
-        times = (settings.t, settings.t - min(1 / 1024, settings.t / 2))
-        loss = lambda: text_loss(student, teacher, process, x, x_t, times, settings.L, watch)  # noqa: E731
-    else:
-        student.matmul_dtype = teacher.matmul_dtype = torch.bfloat16 if settings.matmul == "bf16" else None
-        chosen = Di4C(num_lambdas=settings.L, chunk_rows=settings.chunk_rows)
-        objective: Any = chosen.build(student, process, seed=0, teacher=teacher)
-        objective.times = lambda *_: (t_B, chosen.teacher_step.end(t_B))
-        watch_networks(student, teacher, watch)
-        loss = lambda: objective(batch)[0]  # noqa: E731
-    return measure_step(student, loss, watch, PHASES, settings.repeat)
+    times = (settings.t, settings.t - min(1 / 1024, settings.t / 2))
+    objective = Di4C(num_lambdas=settings.L, chunk_rows=settings.chunk_rows)
+    process = MaskedProcess(settings.S - 1)
+    return measure_training(way, networks, process, x, times, objective, text_loss, PHASES, settings.repeat)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 python tools/convert_checkpoint.py source=<folder, .ckpt or hub name> target=<folder> to=di4c|mdlm|sdtt
 """
 
+import functools
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -49,9 +49,7 @@ def convert(settings: Settings) -> None:
     print(f"{target}: {len(weights.tensors)} tensors, {size:,} values, in the format {settings.to}")
 
 
-def main(argv: Sequence[str]) -> int:
-    """The exit status; bad input ends the program with 2."""
-    return run_script(__file__, Settings, convert, argv)
+main = functools.partial(run_script, __file__, Settings, convert)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@
 and `out` is whole when all are done.
 """
 
+import functools
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -89,9 +89,7 @@ def _classes(text: str) -> tuple[str, ...]:
     return tuple(line for line in lines if line.strip())
 
 
-def main(argv: Sequence[str]) -> int:
-    """The exit status; bad input ends the program with 2."""
-    return run_script(__file__, Settings, write_images, argv)
+main = functools.partial(run_script, __file__, Settings, write_images)
 
 
 if __name__ == "__main__":

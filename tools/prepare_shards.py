@@ -6,9 +6,9 @@
 Interrupted, it resumes when it is started again with the same arguments. --help lists the keys.
 """
 
+import functools
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -51,49 +51,20 @@ class PrepareConfig:
 
     def data(self) -> DataConfig:
         """The same corpus as a run would read it."""
-        return DataConfig(
-            kind="files" if self.path else "openwebtext",
-            path=self.path or None,
-            dataset=self.dataset,
-            split=self.split,
-            text_key=self.text_key,
-            length=self.length,
-            streaming=True,
-            validation_share=self.validation_share,
-            tokenizer=self.tokenizer,
-            vocab_size=self.vocab_size,
-            wrap=self.wrap,
-            skip_bad=self.skip_bad,
+        same = (
+            "dataset",
+            "split",
+            "text_key",
+            "length",
+            "validation_share",
+            "tokenizer",
+            "vocab_size",
+            "wrap",
+            "skip_bad",
         )
-
-
-class Progress:
-    """A bar in bytes of text, with tokens/s; how much is to come is not known. Counts from where this process began."""
-
-    def __init__(self) -> None:
-        self._bar = tqdm(unit="B", unit_scale=True, desc="prepare", disable=None)
-        self._started, self._before = time.perf_counter(), 0
-        self.seconds, self.megabytes, self.tokens = 0.0, 0.0, 0
-
-    def __call__(self, cursor: Cursor, tokens: int) -> None:
-        """As `prepare.Report`: first at the start, without tokens."""
-        if not tokens:
-            self._started, self._before = time.perf_counter(), cursor.text_bytes
-        self.seconds, self.tokens = time.perf_counter() - self._started, tokens
-        self._bar.update(cursor.text_bytes - self._before - round(self.megabytes * 1e6))
-        self.megabytes = (cursor.text_bytes - self._before) / 1e6
-        self._bar.set_postfix_str(f"{cursor.documents:,} documents, {self._rate(tokens):,.0f} tokens/s", refresh=False)
-
-    def _rate(self, amount: float) -> float:
-        return amount / max(self.seconds, 1e-9)
-
-    def close(self) -> str:
-        """End the bar; what was done and how fast."""
-        self._bar.close()
-        return (
-            f"{self.megabytes:,.1f} MB of text and {self.tokens:,} tokens in {self.seconds:,.1f} s: "
-            f"{self._rate(self.megabytes):,.2f} MB/s, {self._rate(self.tokens):,.0f} tokens/s"
-        )
+        kind = "files" if self.path else "openwebtext"
+        plain = {name: getattr(self, name) for name in same}
+        return DataConfig(kind=kind, path=self.path or None, streaming=True, **plain)
 
 
 def write_shards(settings: PrepareConfig) -> None:
@@ -108,12 +79,25 @@ def write_shards(settings: PrepareConfig) -> None:
     tokenizer = load_tokenizer(config, train, RunConfig(cache_dir=settings.cache_dir).cache)
     shape = {name: getattr(settings, name) for name in ("length", "wrap", "shard_tokens", "validation_share")}
     source = {key: getattr(settings, key) for key in ("path", "dataset", "split", "text_key", "skip_bad")}
-    progress = Progress()
-    try:
-        index = prepare(Path(settings.out), documents, tokenizer, Layout(**shape), source, progress)
-    finally:
-        speed = progress.close()
-    print(f"{speed}\n{description(settings.out, index)}")
+    begun, bytes_before, megabytes, made = time.perf_counter(), 0, 0.0, 0
+    bar = tqdm(unit="B", unit_scale=True, desc="prepare", disable=None)  # how much is to come is not known
+
+    def report(cursor: Cursor, tokens: int) -> None:
+        nonlocal begun, bytes_before, megabytes, made
+        if not tokens:  # where this process begins
+            begun, bytes_before = time.perf_counter(), cursor.text_bytes
+        bar.update(cursor.text_bytes - bytes_before - bar.n)
+        megabytes, made = (cursor.text_bytes - bytes_before) / 1e6, tokens
+        speed = tokens / max(time.perf_counter() - begun, 1e-9)
+        bar.set_postfix_str(f"{cursor.documents:,} documents, {speed:,.0f} tokens/s", refresh=False)
+
+    with bar:
+        index = prepare(Path(settings.out), documents, tokenizer, Layout(**shape), source, report)
+    seconds = max(time.perf_counter() - begun, 1e-9)
+    print(
+        f"{megabytes:,.1f} MB of text and {made:,} tokens in {seconds:,.1f} s: "
+        f"{megabytes / seconds:,.2f} MB/s, {made / seconds:,.0f} tokens/s\n{description(settings.out, index)}"
+    )
 
 
 def description(folder: str, index: Index) -> str:
@@ -138,9 +122,7 @@ def description(folder: str, index: Index) -> str:
     )
 
 
-def main(argv: Sequence[str]) -> int:
-    """The exit status; bad input, a damaged corpus or a full disk end the program with 2."""
-    return run_script(__file__, PrepareConfig, write_shards, argv)
+main = functools.partial(run_script, __file__, PrepareConfig, write_shards)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@
 `data.tokenizer=tokenizers/stories` then trains on it. The corpus is cut into the same pieces as by the whole tokenizer.
 """
 
+import functools
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -38,9 +38,7 @@ def write_restricted(settings: Settings) -> None:
     print(f"{settings.out}: {len(found)} of {len(whole)} entries")
 
 
-def main(argv: Sequence[str]) -> int:
-    """The exit status; bad input ends the program with 2."""
-    return run_script(__file__, Settings, write_restricted, argv)
+main = functools.partial(run_script, __file__, Settings, write_restricted)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from di4c_lm.data.batches import Batch, batch_rng
+from di4c_lm.objectives.di4c import Di4C
+from di4c_lm.processes.process import Process
+
 GIB = 2**30
 
 
@@ -93,6 +97,41 @@ def watch_networks(student: nn.Module, teacher: nn.Module, watch: Stopwatch) -> 
     teacher.register_forward_pre_hook(teacher_begins)
     student.register_forward_pre_hook(student_begins)
     student.register_forward_hook(student_ends)
+
+
+def measure_training(
+    way: str,
+    networks: Sequence[nn.Module],
+    process: Process,
+    x: Tensor,
+    times: tuple[float, float],
+    objective: Di4C,
+    plain: Callable[..., Tensor],
+    phases: Sequence[str],
+    repeat: int,
+) -> dict[str, Any]:
+    """`measure_step` of Di4C at times (t, u), by its `objective`, or where `way` is plain by the loss `plain` of the published way.
+
+    `networks` are the student and the teacher, whose matrices get random weights; x is (B, D).
+    """
+    student, teacher = [randomise(network).to(x.device) for network in networks]
+    teacher.requires_grad_(False)
+    number_B, watch = torch.arange(len(x), device=x.device), Stopwatch(x.device)
+    batch = Batch(x=x, sample_id=number_B, epoch=torch.zeros_like(number_B))
+    t_B, u_B = (torch.full((len(x),), time, dtype=torch.float64, device=x.device) for time in times)
+    if way == "plain":
+        x_t = process.corrupt(x, t_B, batch_rng(0, batch))
+        return measure_step(
+            student,
+            lambda: plain(student, teacher, process, x, x_t, times, objective.num_lambdas, watch),
+            watch,
+            phases,
+            repeat,
+        )
+    trained: Any = objective.build(student, process, seed=0, teacher=teacher)
+    trained.times = lambda *_: (t_B, u_B)
+    watch_networks(student, teacher, watch)
+    return measure_step(student, lambda: trained(batch)[0], watch, phases, repeat)
 
 
 def measure_step(
