@@ -227,8 +227,10 @@ def identity(settings: Any) -> dict[str, Any]:
 
 
 def run_hash(settings: Any) -> str:
-    """Eight hex digits that stand for `identity(settings)`."""
-    return hashlib.sha256(json.dumps(identity(settings), sort_keys=True).encode()).hexdigest()[:8]
+    """Eight hex digits that stand for `identity(settings)`, but for `train.steps`: a run that is made longer is the same run."""
+    plain = identity(settings)
+    plain["train"] = {name: value for name, value in plain.get("train", {}).items() if name != "steps"}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def check(ok: object, key: str, value: object, allowed: str) -> None:

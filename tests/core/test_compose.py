@@ -317,6 +317,7 @@ def test_what_is_in_no_hash() -> None:
         "zero.stage=1",
         "eval.skip=true",
         "train.resume=never",
+        "train.steps=900",
     ):
         assert run_hash(text(override)) == unnamed
     for override in (
