@@ -8,6 +8,7 @@ and a fresh cache. Commands at once have folders of their own; after them one co
 must be refused by name. A line for each; the last is `N of M as unbroken`. Exit status 1 if any is not.
 """
 
+import contextlib
 import json
 import os
 import random
@@ -50,6 +51,7 @@ WORDS = [
     "run.threads=1",
 ]
 SEEDS = 4
+LINGER_S = 2.0  # seconds that a run may go on behind the line at which it is to be killed
 ATTEMPT_S = 900.0  # seconds that a command may take
 
 
@@ -87,29 +89,34 @@ def outcome(folder: Path) -> list[dict[str, object]] | None:
     return [{key: value for key, value in row.items() if "second" not in key} for row in rows]
 
 
-def unbroken(folder: Path, seed: int) -> tuple[list[dict[str, object]], float]:
-    """The rows of a run that nobody kills, and the seconds that it takes."""
-    begun = time.monotonic()
+def unbroken(folder: Path, seed: int) -> list[dict[str, object]]:
+    """The rows of a run that nobody kills."""
     if start(folder, f"unbroken_{seed}", folder / f"cache_{seed}", seed).wait(ATTEMPT_S):
         raise SystemExit((folder / f"unbroken_{seed}.log").read_text(encoding="utf-8")[-3000:])
     rows = outcome(folder / f"unbroken_{seed}")
     assert rows
-    return rows, time.monotonic() - begun
+    return rows
 
 
-def killed(folder: Path, number: int, after_s: float, expected: list[dict[str, object]]) -> bool:
-    """Kill a run after so many seconds, start it again, and say whether it ends with the expected rows."""
+def killed(folder: Path, number: int, moment: float, expected: list[dict[str, object]]) -> bool:
+    """Kill a run where it has said the share `moment` of what a whole one says, or a little later; start it again, and compare."""
     name, cache = f"killed_{number}", folder / f"killed_{number}.cache"
+    whole = len((folder / "unbroken_0.log").read_text(encoding="utf-8").splitlines())
     process = start(folder, name, cache, 0)
-    time.sleep(after_s)
-    os.killpg(process.pid, signal.SIGKILL)
+
+    def said() -> list[str]:
+        return (folder / f"{name}.log").read_text(encoding="utf-8", errors="replace").splitlines()
+
+    while process.poll() is None and len(said()) < moment * whole:
+        time.sleep(0.01)
+    time.sleep(random.Random(number).uniform(0, LINGER_S))
+    with contextlib.suppress(ProcessLookupError):  # it is through
+        os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    log = (folder / f"{name}.log").read_text(encoding="utf-8", errors="replace").splitlines()
+    log = said()
     status = start(folder, name, cache, 0).wait(ATTEMPT_S)
     same = status == 0 and outcome(folder / name) == expected
-    print(
-        f"{'as unbroken' if same else 'DIFFERENT'}: killed after {after_s:.1f} s, at {log[-1] if log else 'the start'!r}"
-    )
+    print(f"{'as unbroken' if same else 'DIFFERENT'}: killed behind {log[-1] if log else 'the start'!r}", flush=True)
     return same
 
 
@@ -121,7 +128,7 @@ def together(folder: Path, count: int, expected: list[list[dict[str, object]]]) 
         seed, status = number % SEEDS, process.wait(ATTEMPT_S)
         same = status == 0 and outcome(folder / f"together_{number}") == expected[seed]
         right += same
-        print(f"{'as unbroken' if same else 'DIFFERENT'}: command {number}, seed {seed}, status {status}")
+        print(f"{'as unbroken' if same else 'DIFFERENT'}: command {number}, seed {seed}, status {status}", flush=True)
     return right
 
 
@@ -132,21 +139,19 @@ def twice(folder: Path, expected: list[dict[str, object]]) -> bool:
     statuses = sorted((first.wait(ATTEMPT_S), second.wait(ATTEMPT_S)))
     log = (folder / "twice.log").read_text(encoding="utf-8", errors="replace")
     same = statuses == [0, 2] and f"training {folder / 'twice'}" in log and outcome(folder / "twice") == expected
-    print(f"{'as unbroken' if same else 'DIFFERENT'}: one command twice, statuses {statuses}")
+    print(f"{'as unbroken' if same else 'DIFFERENT'}: one command twice, statuses {statuses}", flush=True)
     return same
 
 
 def trial(folder: Path, settings: Settings) -> tuple[int, int]:
     """How many ended as unbroken, and how many there were."""
-    expected, seconds = unbroken(folder, 0)
-    print(f"unbroken: {seconds:.1f} s")
-    moments = random.Random(settings.seed)
-    times = [moments.uniform(0, seconds) for _ in range(settings.kills)]
+    expected, rng = unbroken(folder, 0), random.Random(settings.seed)
+    moments = [rng.random() for _ in range(settings.kills)]
     with ThreadPoolExecutor(settings.jobs) as pool:
-        found = list(pool.map(lambda number: killed(folder, number, times[number], expected), range(len(times))))
+        found = list(pool.map(lambda n: killed(folder, n, moments[n], expected), range(len(moments))))
     right, of = sum(found), len(found)
     if settings.together:
-        others = [unbroken(folder, seed)[0] for seed in range(1, SEEDS)]
+        others = [unbroken(folder, seed) for seed in range(1, SEEDS)]
         right += together(folder, settings.together, [expected, *others]) + twice(folder, expected)
         of += settings.together + 1
     return right, of
