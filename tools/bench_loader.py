@@ -11,9 +11,7 @@ tokenised on the fly. `consumed`: tokens/s that a model uses up; the loader's mu
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -62,46 +60,43 @@ class Settings(BenchSettings):
         )
 
 
-@dataclass(frozen=True)
-class Corpus:
-    """The documents, and what shards are made of."""
-
-    documents: Any
-    tokenizer: Any
-    layout: Layout
-    folder: Path
-
-    @classmethod
-    @contextmanager
-    def opened(cls, settings: Settings) -> Iterator["Corpus"]:
-        """As the settings name it, with a folder that lasts as long."""
-        layout = Layout(length=settings.length, wrap=False, shard_tokens=1 << 25, validation_share=_SHARE)
-        with tempfile.TemporaryDirectory() as folder:
-            documents = open_documents(settings.data())
-            tokenizer = load_tokenizer(settings.data(), documents.read(), Path(folder))
-            yield cls(documents, tokenizer, layout, Path(folder))
-
-    def write(self, name: str) -> Path:
-        """The shards, in a folder of this name."""
-        prepare(self.folder / name, self.documents, self.tokenizer, self.layout, {})
-        return self.folder / name
-
-
 def measure(way: str, settings: Settings) -> dict[str, float]:
     """Speeds by name."""
-    with Corpus.opened(settings) as corpus:
-        return _preparing(corpus, settings) if way == "prepare" else _loading(way, corpus, settings)
+    layout = Layout(length=settings.length, wrap=False, shard_tokens=1 << 25, validation_share=_SHARE)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, documents = Path(temporary), open_documents(settings.data())
+        tokenizer = load_tokenizer(settings.data(), documents.read(), folder)
+
+        def write(name: str) -> Path:
+            prepare(folder / name, documents, tokenizer, layout, {})
+            return folder / name
+
+        if way == "prepare":
+            return _preparing(list(documents.read()), tokenizer, write, settings.repeat)
+        data, count = settings.data(), settings.batches
+        if way == "shards":
+            data = DataConfig(kind="shards", path=str(write("shards")), length=settings.length)
+        else:
+            text = next(iter(documents.read()))
+            megabytes_a_token = len(text.encode()) / 1e6 / max(1, len(tokenizer(text)["input_ids"]))
+            count = max(1, int(_STREAMED_MB / (megabytes_a_token * settings.length * settings.batch_size)))
+        train, speeds = load_corpus(data, 0, folder).train, []
+        for _ in range(settings.repeat):
+            stream = BatchStream(train, micro_batch_size=settings.batch_size)
+            seconds, _ = _seconds(lambda stream=stream: [batch.x for batch in islice(stream, count)])
+            speeds.append(count * settings.batch_size * settings.length / seconds)
+    found = {"tokens_per_s": max(speeds)}
+    return found | ({"times_consumed": max(speeds) / settings.consumed} if settings.consumed else {})
 
 
-def _preparing(corpus: Corpus, settings: Settings) -> dict[str, float]:
-    texts, backend = list(corpus.documents.read()), corpus.tokenizer.backend_tokenizer
-    megabytes = sum(len(text.encode()) for text in texts) / 1e6
+def _preparing(texts: list[str], tokenizer: Any, write: Callable[[str], Path], repeat: int) -> dict[str, float]:
+    backend, megabytes = tokenizer.backend_tokenizer, sum(len(text.encode()) for text in texts) / 1e6
     tokens = sum(len(encoding.ids) for encoding in backend.encode_batch_fast(texts, add_special_tokens=False))
     raw: list[tuple[float, float]] = []
     ours: list[tuple[float, float]] = []
-    for number in range(settings.repeat):  # in turn, as the machine's speed may change
+    for number in range(repeat):  # in turn, as the machine's speed may change
         raw.append(_seconds(lambda: backend.encode_batch_fast(texts, add_special_tokens=False)))
-        ours.append(_seconds(lambda number=number: corpus.write(f"shards_{number}")))
+        ours.append(_seconds(lambda number=number: write(f"shards_{number}")))
     (raw_s, raw_cpu_s), (ours_s, ours_cpu_s) = (tuple(map(min, zip(*times, strict=True))) for times in (raw, ours))
     return {
         "megabytes": megabytes,
@@ -113,23 +108,6 @@ def _preparing(corpus: Corpus, settings: Settings) -> dict[str, float]:
         "share_of_raw": raw_s / ours_s,
         "share_of_raw_by_cpu_time": raw_cpu_s / ours_cpu_s,
     }
-
-
-def _loading(way: str, corpus: Corpus, settings: Settings) -> dict[str, float]:
-    data, count = settings.data(), settings.batches
-    if way == "shards":
-        data = DataConfig(kind="shards", path=str(corpus.write("shards")), length=settings.length)
-    else:
-        text = next(iter(corpus.documents.read()))
-        megabytes_a_token = len(text.encode()) / 1e6 / max(1, len(corpus.tokenizer(text)["input_ids"]))
-        count = max(1, int(_STREAMED_MB / (megabytes_a_token * settings.length * settings.batch_size)))
-    train, speeds = load_corpus(data, 0, corpus.folder).train, []
-    for _ in range(settings.repeat):
-        stream = BatchStream(train, micro_batch_size=settings.batch_size)
-        seconds, _ = _seconds(lambda stream=stream: [batch.x for batch in islice(stream, count)])
-        speeds.append(count * settings.batch_size * settings.length / seconds)
-    found = {"tokens_per_s": max(speeds)}
-    return found | ({"times_consumed": max(speeds) / settings.consumed} if settings.consumed else {})
 
 
 def _seconds(work: Callable[[], Any]) -> tuple[float, float]:

@@ -8,7 +8,6 @@ like this one with one rank a GPU, or all on this one without GPUs. `trial_steps
 and then nothing is downloaded but a pretrained teacher. Exit status: 0 the run can go, 1 it cannot, for the reasons given, 2 bad settings.
 """
 
-import dataclasses
 import json
 import logging
 import os
@@ -64,7 +63,7 @@ def plan(config: TextSettings, ranks: int, *, on_gpu: bool) -> dict[str, Any]:
     activations = activation_memory(config, model, num_states, on_gpu=on_gpu)
     return {
         "ranks": ranks,
-        "parameters": dataclasses.asdict(counts),
+        "parameters": counts,
         "tokens_per_step": tokens_per_step(config, ranks),
         "way": f"{config.zero.stage}{'+offload' if config.zero.offload else ''}",
         "memory": memory_table(config, counts, activations, ranks),

@@ -4,9 +4,10 @@ python tools/sample.py model=<run, folder, file or hub name> [steps=8] [prompt="
     [--show-steps]     --help lists the keys and the samplers
 """
 
+import itertools
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -91,7 +92,7 @@ def write_samples(settings: Settings) -> None:
         grid=settings.grid,
         hold_latents=settings.hold_lambda,
         teacher=teacher,
-        on_step=_Shown(model) if settings.show_steps else None,
+        on_step=_printed(model) if settings.show_steps else None,
         **{name: getattr(settings, name) for name in _DECODING},
     )
     plain = {name: value for name, value in to_dict(settings).items() if name not in ("prompt", "text")}
@@ -111,19 +112,15 @@ def write_samples(settings: Settings) -> None:
         )
 
 
-class _Shown:
+def _printed(model: "TextModel") -> Callable[[Any], None]:
     """Prints how the first sample of a batch appears: MASK as a block, step by step."""
+    steps, mask_id = itertools.count(1), model.process.mask_id
 
-    def __init__(self, model: "TextModel") -> None:
-        self._model = model
-        self._steps = 0
+    def show(x_BD: Any) -> None:
+        text = str(model.tokenizer.decode(x_BD[0])).replace(str(model.tokenizer.decode([mask_id])), "█")
+        print(f"step {next(steps):3}, {int((x_BD[0] == mask_id).sum())} masked: {text}")
 
-    def __call__(self, x_BD: Any) -> None:
-        self._steps += 1
-        mask = self._model.tokenizer.decode([self._model.process.mask_id])
-        masked = int((x_BD[0] == self._model.process.mask_id).sum())
-        text = str(self._model.tokenizer.decode(x_BD[0])).replace(str(mask), "█")
-        print(f"step {self._steps:3}, {masked} masked: {text}")
+    return show
 
 
 def _arguments(argv: Sequence[str]) -> list[str]:

@@ -84,13 +84,8 @@ def write_checkpoint(folder: Path, tensors: Mapping[str, Tensor], config: Mappin
 
 def write_pickle(path: Path, content: Mapping[str, Any]) -> None:
     """Write a file of `torch.save`, whole or not at all. Raises `OSError` that names it, also for a full disk."""
-    with whole_file(path) as beside:
-        save_pickle(beside, content)
-
-
-def save_pickle(path: Path, content: Mapping[str, Any]) -> None:
-    """`torch.save`. Raises `OSError` that names the file, also for a full disk."""
     try:
-        torch.save(content, path)
+        with whole_file(path) as beside:
+            torch.save(content, beside)
     except RuntimeError as error:  # of the writer in C++
         raise OSError(f"{path}: could not be written: {error}") from error

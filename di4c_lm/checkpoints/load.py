@@ -24,16 +24,9 @@ _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _FILE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
 
 
-def load_checkpoint(
-    source: str | Path,
-    domain: DomainName = "text",
-    *,
-    revision: str | None = None,
-    cache_dir: str | Path | None = None,
-    **hints: Any,
-) -> Any:
+def load_checkpoint(source: str | Path, domain: DomainName = "text", **options: Any) -> Any:
     """The network or mixture in `source`, in evaluation mode, on the CPU, in float32. Arguments and errors as of `read_checkpoint`."""
-    return read_checkpoint(source, domain, revision=revision, cache_dir=cache_dir, **hints).build(source)
+    return read_checkpoint(source, domain, **options).build(source)
 
 
 def read_checkpoint(

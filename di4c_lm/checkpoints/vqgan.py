@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from di4c_lm.checkpoints.files import CONFIG_FILE, WEIGHTS_FILE, read_safetensors, save_pickle, write_checkpoint
+from di4c_lm.checkpoints.files import CONFIG_FILE, WEIGHTS_FILE, read_safetensors, write_checkpoint
 from di4c_lm.checkpoints.pickles import read_pickle, state_in
-from di4c_lm.core.files import read_json, whole_file
+from di4c_lm.core.files import read_json
 from di4c_lm.core.settings import build
 from di4c_lm.networks.base import check_tensors
 from di4c_lm.networks.vqgan import VqGan, VqganConfig
@@ -20,8 +20,6 @@ FORMAT_VERSION = 1
 CHECKPOINT, YAML = "last.ckpt", "model.yaml"
 _TRAINING = "loss."  # the discriminator and the perceptual network
 _KEYS = {"architecture", "format_version", "model", "extra"}
-_OWN = {"n_embed", "embed_dim", "beta", "norm_groups"}  # of `VqganConfig`, not in the YAML's ddconfig
-_PUBLISHED_GROUPS, _PUBLISHED_BETA = 32, 0.25
 # What Taming's settings may say beside, and the only values that they are built with here.
 _FIXED: dict[str, Any] = {"double_z": False, "resamp_with_conv": True, "give_pre_end": False}
 
@@ -79,37 +77,6 @@ def save_vqgan(folder: Path | str, network: VqGan, *, extra: dict[str, Any] | No
         "extra": extra or {},
     }
     write_checkpoint(Path(folder), network.state_dict(), config)
-
-
-def write_taming(folder: Path | str, network: VqGan) -> None:
-    """Write `last.ckpt` and `model.yaml` as Taming's code reads them.
-
-    Raises `ValueError` for norms of other than 32 groups, and for another beta.
-    """
-    import yaml
-
-    config = network.config
-    for key, published in (("norm_groups", _PUBLISHED_GROUPS), ("beta", _PUBLISHED_BETA)):
-        if getattr(config, key) != published:
-            raise ValueError(
-                f"a VQGAN of Taming has {key}={published}, this one {getattr(config, key)}: save a folder of ours"
-            )
-    named = {
-        key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(config).items()
-    }
-    params = {
-        "embed_dim": config.embed_dim,
-        "n_embed": config.n_embed,
-        "ddconfig": {"double_z": False, **{key: value for key, value in named.items() if key not in _OWN}},
-        "lossconfig": {"target": "torch.nn.Identity"},
-    }
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    folder = Path(folder)
-    text = yaml.safe_dump({"model": {"target": "taming.models.vqgan.VQModel", "params": params}}, sort_keys=False)
-    with whole_file(folder / YAML) as new_yaml, whole_file(folder / CHECKPOINT) as new_checkpoint:
-        save_pickle(new_checkpoint, {"epoch": 0, "global_step": 0, "state_dict": state})
-        new_yaml.write_text(text, encoding="utf-8")
-        (folder / YAML).unlink(missing_ok=True)
 
 
 def _yaml_beside(path: Path) -> Path:

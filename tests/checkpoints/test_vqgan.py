@@ -11,7 +11,7 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
-from di4c_lm.checkpoints.vqgan import load_vqgan, save_vqgan, write_taming
+from di4c_lm.checkpoints.vqgan import load_vqgan, save_vqgan
 from di4c_lm.networks.vqgan import VqGan, VqganConfig
 from tests.checkpoints.helpers import assert_same_tensors
 
@@ -84,12 +84,6 @@ def test_there_and_back(tmp_path: Path) -> None:
         loaded = load_vqgan(tmp_path / str(index))
         assert loaded.config == config
         assert_same_tensors(loaded.state_dict(), says(network(config)))
-    write_taming(tmp_path / "taming", network())
-    loaded = load_vqgan(tmp_path / "taming")
-    assert loaded.config == CONFIG
-    assert_same_tensors(loaded.state_dict(), says(network()))
-    with pytest.raises(ValueError, match="a VQGAN of Taming has norm_groups=32, this one 8"):
-        write_taming(tmp_path / "odd", network(odd))
 
 
 def test_golden_weights_go_through_a_checkpoint(tmp_path: Path, shared: Path) -> None:

@@ -1,6 +1,5 @@
 """What a run will take, computed from its settings: parameters, memory of a rank by ZeRO stage, disk. Bytes unless said otherwise."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,28 +18,18 @@ _BLOCK_WIDTHS = 18
 _CHUNK_COPIES = 3  # of a chunk's logits at once: themselves, their gradient, a product
 
 
-@dataclass(frozen=True, kw_only=True)
-class Counts:
-    """Parameters: of the teacher (0 without one), the student, its λ path, and its trained ones."""
-
-    teacher: int
-    student: int
-    latent: int
-    trained: int
-
-
-def count(config: TextSettings, model: DitConfig, num_states: int) -> Counts:
-    """Of networks of shape `model` over S = `num_states`, made without memory."""
+def count(config: TextSettings, model: DitConfig, num_states: int) -> dict[str, int]:
+    """Parameters of the teacher (0 without one), the student, its λ path, and its trained ones, over S = `num_states`."""
     with torch.device("meta"):
         student: Any = mixture_of(config).fresh(DIT, model, {"num_states": num_states})
         teacher = DIT(model, num_states=num_states) if config.objective.needs_teacher else None
     tensors, own = student.tensors(), dict(student.named_parameters())
-    return Counts(
-        teacher=sum(p.numel() for p in teacher.parameters()) if teacher is not None else 0,
-        student=sum(tensor.numel() for name, tensor in tensors.items() if name != "rotary_emb.inv_freq"),
-        latent=sum(p.numel() for name, p in own.items() if student.learns_apart(name)),
-        trained=sum(p.numel() for p in own.values()),
-    )
+    return {
+        "teacher": sum(p.numel() for p in teacher.parameters()) if teacher is not None else 0,
+        "student": sum(tensor.numel() for name, tensor in tensors.items() if name != "rotary_emb.inv_freq"),
+        "latent": sum(p.numel() for name, p in own.items() if student.learns_apart(name)),
+        "trained": sum(p.numel() for p in own.values()),
+    }
 
 
 def tokens_per_step(config: TextSettings, ranks: int) -> int:
@@ -48,14 +37,14 @@ def tokens_per_step(config: TextSettings, ranks: int) -> int:
     return config.train.micro_batch_size * config.train.gradient_accumulation * ranks * config.data.length
 
 
-def state_memory(config: TextSettings, counts: Counts, ranks: int, way: str) -> dict[str, float]:
+def state_memory(config: TextSettings, counts: dict[str, int], ranks: int, way: str) -> dict[str, float]:
     """What the state takes of a rank: weights, gradients, masters and AdamW's moments, EMA, teacher; and of it on the host by offload.
 
     float32 at stage 0 needs no masters beside the weights; bfloat16 runs as stage 1 there, and adds gradients up in float32.
     """
     stage, offload = int(way[0]), way.endswith("offload")
     wide = config.train.dtype == "float32"
-    width, trained = (4 if wide else 2), counts.trained
+    width, trained = (4 if wide else 2), counts["trained"]
     stage = 1 if stage == 0 and not wide else stage
     share = trained / ranks if stage else trained
     parts = {
@@ -63,7 +52,7 @@ def state_memory(config: TextSettings, counts: Counts, ranks: int, way: str) -> 
         "gradients": width * (share if stage >= 2 else trained) + (0 if wide else 4 * share),
         "optimizer": 8 * share + (4 * share if stage else 0),
         "ema": 4 * share,
-        "teacher": width * counts.teacher,
+        "teacher": width * counts["teacher"],
     }
     on_host = parts["optimizer"] + parts["ema"] + (0 if wide else 4 * share)
     return {**parts, "on_host": on_host if offload else 0.0}
@@ -96,13 +85,13 @@ def activation_memory(config: TextSettings, model: DitConfig, num_states: int, *
     }
 
 
-def disk_needed(config: TextSettings, counts: Counts) -> float:
+def disk_needed(config: TextSettings, counts: dict[str, int]) -> float:
     """Checkpoints (masters, two moments, EMA in float32; one more than are kept, while the next is written) and the exported student."""
-    return 16.0 * counts.trained * (config.train.keep_checkpoints + 1) + 4.0 * counts.student
+    return 16.0 * counts["trained"] * (config.train.keep_checkpoints + 1) + 4.0 * counts["student"]
 
 
 def memory_table(
-    config: TextSettings, counts: Counts, activations: dict[str, float], ranks: int
+    config: TextSettings, counts: dict[str, int], activations: dict[str, float], ranks: int
 ) -> dict[str, dict[str, Any]]:
     """GiB of a rank by ZeRO stage, with and without offload: the parts, what lies on the host of them, and the sum."""
     table = {}

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from di4c_lm.core.retry import RetryPolicy, is_network_failure, with_retries
 from di4c_lm.data.reading import ask_hub, is_hidden, local_or_hub, opened
 from di4c_lm.data.records.shards import is_shards
@@ -195,22 +197,16 @@ def _parquet(name: str, file: Any, start: int, text_key: str, tally: Tally) -> I
         if not (types.is_string(kind) or types.is_large_string(kind)):
             raise ValueError(f"{name}: the column {text_key!r} does not hold texts but {kind}")
         as_bytes = pyarrow.large_binary() if types.is_large_string(kind) else pyarrow.binary()
-        first = 0
-        for group in range(table.num_row_groups):
-            rows = table.metadata.row_group(group).num_rows
-            row = first
-            if first + rows > start:
-                batches = table.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=[text_key], use_threads=False)
-                for batch in batches:
-                    if row + len(batch) > start:
-                        column = batch.column(0)
-                        column = column.dictionary_decode() if types.is_dictionary(column.type) else column
-                        texts = column.cast(as_bytes).to_pylist()
-                        for at, raw in enumerate(texts[max(0, start - row) :], start=max(row, start) + 1):
-                            if raw is not None:
-                                yield at, _decode(raw, tally)
-                    row += len(batch)
-            first += rows
+        ends = np.cumsum([table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)])
+        groups = np.flatnonzero(ends > start)
+        row = int(ends[groups[0] - 1]) if len(groups) and groups[0] else 0
+        for batch in table.iter_batches(
+            _ROWS_AT_ONCE, row_groups=groups.tolist(), columns=[text_key], use_threads=False
+        ):
+            for at, raw in enumerate(batch.column(0).cast(as_bytes).to_pylist(), start=row + 1):
+                if at > start and raw is not None:
+                    yield at, _decode(raw, tally)
+            row += len(batch)
     except (pyarrow.ArrowException, OSError) as error:
         raise OSError(f"{error}") from error
 

@@ -1,6 +1,7 @@
 """Tokenizers: trained on the corpus, or loaded; always with EOS, BOS, and MASK as the last id."""
 
 import hashlib
+import itertools
 import json
 import logging
 import re
@@ -310,11 +311,7 @@ def restrict(
 
 
 def _used(tokenizer: "transformers.PreTrainedTokenizerFast", texts: Iterable[str]) -> set[int]:
-    used, batch = set(), []
-    for text in [*texts, None]:
-        if text is not None:
-            batch.append(text)
-        if batch and (text is None or len(batch) == _RESTRICT_BATCH):
-            used |= {number for ids in tokenizer(batch, add_special_tokens=False)["input_ids"] for number in ids}
-            batch = []
+    rest, used = iter(texts), set()
+    while batch := list(itertools.islice(rest, _RESTRICT_BATCH)):
+        used |= {number for ids in tokenizer(batch, add_special_tokens=False)["input_ids"] for number in ids}
     return used
