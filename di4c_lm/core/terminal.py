@@ -95,9 +95,9 @@ def progress_bar(*items: Any, **options: Any) -> Any:
 
     if sys.stderr.isatty():
         return tqdm(*items, **{"dynamic_ncols": True, "mininterval": 0.5, **options})
-    return tqdm(
-        *items, **{"ncols": 100, "mininterval": 30.0, "maxinterval": 60.0, **options, "leave": True}, file=_Lines()
-    )
+    if options.get("leave") is False:  # a bar within another
+        options["disable"] = True
+    return tqdm(*items, **{"ncols": 100, "mininterval": 30.0, "maxinterval": 60.0, **options}, file=_Lines())
 
 
 class _Lines:

@@ -61,8 +61,10 @@ def test_a_message_fits_one_line(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_bar_is_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     for _ in progress_bar(range(100), desc="work"):
-        pass
+        for _ in progress_bar(range(2), desc="inner", leave=False):
+            pass
     said = capsys.readouterr().err
+    assert "inner" not in said
     assert "\r" not in said and "work: 100%" in said and said.count("\n") <= 3
 
 
