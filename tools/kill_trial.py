@@ -10,14 +10,14 @@ last line.
 
 import contextlib
 import json
+import multiprocessing
 import os
 import random
-import signal
-import socket
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,8 +35,10 @@ from di4c_lm.training.distributed import init_distributed
 from di4c_lm.training.loop import train
 from di4c_lm.training.settings import OptimConfig, TrainConfig, ZeroConfig
 from tools.arguments import read_settings
+from tools.benchmark.frame import free_port
 
 STATES, LENGTH, GLOBAL_BATCH = 41, 12, 8
+_FORK = multiprocessing.get_context("fork")
 ATTEMPT_S = 600.0  # seconds that an attempt may take
 
 
@@ -85,34 +87,34 @@ def work(run_dir: Path, settings: Settings) -> None:
             save_file({key: value.clone() for key, value in weights.items()}, run_dir / f"{name}.safetensors")
 
 
-def start(run_dir: Path, settings: Settings) -> list[int]:
-    """The process ids of new ranks, forked from this process so that all is imported already; they write to `run_dir`/rank_<r>.log."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+def start(run_dir: Path, settings: Settings) -> list[ForkProcess]:
+    """New ranks, forked from this process so that all is imported already; they write to `run_dir`/rank_<r>.log."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    pids = []
-    for rank in range(settings.ranks):
-        pid = os.fork()
-        if pid:
-            pids.append(pid)
-            continue
-        status = 1
-        try:
-            log = os.open(run_dir / f"rank_{rank}.log", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
-            os.dup2(log, 1)
-            os.dup2(log, 2)
-            if settings.ranks > 1:
-                os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(settings.ranks)}
-                os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-            work(run_dir, settings)
-            status = 0
-        except BaseException:
-            import traceback
+    port = free_port()
+    ranks = [_FORK.Process(target=_rank, args=(run_dir, settings, rank, port)) for rank in range(settings.ranks)]
+    for rank in ranks:
+        rank.start()
+    return ranks
 
-            traceback.print_exc()
-        os._exit(status)
-    return pids
+
+def _rank(run_dir: Path, settings: Settings, rank: int, port: int) -> None:
+    log = os.open(run_dir / f"rank_{rank}.log", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    if settings.ranks > 1:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(settings.ranks)}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    work(run_dir, settings)
+
+
+def finish(ranks: list[ForkProcess], run_dir: Path) -> None:
+    """Wait for the end of a run; one that fails ends the program."""
+    for rank in ranks:
+        rank.join()
+    if any(rank.exitcode for rank in ranks):
+        raise SystemExit(
+            f"the run in {run_dir} failed:\n{(run_dir / 'rank_0.log').read_text(encoding='utf-8')[-3000:]}"
+        )
 
 
 def steps_done(run_dir: Path) -> int:
@@ -130,7 +132,7 @@ def unfinished(run_dir: Path) -> set[int]:
     return found
 
 
-def strike(run_dir: Path, pids: list[int], settings: Settings, moments: random.Random, number: int) -> str:
+def strike(run_dir: Path, ranks: list[ForkProcess], settings: Settings, moments: random.Random, number: int) -> str:
     """Let the run go on and kill it: `finished` if it came to its end before, `save` if a save was under way, else `step`.
 
     Odd numbers wait for a save; every third spares all ranks but one.
@@ -138,9 +140,9 @@ def strike(run_dir: Path, pids: list[int], settings: Settings, moments: random.R
     begun, target, old = steps_done(run_dir), moments.randint(0, 5), unfinished(run_dir)
     deadline = time.monotonic() + ATTEMPT_S
     while time.monotonic() < deadline:
-        if os.waitpid(pids[0], os.WNOHANG)[0]:
-            for pid in pids[1:]:
-                os.waitpid(pid, 0)
+        if not ranks[0].is_alive():
+            for rank in ranks:
+                rank.join()
             return "finished"
         if number % 2 and unfinished(run_dir) - old:
             time.sleep(moments.random() * 0.01)
@@ -150,13 +152,12 @@ def strike(run_dir: Path, pids: list[int], settings: Settings, moments: random.R
         elif number % 2 == 0:
             time.sleep(moments.random() * 0.3)
             break
-    doomed = [moments.choice(pids)] if number % 3 == 0 else pids
-    for pid in doomed:
-        os.kill(pid, signal.SIGKILL)
+    for rank in [moments.choice(ranks)] if number % 3 == 0 else ranks:
+        rank.kill()
     time.sleep(0.2)  # if one was spared, it meets the loss of the others, until the launcher ends it
-    for pid in pids:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+    for rank in ranks:
+        rank.kill()
+        rank.join()
     return "save" if unfinished(run_dir) - old else "step"
 
 
@@ -179,31 +180,26 @@ def differences(run_dir: Path, unbroken: Path) -> list[str]:
 def trial(folder: Path, settings: Settings) -> dict[str, Any]:
     """Kill and compare; the counts."""
     unbroken, moments = folder / "unbroken", random.Random(settings.seed)
-    if any(os.waitpid(pid, 0)[1] for pid in start(unbroken, settings)):
-        raise SystemExit(f"the unbroken run failed:\n{(unbroken / 'rank_0.log').read_text()[-3000:]}")
-    kills = in_save = resumes = runs = 0
+    finish(start(unbroken, settings), unbroken)
+    kills = in_save = starts = runs = 0
     found: list[str] = []
     while kills < settings.kills or runs == 0:
         run_dir, runs, finished = folder / f"killed_{runs}", runs + 1, False
-        first = True
         while not finished:
-            pids = start(run_dir, settings)
-            resumes, first = resumes + (not first), False
+            ranks, starts = start(run_dir, settings), starts + 1
             if kills < settings.kills:
-                when = strike(run_dir, pids, settings, moments, kills)
+                when = strike(run_dir, ranks, settings, moments, kills)
                 finished = when == "finished"
                 kills += not finished
                 in_save += when == "save"
             else:
-                statuses = [os.waitpid(pid, 0)[1] for pid in pids]
+                finish(ranks, run_dir)
                 finished = True
-                if any(statuses):
-                    raise SystemExit(f"a resumed run failed:\n{(run_dir / 'rank_0.log').read_text()[-3000:]}")
         found += [f"{run_dir.name}: {what}" for what in differences(run_dir, unbroken)]
     return {
         "kills": kills,
         "kills_during_a_save": in_save,
-        "resumes": resumes,
+        "resumes": starts - runs,
         "runs": runs,
         "steps_compared": runs * settings.steps,
         "differences": found,

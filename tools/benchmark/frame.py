@@ -82,11 +82,16 @@ def run_benchmark(
     return 0
 
 
-def run_apart(script: str, way: str, arguments: Sequence[str], settings: BenchSettings) -> dict[str, Any]:
-    """What the first of a way's processes prints on its last line; ends the program if one of them fails."""
+def free_port() -> int:
+    """One of this machine that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+        return probe.getsockname()[1]
+
+
+def run_apart(script: str, way: str, arguments: Sequence[str], settings: BenchSettings) -> dict[str, Any]:
+    """What the first of a way's processes prints on its last line; ends the program if one of them fails."""
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     count, command = settings.processes, [sys.executable, script, "--way", way, *arguments]
     ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)} | place for rank in range(count)]
     threads = {"OMP_NUM_THREADS": str(settings.threads)}

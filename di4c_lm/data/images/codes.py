@@ -46,9 +46,7 @@ class CodeJob:
     def made_by(self) -> dict[str, Any]:
         """What a resumed run must agree with, plain values."""
         kept = ("num_codes", "length", "codec", "skip_bad", "mirror", "part", "parts", "shard_images")
-        size = None if self.fit.size is None else list(self.fit.size)
-        fit = {"size": size, "channels": self.fit.channels, "crop": self.fit.crop}
-        source = {"source": self.raw.name, "classes": list(self.raw.classes), "fit": fit}
+        source = {"source": self.raw.name, "classes": list(self.raw.classes), "fit": dataclasses.asdict(self.fit)}
         return {**source, **{name: getattr(self, name) for name in kept}}
 
 

@@ -39,6 +39,8 @@ class PatchCodec(nn.Module):
     Raises `ValueError` for a patch that does not divide the image, and for means of another size.
     """
 
+    means_KE: Float[Tensor, "K E"]
+
     def __init__(self, means_KE: Float[Tensor, "K E"], shape: Shape, patch: int) -> None:
         super().__init__()
         channels, height, width = shape
@@ -52,19 +54,13 @@ class PatchCodec(nn.Module):
     @property
     def num_codes(self) -> int:
         """K."""
-        return len(self._means_KE)
+        return len(self.means_KE)
 
     @property
     def length(self) -> int:
         """D, codes an image."""
         _, height, width = self.shape
         return height * width // self.patch**2
-
-    @property
-    def _means_KE(self) -> Float[Tensor, "K E"]:
-        means_KE = self.means_KE
-        assert isinstance(means_KE, Tensor)
-        return means_KE
 
     @classmethod
     def fit(cls, images: Float[Tensor, "N C H W"], config: PatchCodecConfig) -> "PatchCodec":
@@ -91,7 +87,7 @@ class PatchCodec(nn.Module):
         """The nearest mean of each patch, row by row. Raises `ValueError` for another size or number of channels."""
         if _shape(image) != self.shape:
             raise ValueError(f"image: expected shape (B, {', '.join(map(str, self.shape))}), got {tuple(image.shape)}")
-        means_KE = self._means_KE
+        means_KE = self.means_KE
         nearest = [
             (means_KE.square().sum(1) - 2 * rows_ME @ means_KE.T).argmin(1)
             for rows_ME in self._patches(image.float()).split(_ROWS)
@@ -105,7 +101,7 @@ class PatchCodec(nn.Module):
             raise ValueError(f"codes: expected {self.length} an image, got {codes.shape[1]}")
         if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < self.num_codes:
             raise ValueError(f"codes: expected 0 to {self.num_codes - 1}, got {int(codes.min())} to {int(codes.max())}")
-        columns_BED = self._means_KE[codes].movedim(1, 2)
+        columns_BED = self.means_KE[codes].movedim(1, 2)
         return F.fold(columns_BED, self.shape[1:], self.patch, stride=self.patch).clamp(-1, 1)
 
     def save(self, folder: Path) -> None:

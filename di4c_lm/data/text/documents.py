@@ -48,10 +48,8 @@ class Documents:
         """The documents of `rank` from `start` on: the ranks share them without overlap and without rest."""
         start = start or Place()
         if self.walk_files is not None:
-            return self.walk_files(start, rank, world_size)
-        return self._walk_counting(start, rank, world_size)
-
-    def _walk_counting(self, start: Place, rank: int, world_size: int) -> Walk:
+            yield from self.walk_files(start, rank, world_size)
+            return
         count = 0
         for count, text in enumerate(self.read(), start=1):
             if count > start.offset and (count - 1) % world_size == rank:
