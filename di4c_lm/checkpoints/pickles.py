@@ -76,7 +76,12 @@ def read_pickle(path: Path) -> dict[str, Any]:
     if zipped:
         with _explained(path):
             names = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
-    _refuse_code(path, names)
+    code = sorted(name for name in names if name != _DEFAULT_DICT and not _INERT.fullmatch(name))
+    if code:
+        raise ValueError(
+            f"{path}: the file carries code and is refused: {', '.join(code)}. If you trust its author, load it elsewhere with "
+            "weights_only=False and save only its 'state_dict' (and 'ema') with torch.save"
+        )
     stubs: list[Any] = [(_empty_dict if name == _DEFAULT_DICT else _Inert, name) for name in names]
     with _explained(path), torch.serialization.safe_globals(stubs):
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
@@ -108,15 +113,6 @@ def _explained(path: Path) -> Iterator[None]:
             f"{path}: expected a whole file of torch.save that holds only tensors, found {path.stat().st_size} bytes that are "
             f"truncated, another format, or carry code, which is refused: {reason}"
         ) from error
-
-
-def _refuse_code(path: Path, names: list[str]) -> None:
-    code = sorted(name for name in names if name != _DEFAULT_DICT and not _INERT.fullmatch(name))
-    if code:
-        raise ValueError(
-            f"{path}: the file carries code and is refused: {', '.join(code)}. If you trust its author, load it elsewhere with "
-            "weights_only=False and save only its 'state_dict' (and 'ema') with torch.save"
-        )
 
 
 def plain(value: Any) -> Any:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,9 @@ def _architecture(tensors: Mapping[str, Tensor], path: Path | str) -> UnetConfig
     if "input_conv.weight" not in tensors:
         raise ValueError(f"{path}: expected a U-Net of tauLDR, found no {_PREFIX}input_conv.weight")
     width = len(tensors["input_conv.weight"])
-    kinds = list(_down_modules(tensors))
+    modules = (re.fullmatch(r"downsampling_modules\.(\d+)\.(conv0|GroupNorm_0|conv)\.weight", name) for name in tensors)
+    names = {"conv0": "block", "GroupNorm_0": "attention", "conv": "down"}
+    kinds = sorted((int(found[1]), names[found[2]]) for found in modules if found)
     channels = [len(tensors[f"downsampling_modules.{index}.conv0.weight"]) for index, kind in kinds if kind == "block"]
     scales = sum(kind == "down" for _, kind in kinds) + 1
     attended = {
@@ -104,12 +106,3 @@ def _architecture(tensors: Mapping[str, Tensor], path: Path | str) -> UnetConfig
         res_blocks=blocks,
         attention_scale=attended.pop() if attended else -1,
     )
-
-
-def _down_modules(tensors: Mapping[str, Tensor]) -> Iterator[tuple[int, str]]:
-    """The modules of the down path by number: block, attention or down."""
-    kinds: dict[int, str] = {}
-    for name in tensors:
-        if match := re.fullmatch(r"downsampling_modules\.(\d+)\.(conv0|GroupNorm_0|conv)\.weight", name):
-            kinds[int(match[1])] = {"conv0": "block", "GroupNorm_0": "attention", "conv": "down"}[match[2]]
-    yield from sorted(kinds.items())

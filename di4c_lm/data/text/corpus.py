@@ -98,9 +98,8 @@ def load_corpus(config: DataConfig, seed: int, cache_dir: Path) -> Corpus:
             another tokenizer or length; each by its name.
         ConnectionError: the hub did not answer; the message names the offline way.
     """
-    if config.kind == "shards":
-        return _from_shards(config, seed, cache_dir)
-    return _streamed(config, seed, cache_dir) if config.streaming else _in_memory(config, seed, cache_dir)
+    read = _from_shards if config.kind == "shards" else _from_texts
+    return read(config, seed, cache_dir)
 
 
 def _sequences(
@@ -122,28 +121,35 @@ def _as_tensor(tokens_ND: Integer[np.ndarray, "N D"]) -> Int[Tensor, "N D"]:
     return torch.from_numpy(tokens_ND.astype(np.int64))
 
 
-def _in_memory(config: DataConfig, seed: int, cache_dir: Path) -> Corpus:
+def _from_texts(config: DataConfig, seed: int, cache_dir: Path) -> Corpus:
     documents = open_documents(config)
-    split = Split.fitted(documents, config.validation_share).with_evaluator(config.evaluator_share)
+    if config.streaming:
+        split = Split.by_share(config.validation_share)
+    else:
+        split = Split.fitted(documents, config.validation_share).with_evaluator(config.evaluator_share)
     tokenizer = load_tokenizer(config, filter(split.trains, documents.read()), cache_dir)
-    texts = list(first_characters(filter(split.holds_out, documents.read()), VALIDATION_CHARACTERS))
+    if config.streaming:
+        texts = list(_early_held_out(documents, split, enough=16 * config.length))
+    else:
+        texts = list(first_characters(filter(split.holds_out, documents.read()), VALIDATION_CHARACTERS))
     check_lost(tokenizer, texts, config)
     validation_ND = _sequences(texts, config, tokenizer, documents.name, "validation")
-    tokens_ND = _sequences(filter(split.trains, documents.read()), config, tokenizer, documents.name, "training")
-    aside_ND = None
-    if config.evaluator_share:
-        aside_ND = _as_tensor(
-            _sequences(filter(split.evaluates, documents.read()), config, tokenizer, documents.name, "evaluator's")
-        )
-    content = hashlib.sha256(fingerprint(tokenizer).encode())
-    content.update(validation_ND.tobytes())
-    content.update(tokens_ND.tobytes())
-    train = PackedSource(tokens_ND, seed)
-    logger.info("%s: %d training and %d validation sequences", documents.name, len(train), len(validation_ND))
+    aside, content = None, hashlib.sha256(fingerprint(tokenizer).encode() + validation_ND.tobytes())
+    if config.streaming:
+        train = _stream(config, seed, documents, split, tokenizer)
+        content.update(documents.name.encode())
+    else:
+        tokens_ND = _sequences(filter(split.trains, documents.read()), config, tokenizer, documents.name, "training")
+        if config.evaluator_share:
+            texts_aside = filter(split.evaluates, documents.read())
+            aside = _as_tensor(_sequences(texts_aside, config, tokenizer, documents.name, "evaluator's"))
+        train = PackedSource(tokens_ND, seed)
+        content.update(tokens_ND.tobytes())
+        logger.info("%s: %d training and %d validation sequences", documents.name, len(train), len(validation_ND))
     return Corpus(
         name=documents.name,
         tokenizer=tokenizer,
-        evaluator=aside_ND,
+        evaluator=aside,
         train=train,
         validation=_as_tensor(validation_ND),
         validation_texts=texts,
@@ -163,23 +169,19 @@ def _early_held_out(documents: Documents, split: Split, enough: int) -> Iterator
             return
 
 
-def _streamed(config: DataConfig, seed: int, cache_dir: Path) -> Corpus:
-    documents = open_documents(config)
-    split = Split.by_share(config.validation_share)
-    tokenizer = load_tokenizer(config, filter(split.trains, documents.read()), cache_dir)
-    texts = list(_early_held_out(documents, split, enough=16 * config.length))
-    check_lost(tokenizer, texts, config)
-    validation_ND = _sequences(texts, config, tokenizer, documents.name, "validation")
-    content = hashlib.sha256(fingerprint(tokenizer).encode())
-    content.update(validation_ND.tobytes())
-    content.update(documents.name.encode())
-
+def _stream(
+    config: DataConfig,
+    seed: int,
+    documents: Documents,
+    split: Split,
+    tokenizer: "transformers.PreTrainedTokenizerFast",
+) -> StreamingSource:
     def open_runs(cursor: Cursor, rank: int, world_size: int) -> Iterator[Run]:
         walk = documents.walk(cursor.place, rank=rank, world_size=world_size)
         return encode_runs(walk, tokenizer, start=cursor, holds_out=split.holds_out)
 
     parts = [documents.identity, fingerprint(tokenizer), config.length, config.wrap, split.threshold]
-    train = StreamingSource(
+    return StreamingSource(
         open_runs=open_runs,
         length=config.length,
         frame=frame_of(tokenizer, wrap=config.wrap),
@@ -187,14 +189,6 @@ def _streamed(config: DataConfig, seed: int, cache_dir: Path) -> Corpus:
         seed=seed,
         name=documents.name,
         identity=hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16],
-    )
-    return Corpus(
-        name=documents.name,
-        tokenizer=tokenizer,
-        train=train,
-        validation=_as_tensor(validation_ND),
-        validation_texts=texts,
-        fingerprint=content.hexdigest(),
     )
 
 
