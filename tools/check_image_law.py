@@ -22,11 +22,8 @@ from di4c_lm.domains.pixels.settings import PixelSettings
 from di4c_lm.measure.statistics.exact import ExactCheck, check_samples, product_of_marginals, total_variation
 from tools.arguments import CONFIGS, own_arguments, run_script
 
-SMALL = (
-    "model.multipliers=[1]",
-    "model.attention_scale=0",
-    "decoding.end=sample",
-)  # images of three rows are not halved
+# Images of three rows are not halved.
+SMALL = ("model.multipliers=[1]", "model.attention_scale=0", "decoding.end=sample")
 
 
 @section

@@ -1,5 +1,6 @@
 """Time by phase and peak memory, on CPU and CUDA, and a training step measured by them."""
 
+import contextlib
 import resource
 import time
 from collections.abc import Callable, Sequence
@@ -57,7 +58,8 @@ class PeakMemory:
         if self._cuda:
             torch.cuda.reset_peak_memory_stats()
         else:
-            _forget_peak()
+            with contextlib.suppress(OSError):  # where it may not, the peak is that of the process's whole life
+                Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # Linux resets VmHWM to VmRSS
         self.base = self.now()
 
     def now(self) -> float:
@@ -162,14 +164,6 @@ def measure_step(
         "cpu_seconds": (time.process_time() - started) / repeat,
         "value": float(value.detach()),
     }
-
-
-def _forget_peak() -> None:
-    """Linux resets VmHWM to VmRSS on this request; where it may not, the peak is that of the process's whole life."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
-    except OSError:
-        return
 
 
 def _status(key: str) -> float:

@@ -104,7 +104,7 @@ def load_codes(folder: Path) -> Shards:
     if found.index.kind != "codes":
         raise ValueError(f"{folder}: expected shards of codes, found shards of {found.index.kind}")
     found = found.verified()
-    most = max(int(block_nW[:, :-1].max()) for block_nW in found.blocks())
+    most = max(int(block_nW[:, :-1].max()) for block_nW in found.blocks)
     if most >= found.index.num_states:
         raise ValueError(f"{folder}: expected codes below {found.index.num_states}, found {most}")
     check_labels(found.labels(), len(found.index.classes), str(folder))

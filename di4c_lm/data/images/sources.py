@@ -29,14 +29,7 @@ from di4c_lm.data.reading import ask_hub, is_hidden, opened
 logger = logging.getLogger(__name__)
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
-_FORMATS = (
-    "PNG",
-    "JPEG",
-    "WEBP",
-    "BMP",
-    "PPM",
-    "TIFF",
-)  # of these suffixes: no other decoder is tried, whatever the content
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM", "TIFF")  # of these suffixes: no other decoder is tried
 _MOST_CLASSES = 1 << 16  # where nothing but the labels says how many there are
 _MOST_BYTES = 1 << 28  # of an image in a tar
 _DECODE_ERRORS = (OSError, EOFError, SyntaxError, ValueError, struct.error, zlib.error)

@@ -18,7 +18,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, final
@@ -171,7 +171,7 @@ class Shards:
         self._train = [train[n] for n in kept]
         self._first_id = np.array([starts[n] for n in kept], dtype=np.int64)
         self._ends = np.cumsum([shard.rows for _, shard in self._train])
-        self._maps: dict[int, Integer[np.ndarray, "n W"]] = {}
+        self._begins = self._ends - np.array([shard.rows for _, shard in self._train], dtype=np.int64)
         if not len(self):
             raise ValueError(f"{folder}: no shard is left with a row in it")
 
@@ -220,40 +220,30 @@ class Shards:
         found = np.empty((len(rows), self.index.width), dtype=np.dtype(self.index.dtype))
         for number in np.unique(number_B):
             here_B = number_B == number
-            found[here_B] = self._map(int(number))[self._inside(rows[here_B], number)]
+            found[here_B] = self.blocks[number][rows[here_B] - self._begins[number]]
         return found
 
     def ids(self, rows: Int[np.ndarray, " B"]) -> Int64[np.ndarray, " B"]:
         """The number of each of these rows among all that were written, those left out counted."""
         number_B = np.searchsorted(self._ends, rows, side="right")
-        return self._first_id[number_B] + self._inside(rows, number_B)
-
-    def _inside(self, rows: Int[np.ndarray, " B"], number: Any) -> Int64[np.ndarray, " B"]:
-        """Places in the shards of these numbers."""
-        counts = np.array([shard.rows for _, shard in self._train], dtype=np.int64)
-        return rows - (self._ends - counts)[number]
-
-    def _map(self, number: int) -> Integer[np.ndarray, "n W"]:
-        if number not in self._maps:
-            path, shard = self._train[number]
-            self._maps[number] = self._mapped(path, shard)
-        return self._maps[number]
+        return (self._first_id - self._begins)[number_B] + rows
 
     def _mapped(self, path: Path, shard: Shard) -> Integer[np.ndarray, "n W"]:
         return np.memmap(path, np.dtype(self.index.dtype), "r", shape=(shard.rows, self.index.width))
 
-    def blocks(self) -> Iterator[Integer[np.ndarray, "n W"]]:
+    @functools.cached_property
+    def blocks(self) -> list[Integer[np.ndarray, "n W"]]:
         """The rows in use shard by shard, mapped."""
-        return (self._map(number) for number in range(len(self._train)))
+        return [self._mapped(path, shard) for path, shard in self._train]
 
     def states(self) -> Int64[np.ndarray, "N D"]:
         """All rows in use without their labels, in memory."""
-        return np.concatenate([block_nW[:, : self.index.length] for block_nW in self.blocks()]).astype(np.int64)
+        return np.concatenate([block_nW[:, : self.index.length] for block_nW in self.blocks]).astype(np.int64)
 
     def labels(self) -> Int64[np.ndarray, " N"]:
         """All labels of the rows in use, in memory. There are some where the index has classes."""
         assert self.index.classes
-        return np.concatenate([block_nW[:, -1] for block_nW in self.blocks()]).astype(np.int64)
+        return np.concatenate([block_nW[:, -1] for block_nW in self.blocks]).astype(np.int64)
 
     def validation(self) -> Integer[np.ndarray, "N D"]:
         """The rows that were held out, mapped; of parts, in memory."""
