@@ -27,7 +27,9 @@ def read(path: Path, hints: Hints) -> Weights:
     content = read_pickle(path)
     state = state_in(content, path)
     bare = published.unwrap(state, path)
-    config = _config(content)
+    parameters = plain(content.get("hyper_parameters"))
+    config = parameters.get("config") if isinstance(parameters, dict) else None
+    config = config if isinstance(config, dict) else {}
     says = published.stated_by_training_config(config, path) if config else {}
     kept = {key: value for key, value in content.items() if key == published.EXTRA_KEY}
     raw = published.assemble(bare, says, path, hints, published.read_extra({**config, **kept}, "lightning"))
@@ -55,13 +57,6 @@ def write(path: Path, weights: Weights) -> None:
         "pytorch-lightning_version": "2.2.1",
     }
     write_pickle(path, published.with_extra(content, weights, "lightning"))
-
-
-def _config(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The training config among the hyper-parameters; empty where there is none."""
-    parameters = plain(content.get("hyper_parameters"))
-    config = parameters.get("config") if isinstance(parameters, dict) else None
-    return config if isinstance(config, dict) else {}
 
 
 def _averaged(ema: Any, bare: Mapping[str, Tensor], raw: Weights, path: Path) -> dict[str, Tensor]:

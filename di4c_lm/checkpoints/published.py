@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from di4c_lm.checkpoints.weights import Hints, Weights
-from di4c_lm.mixtures.base import MixtureSettings, NoMixture
+from di4c_lm.mixtures.base import NoMixture
 from di4c_lm.mixtures.token import TokenSettings
 from di4c_lm.networks.base import Rotary
 from di4c_lm.networks.dit import DitConfig
@@ -187,15 +187,11 @@ def refuse_mixture(weights: Weights, target: str, *, published_allowed: bool) ->
         return
     if not published_allowed:
         raise ValueError(f"{target} has no place for λ: this is a mixture student, write it as di4c or sdtt")
-    if not is_published(weights.mixture):
+    said = weights.mixture
+    if type(said) is not TokenSettings or (said.distribution, said.inject_at) != ("uniform", 0):
         raise ValueError(
-            f"{target} must have mixture=token, distribution=uniform, inject_at=0, got {weights.mixture}: write it as di4c"
+            f"{target} must have mixture=token, distribution=uniform, inject_at=0, got {said}: write it as di4c"
         )
-
-
-def is_published(mixture: MixtureSettings) -> bool:
-    """Whether λ is that of the published students."""
-    return type(mixture) is TokenSettings and mixture.distribution == "uniform" and mixture.inject_at == 0
 
 
 def _heads(bare: Mapping[str, Tensor], hidden_size: int, says: int | None, source: object) -> int:
