@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -25,3 +26,9 @@ def shared() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("the environment variable DI4C_SHARED names no folder of golden arrays and real text")
     return Path(folder)
+
+
+@pytest.fixture(autouse=True)
+def hub_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that finds no hub has the process ask its cache alone; the next begins as this one did."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", constants.HF_HUB_OFFLINE)

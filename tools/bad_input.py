@@ -106,13 +106,16 @@ def load_cases(path: Path = CASES) -> list[Case]:
 
 def attempt(case: Case, folder: Path) -> str:
     """Run the case below `folder`, its inputs made there first where they are absent. What is not as promised, or nothing."""
-    inputs = folder / "inputs"
-    if not inputs.is_dir():
+    inputs, made = folder / "inputs", folder / "inputs are made"
+    if not made.exists():
+        shutil.rmtree(inputs, ignore_errors=True)
+        inputs.mkdir(parents=True)
         making = folder / "making"
         shutil.rmtree(making, ignore_errors=True)
-        (making / "in").mkdir(parents=True)
-        make_inputs(making / "in", lambda words: _must(words, making))
-        (making / "in").rename(inputs)
+        making.mkdir()
+        (making / "in").symlink_to(inputs)
+        make_inputs(inputs, lambda words: _must(words, making))
+        made.touch()
     place = folder / "cases" / hashlib.sha256(case.name.encode()).hexdigest()[:12]
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)

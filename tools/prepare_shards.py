@@ -49,6 +49,11 @@ class PrepareConfig:
     skip_bad: bool = setting(False, "pass over records and files that cannot be read, and count them")
     cache_dir: str | None = setting(None, "of trained tokenizers; absent: $DI4C_CACHE, else ~/.cache/di4c_lm")
 
+    def unused(self) -> dict[str, str]:
+        """The other way to a corpus, and to a tokenizer."""
+        found = {} if self.tokenizer == "train" else {"vocab_size": "where the tokenizer is given"}
+        return found | ({} if self.dataset else {"split": "where no dataset is given"})
+
     def data(self) -> DataConfig:
         """The same corpus as a run would read it."""
         same = (

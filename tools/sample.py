@@ -71,6 +71,15 @@ class Settings:
         given = not (self.prompt and self.prompts_file)
         check(given, "prompts_file", self.prompts_file, "absent where prompt is given")
 
+    def unused(self) -> dict[str, str]:
+        """The teacher of no hybrid, and how a checkpoint is read that comes with all it needs."""
+        found = {} if self.hybrid_last else {"teacher": "where hybrid_last=0"}
+        return (
+            found
+            | ({} if self.model else {"tokenizer": "where no model is given"})
+            | ({"outputs": "where a model is given"} if self.model else {})
+        )
+
 
 def main(argv: Sequence[str]) -> int:
     """Sample, print, and perhaps write. The exit status; bad input ends the program with 2."""

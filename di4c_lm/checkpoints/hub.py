@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from di4c_lm.checkpoints.files import CONFIG_FILE, PICKLE_FILE, WEIGHTS_FILE
-from di4c_lm.core.retry import is_network_failure, with_retries
+from di4c_lm.core.retry import is_network_failure, look_for_hub, with_retries
 
 OFFLINE_WAY = f"teacher=<folder with {WEIGHTS_FILE} (or {PICKLE_FILE}) + {CONFIG_FILE}>, as `hf download` writes it"
 _TOKENIZER_FILES = ("tokenizer*.json", "*.model", "vocab.json", "merges.txt", "special_tokens_map.json")
@@ -30,6 +30,7 @@ def snapshot(name: str, revision: str | None = None, cache_dir: str | Path | Non
         return folder
 
     try:
+        look_for_hub()
         return Path(with_retries(download, what, OFFLINE_WAY))
     except (HfHubHTTPError, HFValidationError, EntryNotFoundError) as error:
         raise ValueError(

@@ -1,10 +1,12 @@
 """Retries of what needs a network: what is worth another try, and what to say when trying is over."""
 
 import logging
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +36,23 @@ def is_network_failure(error: BaseException) -> bool:
         if isinstance(status, int) and (status == 429 or status >= 500):
             return True
     return False
+
+
+def look_for_hub() -> None:
+    """Before the hub is asked: where its name cannot be resolved, this process asks only its cache from here on, and a warning says so.
+
+    The hub's own clients would try for minutes.
+    """
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return
+    host = urlsplit(constants.ENDPOINT)
+    try:
+        socket.getaddrinfo(host.hostname, host.port or 443)
+    except OSError:
+        logger.warning("%s cannot be found from here: only what is cached of the hub is used", constants.ENDPOINT)
+        constants.HF_HUB_OFFLINE = True
 
 
 def is_local(source: str) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from di4c_lm.core.retry import with_retries
+from di4c_lm.core.retry import look_for_hub, with_retries
 
 
 @contextlib.contextmanager
@@ -47,7 +47,7 @@ def ask_hub(ask: Callable[[Any], Any], what: str, offline_way: str) -> Any:
 
     try:
         return with_retries(lambda: ask(datasets), what, offline_way)
-    except (FileNotFoundError, ValueError, DatasetsError) as error:
+    except (FileNotFoundError, ValueError, DatasetsError, RuntimeError) as error:  # the last of a data set with code
         reason = error.__cause__ or error
         raise ValueError(f"{what}: cannot be loaded: {reason} (offline: {offline_way})") from error
 
@@ -55,4 +55,6 @@ def ask_hub(ask: Callable[[Any], Any], what: str, offline_way: str) -> Any:
 def local_or_hub(dataset: str) -> str:
     """A folder that is here, by its path; else the name of a data set."""
     local = Path(dataset).expanduser()
+    if not local.is_dir():
+        look_for_hub()
     return str(local) if local.is_dir() else dataset

@@ -87,7 +87,7 @@ def opened(domain: Domain, settings: Any, folder: Path, world: World) -> Iterato
 
 
 def located(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested settings, the paths of what is here absolute, so that the run is measured from any folder alike."""
+    """Nested settings, the paths of what is here absolute and without links, so that the run is measured from any folder alike."""
     found = {}
     for key, value in plain.items():
         if isinstance(value, Mapping):
@@ -101,7 +101,7 @@ def located(plain: Mapping[str, Any]) -> dict[str, Any]:
 
 def _absolute(path: str) -> str:
     here = Path(path).expanduser()
-    return path if "://" in path or not path or not here.exists() else str(here.absolute())
+    return path if "://" in path or not path or not here.exists() else str(here.resolve())
 
 
 def write_settings(folder: Path, settings: Any) -> None:

@@ -1,6 +1,7 @@
 """Retries where a network fails."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
@@ -105,3 +106,36 @@ def test_success_restores_patience(waits: list[float]) -> None:
         policy.after(ConnectionResetError("reset"))
         policy.succeeded()
     assert waits == [1.0] * 5
+
+
+def test_a_hub_that_cannot_be_found_is_not_asked(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The clients of the hub would try for minutes."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    hub.look_for_hub()
+    assert not constants.HF_HUB_OFFLINE, "its name is known: whether it answers is another question"
+    monkeypatch.setattr(constants, "ENDPOINT", "https://no.such.host.invalid")
+    hub.look_for_hub()
+    assert constants.HF_HUB_OFFLINE and "only what is cached" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "source, local",
+    [
+        ("./x", True),
+        ("/x/y", True),
+        ("~/x", True),
+        ("a/b/c", True),
+        ("here/x", True),
+        ("owner/name", False),
+        ("gpt2", False),
+    ],
+)
+def test_what_can_only_be_meant_as_a_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, source: str, local: bool
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert hub.is_local(source) == local

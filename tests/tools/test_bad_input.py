@@ -18,6 +18,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Without inputs: the cases here need none."""
     path = tmp_path_factory.mktemp("bad")
     (path / "inputs").mkdir()
+    (path / "inputs are made").touch()
     return path
 
 

@@ -128,7 +128,7 @@ def test_help_lists_keys_and_samplers(capsys) -> None:
         (["sampler=confidence", "sampler.guidance=2.0"], "there is no key sampler.guidance"),
         (["sampler=hybrid"], "sampler=hybrid is hybrid_last=<steps of the teacher> now"),
         (["hybrid_last=1"], "name one by teacher="),
-        (["teacher=x"], "absent where hybrid_last=0"),
+        (["teacher=x"], "teacher must be left out where hybrid_last=0"),
         (["prompts_file=absent.txt"], "absent.txt"),
         (["prompt=a", "prompts_file=absent.txt"], "absent where prompt is given"),
         (["model=nowhere/at/all"], "nowhere"),

@@ -81,6 +81,15 @@ def make_texts(folder: Path) -> None:
     (folder / "dangling").mkdir()
     shutil.copy(folder / "c.jsonl", folder / "dangling" / "c.jsonl")
     (folder / "dangling" / "gone.jsonl").symlink_to("nowhere.jsonl")
+    (folder / "noted").mkdir()
+    shutil.copy(folder / "c.jsonl", folder / "noted" / "c.jsonl")
+    for name in ("README.md", "README.txt", "requirements.txt", ".hidden.txt"):
+        (folder / "noted" / name).write_text("no part of the corpus", encoding="utf-8")
+    (folder / "evilset").mkdir()
+    (folder / "evilset" / "evilset.py").write_text(f"open({PWNED!r}, 'w').write('ran')\n", encoding="utf-8")
+    (folder / "specials.txt").write_text(
+        "\n\n".join(f"{line} <s> </s> [MASK] <unk>" for line in lines), encoding="utf-8"
+    )
     (folder / "zero.json").write_text('{"zero_optimization": {"stage": 3}}', encoding="utf-8")
     (folder / "cut.json").write_text('{"zero_optim', encoding="utf-8")
 
@@ -202,7 +211,7 @@ def break_runs(folder: Path) -> None:
         return folder / name
 
     (copy("run_noparts") / "parts.json").unlink()
-    _cut(copy("run_cutconfig") / "config.yaml")
+    (copy("run_cutconfig") / "config.yaml").write_text("train: {steps: [", encoding="utf-8")
     (copy("run_listconfig") / "config.yaml").write_text("- 1\n", encoding="utf-8")
     (copy("run_otherkey") / "config.yaml").write_text("train: {stepps: 3}\n", encoding="utf-8")
     shutil.rmtree(copy("run_noteacher") / "teacher")

@@ -21,6 +21,7 @@ from typing import Any, TypeAlias, final
 import numpy as np
 from jaxtyping import UInt8
 
+from di4c_lm.core.retry import look_for_hub
 from di4c_lm.data.images.builtin import digits, photograph_patches
 from di4c_lm.data.images.cifar import is_cifar_folder, load_cifar_folder
 from di4c_lm.data.images.images import ImageSet, Split
@@ -358,6 +359,7 @@ def hub_images(dataset: str, split: str) -> RawImages:
     Raises `ValueError` for an unknown data set, split or columns, `ConnectionError` where the hub does not answer.
     """
     name = HUB_NAMES.get(dataset, dataset)
+    look_for_hub()
     rows = ask_hub(lambda datasets: datasets.load_dataset(name, split=split), f"{dataset}, split {split}", OFFLINE_WAY)
     image, label = (
         next((column for column in allowed if column in rows.column_names), None)
@@ -390,6 +392,7 @@ def _parts(source: str) -> list[RawImages]:
         return [raw_images(str(folder)) for folder in folders[:2]]
     if not _is_hub_name(source):
         return [raw_images(source)]
+    look_for_hub()
     splits = ask_hub(
         lambda datasets: datasets.get_dataset_split_names(HUB_NAMES.get(source, source)), source, OFFLINE_WAY
     )

@@ -215,6 +215,11 @@ def _has_known_suffix(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 
+def _is_note(name: str) -> bool:
+    """Whether a file beside a corpus describes it, by its lower-case name."""
+    return name.endswith(_NOTES) or name.startswith(("readme", "license", "requirements"))
+
+
 def _expand_local(part: str) -> list[str]:
     path = Path(part).expanduser()
     if path.is_dir():
@@ -229,7 +234,7 @@ def _expand_local(part: str) -> list[str]:
             raise ValueError(f"data.path: {broken} is a link to nothing")
         inside = sorted(file for file in path.rglob("*") if file.is_file() and _has_known_suffix(file.name))
         inside = [file for file in inside if not is_hidden(file.relative_to(path))]
-        inside = [file for file in inside if not file.name.lower().endswith(_NOTES)] or inside
+        inside = [file for file in inside if not _is_note(file.name.lower())] or inside
         return [str(file) for file in inside]
     if not path.exists():
         raise ValueError(f"data.path: there is no file or folder {path}")

@@ -16,7 +16,7 @@ import numpy as np
 from di4c_lm.core.cache import Cache
 from di4c_lm.core.files import write_text
 from di4c_lm.core.fingerprints import fingerprint as fingerprint
-from di4c_lm.core.retry import foreign_reason, is_local, is_network_failure, with_retries
+from di4c_lm.core.retry import foreign_reason, is_local, is_network_failure, look_for_hub, with_retries
 from di4c_lm.data.text.documents import first_characters
 from di4c_lm.data.text.settings import DataConfig
 
@@ -201,6 +201,7 @@ def _loaded(name: str) -> "transformers.PreTrainedTokenizerFast":
     def from_hub() -> "transformers.PreTrainedTokenizerFast":
         return AutoTokenizer.from_pretrained(name, use_fast=True, trust_remote_code=False)
 
+    look_for_hub()
     return with_retries(from_hub, f"data.tokenizer={name}", _OFFLINE_WAY)
 
 

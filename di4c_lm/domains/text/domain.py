@@ -21,7 +21,7 @@ from di4c_lm.domains.domain import STUDENT, FinishedRun, Pretraining, find_run
 from di4c_lm.domains.text.model import EVALUATOR, VALIDATION, TextModel, fitted, load_run
 from di4c_lm.domains.text.settings import TextSettings
 from di4c_lm.measure.settings import Measurement, device_of
-from di4c_lm.measure.text.evaluator import find_evaluator, train_evaluator
+from di4c_lm.measure.text.evaluator import check_evaluator, train_evaluator
 from di4c_lm.measure.text.gen_ppl import CompareConfig, GenPplConfig
 from di4c_lm.measure.text.report import bound_report, full_report, gen_ppl_report
 from di4c_lm.measure.text.samples import TextRun
@@ -73,7 +73,7 @@ class TextDomain:
         return {
             "data": lambda: check_corpus(settings.data),
             "teacher": lambda: self.check_teacher(settings),
-            "evaluator.path": lambda: evaluator == "train" or settings.eval.skip or find_evaluator(evaluator),
+            "evaluator.path": lambda: evaluator == "train" or settings.eval.skip or check_evaluator(evaluator),
         }
 
     def check_teacher(self, settings: TextSettings) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from di4c_lm.core.cache import Cache, key_of
 from di4c_lm.core.files import write_json
 from di4c_lm.core.fingerprints import fingerprint
-from di4c_lm.core.retry import foreign_reason, is_local
+from di4c_lm.core.retry import foreign_reason, is_local, look_for_hub
 from di4c_lm.core.settings import positive, section, setting, to_dict
 from di4c_lm.core.terminal import progress_bar
 from di4c_lm.measure.render.manifest import weights_hash
@@ -176,6 +176,18 @@ def find_evaluator(path: str) -> str:
     return str(folder) if folder.is_dir() else path
 
 
+def check_evaluator(path: str) -> None:
+    """Raise `ValueError` where there is no evaluator by this path or name of the hub; its weights are not read."""
+    from transformers import AutoConfig
+
+    if find_evaluator(path) == path:
+        look_for_hub()
+    try:
+        AutoConfig.from_pretrained(find_evaluator(path), trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"evaluator={path!r}: expected {_EXPECTED}; found: {foreign_reason(error)}") from error
+
+
 def load_evaluator(path: str, *, device: str = "cpu", dtype: torch.dtype | None = None) -> Evaluator:
     """An evaluator from a folder or a hub name; weights as tensors only, no remote code, nothing left at random.
 
@@ -186,6 +198,8 @@ def load_evaluator(path: str, *, device: str = "cpu", dtype: torch.dtype | None 
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source = find_evaluator(path)
+    if source == path:
+        look_for_hub()
     try:
         with _no_bars():
             loaded: Any = AutoModelForCausalLM.from_pretrained(

@@ -100,12 +100,26 @@ class ReportConfig(Measurement, Reading):
         check(self.parts and set(self.parts) <= set(PARTS), "parts", self.parts, f"some of {', '.join(PARTS)}")
         check(self.self_bleu_samples != 1, "self_bleu_samples", 1, "0, or at least 2")
 
+    def unused(self) -> dict[str, str]:
+        """What only parts that are not asked for read."""
+        reason = f"where parts={','.join(self.parts)}"
+        reads = {**_READ_BY, **({} if self.needs_evaluator else dict.fromkeys(("evaluators", "features"), ()))}
+        return {name: reason for name, parts in reads.items() if not {*parts} & {*self.parts}}
+
     @property
     def needs_evaluator(self) -> bool:
         """Whether a part reads text by a language model."""
         return bool({*self.parts} - {"likelihood", "cost"})
 
 
+_READ_BY = {  # keys, each with the parts that have a use for it
+    **dict.fromkeys(("mauve_seeds", "mauve_clusters"), ("distribution",)),
+    **dict.fromkeys(("self_bleu_samples", "self_bleu_legacy"), ("diversity",)),
+    **dict.fromkeys(("likelihood_draws", "zero_shot", "lambada"), ("likelihood",)),
+    "likelihood_sequences": ("likelihood", "mixture"),
+    "mixture_steps": ("mixture",),
+    **dict.fromkeys(("cost_batches", "cost_repeats"), ("cost",)),
+}
 _LEAST = {
     0: ("references", "mauve_clusters", "self_bleu_samples"),
     1: ("likelihood_draws", "mixture_steps", "cost_repeats"),

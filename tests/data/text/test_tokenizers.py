@@ -247,6 +247,7 @@ def test_a_hub_that_does_not_answer_names_the_offline_way(monkeypatch: pytest.Mo
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", unreachable)
     monkeypatch.setattr(hub, "DELAYS_S", (0.0, 0.0))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(
         ConnectionError, match="data.tokenizer=somebody/something.*3 attempts.*Offline: data.tokenizer=train"
     ):
