@@ -28,7 +28,7 @@ from di4c_lm.mixtures.base import Chain, Chained, CodedMixture, Latents, Mixture
 from di4c_lm.mixtures.class_counts import token_classes
 from di4c_lm.networks.base import Network, Rows
 from di4c_lm.processes.categorical import kl_divergence, sample_categorical
-from di4c_lm.processes.denoiser import OutputHead, Positions, row_chunks, rows_at_once, vjp_by_autograd, widest
+from di4c_lm.processes.denoiser import OutputHead, Positions, row_chunks, rows_at_once, widest
 
 _LEAST = 1e-30  # of a probability beside the likeliest; it keeps the logarithm of a path that cannot be finite
 _DISTANCES = 8  # between neighbours that are told apart; the last stands for all that are longer
@@ -264,16 +264,6 @@ class ClassOutputHead(OutputHead):
         """log p(x | z) but for its normaliser, z said by the tail of the features."""
         own_NH, _, class_NL = self._parted(features_NH)
         return self.inner.logits(own_NH, positions_N) + class_NL @ self.log_class.T
-
-    def vjp(
-        self,
-        features_NH: Float[Tensor, "N H"],
-        positions_N: Int64[Tensor, " N"],
-        grad_NS: Float[Tensor, "N S"],
-        parameter_grads: Sequence[Tensor | None],
-    ) -> Float[Tensor, "N H"]:
-        """By autograd."""
-        return vjp_by_autograd(self, features_NH, positions_N, grad_NS, parameter_grads)
 
     def chosen(self, features: Float[Tensor, "B 1 D H"], choice: Int64[Tensor, "B N D"]) -> Float[Tensor, "B N D H"]:
         """The features with classes chosen, N a position, in place of all."""

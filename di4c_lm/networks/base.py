@@ -95,11 +95,15 @@ class BlockStages(Stages):
     """
 
     x: Float[Tensor, "N P H"]
+    given: tuple[Any, ...] = ()  # what both halves of each block read beside `x` and the shifts and scales
 
-    def __init__(self, network: "Network", unknown: Bool[Tensor, "B D"], row_B: Int64[Tensor, " B"] | None) -> None:
+    def __init__(
+        self, network: Any, blocks: nn.Module, unknown: Bool[Tensor, "B D"], row_B: Int64[Tensor, " B"] | None
+    ) -> None:
         self.network = network
         self.unknown = unknown
         self.output_head = network.output_head()
+        self._blocks: Any = blocks  # each a `TransformerBlock`
         self._row_B = row_B
         self._next = 0
 
@@ -112,11 +116,11 @@ class BlockStages(Stages):
         self, stop: int | None = None, shift_scale: Callable[[int], Float[Tensor, "N fourH"]] | None = None
     ) -> None:
         """The blocks that are left, or those of them below `stop`, the norms of block k scaled and shifted by `shift_scale(k)`."""
-        end: int = self.network.config.num_blocks if stop is None else stop
+        end = len(self._blocks) if stop is None else stop
         if self._next == 0 < end:
             self._enter()
         for index in range(self._next, end):
-            self._block(index, None if shift_scale is None else shift_scale(index))
+            self._through(self._blocks[index], None if shift_scale is None else shift_scale(index))
         self._next = max(self._next, end)
 
     def repeat(self, num_lambdas: int) -> None:
@@ -136,11 +140,10 @@ class BlockStages(Stages):
 
     def before_last_mlp(self) -> Float[Tensor, "B D H"]:
         """The stream behind all attention, at the positions alone; what follows is made of each position by itself."""
-        last = self.network.config.num_blocks - 1
-        self.run(last)
-        if last == 0:
+        self.run(len(self._blocks) - 1)
+        if len(self._blocks) == 1:
             self._enter()
-        self._attention(last)
+        self._through(self._blocks[-1].mix, None)
         self._unshare()
         self.x = self.x[:, : self.num_positions]
         return self.x
@@ -151,8 +154,11 @@ class BlockStages(Stages):
         self.repeat(num_lambdas)
         rows = shift_scale.to(self.x.dtype).expand(num_batch, -1, -1, -1).flatten(0, 1)
         of_mlp, of_output = rows.chunk(2, dim=2)
-        self._mlp(self.network.config.num_blocks - 1, of_mlp)
+        self._through(self._blocks[-1].feed, of_mlp)
         return self._features(of_output).unflatten(0, (num_batch, num_lambdas))
+
+    def _through(self, part: Callable[..., Tensor], shift_scale: Tensor | None) -> None:
+        self.x = self.network.run(part, self.x, shift_scale, *self.given)
 
     def _unshare(self) -> None:
         if self._row_B is not None:
@@ -167,16 +173,21 @@ class BlockStages(Stages):
         """What stands before the first block."""
 
     @abstractmethod
-    def _block(self, index: int, shift_scale: Float[Tensor, "N fourH"] | None) -> None: ...
-
-    @abstractmethod
-    def _attention(self, index: int) -> None: ...
-
-    @abstractmethod
-    def _mlp(self, index: int, shift_scale: Float[Tensor, "N Q twoH"]) -> None: ...
-
-    @abstractmethod
     def _features(self, shift_scale: Float[Tensor, "N Q twoH"] | None) -> Float[Tensor, "N D H"]: ...
+
+
+class TransformerBlock(nn.Module):
+    """Its halves, attention and MLP, each behind a norm that may be scaled and shifted."""
+
+    mix: Callable[..., Tensor]  # (x, shifts and scales (N, Q, 2H) or None, *given) to the stream behind attention
+    feed: Callable[..., Tensor]  # the same behind the MLP, each position by itself
+
+    def forward(
+        self, x: Float[Tensor, "N P H"], shift_scale: Float[Tensor, "N fourH"] | None, *given: Any
+    ) -> Float[Tensor, "N P H"]:
+        """The residual stream after this block."""
+        first, second = (None, None) if shift_scale is None else shift_scale[:, None].chunk(2, dim=2)
+        return self.feed(self.mix(x, first, *given), second, *given)
 
 
 Drive = Callable[[Any], Rows]  # from the stages of a pass to the prediction
@@ -196,7 +207,9 @@ class Network(nn.Module, ABC):
     has_latents: ClassVar[bool] = False
     takes_shifts: ClassVar[bool] = False  # whether λ can shift it inside, in the published way of the U-Net
     config: Any
+    sizes: dict[str, Any]
     num_states: int
+    width: int  # H of the features before the output
     image_shape: tuple[int, int, int] | None = None  # of a network on pixels: rows, columns, channels
 
     def __init__(self) -> None:
@@ -204,17 +217,6 @@ class Network(nn.Module, ABC):
         self.activation_checkpointing = False
         self.matmul_dtype: torch.dtype | None = None
 
-    @property
-    @abstractmethod
-    def sizes(self) -> dict[str, Any]:
-        """Keyword arguments of the class."""
-
-    @property
-    @abstractmethod
-    def width(self) -> int:
-        """H of the features before the output."""
-
-    @abstractmethod
     def forward(
         self,
         x_t: Int64[Tensor, "B D"],
@@ -232,6 +234,14 @@ class Network(nn.Module, ABC):
             drive: what makes the prediction of the pass's stages.
             share: whether equal sequences may share what is run before `drive` takes them apart; never where gradients or dropout do.
         """
+        refuse_latents(lam)
+        return drive(self.stages(x_t, t, cond, share=share))
+
+    @abstractmethod
+    def stages(
+        self, x_t: Int64[Tensor, "B D"], t: Float[Tensor, " B"], cond: Int64[Tensor, " B"] | None, *, share: bool
+    ) -> Stages:
+        """A pass that has not begun."""
 
     @abstractmethod
     def output_head(self) -> OutputHead:
@@ -364,6 +374,30 @@ def refuse_latents(lam: object) -> None:
     """Raise `ValueError` where λ is given to a network by itself."""
     if lam is not None:
         raise ValueError(f"lam must be None for a network without λ, got {type(lam).__name__}")
+
+
+class Downsample(nn.Module):
+    """Half the rows and columns, by a convolution of stride 2 with one row and column of zeros behind."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Float[Tensor, "N C R Q"]) -> Float[Tensor, "N C r q"]:
+        """The smaller image."""
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Twice the rows and columns: each pixel four times, then a convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Float[Tensor, "N C r q"]) -> Float[Tensor, "N C R Q"]:
+        """The larger image."""
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: object) -> None:

@@ -1,7 +1,8 @@
 """The diffusion transformer of MDLM and SDTT (after Peebles and Xie 2023), under the published names (without their `backbone.`)."""
 
 import math
-from typing import Any, Literal, cast
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,18 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from di4c_lm.core.settings import check, positive, section, setting
-from di4c_lm.networks.base import (
-    BlockStages,
-    Drive,
-    Network,
-    Rotary,
-    Rows,
-    attend,
-    product,
-    refuse_latents,
-    rotate,
-    use_flash,
-)
+from di4c_lm.networks.base import BlockStages, Network, Rotary, TransformerBlock, attend, rotate, use_flash
 from di4c_lm.processes.denoiser import LinearHead, widest
 from di4c_lm.processes.masked import LogLinear
 
@@ -55,14 +45,18 @@ class DitConfig:
 
 
 class DIT(Network):
-    """p(x_0 | x_t) as a product of positions, factored: features and the output head. MASK is the last of `num_states`."""
+    """p(x_0 | x_t) as a product of positions, factored: features and the output head. MASK is the last of `num_states`.
+
+    Text has no classes: `cond` is not looked at.
+    """
 
     def __init__(self, model: DitConfig, *, num_states: int) -> None:
         super().__init__()
         self.config = model
-        self.num_states = num_states
+        self.sizes = {"num_states": num_states}
+        self.num_states, self.mask_id = num_states, num_states - 1
         self.noise = LogLinear()
-        width = model.hidden_size
+        self.width = width = model.hidden_size
         self.vocab_embed = EmbeddingLayer(num_states, width)
         self.sigma_map = TimestepEmbedder(model.cond_dim)
         self.rotary_emb = Rotary(width // model.num_heads)
@@ -71,41 +65,12 @@ class DIT(Network):
         )
         self.output_layer = DDitFinalLayer(width, num_states, model.cond_dim)
 
-    @property
-    def mask_id(self) -> int:
-        """The last state."""
-        return self.num_states - 1
-
-    @property
-    def sizes(self) -> dict[str, Any]:
-        """See `Network.sizes`."""
-        return {"num_states": self.num_states}
-
-    @property
-    def width(self) -> int:
-        """H."""
-        return self.config.hidden_size
-
-    def forward(
-        self,
-        x_t: Int64[Tensor, "B D"],
-        t: Float[Tensor, " B"],
-        lam: object = None,
-        cond: Tensor | None = None,
-        *,
-        drive: Drive = product,
-        share: bool = False,
-    ) -> Rows:
-        """See `Network.forward`. Text has no classes: `cond` is not looked at."""
-        refuse_latents(lam)
+    def stages(
+        self, x_t: Int64[Tensor, "B D"], t: Float[Tensor, " B"], cond: Tensor | None, *, share: bool
+    ) -> "DitStages":
+        """See `Network.stages`."""
         sigma_M = self.noise.sigma(t) if self.config.time_conditioning else torch.zeros_like(t[:1])
-        return self.predict(x_t, sigma_M, drive=drive, share=share)
-
-    def predict(
-        self, x_t: Int64[Tensor, "B D"], sigma: Float[Tensor, " M"], *, drive: Drive = product, share: bool = False
-    ) -> Rows:
-        """As `forward`, with the total noise `sigma` of each sequence (M = B, or 1 for all) in place of its time."""
-        return drive(DitStages(self, x_t, sigma, share=share))
+        return DitStages(self, x_t, sigma_M, share=share)
 
     def output_head(self) -> LinearHead:
         """The linear head with SUBS' first half: MASK has probability 0."""
@@ -114,42 +79,33 @@ class DIT(Network):
 
 
 class DitStages(BlockStages):
-    """A pass of `DIT`."""
+    """A pass of `DIT`, with the total noise `sigma` of each sequence (M = B, or 1 for all) in place of its time."""
 
-    def __init__(self, network: DIT, x_t: Int64[Tensor, "B D"], sigma: Float[Tensor, " M"], *, share: bool) -> None:
+    def __init__(
+        self, network: DIT, x_t: Int64[Tensor, "B D"], sigma: Float[Tensor, " M"], *, share: bool = False
+    ) -> None:
         unknown, row_B = x_t == network.mask_id, None
         if share and network.may_share():
             x_t, sigma, row_B = distinct(x_t, sigma)
-        super().__init__(network, unknown, row_B)
-        self._dit = network
-        self._flash = use_flash(network.config.attention) if x_t.is_cuda else False
-        self._cond = F.silu(network.sigma_map(sigma))
+        super().__init__(network, network.blocks, unknown, row_B)
+        flash = use_flash(network.config.attention) if x_t.is_cuda else False
         self.x = network.vocab_embed(x_t)
-        self._rotary = network.rotary_emb(self.num_positions, 0)
+        self.given = (F.silu(network.sigma_map(sigma)), *network.rotary_emb(self.num_positions, 0), flash)
 
     def append(self, token: Float[Tensor, "N H"]) -> None:
         """See `BlockStages.append`: the token is not rotated."""
         super().append(token)
-        self._rotary = self._dit.rotary_emb(self.num_positions, self.x.shape[1] - self.num_positions)
+        cond, *_, flash = self.given
+        num_extra = self.x.shape[1] - self.num_positions
+        self.given = (cond, *self.network.rotary_emb(self.num_positions, num_extra), flash)
 
     def _take(self, rows: Any) -> None:
         super()._take(rows)
-        self._cond = self._cond if len(self._cond) == 1 else rows(self._cond)
-
-    def _block(self, index: int, shift_scale: Tensor | None) -> None:
-        self.x = self._dit.run(self._at(index), self.x, self._cond, *self._rotary, shift_scale, self._flash)
-
-    def _attention(self, index: int) -> None:
-        self.x = self._dit.run(self._at(index).mix, self.x, self._cond, *self._rotary, None, self._flash)
-
-    def _mlp(self, index: int, shift_scale: Tensor) -> None:
-        self.x = self._dit.run(self._at(index).feed, self.x, self._cond, shift_scale)
+        cond, *rest = self.given
+        self.given = (cond if len(cond) == 1 else rows(cond), *rest)
 
     def _features(self, shift_scale: Tensor | None) -> Tensor:
-        return self._dit.output_layer(self.x[:, : self.num_positions], self._cond, shift_scale)
-
-    def _at(self, index: int) -> "DDiTBlock":
-        return cast(DDiTBlock, self._dit.blocks[index])
+        return self.network.output_layer(self.x[:, : self.num_positions], self.given[0], shift_scale)
 
 
 def distinct(
@@ -211,8 +167,8 @@ class TimestepEmbedder(nn.Module):
         return self.mlp(torch.cat([phase.cos(), phase.sin()], dim=1).to(next(self.mlp.parameters()).dtype))
 
 
-class DDiTBlock(nn.Module):
-    """Attention and MLP, each behind a norm that the noise level, and perhaps more, scales and shifts."""
+class DDiTBlock(TransformerBlock):
+    """Attention and MLP, each behind a norm that the noise level, and perhaps more, scales and shifts; M is 1 or N."""
 
     def __init__(self, width: int, num_heads: int, cond_dim: int, dropout: float) -> None:
         super().__init__()
@@ -227,32 +183,17 @@ class DDiTBlock(nn.Module):
         nn.init.zeros_(self.adaLN_modulation.weight)
         nn.init.zeros_(self.adaLN_modulation.bias)
 
-    def forward(
-        self,
-        x: Float[Tensor, "N P H"],
-        cond: Float[Tensor, "M C"],
-        cos: Tensor,
-        sin: Tensor,
-        shift_scale: Float[Tensor, "N fourH"] | None,
-        flash: bool,  # noqa: FBT001 (checkpointing passes it by position)
-    ) -> Float[Tensor, "N P H"]:
-        """The residual stream after this block; M is 1 or N."""
-        if shift_scale is None:
-            return self.feed(self.mix(x, cond, cos, sin, None, flash), cond, None)
-        first, second = shift_scale[:, None].chunk(2, dim=2)
-        return self.feed(self.mix(x, cond, cos, sin, first, flash), cond, second)
-
     def mix(
         self,
         x: Float[Tensor, "N P H"],
+        shift_scale: Float[Tensor, "N 1 twoH"] | None,
         cond: Float[Tensor, "M C"],
         cos: Tensor,
         sin: Tensor,
-        shift_scale: Float[Tensor, "N 1 twoH"] | None,
         flash: bool,  # noqa: FBT001 (checkpointing passes it by position)
     ) -> Float[Tensor, "N P H"]:
         """The block's first half, attention."""
-        shift_1, scale_1, gate_1, *_ = self._modulation(cond, shift_scale, slice(0, 3))
+        shift_1, scale_1, gate_1 = modulation(self.adaLN_modulation(cond)[:, None].chunk(6, dim=2)[:3], shift_scale)
         qkv = self.attn_qkv(self.norm1(x, shift_1, scale_1))
         q, k, v = qkv.view(*qkv.shape[:2], 3, self.num_heads, -1).unbind(2)
         # A copy of v, so that q and k unrotated are not kept for the backward pass.
@@ -262,20 +203,13 @@ class DDiTBlock(nn.Module):
     def feed(
         self,
         x: Float[Tensor, "N P H"],
-        cond: Float[Tensor, "M C"],
         shift_scale: Float[Tensor, "N Q twoH"] | None,
+        cond: Float[Tensor, "M C"],
+        *_: object,
     ) -> Float[Tensor, "N P H"]:
         """The block's second half, the MLP, each position by itself."""
-        shift_2, scale_2, gate_2 = self._modulation(cond, shift_scale, slice(3, 6))
+        shift_2, scale_2, gate_2 = modulation(self.adaLN_modulation(cond)[:, None].chunk(6, dim=2)[3:], shift_scale)
         return x + gate_2 * self._drop(self.mlp(self.norm2(x, shift_2, scale_2)))
-
-    def _modulation(self, cond: Tensor, shift_scale: Tensor | None, half: slice) -> list[Tensor]:
-        """Shift, scale and gate of one half, what is given added to the first two."""
-        shift, scale, gate = self.adaLN_modulation(cond)[:, None].chunk(6, dim=2)[half]
-        if shift_scale is not None:
-            extra_shift, extra_scale = shift_scale.chunk(2, dim=2)
-            shift, scale = shift + extra_shift, scale + extra_scale
-        return [shift, scale, gate]
 
     def _drop(self, x: Float[Tensor, "N P H"]) -> Float[Tensor, "N P H"]:
         return F.dropout(x, self.dropout, self.training) if self.dropout else x
@@ -299,11 +233,14 @@ class DDitFinalLayer(nn.Module):
         shift_scale: Float[Tensor, "N Q twoH"] | None = None,
     ) -> Float[Tensor, "N P H"]:
         """Features: what the linear map is applied to."""
-        shift, scale = self.adaLN_modulation(cond)[:, None].chunk(2, dim=2)
-        if shift_scale is not None:
-            extra_shift, extra_scale = shift_scale.chunk(2, dim=2)
-            shift, scale = shift + extra_shift, scale + extra_scale
-        return self.norm_final(x, shift, scale)
+        return self.norm_final(x, *modulation(self.adaLN_modulation(cond)[:, None].chunk(2, dim=2), shift_scale))
+
+
+def modulation(own: Sequence[Tensor], shift_scale: Tensor | None) -> list[Tensor]:
+    """Shift, scale and what else there is, with the shift and scale that are given added to the first two."""
+    if shift_scale is None:
+        return list(own)
+    return [*(a + b for a, b in zip(own, shift_scale.chunk(2, dim=2), strict=False)), *own[2:]]
 
 
 def modulated_norm(

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from di4c_lm.processes.denoiser import OutputHead, vjp_by_autograd, widest
+from di4c_lm.processes.denoiser import OutputHead, widest
 
 _SCALE_SHIFT = 2.0  # added to -log s, as published
 
@@ -59,7 +59,7 @@ class LogisticHead(OutputHead):
         With g = σ(-e_k) share + lift, d logit_k = σ(-e_{k+1}) de_{k+1} - σ(e_k) σ(-e_k) share / g de_k + σ(-e_k) / g dshare.
         """
         if self.both_tails:
-            return vjp_by_autograd(self, features_NH, positions_N, grad_NS, parameter_grads)
+            return super().vjp(features_NH, positions_N, grad_NS, parameter_grads)
         edges_NE, sharpness_N1, share_N1 = self._bins(features_NH)
         below_NE = edges_NE.sigmoid()
         above_NS = (-edges_NE[:, :-1]).sigmoid()

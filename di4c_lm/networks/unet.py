@@ -5,7 +5,8 @@ Parameters bear the names, shapes and order of the published checkpoints (withou
 """
 
 import math
-from typing import Any, ClassVar
+from collections import OrderedDict
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,16 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from di4c_lm.core.settings import Ints, at_least, check, section, setting
-from di4c_lm.networks.base import Drive, Network, Rows, Stages, product, refuse_latents, sinusoid
+from di4c_lm.networks.base import (
+    Downsample,
+    Drive,
+    Network,
+    Rows,
+    Stages,
+    Upsample,
+    product,
+    sinusoid,
+)
 from di4c_lm.networks.logistic_head import LogisticHead
 from di4c_lm.processes.denoiser import widest
 
@@ -76,7 +86,10 @@ class UNet(Network):
         )
         check(fits, "shape", shape, allowed)
         self.config = model
+        self.sizes = {"shape": shape, "num_states": num_states}
         self.shape = self.image_shape = shape  # rows, columns, channels
+        self.length = math.prod(shape)  # D
+        self.width = model.width * model.multipliers[0]  # behind the last ResBlock
         self.num_states = num_states
         self.shifted = shifted
         width, colours = model.width, shape[2]
@@ -103,21 +116,6 @@ class UNet(Network):
             [group_norm(channels[0]), zeroed(nn.Conv2d(channels[0], 2 * colours, 3, padding=1))]
         )
 
-    @property
-    def length(self) -> int:
-        """D, positions a sequence."""
-        return math.prod(self.shape)
-
-    @property
-    def sizes(self) -> dict[str, Any]:
-        """See `Network.sizes`."""
-        return {"shape": self.shape, "num_states": self.num_states}
-
-    @property
-    def width(self) -> int:
-        """Channels behind the last ResBlock."""
-        return self.config.width * self.config.multipliers[0]
-
     @staticmethod
     def is_shift(name: str) -> bool:
         """Whether the parameter `name` belongs to the shifts by λ."""
@@ -137,16 +135,17 @@ class UNet(Network):
 
         Raises `ValueError` for sequences that are no image of this size.
         """
-        if x_t.shape[1] != self.length:
-            rows, columns, colours = self.shape
-            allowed = f"{self.length} positions, images of {rows} x {columns} pixels in {colours} channels"
-            raise ValueError(f"x_t must have {allowed}, got {x_t.shape[1]}")
-        if lam is None:
-            return drive(UnetStages(self, x_t, t))
-        refuse_latents(None if self.shifted else lam)
+        if lam is None or not self.shifted:
+            return super().forward(x_t, t, lam, cond, drive=drive, share=share)
         centred_NCRQ, out_NCRQ, _ = self.outputs(x_t, t, lam)
         features_NDF = _features(centred_NCRQ.flatten(1), out_NCRQ.flatten(1))
         return Rows(features_NDF.unflatten(0, (-1, lam.shape[1])), self.output_head())
+
+    def stages(
+        self, x_t: Int64[Tensor, "B D"], t: Float[Tensor, " B"], cond: Tensor | None, *, share: bool
+    ) -> "UnetStages":
+        """See `Network.stages`."""
+        return UnetStages(self, x_t, t)
 
     def output_head(self) -> LogisticHead:
         """The discretised logistic; it has no parameters."""
@@ -158,9 +157,12 @@ class UNet(Network):
         """The image on [-1, 1] and the K = 2 numbers a colour, in at least float32; and what these were made of."""
         dtype, wide = self.input_conv.weight.dtype, widest(self.input_conv.weight.dtype)
         rows, columns, colours = self.shape
+        if x_t.shape[1] != self.length:
+            allowed = f"{self.length} positions, images of {rows} x {columns} pixels in {colours} channels"
+            raise ValueError(f"x_t must have {allowed}, got {x_t.shape[1]}")
         centred_BCRQ = (x_t.to(wide) * (2 / (self.num_states - 1)) - 1).view(-1, colours, rows, columns)
         angle_BE = sinusoid(_TIME_SCALE * t, self.config.width).to(dtype)
-        time_BE = two_layers(self.temb_modules, angle_BE)
+        time_BE = self.temb_modules(angle_BE)
         h = self.input_conv(centred_BCRQ.to(dtype))
         lam_NC, embedded, mean = None, None, centred_BCRQ
         if lam is not None:
@@ -168,7 +170,7 @@ class UNet(Network):
                 tensor.repeat_interleave(lam.shape[1], 0) for tensor in (h, angle_BE, time_BE, centred_BCRQ)
             )
             lam_NC = lam.flatten(0, 1).to(dtype)
-            embedded = two_layers(self.lemb_modules, F.silu(self.tlam_mix(torch.cat([lam_NC, angle_BE], 1))))
+            embedded = self.lemb_modules(F.silu(self.tlam_mix(torch.cat([lam_NC, angle_BE], 1))))
         skips = [h]
         for module in self.downsampling_modules:
             h = self._module(module, h, time_BE, embedded)
@@ -178,7 +180,7 @@ class UNet(Network):
                 skips.append(h)
         if lam_NC is not None:
             seen = torch.cat([lam_NC, angle_BE, h.mean((2, 3))], 1)
-            embedded = two_layers(self.hlemb_modules, F.silu(self.h_t_lam_mix(seen)))
+            embedded = self.hlemb_modules(F.silu(self.h_t_lam_mix(seen)))
         for module in self.middle_modules:
             h = self._module(module, h, time_BE, embedded)
         for module in self.upsampling_modules:
@@ -288,39 +290,11 @@ class ResBlock(nn.Module):
         return ((x if self.nin is None else self.nin(x)) + h) * math.sqrt(0.5)
 
 
-class Downsample(nn.Module):
-    """Half the rows and columns."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
-
-    def forward(self, x: Float[Tensor, "N C R Q"]) -> Float[Tensor, "N C r q"]:
-        """A convolution of stride 2, one row and column of zeros behind."""
-        return self.conv(F.pad(x, (0, 1, 0, 1)))
-
-
-class Upsample(nn.Module):
-    """Twice the rows and columns."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Float[Tensor, "N C r q"]) -> Float[Tensor, "N C R Q"]:
-        """Each pixel four times, then a convolution."""
-        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
-
-
-def two_linear(width: int, embedding: int) -> nn.ModuleList:
-    """What `two_layers` goes through."""
-    return nn.ModuleList([nn.Linear(width, embedding), nn.Linear(embedding, embedding)])
-
-
-def two_layers(layers: nn.ModuleList, x: Float[Tensor, "N C"]) -> Float[Tensor, "N E"]:
-    """Linear, SiLU, linear."""
-    first, second = layers
-    return second(F.silu(first(x)))
+def two_linear(width: int, embedding: int) -> nn.Sequential:
+    """Linear, SiLU, linear; the two layers have the numbers 0 and 1."""
+    return nn.Sequential(
+        OrderedDict([("0", nn.Linear(width, embedding)), ("act", nn.SiLU()), ("1", nn.Linear(embedding, embedding))])
+    )
 
 
 def down_path(

@@ -4,6 +4,7 @@ Only what turns images into codes and codes into images is here; the discriminat
 """
 
 import dataclasses
+from collections import OrderedDict
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from di4c_lm.core.settings import Ints, at_least, check, positive, section, setting
+from di4c_lm.networks.base import Downsample, Upsample
 
 _EPS = 1e-6
 _ROWS = 2**14  # vectors compared with the codebook at once
@@ -107,42 +109,15 @@ class AttnBlock(nn.Module):
         return x + self.proj_out(mixed_BDC.transpose(1, 2).reshape(x.shape))
 
 
-class Middle(nn.Module):
+def middle(config: VqganConfig, channels: int) -> nn.Sequential:
     """Between encoder's and decoder's levels."""
-
-    def __init__(self, config: VqganConfig, channels: int) -> None:
-        super().__init__()
-        self.block_1 = ResnetBlock(config, channels, channels)
-        self.attn_1 = AttnBlock(config, channels)
-        self.block_2 = ResnetBlock(config, channels, channels)
-
-    def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
-        """The output."""
-        return self.block_2(self.attn_1(self.block_1(x)))
-
-
-class Downsample(nn.Module):
-    """Half the side, by a convolution of stride 2 padded at the right and the bottom."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
-
-    def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h2 w2"]:
-        """The output."""
-        return self.conv(F.pad(x, (0, 1, 0, 1)))
-
-
-class Upsample(nn.Module):
-    """Twice the side: nearest neighbours, then a convolution."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h2 w2"]:
-        """The output."""
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+    return nn.Sequential(
+        OrderedDict(
+            block_1=ResnetBlock(config, channels, channels),
+            attn_1=AttnBlock(config, channels),
+            block_2=ResnetBlock(config, channels, channels),
+        )
+    )
 
 
 class Level(nn.Module):
@@ -194,7 +169,7 @@ class Encoder(nn.Module):
             )
             for level in levels
         )
-        self.mid = Middle(config, widths[-1])
+        self.mid = middle(config, widths[-1])
         self.norm_out = _norm(config, widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], config.z_channels, 3, padding=1)
 
@@ -214,7 +189,7 @@ class Decoder(nn.Module):
         widths = [config.ch * factor for factor in config.ch_mult]
         above = [*widths[1:], widths[-1]]  # of the level that comes before
         self.conv_in = nn.Conv2d(config.z_channels, widths[-1], 3, padding=1)
-        self.mid = Middle(config, widths[-1])
+        self.mid = middle(config, widths[-1])
         self.up = nn.ModuleList(
             Level(
                 config,

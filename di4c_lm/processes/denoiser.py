@@ -49,8 +49,18 @@ class OutputHead(Protocol):
         grad_NS: Float[Tensor, "N S"],
         parameter_grads: Sequence[Tensor | None],
     ) -> Float[Tensor, "N H"]:
-        """Gradient of the features; those of `parameters` are added to `parameter_grads` in place (None: not wanted)."""
-        ...
+        """Gradient of the features; those of `parameters` are added to `parameter_grads` in place (None: not wanted).
+
+        Where it is not said in closed form, the logits are made once more under autograd.
+        """
+        leaf_NH = features_NH.detach().requires_grad_()
+        wanted = [(p, g) for p, g in zip(self.parameters, parameter_grads, strict=True) if g is not None]
+        with torch.enable_grad():
+            logits_NS = self.logits(leaf_NH, positions_N)
+            grads = torch.autograd.grad(logits_NS, [leaf_NH, *(p for p, _ in wanted)], grad_NS)
+        for (_, total), grad in zip(wanted, grads[1:], strict=True):
+            total.add_(grad)
+        return grads[0]
 
     def target_logits(
         self, features_NH: Float[Tensor, "N H"], positions_N: Int64[Tensor, " N"], targets_NT: Int64[Tensor, "N T"]
@@ -62,29 +72,35 @@ class OutputHead(Protocol):
 @final
 @dataclass(frozen=True)
 class LinearHead(OutputHead):
-    """logits = W h + b. State `impossible`, where given, has probability 0; products run in `matmul_dtype` where given."""
+    """logits = W h + b, b one for all positions or one a position. State `impossible`, where given, has probability 0.
 
-    weight_SH: Float[Tensor, "S H"]
-    bias_S: Float[Tensor, " S"] | None = None
+    Products run in `matmul_dtype` where given. With `first_rows` the states are the first rows of W; the others embed what is none.
+    """
+
+    weight: Float[Tensor, "T H"]
+    bias: Float[Tensor, "*P T"] | None = None
     impossible: int | None = None
     matmul_dtype: torch.dtype | None = None
+    first_rows: int | None = None
     _casts: dict[torch.dtype, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def num_states(self) -> int:
         """S."""
-        return self.weight_SH.shape[0]
+        return self.first_rows or len(self.weight)
 
     @property
     def parameters(self) -> tuple[Tensor, ...]:
-        """The weight, and the bias where there is one."""
-        return (self.weight_SH,) if self.bias_S is None else (self.weight_SH, self.bias_S)
+        """The whole weight, and the whole bias where there is one."""
+        return (self.weight,) if self.bias is None else (self.weight, self.bias)
 
     def logits(self, features_NH: Float[Tensor, "N H"], positions_N: Int64[Tensor, " N"]) -> Float[Tensor, "N S"]:
         """W h + b, in at least float32."""
         product_NS = self._product(features_NH)
-        if self.bias_S is not None:
-            product_NS = product_NS + self.bias_S if product_NS.requires_grad else product_NS.add_(self.bias_S)
+        if self.bias is not None:
+            bias = self.bias[..., : self.num_states]
+            bias = bias if bias.dim() == 1 else bias[positions_N]
+            product_NS = product_NS + bias if product_NS.requires_grad else product_NS.add_(bias)
         if self.impossible is None:
             return product_NS
         if product_NS.requires_grad:
@@ -99,35 +115,39 @@ class LinearHead(OutputHead):
         grad_NS: Float[Tensor, "N S"],
         parameter_grads: Sequence[Tensor | None],
     ) -> Float[Tensor, "N H"]:
-        """grad W for the features; grad^T h for the weight, the column sums for the bias. `grad_NS` may be changed."""
+        """grad W for the features; grad^T h for the weight, sums (by position) for the bias. `grad_NS` may be changed."""
         if self.impossible is not None:
             grad_NS[:, self.impossible] = 0
         weight_SH = self._weight_for(features_NH)
-        if len(parameter_grads) > 1 and parameter_grads[1] is not None:
-            parameter_grads[1].add_(grad_NS.sum(0))
+        weight_grad, bias_grad = (*parameter_grads, None)[:2]
+        grad_SH = None if weight_grad is None else weight_grad[: self.num_states]
+        bias_grad = None if bias_grad is None else bias_grad[..., : self.num_states]
+        if bias_grad is not None and bias_grad.dim() == 1:
+            bias_grad.add_(grad_NS.sum(0))
+        elif bias_grad is not None:
+            _add_by_position(bias_grad, positions_N, grad_NS)
         if weight_SH.dtype == grad_NS.dtype:
-            if parameter_grads[0] is not None:
-                parameter_grads[0].addmm_(grad_NS.T, features_NH.to(grad_NS.dtype))
+            if grad_SH is not None:
+                grad_SH.addmm_(grad_NS.T, features_NH.to(grad_NS.dtype))
             return (grad_NS @ weight_SH).to(features_NH.dtype)
         narrow_NH = features_NH.to(weight_SH.dtype)
         total_NH = torch.zeros_like(features_NH, dtype=grad_NS.dtype)
         for states in self._blocks():
             narrow_NK = grad_NS[:, states].to(weight_SH.dtype)
             total_NH += narrow_NK @ weight_SH[states]
-            if parameter_grads[0] is not None:
-                parameter_grads[0][states] += narrow_NK.T @ narrow_NH
+            if grad_SH is not None:
+                grad_SH[states] += narrow_NK.T @ narrow_NH
         return total_NH.to(features_NH.dtype)
 
     def target_logits(
-        self,
-        features_NH: Float[Tensor, "N H"],
-        positions_N: Int64[Tensor, " N"],
-        targets_NT: Int64[Tensor, "N T"],
+        self, features_NH: Float[Tensor, "N H"], positions_N: Int64[Tensor, " N"], targets_NT: Int64[Tensor, "N T"]
     ) -> Float[Tensor, "N T"]:
         """Of T rows of W alone."""
-        logit_NT = product_with_rows(self.weight_SH, features_NH, targets_NT)
-        if self.bias_S is not None:
-            logit_NT = logit_NT + self.bias_S[targets_NT].to(logit_NT.dtype)
+        wide = widest(features_NH.dtype)
+        logit_NT = (F.embedding(targets_NT, self.weight).to(wide) @ features_NH.to(wide)[..., None])[..., 0]
+        if self.bias is not None:
+            at = (targets_NT,) if self.bias.dim() == 1 else (positions_N[:, None], targets_NT)
+            logit_NT = logit_NT + self.bias[at].to(wide)
         return logit_NT if self.impossible is None else logit_NT.masked_fill(targets_NT == self.impossible, NEVER)
 
     def _product(self, features_NH: Float[Tensor, "N H"]) -> Float[Tensor, "N S"]:
@@ -146,38 +166,22 @@ class LinearHead(OutputHead):
 
     def _weight_for(self, features_NH: Float[Tensor, "N H"]) -> Float[Tensor, "S H"]:
         """The weight in the dtype of the products; cast once for all chunks where no gradient is recorded."""
-        dtype = self.matmul_dtype or features_NH.dtype
-        if self.weight_SH.dtype == dtype or torch.is_grad_enabled():
-            return self.weight_SH.to(dtype)
+        dtype, weight_SH = self.matmul_dtype or features_NH.dtype, self.weight[: self.num_states]
+        if weight_SH.dtype == dtype or torch.is_grad_enabled():
+            return weight_SH.to(dtype)
         if dtype not in self._casts:
-            self._casts[dtype] = self.weight_SH.to(dtype)
+            self._casts[dtype] = weight_SH.to(dtype)
         return self._casts[dtype]
 
 
-def product_with_rows(
-    weight_SH: Float[Tensor, "S H"], features_NH: Float[Tensor, "N H"], rows_NT: Int64[Tensor, "N T"]
-) -> Float[Tensor, "N T"]:
-    """The products of each row of features with T rows of the weight, in at least float32."""
-    wide = widest(features_NH.dtype)
-    return (F.embedding(rows_NT, weight_SH).to(wide) @ features_NH.to(wide)[..., None])[..., 0]
-
-
-def vjp_by_autograd(
-    output_head: OutputHead,
-    features_NH: Float[Tensor, "N H"],
-    positions_N: Int64[Tensor, " N"],
-    grad_NS: Float[Tensor, "N S"],
-    parameter_grads: Sequence[Tensor | None],
-) -> Float[Tensor, "N H"]:
-    """`OutputHead.vjp` for an output head with no closed form: the logits are made once more under autograd."""
-    leaf_NH = features_NH.detach().requires_grad_()
-    wanted = [(p, g) for p, g in zip(output_head.parameters, parameter_grads, strict=True) if g is not None]
-    with torch.enable_grad():
-        logits_NS = output_head.logits(leaf_NH, positions_N)
-        grads = torch.autograd.grad(logits_NS, [leaf_NH, *(p for p, _ in wanted)], grad_NS)
-    for (_, total), grad in zip(wanted, grads[1:], strict=True):
-        total.add_(grad)
-    return grads[0]
+def _add_by_position(
+    total_PS: Float[Tensor, "P S"], positions_N: Int64[Tensor, " N"], grad_NS: Float[Tensor, "N S"]
+) -> None:
+    """total[position] += grad, as a product: in a fixed order on a GPU, and fast on a CPU."""
+    touched_U, row_N = positions_N.unique(return_inverse=True)
+    one_hot_UN = torch.zeros(len(touched_U), len(row_N), dtype=grad_NS.dtype, device=grad_NS.device)
+    one_hot_UN[row_N, torch.arange(len(row_N), device=row_N.device)] = 1
+    total_PS[touched_U] += (one_hot_UN @ grad_NS).to(total_PS.dtype)
 
 
 @dataclass(frozen=True)

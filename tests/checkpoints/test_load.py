@@ -13,7 +13,8 @@ from di4c_lm.checkpoints import own
 from di4c_lm.checkpoints.load import load_checkpoint, read_checkpoint
 from di4c_lm.mixtures.adaln import AdaLNSettings
 from di4c_lm.mixtures.base import Latents, NoMixture
-from di4c_lm.networks.dit import DitConfig
+from di4c_lm.networks.base import product
+from di4c_lm.networks.dit import DitConfig, DitStages
 from tests.checkpoints.formats import LENGTH, mdlm_config, named, training_config, write_ckpt, write_folder
 from tests.checkpoints.helpers import PUBLISHED, assert_same_tensors, tiny
 
@@ -356,12 +357,13 @@ def test_golden_weights_give_the_golden_logits_through_every_format(tmp_path, na
         source = tmp_path / "last.ckpt"
         torch.save({"state_dict": tensors, "hyper_parameters": {"config": {"model": config}}}, source)
     network = load_checkpoint(source)
-    options = {}
-    if network.has_latents:
-        lam = Latents(torch.from_numpy(golden["z"])[:, None, None])
-        options = {"drive": lambda stages: network.drive(stages, lam)}
+    read = torch.from_numpy(golden["indices"]), torch.from_numpy(golden["sigma"])
     with torch.no_grad():
-        found = network.predict(torch.from_numpy(golden["indices"]), torch.from_numpy(golden["sigma"]), **options)
+        if network.has_latents:
+            lam = Latents(torch.from_numpy(golden["z"])[:, None, None])
+            found = network.drive(DitStages(network.network, *read), lam)
+        else:
+            found = product(DitStages(network, *read))
     expected = torch.from_numpy(golden["log_p_subs"])
     masked = torch.from_numpy(golden["indices"]) == network.mask_id
     torch.testing.assert_close(found.log_probs()[:, 0][masked][:, :-1], expected[masked][:, :-1], rtol=1e-4, atol=1e-4)

@@ -71,7 +71,7 @@ def test_lambda_is_refused() -> None:
 def test_output_head_carries_the_dtype_of_its_products() -> None:
     network = dit()
     network.matmul_dtype = torch.bfloat16
-    assert dataclasses.replace(network.output_head(), matmul_dtype=None).weight_SH is network.output_layer.linear.weight
+    assert dataclasses.replace(network.output_head(), matmul_dtype=None).weight is network.output_layer.linear.weight
     assert network.output_head().matmul_dtype is torch.bfloat16
 
 

@@ -2,8 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from di4c_lm.networks.maskgit import TiedHead
-from di4c_lm.processes.denoiser import vjp_by_autograd
+from di4c_lm.processes.denoiser import LinearHead, OutputHead
 
 N, H, S, T, P = 9, 4, 6, 8, 5  # T tokens of which S are states, P places
 
@@ -21,11 +20,11 @@ def positions() -> Tensor:
 @pytest.mark.parametrize("impossible", [None, S - 1])
 def test_vjp_is_autograds(impossible: int | None) -> None:
     embedding, bias, features, gradient = tensors()
-    output_head = TiedHead(embedding.requires_grad_(), bias.requires_grad_(), S, impossible=impossible)
+    output_head = LinearHead(embedding.requires_grad_(), bias.requires_grad_(), impossible, first_rows=S)
     found, expected = ([torch.ones_like(p) for p in output_head.parameters] for _ in range(2))
     with torch.no_grad():
         ours = output_head.vjp(features, positions(), gradient.clone(), found)
-    theirs = vjp_by_autograd(output_head, features, positions(), gradient, expected)
+    theirs = OutputHead.vjp(output_head, features, positions(), gradient, expected)
     torch.testing.assert_close(ours, theirs)
     torch.testing.assert_close(found, expected)
     assert bool((found[0][S:] == 1).all())  # rows that are no state have no gradient
@@ -33,20 +32,23 @@ def test_vjp_is_autograds(impossible: int | None) -> None:
 
 def test_gradients_that_nobody_wants_are_not_made() -> None:
     embedding, bias, features, gradient = tensors()
-    found = TiedHead(embedding, bias, S).vjp(features, positions(), gradient.clone(), [None, None])
+    found = LinearHead(embedding, bias, first_rows=S).vjp(features, positions(), gradient.clone(), [None, None])
     torch.testing.assert_close(found, gradient @ embedding[:S])
 
 
 def test_the_bias_is_of_the_position() -> None:
     embedding, bias, features, _ = tensors()
-    logits = TiedHead(embedding, bias, S).logits(features, positions())
+    logits = LinearHead(embedding, bias, first_rows=S).logits(features, positions())
     for row, place in enumerate(positions().tolist()):
         torch.testing.assert_close(logits[row], embedding[:S] @ features[row] + bias[place, :S])
 
 
 def test_narrow_products_are_near() -> None:
     embedding, bias, features, gradient = tensors(torch.float32)
-    narrow, wide = TiedHead(embedding, bias, S, matmul_dtype=torch.bfloat16), TiedHead(embedding, bias, S)
+    narrow, wide = (
+        LinearHead(embedding, bias, matmul_dtype=torch.bfloat16, first_rows=S),
+        LinearHead(embedding, bias, first_rows=S),
+    )
     totals = [[torch.zeros_like(embedding), torch.zeros_like(bias)] for _ in range(2)]
     ours, theirs = (
         [

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import torch
@@ -10,8 +9,8 @@ from torch import Tensor, nn
 
 from di4c_lm.mixtures.base import Latents, NoMixture
 from di4c_lm.mixtures.token import TokenSettings
-from di4c_lm.networks.base import sinusoid
-from di4c_lm.networks.dit import DIT, DitConfig
+from di4c_lm.networks.base import product, sinusoid
+from di4c_lm.networks.dit import DIT, DitConfig, DitStages
 from di4c_lm.processes.masked import MaskedProcess
 from tests.parity.golden import Computed, Golden, Tolerance
 
@@ -66,8 +65,8 @@ def _keep(hidden: list[Tensor], _block: nn.Module, _inputs: tuple[Tensor, ...], 
 
 def _logits(network: Any, x_t: Tensor, sigma_B: Tensor, lam: Latents | None) -> Tensor:
     """The raw logits, MASK's among them, at every position."""
-    options = {} if lam is None else {"drive": partial(network.drive, lam=lam)}
-    prediction = network.predict(x_t, sigma_B, **options)
+    stages = DitStages(network if lam is None else network.network, x_t, sigma_B)
+    prediction = product(stages) if lam is None else network.drive(stages, lam)
     output_head = dataclasses.replace(network.output_head(), impossible=None)
     features_BDH = prediction.features.squeeze(1)
     positions_N = torch.arange(x_t.shape[1]).repeat(len(x_t))

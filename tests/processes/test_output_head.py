@@ -3,9 +3,8 @@ import torch
 from torch import Tensor
 
 from di4c_lm.networks.logistic_head import LogisticHead
-from di4c_lm.networks.maskgit import TiedHead
 from di4c_lm.processes import denoiser as output_heads
-from di4c_lm.processes.denoiser import LinearHead, Prediction, vjp_by_autograd
+from di4c_lm.processes.denoiser import LinearHead, OutputHead, Prediction
 
 N, H, S = 7, 4, 9
 
@@ -26,7 +25,7 @@ def test_vjp_is_autograds(impossible: int | None, *, with_bias: bool) -> None:
     found, expected = ([torch.ones_like(p) for p in output_head.parameters] for _ in range(2))
     with torch.no_grad():
         ours = output_head.vjp(features, positions, gradient.clone(), found)
-    theirs = vjp_by_autograd(output_head, features, positions, gradient, expected)
+    theirs = OutputHead.vjp(output_head, features, positions, gradient, expected)
     torch.testing.assert_close(ours, theirs)
     torch.testing.assert_close(found, expected)
 
@@ -37,7 +36,7 @@ def test_gradients_that_nobody_wants_are_not_made() -> None:
     with torch.no_grad():
         found = output_head.vjp(features, torch.arange(N), gradient.clone(), [None, None])
     torch.testing.assert_close(found, gradient @ weight)
-    torch.testing.assert_close(vjp_by_autograd(output_head, features, torch.arange(N), gradient, [None, None]), found)
+    torch.testing.assert_close(OutputHead.vjp(output_head, features, torch.arange(N), gradient, [None, None]), found)
 
 
 @pytest.mark.parametrize("states_at_once", [4, 2**13])
@@ -66,7 +65,7 @@ def test_target_logits_are_those_of_the_whole_readout(kind: str, impossible: int
     positions = torch.arange(N) % 3
     output_head = {
         "linear": LinearHead(weight, bias, impossible=impossible),
-        "tied": TiedHead(torch.cat([weight, weight[:2]]), torch.randn(3, S + 2).double(), S, impossible=impossible),
+        "tied": LinearHead(torch.cat([weight, weight[:2]]), torch.randn(3, S + 2).double(), impossible, first_rows=S),
         "logistic": LogisticHead(S),
     }[kind]
     features = features[:, :2] if kind == "logistic" else features
