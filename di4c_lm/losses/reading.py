@@ -42,37 +42,15 @@ class PositionReading:
     divergence: Float[Tensor, "M R"]  # KL(q_r ‖ Σ_j w_j exp ℓ_j) for each of R distributions
     component_divergence: Float[Tensor, " M"]  # Σ_j w_j KL(q_0 ‖ exp ℓ_j); zeros unless asked for
 
-
-def read_rows(
-    features: Float[Tensor, "M L H"],
-    positions: Positions,
-    output_head: OutputHead,
-    targets: Int64[Tensor, "M T"],
-    distributions: Sequence[Float[Tensor, "M S"]] = (),
-    *,
-    components: bool = False,
-    chunk_rows: int = 0,
-) -> Reading:
-    """The reading of L rows of features of equal weight, one a λ; `components` asks for the components' divergence.
-
-    The logarithms of L products and of their mean are summed over the positions in float64.
-    """
-    read = read_mixture(
-        features,
-        positions.position,
-        output_head,
-        targets,
-        distributions,
-        component_divergence=components,
-        chunk_rows=chunk_rows,
-    )
-    log_L = math.log(features.shape[1])
-    return Reading(
-        joint=positions.per_example(read.target_log_p).logsumexp(1) - log_L,
-        product=positions.per_example(read.target_log_p.double().logsumexp(1) - log_L),
-        divergence=positions.per_example(read.divergence),
-        component_divergence=positions.per_example(read.component_divergence),
-    )
+    def summed(self, positions: Positions) -> Reading:
+        """The reading of L products of equal weight; their logarithms, and that of their mean, are summed in float64."""
+        log_L = math.log(self.target_log_p.shape[1])
+        return Reading(
+            joint=positions.per_example(self.target_log_p).logsumexp(1) - log_L,
+            product=positions.per_example(self.target_log_p.double().logsumexp(1) - log_L),
+            divergence=positions.per_example(self.divergence),
+            component_divergence=positions.per_example(self.component_divergence),
+        )
 
 
 def read_mixture(

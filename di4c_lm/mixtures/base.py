@@ -6,7 +6,7 @@ A kind of mixture is one file here: its settings, a frozen dataclass, and its cl
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,10 +17,10 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor, nn
 
 from di4c_lm.core.settings import check, section
-from di4c_lm.losses.reading import PositionReading, Reading, mixture_marginals, read_mixture
+from di4c_lm.losses.reading import PositionReading, Reading
 from di4c_lm.networks.base import Network, Rows, check_tensors
 from di4c_lm.processes.categorical import sample_categorical
-from di4c_lm.processes.denoiser import OutputHead, Positions, Prediction
+from di4c_lm.processes.denoiser import Positions, Prediction
 from di4c_lm.processes.rng import KeyedRng, Rng, uniform
 
 Settings = TypeVar("Settings", bound="MixtureSettings")
@@ -85,69 +85,25 @@ class Chain(ABC):
 class Chained(Rows):
     """What is said of each position under each code of its window, and the chain that the codes follow: λ enumerated."""
 
-    features: Float[Tensor, "B L D H"]
-    output_head: OutputHead
     chain: Chain
 
     def log_weight(self, positions: Positions) -> Float[Tensor, "M L"]:
         """log p(z = j) of the code at each position."""
         return self.chain.log_marginal[positions.example, self.chain.window_of(positions.position)]
 
-    def read(
-        self,
-        positions: Positions,
-        targets: Int64[Tensor, "M T"],
-        distributions: Sequence[Float[Tensor, "M S"]] = (),
-        *,
-        components: bool = False,
-        chunk_rows: int = 0,
-    ) -> Reading:
-        """See `Rows.read`; λ is summed out exactly, by the chain."""
-        weight_ML, chain = self.log_weight(positions), self.chain
-        read = self.read_positions(
-            positions, targets, distributions, weight_ML, components=components, chunk_rows=chunk_rows
-        )
+    def summed(self, read: PositionReading, positions: Positions, log_weight: Tensor | None) -> Reading:
+        """See `Rows.summed`; λ is summed out exactly, by the chain."""
+        assert log_weight is not None
+        chain = self.chain
         slot_M = positions.example * chain.num_windows + chain.window_of(positions.position)
         shape = (positions.num_examples * chain.num_windows, *read.target_log_p.shape[1:])
         emission = torch.zeros(shape, dtype=torch.float64, device=slot_M.device)
         emission_BWLT = emission.index_add(0, slot_M, read.target_log_p.double()).unflatten(0, (-1, chain.num_windows))
         return Reading(
             joint=chain.log_prob(emission_BWLT.transpose(2, 3)),
-            product=positions.per_example((read.target_log_p + weight_ML.double()[..., None]).logsumexp(1)),
+            product=positions.per_example((read.target_log_p + log_weight.double()[..., None]).logsumexp(1)),
             divergence=positions.per_example(read.divergence),
             component_divergence=positions.per_example(read.component_divergence),
-        )
-
-    def read_positions(
-        self,
-        positions: Positions,
-        targets: Int64[Tensor, "M T"],
-        distributions: Sequence[Float[Tensor, "M S"]],
-        log_weight_ML: Float[Tensor, "M L"],
-        *,
-        components: bool,
-        chunk_rows: int,
-    ) -> PositionReading:
-        """What is read position by position."""
-        return read_mixture(
-            positions.features(self.features),
-            positions.position,
-            self.output_head,
-            targets,
-            distributions,
-            log_weight=log_weight_ML,
-            component_divergence=components,
-            chunk_rows=chunk_rows,
-        )
-
-    def marginals(self, positions: Positions, *, chunk_rows: int = 0) -> Float[Tensor, "M S"]:
-        """See `Rows.marginals`."""
-        return mixture_marginals(
-            positions.features(self.features),
-            positions.position,
-            self.output_head,
-            log_weight=self.log_weight(positions),
-            chunk_rows=chunk_rows,
         )
 
     def codes(self, lam: Latents) -> Int64[Tensor, "B N D"]:
@@ -275,6 +231,11 @@ def drawn_from(generator: torch.Generator) -> Iterator[None]:
         yield
 
 
+def _of_network(name: str) -> Any:
+    """An attribute that is the network's, to read and to set."""
+    return property(lambda self: getattr(self.network, name), lambda self, value: setattr(self.network, name, value))
+
+
 class Mixture(nn.Module, ABC):
     """A denoiser made of a network and of what a kind of λ adds to it.
 
@@ -285,6 +246,8 @@ class Mixture(nn.Module, ABC):
     has_latents: ClassVar[bool] = True
     settings: Any
     network: Any
+    activation_checkpointing = _of_network("activation_checkpointing")
+    matmul_dtype = _of_network("matmul_dtype")
 
     def __init__(self, settings: MixtureSettings, network: Network, *, shares_backbone: bool) -> None:
         super().__init__()
@@ -296,24 +259,6 @@ class Mixture(nn.Module, ABC):
             object.__setattr__(self, "network", network.requires_grad_(False))  # not registered
         else:
             self.network = network
-
-    @property
-    def activation_checkpointing(self) -> bool:
-        """See `Network`."""
-        return self.network.activation_checkpointing
-
-    @activation_checkpointing.setter
-    def activation_checkpointing(self, chosen: bool) -> None:
-        self.network.activation_checkpointing = chosen
-
-    @property
-    def matmul_dtype(self) -> torch.dtype | None:
-        """See `Network`."""
-        return self.network.matmul_dtype
-
-    @matmul_dtype.setter
-    def matmul_dtype(self, chosen: torch.dtype | None) -> None:
-        self.network.matmul_dtype = chosen
 
     @abstractmethod
     def sample_latents(self, num_batch: int, num_lambdas: int, rng: Rng, device: torch.device) -> Latents:
@@ -424,8 +369,7 @@ class CodedMixture(Mixture):
 
     def sample_latents(self, num_batch: int, num_lambdas: int, rng: Rng, device: torch.device) -> Latents:
         """See `Mixture.sample_latents`: one float64 uniform (B, L, 1) a sample, of which its codes are made."""
-        if num_lambdas < 1:
-            raise ValueError(f"num_lambdas must be at least 1, got {num_lambdas}")
+        check(num_lambdas >= 1, "num_lambdas", num_lambdas, "at least 1")
         return Latents(uniform(rng, (num_batch, num_lambdas, 1), device))
 
     def training_latents(self, num_batch: int, num_lambdas: int, rng: Rng, device: torch.device) -> Latents:

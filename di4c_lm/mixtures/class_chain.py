@@ -11,7 +11,7 @@ iterations, so that whatever the pair potentials are, they are (nearly) kept.
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, final
@@ -28,7 +28,7 @@ from di4c_lm.mixtures.base import Chain, Chained, CodedMixture, Latents, Mixture
 from di4c_lm.mixtures.class_counts import token_classes
 from di4c_lm.networks.base import Network, Rows
 from di4c_lm.processes.categorical import kl_divergence, sample_categorical
-from di4c_lm.processes.denoiser import OutputHead, Positions, row_chunks, rows_at_once, widest
+from di4c_lm.processes.denoiser import OutputHead, Positions, rows_at_once, widest
 
 _LEAST = 1e-30  # of a probability beside the likeliest; it keeps the logarithm of a path that cannot be finite
 _DISTANCES = 8  # between neighbours that are told apart; the last stands for all that are longer
@@ -273,11 +273,8 @@ class ClassOutputHead(OutputHead):
 
     def tail(self, features_NH: Float[Tensor, "N H"], positions_N: Int64[Tensor, " N"]) -> Float[Tensor, "N tail"]:
         """The tail of all classes, 1 + L wide: log Σ_x exp logit(x), and log p(z) = log Σ_x p(x) c(z | x)."""
-        tails = [
-            checkpoint(self._tail, features_NH[rows], positions_N[rows], use_reentrant=False)
-            for rows in row_chunks(len(features_NH), rows_at_once(self, 0))
-        ]
-        return torch.cat(tails) if tails else features_NH.new_zeros(0, 1 + self.num_classes)
+        (tail_NF,) = self._in_chunks(self._tail, features_NH, positions_N)
+        return tail_NF
 
     def log_target(
         self,
@@ -301,22 +298,15 @@ class ClassOutputHead(OutputHead):
         of_components: bool,
     ) -> tuple[Float[Tensor, "M R"], Float[Tensor, " M"]]:
         """KL(q_r ‖ Σ_z w_z p(· | z)) for each distribution q_r, and Σ_z w_z KL(q_0 ‖ p(· | z)) where it is asked for, else zeros."""
-        found = [
-            checkpoint(
-                self._divergence,
-                features_MH[rows],
-                positions_M[rows],
-                log_weight_ML[rows],
-                [q_MS[rows] for q_MS in distributions],
-                of_components,
-                use_reentrant=False,
-            )
-            for rows in row_chunks(len(features_MH), rows_at_once(self, 0))
-        ]
-        if not found:
-            return log_weight_ML.new_zeros(0, len(distributions)), log_weight_ML.new_zeros(0)
-        mixed, components = zip(*found, strict=True)
-        return torch.cat(mixed), torch.cat(components)
+        read = functools.partial(self._divergence, of_components=of_components)
+        mixed_MR, component_M = self._in_chunks(read, features_MH, positions_M, log_weight_ML, *distributions)
+        return mixed_MR, component_M
+
+    def _in_chunks(self, read: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> list[Tensor]:
+        """What `read` makes of some rows of the tensors at a time; it is made once more in the backward pass."""
+        chunks = zip(*(tensor.split(rows_at_once(self, 0)) for tensor in tensors), strict=True)
+        found = [checkpoint(read, *chunk, use_reentrant=False) for chunk in chunks]
+        return [torch.cat(parts) for parts in zip(*found, strict=True)]
 
     def log_marginal(
         self, features_MH: Float[Tensor, "M H"], positions_M: Int64[Tensor, " M"], log_weight_ML: Float[Tensor, "M L"]
@@ -332,8 +322,8 @@ class ClassOutputHead(OutputHead):
         features_MH: Tensor,
         positions_M: Tensor,
         log_weight_ML: Tensor,
-        distributions: list[Tensor],
-        of_components: bool,  # noqa: FBT001 (checkpointing passes it by position)
+        *distributions: Tensor,
+        of_components: bool,
     ) -> tuple[Tensor, Tensor]:
         log_mean_MS = self.log_marginal(features_MH, positions_M, log_weight_ML)
         mixed_MR = torch.stack([kl_divergence(q_MS, log_mean_MS) for q_MS in distributions], 1)
@@ -346,11 +336,11 @@ class ClassOutputHead(OutputHead):
         log_p_MS = self.inner.logits(own_MH, positions_M) - log_norm_M[:, None]
         return mixed_MR, kl_divergence(distributions[0], log_p_MS + mean_log_class_MS - mean_log_p_M1)
 
-    def _tail(self, features_NH: Tensor, positions_N: Tensor) -> Float[Tensor, "N tail"]:
+    def _tail(self, features_NH: Tensor, positions_N: Tensor) -> tuple[Float[Tensor, "N tail"]]:
         logits_NS = self.inner.logits(features_NH, positions_N)
         log_norm_N1 = logits_NS.logsumexp(1, keepdim=True)
         p_NL = (logits_NS - log_norm_N1).exp() @ self.log_class.exp()
-        return torch.cat([log_norm_N1, p_NL.clamp(min=_LEAST).log()], 1)
+        return (torch.cat([log_norm_N1, p_NL.clamp(min=_LEAST).log()], 1),)
 
     def _parted(self, features_MH: Tensor) -> tuple[Float[Tensor, "M H"], Float[Tensor, " M"], Float[Tensor, "M L"]]:
         """The network's own features, in the dtype of its output head, and the two parts of the tail."""
@@ -376,20 +366,19 @@ class EveryClass(Chained):
         positions: Positions,
         targets: Int64[Tensor, "M T"],
         distributions: Sequence[Float[Tensor, "M S"]],
-        log_weight_ML: Float[Tensor, "M L"],
+        log_weight: Float[Tensor, "M L"] | None,
         *,
         components: bool,
         chunk_rows: int,
     ) -> PositionReading:
-        """See `Chained.read_positions`."""
+        """See `Rows.read_positions`."""
+        assert log_weight is not None
         features_MH, head = positions.features(self.features)[:, 0], self.output_head
         target_MLT = head.log_target(features_MH, positions.position, targets)
         none_M = target_MLT.new_zeros(len(target_MLT))
         if not distributions:
             return PositionReading(target_MLT, none_M[:, None][:, :0], none_M)
-        found = head.divergences(
-            features_MH, positions.position, log_weight_ML, distributions, of_components=components
-        )
+        found = head.divergences(features_MH, positions.position, log_weight, distributions, of_components=components)
         return PositionReading(target_MLT, *found)
 
     @torch.no_grad()

@@ -74,17 +74,12 @@ class TokenMixture(Mixture):
 
     def __init__(self, settings: TokenSettings, network: Network) -> None:
         super().__init__(settings, network, shares_backbone=settings.freeze_backbone and not network.takes_shifts)
-        is_codebook = settings.distribution == "codebook"
-        check(
-            not is_codebook or settings.codebook_size >= 1,
-            "mixture.codebook_size",
-            settings.codebook_size,
-            "at least 1",
-        )
+        is_codebook, size = settings.distribution == "codebook", settings.codebook_size
+        check(not is_codebook or size >= 1, "mixture.codebook_size", size, "at least 1")
         self.inject_at = block_number(settings.inject_at, network)
         if is_codebook:
             width = network.config.width if network.takes_shifts else network.width
-            self.latent_codebook = nn.Embedding(settings.codebook_size, width)
+            self.latent_codebook = nn.Embedding(size, width)
             nn.init.normal_(self.latent_codebook.weight, std=self.codebook_std)
         elif network.takes_shifts:
             allowed = "uniform, stratified or codebook for a U-Net"
@@ -108,8 +103,7 @@ class TokenMixture(Mixture):
     def sample_latents(self, num_batch: int, num_lambdas: int, rng: Rng, device: torch.device) -> Latents:
         """See `Mixture.sample_latents`: (B, L, dim) floats, or (B, L, 1) numbers of codes; a codebook as large as L is enumerated."""
         chosen = self.settings
-        if num_lambdas < 1:
-            raise ValueError(f"num_lambdas must be at least 1, got {num_lambdas}")
+        check(num_lambdas >= 1, "num_lambdas", num_lambdas, "at least 1")
         if chosen.distribution == "codebook":
             return Latents(self._codes(num_batch, num_lambdas, rng, device))
         if chosen.distribution == "gaussian":

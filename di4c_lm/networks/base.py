@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from di4c_lm.losses.reading import Reading, mixture_marginals, read_rows
+from di4c_lm.losses.reading import PositionReading, Reading, mixture_marginals, read_mixture
 from di4c_lm.processes.denoiser import OutputHead, Positions, Prediction
 from di4c_lm.processes.rng import Rng
 
@@ -50,20 +50,50 @@ class Rows(Prediction):
             components: whether the components' divergence, from the first distribution, is wanted.
             chunk_rows: rows of logits held at once; 0: as many as suit the device.
         """
-        return read_rows(
+        log_weight = self.log_weight(positions)
+        read = self.read_positions(
+            positions, targets, distributions, log_weight, components=components, chunk_rows=chunk_rows
+        )
+        return self.summed(read, positions, log_weight)
+
+    def log_weight(self, positions: Positions) -> Float[Tensor, "M L"] | None:
+        """The logarithm of each row's weight at the positions; None: all are equal."""
+
+    def read_positions(
+        self,
+        positions: Positions,
+        targets: Int64[Tensor, "M T"],
+        distributions: Sequence[Float[Tensor, "M S"]],
+        log_weight: Float[Tensor, "M L"] | None,
+        *,
+        components: bool,
+        chunk_rows: int,
+    ) -> PositionReading:
+        """What is read position by position."""
+        return read_mixture(
             positions.features(self.features),
-            positions,
+            positions.position,
             self.output_head,
             targets,
             distributions,
-            components=components,
+            log_weight=log_weight,
+            component_divergence=components,
             chunk_rows=chunk_rows,
         )
 
+    def summed(self, read: PositionReading, positions: Positions, log_weight: Tensor | None) -> Reading:
+        """The reading of each sequence, made of those of its positions."""
+        return read.summed(positions)
+
     def marginals(self, positions: Positions, *, chunk_rows: int = 0) -> Float[Tensor, "M S"]:
         """The marginals, λ averaged out, at M positions; without gradient."""
-        features_MLH = positions.features(self.features)
-        return mixture_marginals(features_MLH, positions.position, self.output_head, chunk_rows=chunk_rows)
+        return mixture_marginals(
+            positions.features(self.features),
+            positions.position,
+            self.output_head,
+            log_weight=self.log_weight(positions),
+            chunk_rows=chunk_rows,
+        )
 
     def under(self, choice: Int64[Tensor, "B N D"]) -> "Rows":
         """What is said at each position under the row, or the code, that is chosen for it: N choices a sequence."""

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from di4c_lm.core.settings import section, setting
 from di4c_lm.data.batches import Batch, batch_rng, classes_of
-from di4c_lm.losses.mdlm import mdlm_bound
 from di4c_lm.objectives.objective import Objective, ObjectiveSettings
 from di4c_lm.processes.denoiser import Positions
 from di4c_lm.processes.masked import above
@@ -67,11 +66,5 @@ class DenoisingObjective(Objective):
         x_t = self.process.corrupt(batch.x, t_B, rng)
         positions = Positions.where(self.process.unknown(x_t))
         prediction = self.student(x_t, t_B.float(), None, cond_B)
-        return mdlm_bound(
-            prediction.features[positions.example, 0, positions.position],
-            prediction.output_head,
-            positions,
-            positions.gather(batch.x),
-            weight(t_B),
-            chunk_rows=self.settings.chunk_rows,
-        )
+        reading = prediction.read(positions, positions.gather(batch.x)[:, None], chunk_rows=self.settings.chunk_rows)
+        return -weight(t_B).double() * reading.joint[:, 0]

@@ -8,11 +8,27 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from di4c_lm.losses.reading import Reading, mixture_marginals, read_rows
-from di4c_lm.processes.denoiser import LinearHead, Positions
+from di4c_lm.losses.reading import Reading, mixture_marginals, read_mixture
+from di4c_lm.processes.denoiser import LinearHead, OutputHead, Positions
 from tests.losses import oracle
 
 FIELDS = ("joint", "product", "divergence", "component_divergence")
+
+
+def read_rows(
+    features: Tensor,
+    positions: Positions,
+    output_head: OutputHead,
+    targets: Tensor,
+    distributions: Sequence[Tensor] = (),
+    *,
+    components: bool = False,
+    chunk_rows: int = 0,
+) -> Reading:
+    """The reading of L rows of features of equal weight, (M, L, H)."""
+    options: Any = {"component_divergence": components, "chunk_rows": chunk_rows}
+    return read_mixture(features, positions.position, output_head, targets, distributions, **options).summed(positions)
+
 
 SETTINGS = st.fixed_dictionaries(
     {

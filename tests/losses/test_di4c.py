@@ -9,10 +9,9 @@ from hypothesis import given, settings
 from torch import Tensor
 
 from di4c_lm.losses.di4c import Alpha, alpha, consistency_term, correlation, data_term, distillation_term
-from di4c_lm.losses.reading import read_rows
 from di4c_lm.processes.denoiser import LinearHead, Positions
 from tests.losses import oracle
-from tests.losses.problem import SETTINGS, Problem, random_problem
+from tests.losses.problem import SETTINGS, Problem, random_problem, read_rows
 
 FAST = settings(max_examples=25, deadline=None)
 

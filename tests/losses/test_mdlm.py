@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from di4c_lm.losses.mdlm import log_linear_weight, mdlm_bound
+from di4c_lm.losses.mdlm import log_linear_weight
+from di4c_lm.losses.reading import read_mixture
 from di4c_lm.processes.denoiser import LinearHead, Positions
 from di4c_lm.processes.masked import LogLinear
 
@@ -13,14 +14,9 @@ def test_it_is_the_weighted_negative_log_likelihood_of_the_masked_tokens() -> No
     masked = torch.tensor([[True, False, True, False], [False] * 4])
     positions, weight = Positions.where(masked), torch.tensor([3.0, 2.0], dtype=torch.float64)
     output_head = LinearHead(torch.eye(5, dtype=torch.float64))
-    bound_B = mdlm_bound(
-        logits[positions.example, positions.position],
-        output_head,
-        positions,
-        positions.gather(x_0),
-        weight,
-        chunk_rows=1,
-    )
+    features_M1S, targets_M1 = logits[positions.example, positions.position][:, None], positions.gather(x_0)[:, None]
+    read = read_mixture(features_M1S, positions.position, output_head, targets_M1, chunk_rows=1)
+    bound_B = -weight * read.summed(positions).joint[:, 0]
     nll = torch.nn.functional.cross_entropy(logits.transpose(1, 2), x_0, reduction="none")
     expected = weight * (nll * masked).sum(1)
     torch.testing.assert_close(bound_B, expected)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from di4c_lm.losses.di4c import Alpha, correlation, distillation_term
-from di4c_lm.losses.reading import Reading, check_values, mixture_marginals, read_rows
+from di4c_lm.losses.reading import Reading, check_values, mixture_marginals, read_mixture
 from di4c_lm.processes.denoiser import OutputHead, Positions
 from tests.parity.golden import Computed, Tolerance
 
@@ -59,7 +59,8 @@ def read_given(
     features_MLS, output_head = positions.features(logits_BLDS), GivenLogits(logits_BLDS.shape[-1])
     targets_MT = targets_BTD[positions.example, :, positions.position]
     check_values(features_MLS, output_head, targets_MT, distributions)
-    return read_rows(features_MLS, positions, output_head, targets_MT, distributions, components=components)
+    given = features_MLS, positions.position, output_head, targets_MT, distributions
+    return read_mixture(*given, component_divergence=components).summed(positions)
 
 
 @dataclass(frozen=True)
