@@ -10,8 +10,7 @@ from torch import Tensor
 from di4c_lm.core.settings import at_least, choice, positive, section, setting, unit
 from di4c_lm.processes.gaussian import GaussianChain
 from di4c_lm.processes.masked import MaskedProcess
-from di4c_lm.samplers.analytic import Analytic
-from di4c_lm.samplers.ancestral import Ancestral
+from di4c_lm.samplers.ancestral import Analytic, Ancestral
 from di4c_lm.samplers.tau_leaping import TauLeaping, leap
 from di4c_lm.samplers.trajectory import Trajectory
 

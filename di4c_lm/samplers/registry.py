@@ -6,8 +6,7 @@ from functools import partial
 from typing import Any
 
 from di4c_lm.core.settings import build, check, choice, section
-from di4c_lm.samplers.analytic import Analytic
-from di4c_lm.samplers.ancestral import Ancestral
+from di4c_lm.samplers.ancestral import Analytic, Ancestral
 from di4c_lm.samplers.blocks import Blocks
 from di4c_lm.samplers.confidence import Confidence
 from di4c_lm.samplers.corrector import PredictorCorrector

@@ -1,20 +1,19 @@
 """Remasking: a reverse step that may hide visible tokens again, and so corrects them."""
 
-from collections.abc import Iterator
 from typing import ClassVar, Literal, final
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from di4c_lm.core.settings import section, setting, unit
 from di4c_lm.processes.masked import MaskedProcess
-from di4c_lm.samplers.trajectory import Trajectory
+from di4c_lm.samplers.trajectory import StepByStep, Trajectory
 
 
 @final
 @section
-class Remasking:
+class Remasking(StepByStep):
     """ReMDM (Wang et al. 2025, section 4): a visible token is masked again with probability σ, and a masked one becomes visible with
     probability 1 - (m(s) - σ (1 - m(t))) / m(t), which leaves the marginal distribution of x_s as it was.
 
@@ -29,18 +28,18 @@ class Remasking:
     def __post_init__(self) -> None:
         unit(self, "eta")
 
-    def steps(self, trajectory: Trajectory, x: Int64[Tensor, "B D"]) -> Iterator[Int64[Tensor, "B D"]]:
-        """One state an interval."""
+    def step(
+        self, trajectory: Trajectory, x: Int64[Tensor, "B D"], t: Float64[Tensor, ""], s: Float64[Tensor, ""]
+    ) -> Int64[Tensor, "B D"]:
+        """See `StepByStep.step`."""
         process = trajectory.needs(MaskedProcess)
-        for t, s in trajectory.intervals():
-            m_t, m_s = process.schedule.mask_prob(t), process.schedule.mask_prob(s)
-            sigma = self._sigma(float(m_t), float(m_s))
-            stay = (m_s - sigma * (1 - m_t)) / m_t
-            u_BD, masked_BD = trajectory.uniform(), process.unknown(x)
-            revealed_BD = masked_BD & ((u_BD >= stay) | (s == 0))
-            hidden_BD = ~masked_BD & ~trajectory.fixed_BD & (u_BD < sigma)
-            x = torch.where(hidden_BD, process.mask_id, trajectory.predict(x, trajectory.every(t), revealed_BD))
-            yield x
+        m_t, m_s = process.schedule.mask_prob(t), process.schedule.mask_prob(s)
+        sigma = self._sigma(float(m_t), float(m_s))
+        stay = (m_s - sigma * (1 - m_t)) / m_t
+        u_BD, masked_BD = trajectory.uniform(), process.unknown(x)
+        revealed_BD = masked_BD & ((u_BD >= stay) | (s == 0))
+        hidden_BD = ~masked_BD & ~trajectory.fixed_BD & (u_BD < sigma)
+        return torch.where(hidden_BD, process.mask_id, trajectory.predict(x, trajectory.every(t), revealed_BD))
 
     def _sigma(self, m_t: float, m_s: float) -> float:
         most = min(1.0, m_s / (1 - m_t)) if m_t < 1 else 1.0

@@ -1,6 +1,5 @@
 """τ-leaping of chains on ordered levels: jumps at the rates of one time, added up."""
 
-from collections.abc import Iterator
 from typing import ClassVar, final
 
 import torch
@@ -10,24 +9,18 @@ from torch import Tensor
 from di4c_lm.core.settings import section
 from di4c_lm.processes.categorical import sample_poisson
 from di4c_lm.processes.gaussian import GaussianChain
-from di4c_lm.samplers.trajectory import Trajectory
+from di4c_lm.samplers.trajectory import StepByStep, Trajectory
 
 
 @final
 @section
-class TauLeaping:
+class TauLeaping(StepByStep):
     """x_s = x_t + Σ_y (y - x_t) P_y with P_y ~ Poisson((t - s) R_t(x_t, y)), kept within the levels (Campbell et al. 2022, section 4.3).
 
     R_t are the reverse rates at time t given the prediction of x_0. In the step to 0 x_0 itself is sampled.
     """
 
     needs: ClassVar[type] = GaussianChain
-
-    def steps(self, trajectory: Trajectory, x: Int64[Tensor, "B D"]) -> Iterator[Int64[Tensor, "B D"]]:
-        """One state an interval."""
-        for t, s in trajectory.intervals():
-            x = self.step(trajectory, x, t, s)
-            yield x
 
     def step(
         self, trajectory: Trajectory, x: Int64[Tensor, "B D"], t: Float64[Tensor, ""], s: Float64[Tensor, ""]

@@ -1,6 +1,7 @@
 """Sampling: one function for every process, network, sampler and domain, and what a sampler has at hand along a trajectory."""
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
@@ -272,6 +273,22 @@ class Sampler(Protocol):
     def steps(self, trajectory: Trajectory, x: Int64[Tensor, "B D"]) -> Iterator[Int64[Tensor, "B D"]]:
         """The states after each step, from `x` at t = 1 to one of time 0."""
         ...
+
+
+class StepByStep(ABC):
+    """A sampler that is said by one step, from t to s."""
+
+    def steps(self, trajectory: Trajectory, x: Int64[Tensor, "B D"]) -> Iterator[Int64[Tensor, "B D"]]:
+        """One state an interval."""
+        for t, s in trajectory.intervals():
+            x = self.step(trajectory, x, t, s)
+            yield x
+
+    @abstractmethod
+    def step(
+        self, trajectory: Trajectory, x: Int64[Tensor, "B D"], t: Float64[Tensor, ""], s: Float64[Tensor, ""]
+    ) -> Int64[Tensor, "B D"]:
+        """x_s."""
 
 
 def name_of(sampler: Sampler) -> str:

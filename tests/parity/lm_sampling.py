@@ -11,8 +11,7 @@ from torch import Tensor
 from di4c_lm.processes.categorical import sample_categorical_fp32
 from di4c_lm.processes.masked import LogLinear, MaskedProcess
 from di4c_lm.processes.rng import KeyedRng
-from di4c_lm.samplers.analytic import tweedie_weights
-from di4c_lm.samplers.ancestral import legacy_step, posterior_weights
+from di4c_lm.samplers.ancestral import legacy_step, posterior_weights, tweedie_weights
 from di4c_lm.samplers.grids import published_grid
 from di4c_lm.samplers.trajectory import Calls, Decoding, Trajectory
 from tests.parity import lm_dit

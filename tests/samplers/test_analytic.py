@@ -6,8 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from di4c_lm.processes.masked import LogLinear, MaskedProcess
-from di4c_lm.samplers.analytic import tweedie_weights
-from di4c_lm.samplers.ancestral import posterior_weights
+from di4c_lm.samplers.ancestral import posterior_weights, tweedie_weights
 from tests.samplers.helpers import CORRELATED, Exact, Joint, run, run_chain
 
 
