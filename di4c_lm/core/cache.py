@@ -8,13 +8,14 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol, final, runtime_checkable
+from typing import Any, Protocol, TypeVar, final, runtime_checkable
 
 from di4c_lm.core.files import LockedError, damage, lock, settle, sync, write_manifest
 
 logger = logging.getLogger(__name__)
 
 WORK = "work"
+T = TypeVar("T")
 _verified: set[Any] = set()  # large files whose checksums this process has read
 
 
@@ -40,6 +41,22 @@ class Ranks(Protocol):
     def gather(self, item: Any) -> list[Any]:
         """Each rank's item, in order of rank, on every rank."""
         ...
+
+
+def everywhere(ranks: Ranks, work: Callable[[], T]) -> list[T]:
+    """`work()`, and what it returned on each rank. An error of one is raised on all, as `ValueError` on the others."""
+    result, error = None, None
+    try:
+        result = work()
+    except Exception as raised:
+        error = raised
+    outcomes = ranks.gather((result, None if error is None else str(error)))
+    if error is not None:
+        raise error
+    for rank, (_, message) in enumerate(outcomes):
+        if message is not None:
+            raise ValueError(f"rank {rank}: {message}")
+    return [result for result, _ in outcomes]
 
 
 @final
@@ -89,31 +106,18 @@ class Cache:
         if together:
             with contextlib.ExitStack() as held:
                 while (
-                    state := self._everywhere(lambda: self._look(path, held) if self._ranks.rank == 0 else "")[0]
+                    state := everywhere(self._ranks, lambda: self._look(path, held) if self._ranks.rank == 0 else "")[0]
                 ) == "waiting":
                     pass
                 if state == "absent":
                     make(self._making(path))
-                    self._everywhere(lambda: self._finish(path) if self._ranks.rank == 0 else "")
+                    everywhere(self._ranks, lambda: self._finish(path) if self._ranks.rank == 0 else "")
         else:
-            while "waiting" in self._everywhere(lambda: self._made(path, make) if self._ranks.local_rank == 0 else ""):
+            while "waiting" in everywhere(
+                self._ranks, lambda: self._made(path, make) if self._ranks.local_rank == 0 else ""
+            ):
                 pass
         return path
-
-    def _everywhere(self, work: Callable[[], str]) -> list[str]:
-        """`work()`, and what it returned on each rank. An error of one is raised on all."""
-        result, error = "", None
-        try:
-            result = work()
-        except Exception as raised:
-            error = raised
-        outcomes = self._ranks.gather((result, None if error is None else str(error)))
-        if error is not None:
-            raise error
-        for rank, (_, message) in enumerate(outcomes):
-            if message is not None:
-                raise ValueError(f"rank {rank}: {message}")
-        return [result for result, _ in outcomes]
 
     def _look(self, path: Path, held: contextlib.ExitStack) -> str:
         """ "whole"; "absent", with the entry's lock taken and an empty folder to fill; or "waiting" for another process."""

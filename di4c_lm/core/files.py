@@ -46,42 +46,22 @@ def whole_file(path: Path) -> Iterator[Path]:
 
     An error in the block, a kill or a full disk leave the old file as it was. The folder is made where it is absent.
     """
-    with _new_folder_beside(path) as folder:
-        try:
-            yield folder / f"whole{path.suffix}"
-            settle(folder)
-            os.replace(folder / f"whole{path.suffix}", path)
-        except OSError as error:  # of a file that nobody has asked for
-            nameless = error.errno is not None and error.filename is None  # of a write
-            if not nameless and folder.name not in str(error):
-                raise
-            reason = error.strerror or str(error).rpartition(f"{folder.name}/whole{path.suffix}: ")[2]
-            raise OSError(error.errno or errno.EIO, reason, str(path)) from error
-    sync(path.parent)
-
-
-@contextlib.contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """A new folder to be filled: it becomes `path` by one rename at the end of the block.
-
-    Raises `OSError` where `path` is a folder with something in it by then.
-    """
-    with _new_folder_beside(path) as folder:
-        yield folder
-        settle(folder)
-        os.rename(folder, path)
-    sync(path.parent)
-
-
-@contextlib.contextmanager
-def _new_folder_beside(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = path.with_name(f"{_BESIDE}{os.getpid()}-{secrets.token_hex(4)}")
     folder.mkdir()
     try:
-        yield folder
+        yield folder / f"whole{path.suffix}"
+        settle(folder)
+        os.replace(folder / f"whole{path.suffix}", path)
+    except OSError as error:  # of a file that nobody has asked for
+        nameless = error.errno is not None and error.filename is None  # of a write
+        if not nameless and folder.name not in str(error):
+            raise
+        reason = error.strerror or str(error).rpartition(f"{folder.name}/whole{path.suffix}: ")[2]
+        raise OSError(error.errno or errno.EIO, reason, str(path)) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+    sync(path.parent)
 
 
 def remove_left_overs(folder: Path) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from di4c_lm.processes.categorical import kl_divergence, sample_categorical
-from di4c_lm.processes.denoiser import OutputHead, Positions, row_chunks, rows_at_once, widest
+from di4c_lm.processes.denoiser import OutputHead, Positions, add_rows_, row_chunks, rows_at_once, widest
 
 _TINY = 1e-30  # a mean of exponentials below this is taken again in the log domain, where a distribution gives the state any weight
 
@@ -117,35 +117,8 @@ def sample_rows(
         for rows in row_chunks(len(positions), rows_at_once(output_head, chunk_rows)):
             p_CS = output_head.logits(features[rows], positions[rows]).softmax(1)
             x_N[rows] = sample_categorical(p_CS, u[rows])
-            # A product in place of index_add_, which goes row by row on CPU and in no fixed order on a GPU.
-            touched_U, row_C = into[rows].unique(return_inverse=True)
-            share_UC = torch.zeros(len(touched_U), len(row_C), dtype=p_CS.dtype, device=p_CS.device)
-            share_UC[row_C, torch.arange(len(row_C), device=row_C.device)] = weight
-            marginal[touched_U] += (share_UC @ p_CS).to(marginal.dtype)
+            add_rows_(marginal, into[rows], p_CS, weight)
     return x_N
-
-
-def check_values(
-    features: Float[Tensor, "M L H"],
-    output_head: OutputHead,
-    targets: Int64[Tensor, "M T"],
-    distributions: Sequence[Float[Tensor, "M S"]] = (),
-) -> None:
-    """Raise `ValueError`, naming what cannot be: for callers outside the training loop, since it waits for the device."""
-    if not bool(features.isfinite().all()):
-        raise ValueError(f"features must be finite, got NaN or infinity in shape {tuple(features.shape)}")
-    for number, q_MS in enumerate(distributions):
-        sums_M = q_MS.sum(1)
-        if not bool(((sums_M - 1).abs() < 1e-3).all() and (q_MS >= 0).all()):
-            raise ValueError(
-                f"distributions[{number}] must be probabilities that sum to 1 over S, got shape {tuple(q_MS.shape)} with sums from "
-                f"{sums_M.min():.4g} to {sums_M.max():.4g}"
-            )
-    if targets.numel() and not 0 <= int(targets.min()) <= int(targets.max()) < output_head.num_states:
-        raise ValueError(
-            f"targets must be states in [0, {output_head.num_states}), got {int(targets.min())} to {int(targets.max())} in shape "
-            f"{tuple(targets.shape)}"
-        )
 
 
 def _check_shapes(

@@ -137,8 +137,8 @@ class MixtureSettings(ABC):
     def wrap(self, network: Network) -> "Mixture":
         """A mixture on this network, λ's parameters fresh. Raises `ValueError` for a network that it does not go with."""
 
-    def fresh(self, kind: type[Network], model: Any, sizes: Mapping[str, Any]) -> "Mixture":
-        """A mixture on a fresh network of this class, settings and sizes."""
+    def fresh(self, kind: type[Network], model: Any, sizes: Mapping[str, Any]) -> Any:
+        """A mixture (without λ nothing else) on a fresh network of this class, settings and sizes."""
         make: Any = kind  # each network takes sizes of its own
         return self.wrap(make(model, **sizes))
 
@@ -157,8 +157,8 @@ class MixtureSettings(ABC):
         *,
         model: Any = None,
         sequences: Sequences | None = None,
-    ) -> "Mixture":
-        """A student that begins as its teacher, on its device, in its dtype, in training mode; what is new is drawn from `generator`.
+    ) -> Any:
+        """A student, a mixture or without λ a network, that begins as its teacher, on its device, in its dtype, in training mode; what is new is drawn from `generator`.
 
         A teacher that is a mixture itself (a second round) hands on its λ too. `model` may differ from the teacher's settings in what has
         no shape, such as dropout. The global generator is left alone.
@@ -182,7 +182,7 @@ class MixtureSettings(ABC):
             student.network.load_state_dict(network.state_dict(keep_vars=True), strict=True, assign=True)
             given = {name: tensor for name, tensor in given.items() if student.owns(name)}
         student.load({**student.tensors(whole=not student.shares_backbone), **given})
-        if first and sequences is not None:
+        if first and sequences is not None and student.has_latents:
             student.begin(sequences, generator)
         for name, parameter in student.named_parameters():
             parameter.requires_grad_(not self.freeze_backbone or student.learns_apart(name))
@@ -193,33 +193,11 @@ class MixtureSettings(ABC):
 class NoMixture(MixtureSettings):
     """No λ: a network by itself, a product of its positions."""
 
+    freeze_backbone: ClassVar[bool] = False
+
     def wrap(self, network: Network) -> Any:
         """The network."""
         return network
-
-    def over(
-        self,
-        teacher: "Network | Mixture",
-        generator: torch.Generator,
-        *,
-        model: Any = None,
-        sequences: Sequences | None = None,
-    ) -> Any:
-        """A network that begins as its teacher, which is one too. See `MixtureSettings.over`."""
-        if not isinstance(teacher, Network):
-            raise ValueError(f"mixture must be that of the teacher, {teacher.settings}, got none")
-        return copy_of(teacher, generator, model=model)
-
-
-def copy_of(teacher: Network, generator: torch.Generator, *, model: Any = None) -> Network:
-    """A student without λ that begins as its teacher, as `MixtureSettings.over` has it."""
-    with drawn_from(generator):
-        student = teacher.like(model)
-    check_tensors(teacher.state_dict(), student.state_dict(), "the student of this teacher")
-    reference = next(teacher.parameters())
-    student.to(device=reference.device, dtype=reference.dtype)
-    student.load_state_dict(teacher.state_dict(), strict=True)
-    return student.train()
 
 
 @contextmanager

@@ -235,6 +235,7 @@ class Network(nn.Module, ABC):
     """
 
     has_latents: ClassVar[bool] = False
+    shares_backbone: ClassVar[bool] = False
     takes_shifts: ClassVar[bool] = False  # whether λ can shift it inside, in the published way of the U-Net
     config: Any
     sizes: dict[str, Any]
@@ -295,9 +296,7 @@ class Network(nn.Module, ABC):
         """Whether a tensor belongs to λ: none does."""
         return False
 
-    def learns_apart(self, name: str) -> bool:
-        """Whether a parameter belongs to λ: none does."""
-        return False
+    learns_apart = owns  # whether a parameter belongs to λ
 
     def keep_exact(self) -> None:
         """Nothing: a network that is trained has masters of its own."""

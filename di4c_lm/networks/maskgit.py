@@ -1,7 +1,7 @@
 """The masked transformer on image codes of MaskGIT-pytorch (Besnier and Chen 2023), under the published names."""
 
 from collections import OrderedDict
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,7 @@ class MaskGitConfig:
     mask_state: bool = setting(
         False, "leave MASK a share of each prediction, as the published code does; else its probability is 0"
     )
+    time_conditioning: ClassVar[bool] = False  # the number of MASKs tells the time
 
     def __post_init__(self) -> None:
         positive(self, "hidden_size", "num_blocks", "num_heads", "mlp_size")
@@ -42,11 +43,6 @@ class MaskGitConfig:
     def depth(self) -> int:
         """Blocks."""
         return self.num_blocks
-
-    @property
-    def time_conditioning(self) -> bool:
-        """False: the number of MASKs tells the time."""
-        return False
 
 
 class MaskGit(Network):

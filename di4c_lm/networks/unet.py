@@ -42,6 +42,7 @@ class UnetConfig:
     res_blocks: int = setting(2, "residual blocks a scale on the way down; one more on the way up")
     attention_scale: int = setting(1, "the scale with attention in it, from 0, beside the attention in the middle")
     dropout: float = setting(0.1, "share of the activations dropped in training")
+    time_conditioning: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check(self.width >= 4 and self.width % 4 == 0, "width", self.width, "a multiple of 4, at least 4")
@@ -59,11 +60,6 @@ class UnetConfig:
     def depth(self) -> int:
         """Blocks on the way down."""
         return self.res_blocks * len(self.multipliers)
-
-    @property
-    def time_conditioning(self) -> bool:
-        """True: the network gets the time."""
-        return True
 
 
 class UNet(Network):

@@ -248,21 +248,12 @@ class VqGan(nn.Module):
     def __init__(self, config: VqganConfig) -> None:
         super().__init__()
         self.config = config
+        self.num_codes, self.length = config.n_embed, config.side**2  # K, and D codes an image
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         self.quantize = Codebook(config)
         self.quant_conv = nn.Conv2d(config.z_channels, config.embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(config.embed_dim, config.z_channels, 1)
-
-    @property
-    def num_codes(self) -> int:
-        """K."""
-        return self.config.n_embed
-
-    @property
-    def length(self) -> int:
-        """D, codes an image."""
-        return self.config.side**2
 
     def forward(self, image: Float[Tensor, "B C R R"]) -> tuple[Float[Tensor, "B C R R"], Quantised]:
         """The image after the way there and back, and its codes."""

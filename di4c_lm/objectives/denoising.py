@@ -24,12 +24,8 @@ class Denoising(ObjectiveSettings):
         "antithetic", "antithetic: one t in each of G equal parts, G the global batch"
     )
 
+    needs_teacher = False
     label: ClassVar[str] = "denoising"
-
-    @property
-    def needs_teacher(self) -> bool:
-        """No."""
-        return False
 
     @property
     def antithetic(self) -> bool:

@@ -11,30 +11,25 @@ from di4c_lm.processes.process import Process
 
 @section
 class ObjectiveSettings:
-    """What all objectives are set by, and what a run must know of one (see `registry`)."""
+    """What all objectives are set by, and what a run must know of one.
+
+    Each has `build(student, process, seed=, teacher=None)`, the module that the engine wraps.
+    """
 
     label_drop: float = setting(0.0, "share of the examples whose class is hidden, where a batch has classes")
     chunk_rows: int = setting(
         0, "rows of logits, positions times L, read at once; 0: 2^23 logits on a CPU, 2^26 on a GPU"
     )
 
-    takes_mixture: ClassVar[bool] = False
-    num_distributions: ClassVar[int] = 0
-    label: ClassVar[str]
+    needs_teacher: ClassVar[bool] = True  # whether a run begins from a teacher
+    takes_mixture: ClassVar[bool] = False  # whether the student is a mixture, and the teacher may be one
+    antithetic: ClassVar[bool] = False  # whether batches are to be stratified, one t in each of G equal parts
+    num_distributions: ClassVar[int] = 0  # over the states, one a position each, that a step holds beside the student's
+    label: ClassVar[str]  # what a progress bar shows
 
     def __post_init__(self) -> None:
         at_least(self, 0, "chunk_rows")
         unit(self, "label_drop")
-
-    @property
-    def needs_teacher(self) -> bool:
-        """Whether a run begins from a teacher."""
-        return True
-
-    @property
-    def antithetic(self) -> bool:
-        """Whether batches are to be stratified."""
-        return False
 
 
 class Objective(nn.Module):

@@ -1,13 +1,6 @@
 """The objectives by name.
 
 An objective is one file here: its settings, a section that also says what a run must know of it, and the module that it builds.
-
-    needs_teacher      whether a run begins from a teacher
-    takes_mixture      whether the student is a mixture, and the teacher may be one
-    antithetic         whether batches are to be stratified, one t in each of G equal parts
-    num_distributions  distributions over the states, one a position each, that a step holds beside the student's
-    label              what a progress bar shows
-    build(student, process, seed=, teacher=None)   the module that the engine wraps
 """
 
 from typing import Any

@@ -125,7 +125,7 @@ class LinearHead(OutputHead):
         if bias_grad is not None and bias_grad.dim() == 1:
             bias_grad.add_(grad_NS.sum(0))
         elif bias_grad is not None:
-            _add_by_position(bias_grad, positions_N, grad_NS)
+            add_rows_(bias_grad, positions_N, grad_NS)
         if weight_SH.dtype == grad_NS.dtype:
             if grad_SH is not None:
                 grad_SH.addmm_(grad_NS.T, features_NH.to(grad_NS.dtype))
@@ -174,14 +174,14 @@ class LinearHead(OutputHead):
         return self._casts[dtype]
 
 
-def _add_by_position(
-    total_PS: Float[Tensor, "P S"], positions_N: Int64[Tensor, " N"], grad_NS: Float[Tensor, "N S"]
+def add_rows_(
+    total_MS: Float[Tensor, "M S"], into_N: Int64[Tensor, " N"], rows_NS: Float[Tensor, "N S"], weight: float = 1.0
 ) -> None:
-    """total[position] += grad, as a product: in a fixed order on a GPU, and fast on a CPU."""
-    touched_U, row_N = positions_N.unique(return_inverse=True)
-    one_hot_UN = torch.zeros(len(touched_U), len(row_N), dtype=grad_NS.dtype, device=grad_NS.device)
-    one_hot_UN[row_N, torch.arange(len(row_N), device=row_N.device)] = 1
-    total_PS[touched_U] += (one_hot_UN @ grad_NS).to(total_PS.dtype)
+    """total[into] += weight rows, as a product: in a fixed order on a GPU, where index_add_ has none, and fast on a CPU."""
+    touched_U, row_N = into_N.unique(return_inverse=True)
+    share_UN = torch.zeros(len(touched_U), len(row_N), dtype=rows_NS.dtype, device=rows_NS.device)
+    share_UN[row_N, torch.arange(len(row_N), device=row_N.device)] = weight
+    total_MS[touched_U] += (share_UN @ rows_NS).to(total_MS.dtype)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """The absorbing process: every position is masked by itself, at the rate of a schedule, and comes back once. Its schedules and times."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -45,48 +46,20 @@ class LogLinear:
 
 
 @dataclass(frozen=True)
-class Cosine:
-    """m(t) = cos(pi (1 - t) / 2), the cosine schedule of MaskGIT (Chang et al. 2022) in time 1 - r."""
+class Formula:
+    """A schedule that is nothing but its m(t)."""
 
-    def mask_prob(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """cos(pi (1 - t) / 2)."""
-        return torch.cos((1 - t) * (math.pi / 2)).clamp(0, 1)
+    mask_prob: Callable[[Float[Tensor, "..."]], Float[Tensor, "..."]]
 
 
-@dataclass(frozen=True)
-class Arccos:
-    """m(t) = arccos(1 - t) / (pi / 2), the schedule that MaskGIT-pytorch trains with, in time t = 1 - r."""
-
-    def mask_prob(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """arccos(1 - t) / (pi / 2)."""
-        return torch.arccos((1 - t).clamp(-1, 1)) / (math.pi / 2)
-
-
-@dataclass(frozen=True)
-class Root:
-    """m(t) = 1 - sqrt(1 - t): of the schedules that MaskGIT compares (Chang et al. 2022, section 3.3), the one that reveals soonest."""
-
-    def mask_prob(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """1 - sqrt(1 - t)."""
-        return 1 - (1 - t).clamp_min(0).sqrt()
-
-
-@dataclass(frozen=True)
-class Square:
-    """m(t) = 1 - (1 - t)^2, of the schedules that MaskGIT compares."""
-
-    def mask_prob(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """1 - (1 - t)^2."""
-        return 1 - (1 - t) ** 2
-
-
-# MaskGIT's schedules by their published names, in time t = 1 - r.
+# The schedules that MaskGIT compares (Chang et al. 2022, section 3.3) by their published names, in time t = 1 - r, from the one that
+# reveals soonest on; cosine is MaskGIT's own, and MaskGIT-pytorch trains with arccos.
 MASKGIT_SCHEDULES: dict[str, Schedule] = {
-    "root": Root(),
+    "root": Formula(lambda t: 1 - (1 - t).clamp_min(0).sqrt()),
     "linear": LogLinear(eps=0.0),
-    "square": Square(),
-    "cosine": Cosine(),
-    "arccos": Arccos(),
+    "square": Formula(lambda t: 1 - (1 - t) ** 2),
+    "cosine": Formula(lambda t: torch.cos((1 - t) * (math.pi / 2)).clamp(0, 1)),
+    "arccos": Formula(lambda t: torch.arccos((1 - t).clamp(-1, 1)) / (math.pi / 2)),
 }
 
 
@@ -96,16 +69,12 @@ class MaskedProcess(Process):
 
     mask_id: int
     schedule: Schedule = field(default_factory=LogLinear)
+    min_time: ClassVar[float] = 0.0  # networks are asked for x_0 at any time above it
 
     def corrupt(self, x_0: Int64[Tensor, "B D"], t: Float[Tensor, " B"], rng: Rng) -> Int64[Tensor, "B D"]:
         """x_t ~ q(x_t | x_0): each position masked with probability m(t)."""
         u_BD = uniform(rng, tuple(x_0.shape), x_0.device)
         return torch.where(u_BD < self.schedule.mask_prob(t.double())[:, None], self.mask_id, x_0)
-
-    @property
-    def min_time(self) -> float:
-        """0: networks are asked for x_0 at any time above it."""
-        return 0.0
 
     def unknown(self, x_t: StateTensor) -> Bool[Tensor, "..."]:
         """The masked positions."""

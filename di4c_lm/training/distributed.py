@@ -21,6 +21,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from di4c_lm.core.cache import everywhere
+
 logger = logging.getLogger(__name__)
 EXIT_STATUS = 75  # EX_TEMPFAIL: started again, the run goes on from its checkpoint
 _VERDICT = "verdict"
@@ -48,18 +50,7 @@ class World:
 
     def on_main(self, action: Callable[[], T]) -> T:
         """What `action()` returns on rank 0, on every rank. An error of it is raised on all ranks, as `ValueError` on the others."""
-        result, error = None, None
-        if self.is_main:
-            try:
-                result = action()
-            except Exception as raised:
-                error = raised
-        result, message = self.gather((result, None if error is None else str(error)))[0]
-        if error is not None:
-            raise error
-        if message is not None:
-            raise ValueError(message)
-        return cast(T, result)
+        return cast(T, everywhere(self, lambda: action() if self.is_main else None)[0])
 
 
 def rank() -> int:

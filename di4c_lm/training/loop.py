@@ -25,7 +25,7 @@ from di4c_lm.training.distributed import (
 from di4c_lm.training.ema import Ema
 from di4c_lm.training.engine import Engine
 from di4c_lm.training.metric_logger import MetricLogger
-from di4c_lm.training.run_state import Checkpoint, Progress
+from di4c_lm.training.run_state import Checkpoint, Progress, Stateful
 from di4c_lm.training.schedule import learning_rate
 from di4c_lm.training.settings import OptimConfig, TrainConfig, WandbConfig, ZeroConfig
 
@@ -39,19 +39,11 @@ class NonFiniteError(RunError):
 
 
 @runtime_checkable
-class Batches(Protocol):
+class Batches(Stateful, Protocol):
     """An endless stream of this rank's micro batches, `train.micro_batch_size` sequences each, whose position can be saved."""
 
     def __next__(self) -> Any:
         """A dataclass with `x` (B, D), `sample_id` (B) and `epoch` (B)."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state`."""
         ...
 
 

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from di4c_lm.losses.reading import Reading, check_values, mixture_marginals, read_mixture, sample_rows
+from di4c_lm.losses.reading import Reading, mixture_marginals, read_mixture, sample_rows
 from di4c_lm.processes.denoiser import LinearHead, Positions, row_chunks, rows_at_once
 from tests.losses.problem import FIELDS, SETTINGS, fields_of, random_problem, read_rows
+from tests.parity.given import check_values
 
 FAST = settings(max_examples=25, deadline=None)
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from di4c_lm.data.batches import Batch, BatchStream, PackedSource
 from di4c_lm.networks.dit import DIT
 from di4c_lm.objectives.mdlm import Mdlm, MdlmObjective
-from di4c_lm.processes.masked import Arccos, MaskedProcess
+from di4c_lm.processes.masked import MASKGIT_SCHEDULES, MaskedProcess
 from tests.objectives.helpers import (
     GAUSSIAN,
     LENGTH,
@@ -80,7 +80,9 @@ def test_antithetic_times_estimate_the_same_bound() -> None:
     assert (antithetic.mean() - independent.mean()).abs() < 4 * spread
 
 
-@pytest.mark.parametrize("process", [GAUSSIAN, MaskedProcess(MASK, Arccos())], ids=["Gaussian", "arccos"])
+@pytest.mark.parametrize(
+    "process", [GAUSSIAN, MaskedProcess(MASK, MASKGIT_SCHEDULES["arccos"])], ids=["Gaussian", "arccos"]
+)
 def test_another_schedule_is_refused(process) -> None:
     with pytest.raises(ValueError, match="objective must be denoising where noise is not masking at a log-linear rate"):
         Mdlm().build(text_network(), process, seed=0)

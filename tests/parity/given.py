@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from di4c_lm.losses.di4c import Alpha, correlation, distillation_term
-from di4c_lm.losses.reading import Reading, check_values, mixture_marginals, read_mixture
+from di4c_lm.losses.reading import Reading, mixture_marginals, read_mixture
 from di4c_lm.processes.denoiser import OutputHead, Positions
 from tests.parity.golden import Computed, Tolerance
 
@@ -45,6 +45,29 @@ def marginals_at(logits_BLDS: Tensor, positions: Positions) -> Tensor:
     """The mixture's marginals at the positions, (M, S)."""
     output_head = GivenLogits(logits_BLDS.shape[-1])
     return mixture_marginals(positions.features(logits_BLDS), positions.position, output_head)
+
+
+def check_values(
+    features: Float[Tensor, "M L H"],
+    output_head: OutputHead,
+    targets: Int64[Tensor, "M T"],
+    distributions: Sequence[Float[Tensor, "M S"]] = (),
+) -> None:
+    """Raise `ValueError`, naming what cannot be: a file may hold anything."""
+    if not bool(features.isfinite().all()):
+        raise ValueError(f"features must be finite, got NaN or infinity in shape {tuple(features.shape)}")
+    for number, q_MS in enumerate(distributions):
+        sums_M = q_MS.sum(1)
+        if not bool(((sums_M - 1).abs() < 1e-3).all() and (q_MS >= 0).all()):
+            raise ValueError(
+                f"distributions[{number}] must be probabilities that sum to 1 over S, got shape {tuple(q_MS.shape)} with sums from "
+                f"{sums_M.min():.4g} to {sums_M.max():.4g}"
+            )
+    if targets.numel() and not 0 <= int(targets.min()) <= int(targets.max()) < output_head.num_states:
+        raise ValueError(
+            f"targets must be states in [0, {output_head.num_states}), got {int(targets.min())} to {int(targets.max())} in shape "
+            f"{tuple(targets.shape)}"
+        )
 
 
 def read_given(

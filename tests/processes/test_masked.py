@@ -6,12 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from di4c_lm.processes.masked import Arccos, Cosine, LogLinear, MaskedProcess, Schedule
+from di4c_lm.processes.masked import MASKGIT_SCHEDULES, LogLinear, MaskedProcess, Schedule
 from di4c_lm.processes.rng import KeyedRng, Rng, uniform
 from tests.processes.helpers import fixed
 
 MASK = 4
-SCHEDULES = [LogLinear(), Cosine(), Arccos()]
+SCHEDULES = [LogLinear(), MASKGIT_SCHEDULES["cosine"], MASKGIT_SCHEDULES["arccos"]]
 
 
 def rows(count: int) -> KeyedRng:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from di4c_lm.processes.masked import MASKGIT_SCHEDULES, Arccos, Cosine, LogLinear, Schedule
+from di4c_lm.processes.masked import MASKGIT_SCHEDULES, LogLinear, Schedule
 
 GRID = torch.linspace(0, 1, 101, dtype=torch.float64)
 
@@ -19,8 +19,8 @@ def test_mask_probability_rises_from_0_to_its_last_value(schedule: Schedule, las
 def test_values() -> None:
     t = torch.tensor([0.25], dtype=torch.float64)
     assert float(LogLinear(eps=0.1).mask_prob(t)) == pytest.approx(0.225)
-    assert float(Cosine().mask_prob(t)) == pytest.approx(0.3826834323650898)
-    assert float(Arccos().mask_prob(t)) == pytest.approx(0.4601069123252318)  # arccos(3/4) / (pi/2)
+    assert float(MASKGIT_SCHEDULES["cosine"].mask_prob(t)) == pytest.approx(0.3826834323650898)
+    assert float(MASKGIT_SCHEDULES["arccos"].mask_prob(t)) == pytest.approx(0.4601069123252318)  # arccos(3/4) / (pi/2)
     values = {"root": 0.13397459621556135, "linear": 0.25, "square": 0.4375, "cosine": 0.3826834323650898}
     for name, value in values.items():
         assert float(MASKGIT_SCHEDULES[name].mask_prob(t)) == pytest.approx(value)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from di4c_lm.processes.masked import Arccos, Cosine, LogLinear, Schedule
+from di4c_lm.processes.masked import MASKGIT_SCHEDULES, LogLinear, Schedule
 from di4c_lm.samplers.first_hitting import time_of_level
 from tests.samplers.helpers import CORRELATED, Joint, p_value, run
 
@@ -37,7 +37,7 @@ def test_every_order_is_as_likely() -> None:
     assert first.tolist() == pytest.approx([1 / 3] * 3, abs=0.03)
 
 
-@pytest.mark.parametrize("schedule", [LogLinear(), Cosine(), Arccos()])
+@pytest.mark.parametrize("schedule", [LogLinear(), MASKGIT_SCHEDULES["cosine"], MASKGIT_SCHEDULES["arccos"]])
 def test_a_level_leads_back_to_its_time(schedule: Schedule) -> None:
     t = torch.linspace(0.01, 1, 20, dtype=torch.float64)
     torch.testing.assert_close(time_of_level(schedule, schedule.mask_prob(t)), t, rtol=0, atol=1e-7)
