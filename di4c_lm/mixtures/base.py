@@ -158,10 +158,10 @@ class MixtureSettings(ABC):
         model: Any = None,
         sequences: Sequences | None = None,
     ) -> Any:
-        """A student, a mixture or without λ a network, that begins as its teacher, on its device, in its dtype, in training mode; what is new is drawn from `generator`.
+        """A student that begins as its teacher, on its device, in its dtype, in training mode; what is new is drawn from `generator`.
 
-        A teacher that is a mixture itself (a second round) hands on its λ too. `model` may differ from the teacher's settings in what has
-        no shape, such as dropout. The global generator is left alone.
+        It is a mixture, or without λ a network. A teacher that is a mixture itself (a second round) hands on its λ too. `model` may differ
+        from the teacher's settings in what has no shape, such as dropout. The global generator is left alone.
 
         Raises:
             ValueError: shapes differ, all of them listed, or the teacher is a mixture of another kind or of other settings.

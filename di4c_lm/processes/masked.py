@@ -49,7 +49,11 @@ class LogLinear:
 class Formula:
     """A schedule that is nothing but its m(t)."""
 
-    mask_prob: Callable[[Float[Tensor, "..."]], Float[Tensor, "..."]]
+    formula: Callable[[Tensor], Tensor]
+
+    def mask_prob(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """m(t)."""
+        return self.formula(t)
 
 
 # The schedules that MaskGIT compares (Chang et al. 2022, section 3.3) by their published names, in time t = 1 - r, from the one that

@@ -48,10 +48,7 @@ def marginals_at(logits_BLDS: Tensor, positions: Positions) -> Tensor:
 
 
 def check_values(
-    features: Float[Tensor, "M L H"],
-    output_head: OutputHead,
-    targets: Int64[Tensor, "M T"],
-    distributions: Sequence[Float[Tensor, "M S"]] = (),
+    features: Tensor, output_head: OutputHead, targets: Tensor, distributions: Sequence[Tensor] = ()
 ) -> None:
     """Raise `ValueError`, naming what cannot be: a file may hold anything."""
     if not bool(features.isfinite().all()):
