@@ -30,6 +30,8 @@ class AdaLNSettings(TokenSettings):
 class AdaLNMixture(TokenMixture):
     """λ embedded as for the token, and `latent_modulation`, shifts and scales of the two norms of each block from `inject_at` on."""
 
+    codebook_std = 1.0
+
     def __init__(self, settings: AdaLNSettings, network: Network) -> None:
         check(not network.takes_shifts, "mixture", "adaln", "token, codes or class_chain for a U-Net")
         super().__init__(settings, network)
@@ -37,11 +39,6 @@ class AdaLNMixture(TokenMixture):
         self.latent_modulation = nn.ModuleDict({str(n): nn.Linear(width, 4 * width, bias=False) for n in blocks})
         for weight in self.latent_modulation.parameters():
             nn.init.normal_(weight, std=settings.init_scale / math.sqrt(width))
-
-    @property
-    def codebook_std(self) -> float:
-        """See `TokenMixture.codebook_std`."""
-        return 1.0
 
     def drive(self, stages: BlockStages, lam: Latents) -> Rows:
         """See `Mixture.drive`."""

@@ -222,6 +222,7 @@ class Mixture(nn.Module, ABC):
     """
 
     has_latents: ClassVar[bool] = True
+    is_late = True  # whether λ enters behind the first block, so that equal sequences may share what comes before
     settings: Any
     network: Any
     activation_checkpointing = _of_network("activation_checkpointing")
@@ -268,11 +269,6 @@ class Mixture(nn.Module, ABC):
         shape = tuple(lam.value.shape)
         if len(shape) != 3 or len(lam) != len(x_t) or shape[1] < 1:
             raise ValueError(f"lam must have shape (B={len(x_t)}, L >= 1, K), got {shape}")
-
-    @property
-    def is_late(self) -> bool:
-        """Whether λ enters behind the first block, so that equal sequences may share what comes before."""
-        return True
 
     @abstractmethod
     def drive(self, stages: Any, lam: Latents) -> Rows:

@@ -12,7 +12,7 @@ iterations, so that whatever the pair potentials are, they are (nearly) kept.
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, final
 
@@ -214,18 +214,6 @@ class ClassChain(Chain):
             codes.append(code_N.view(u.shape[:2]))
         code_BNP = torch.stack(codes, 2).masked_fill(~self.is_unknown[:, None], 0)
         return torch.zeros_like(u, dtype=torch.int64).scatter(2, at_BNP, code_BNP)
-
-    def rows(self, index: Int64[Tensor, " N"]) -> "ClassChain":
-        """The chains of some sequences."""
-        return replace(
-            self,
-            first=self.first[index],
-            potentials=PairPotentials(self.potentials.gate[index], self.potentials.relation),
-            normaliser=self.normaliser[index],
-            out=self.out[index],
-            place=self.place[index],
-            is_unknown=self.is_unknown[index],
-        )
 
     def _step(self, pair: int, weight: Float[Tensor, "B T L"]) -> Float[Tensor, "B T L"]:
         """Σ_a weight(a) p(b | a) from one unknown position to the next; unchanged where there is no next."""
@@ -494,8 +482,7 @@ class ClassChainMixture(CodedMixture):
         tokens_ND = sequences()
         tokens_ND = tokens_ND[:, self._order(tokens_ND.shape[1], tokens_ND.device)]
         num_states, num_classes = self.latent_head.table.shape
-        found = token_classes(tokens_ND, num_states, num_classes, generator)
-        self.latent_head.begin_with(found.class_S, found.log_ratio_LL)
+        self.latent_head.begin_with(*token_classes(tokens_ND, num_states, num_classes, generator))
 
     def num_calls(self, limit: int) -> int:
         """See `Mixture.num_calls`: 1, for all classes."""

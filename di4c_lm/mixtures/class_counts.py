@@ -10,21 +10,15 @@ _ROUNDS = 20
 _PRIOR = 0.5  # added to each pair of classes: what was never seen is rare, not impossible
 
 
-@dataclass(frozen=True)
-class TokenClasses:
-    """The class of each token (-1 for one never seen), and log p(a, b) / p(a) p(b) of classes a, b of neighbours, in nats."""
-
-    class_S: Int64[Tensor, " S"]
-    log_ratio_LL: Float[Tensor, "L L"]
-
-
 def token_classes(
     tokens: Int64[Tensor, "N D"], num_states: int, num_classes: int, generator: torch.Generator
-) -> TokenClasses:
+) -> tuple[Int64[Tensor, " S"], Float[Tensor, "L L"]]:
     """At most `num_classes` classes that keep much of the mutual information of neighbours (Brown et al. 1992, section 3).
 
     The most frequent tokens begin as classes of their own, the others with one drawn from `generator`; then all that gain by it move to the
     class under which their neighbours are likeliest, half of them at a time, until none does.
+
+    Returns: the class of each token (-1 for one never seen), and log p(a, b) / p(a) p(b) of classes a, b of neighbours, in nats.
     """
     pairs = _Pairs.counted(tokens, num_states)
     seen_S = pairs.total_S > 0
@@ -38,7 +32,7 @@ def token_classes(
             break
         half_S = torch.rand(num_states, generator=generator) < 0.5
         class_S = torch.where(moved_S & half_S, best_S, class_S)
-    return TokenClasses(torch.where(seen_S, class_S, -1), pairs.log_ratio(class_S, num_classes))
+    return torch.where(seen_S, class_S, -1), pairs.log_ratio(class_S, num_classes)
 
 
 @dataclass(frozen=True)

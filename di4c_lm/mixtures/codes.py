@@ -108,10 +108,6 @@ class CodeChain(Chain):
             codes.append(sample_categorical(p_BNL.flatten(0, 1), u[:, :, w].flatten()).view(u.shape[:2]))
         return torch.stack(codes, 2)
 
-    def rows(self, index: Int64[Tensor, " N"]) -> "CodeChain":
-        """The chains of some sequences."""
-        return CodeChain(self.log_step[index], self.window, self.period)
-
 
 class CodeHead(nn.Module):
     """Codes, how they shift and scale, and the distribution that their chain has given x_t.

@@ -4,7 +4,7 @@ Its embedding is a two-layer network of the sinusoid of 1000 λ, of a vector λ 
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -68,6 +68,7 @@ class TokenSettings(MixtureSettings):
 class TokenMixture(Mixture):
     """λ embedded, and its token; `latent_projection` as published, or `latent_codebook`."""
 
+    codebook_std: ClassVar[float | None] = None  # at first; None: `init_scale`
     latent_codebook: nn.Embedding
     latent_projection: nn.Sequential
     settings: TokenSettings
@@ -77,10 +78,11 @@ class TokenMixture(Mixture):
         is_codebook, size = settings.distribution == "codebook", settings.codebook_size
         check(not is_codebook or size >= 1, "mixture.codebook_size", size, "at least 1")
         self.inject_at = block_number(settings.inject_at, network)
+        self.is_late = self.inject_at > 0
         if is_codebook:
             width = network.config.width if network.takes_shifts else network.width
             self.latent_codebook = nn.Embedding(size, width)
-            nn.init.normal_(self.latent_codebook.weight, std=self.codebook_std)
+            nn.init.normal_(self.latent_codebook.weight, std=self.codebook_std or settings.init_scale)
         elif network.takes_shifts:
             allowed = "uniform, stratified or codebook for a U-Net"
             check(settings.distribution != "gaussian", "mixture.distribution", settings.distribution, allowed)
@@ -89,16 +91,6 @@ class TokenMixture(Mixture):
             self.latent_projection = nn.Sequential(
                 nn.Linear(read, _PROJECTION_DIM), nn.GELU(), nn.Linear(_PROJECTION_DIM, network.width)
             )
-
-    @property
-    def codebook_std(self) -> float:
-        """Standard deviation of the codebook at first."""
-        return self.settings.init_scale
-
-    @property
-    def is_late(self) -> bool:
-        """See `Mixture.is_late`."""
-        return self.inject_at > 0
 
     def sample_latents(self, num_batch: int, num_lambdas: int, rng: Rng, device: torch.device) -> Latents:
         """See `Mixture.sample_latents`: (B, L, dim) floats, or (B, L, 1) numbers of codes; a codebook as large as L is enumerated."""

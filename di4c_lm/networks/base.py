@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,6 @@ from di4c_lm.processes.denoiser import OutputHead, Positions, Prediction
 from di4c_lm.processes.rng import Rng
 
 logger = logging.getLogger(__name__)
-NetworkType = TypeVar("NetworkType", bound="Network")
 
 
 @dataclass(frozen=True)
@@ -308,11 +307,6 @@ class Network(nn.Module, ABC):
     def load(self, tensors: Mapping[str, Tensor], *, assign: bool = False) -> None:
         """Take in what `tensors` gave."""
         self.load_state_dict(dict(tensors), strict=True, assign=assign)
-
-    def like(self: NetworkType, model: Any = None) -> NetworkType:
-        """A fresh network of the same sizes, `model` in place of its settings."""
-        make: Any = type(self)  # each network takes sizes of its own
-        return make(model or self.config, **self.sizes)
 
     def run(self, part: Callable[..., Tensor], *inputs: Any) -> Tensor:
         """A block or a half of one, whose inner activations are recomputed in the backward pass where the run asks for that."""

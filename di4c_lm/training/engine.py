@@ -5,7 +5,8 @@ import gc
 import logging
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar, final
 
 import torch
@@ -14,7 +15,6 @@ from torch import Tensor, nn
 from di4c_lm.training.deepspeed_config import deepspeed_config
 from di4c_lm.training.distributed import World, is_main
 from di4c_lm.training.partition import Flats, Partition
-from di4c_lm.training.precision import exact_buffers
 from di4c_lm.training.settings import OptimConfig, TrainConfig, ZeroConfig
 from di4c_lm.training.zero import forget_gradients, masters_of, pieces_of, refresh_weights
 
@@ -245,6 +245,17 @@ class Engine:
         self._masters, self._reached = [], {}
         del self._engine
         gc.collect()
+
+
+@contextmanager
+def exact_buffers(module: nn.Module) -> Iterator[None]:
+    """Casts of `module` in the block leave its buffers as they were: the frequencies of rotary positions, say, whose rounding to bfloat16
+    would turn late positions by radians."""
+    exact = {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
+    yield
+    for name, buffer in module.named_buffers():
+        if buffer.dtype != exact[name].dtype:
+            buffer.data = exact[name].to(buffer.device)
 
 
 def _trained_parameters(objective: nn.Module) -> dict[str, nn.Parameter]:

@@ -26,7 +26,6 @@ from di4c_lm.training.ema import Ema
 from di4c_lm.training.engine import Engine
 from di4c_lm.training.metric_logger import MetricLogger
 from di4c_lm.training.run_state import Checkpoint, Progress, Stateful
-from di4c_lm.training.schedule import learning_rate
 from di4c_lm.training.settings import OptimConfig, TrainConfig, WandbConfig, ZeroConfig
 
 logger = logging.getLogger(__name__)
@@ -148,7 +147,7 @@ def train(
         )
         with metric_logger:
             while progress.step < train.steps and not progress.signal:
-                lr = learning_rate(progress.step, optim, train.steps)
+                lr = optim.learning_rate(progress.step, train.steps)
                 step = update(engine, batches, lr, lambda: signals.received, _beat_in(watchdog, progress.step + 1))
                 if step.applied:
                     ema.update()

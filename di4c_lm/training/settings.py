@@ -1,5 +1,6 @@
 """How any run trains: where it lives, the optimiser, the loop, ZeRO, and how a teacher or evaluator is trained before it."""
 
+import math
 import os
 from pathlib import Path
 from typing import Literal
@@ -45,6 +46,19 @@ class OptimConfig:
         at_least(self, 0, "weight_decay", "warmup_steps")
         check(all(0 <= b < 1 for b in self.betas), "betas", self.betas, "two values in [0, 1)")
         check(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "in [0, 1)")
+
+    def learning_rate(self, step: int, total_steps: int) -> float:
+        """Learning rate of update number `step` (from 0) of `total_steps`: nothing to save, nothing to resume.
+
+        Linear from lr/warmup_steps to lr over the warm-up; then lr, or half a cosine down to lr/10 at the last update.
+        """
+        if step < self.warmup_steps:
+            return self.lr * (step + 1) / self.warmup_steps
+        if self.schedule == "constant":
+            return self.lr
+        done = (step - self.warmup_steps) / max(1, total_steps - 1 - self.warmup_steps)
+        low = self.lr / 10
+        return low + (self.lr - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
 @section

@@ -12,8 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from di4c_lm.training.schedule import learning_rate
-
 RELEASE = {"stage3_param_persistence_threshold": 0, "stage3_max_live_parameters": 0}
 
 
@@ -52,7 +50,7 @@ def plain_run(bad: tuple[int, ...] = ()) -> tuple[list[float], dict[str, Any], d
         loss.backward()
         torch.nn.utils.clip_grad_norm_(list(named.values()), optim.clip_norm)
         for group in adam.param_groups:
-            group["lr"] = learning_rate(step, optim, train.steps) * group["scale"]
+            group["lr"] = optim.learning_rate(step, train.steps) * group["scale"]
         adam.step()
         updates += 1
         decay = min(optim.ema_decay, (1 + updates) / (10 + updates))

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from di4c_lm.training.precision import exact_buffers
+from di4c_lm.training.engine import exact_buffers
 
 
 class Phases(nn.Module):

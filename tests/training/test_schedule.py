@@ -4,7 +4,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from di4c_lm.training.schedule import learning_rate
 from di4c_lm.training.settings import OptimConfig
 
 
@@ -15,7 +14,7 @@ from di4c_lm.training.settings import OptimConfig
 )
 def test_rises_to_lr_and_never_leaves_its_bounds(warmup, total, schedule):
     optim = OptimConfig(lr=0.3, warmup_steps=warmup, schedule=schedule)
-    rates = [learning_rate(step, optim, total) for step in range(total)]
+    rates = [optim.learning_rate(step, total) for step in range(total)]
     rising, after = rates[:warmup], rates[warmup:]
     assert rising == pytest.approx([0.3 * (k + 1) / warmup for k in range(len(rising))])
     assert all(0.03 - 1e-12 <= rate <= 0.3 + 1e-12 for rate in after)
