@@ -361,8 +361,7 @@ def sample(
     Three tokens, every one as likely as the others, and MASK:
 
     >>> import torch
-    >>> from di4c_lm.processes.denoiser import LinearHead
-    >>> from di4c_lm.processes.denoiser import Prediction
+    >>> from di4c_lm.processes.denoiser import LinearHead, Prediction
     >>> from di4c_lm.processes.masked import MaskedProcess
     >>> from di4c_lm.processes.rng import KeyedRng
     >>> from di4c_lm.samplers.grids import make_grid

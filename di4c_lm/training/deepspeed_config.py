@@ -1,9 +1,9 @@
 """Our settings as a DeepSpeed configuration, and the user's own JSON laid over it."""
 
-import json
 from pathlib import Path
 from typing import Any
 
+from di4c_lm.core.files import read_json
 from di4c_lm.training.settings import OptimConfig, TrainConfig, ZeroConfig
 
 _BUCKET = 50_000_000  # elements that travel at once
@@ -59,13 +59,9 @@ def deepspeed_config(
 
 def _read(path: str) -> dict[str, Any]:
     try:
-        theirs = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
+        theirs = read_json(Path(path))
+    except ValueError as error:
         raise ValueError(f"zero.config={path!r} cannot be read: {error}") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"zero.config={path!r} is no valid JSON: {error}") from error
-    if not isinstance(theirs, dict):
-        raise ValueError(f"zero.config={path!r} must hold a JSON object, found {type(theirs).__name__}")
     for key, ours in _OURS_ALONE.items():
         section = theirs.get(key)
         if section is not None and not (isinstance(section, dict) and section.get("enabled") is False):

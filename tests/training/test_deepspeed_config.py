@@ -64,7 +64,7 @@ def test_theirs_is_laid_over_our_tuning(tmp_path):
         ({"optimizer": {"type": "Adam"}}, ["optimizer", "optim"]),
         ({"scheduler": {"type": "WarmupLR"}}, ["scheduler", "optim.schedule"]),
         ({"fp16": {"enabled": True}}, ["fp16", "train.dtype"]),
-        ("{", ["no valid JSON"]),
+        ("{", ["a JSON file"]),
         ([1], ["JSON object", "list"]),
     ],
 )
