@@ -259,10 +259,18 @@ class ClassOutputHead(OutputHead):
         tail = F.pad(F.one_hot(choice, self.num_classes), (1, 0))
         return torch.cat([own, tail.to(own.dtype)], 3)
 
-    def tail(self, features_NH: Float[Tensor, "N H"], positions_N: Int64[Tensor, " N"]) -> Float[Tensor, "N tail"]:
+    def in_chunks(self, read: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> list[Tensor]:
+        """What `read`, such as `tail`, makes of some rows of the tensors at a time; it is made once more in the backward pass."""
+        chunks = zip(*(tensor.split(rows_at_once(self, 0)) for tensor in tensors), strict=True)
+        found = [checkpoint(read, *chunk, use_reentrant=False) for chunk in chunks]
+        return [torch.cat(parts) for parts in zip(*found, strict=True)]
+
+    def tail(self, features_NH: Float[Tensor, "N H"], positions_N: Int64[Tensor, " N"]) -> tuple[Tensor]:
         """The tail of all classes, 1 + L wide: log Σ_x exp logit(x), and log p(z) = log Σ_x p(x) c(z | x)."""
-        (tail_NF,) = self._in_chunks(self._tail, features_NH, positions_N)
-        return tail_NF
+        logits_NS = self.inner.logits(features_NH, positions_N)
+        log_norm_N1 = logits_NS.logsumexp(1, keepdim=True)
+        p_NL = (logits_NS - log_norm_N1).exp() @ self.log_class.exp()
+        return (torch.cat([log_norm_N1, p_NL.clamp(min=_LEAST).log()], 1),)
 
     def log_target(
         self,
@@ -276,26 +284,6 @@ class ClassOutputHead(OutputHead):
         log_class_MTL = F.embedding(targets_MT, self.log_class)
         return (log_class_MTL + (logit_MT - log_norm_M[:, None])[..., None] - log_p_ML[:, None]).transpose(1, 2)
 
-    def divergences(
-        self,
-        features_MH: Float[Tensor, "M H"],
-        positions_M: Int64[Tensor, " M"],
-        log_weight_ML: Float[Tensor, "M L"],
-        distributions: Sequence[Float[Tensor, "M S"]],
-        *,
-        of_components: bool,
-    ) -> tuple[Float[Tensor, "M R"], Float[Tensor, " M"]]:
-        """KL(q_r ‖ Σ_z w_z p(· | z)) for each distribution q_r, and Σ_z w_z KL(q_0 ‖ p(· | z)) where it is asked for, else zeros."""
-        read = functools.partial(self._divergence, of_components=of_components)
-        mixed_MR, component_M = self._in_chunks(read, features_MH, positions_M, log_weight_ML, *distributions)
-        return mixed_MR, component_M
-
-    def _in_chunks(self, read: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> list[Tensor]:
-        """What `read` makes of some rows of the tensors at a time; it is made once more in the backward pass."""
-        chunks = zip(*(tensor.split(rows_at_once(self, 0)) for tensor in tensors), strict=True)
-        found = [checkpoint(read, *chunk, use_reentrant=False) for chunk in chunks]
-        return [torch.cat(parts) for parts in zip(*found, strict=True)]
-
     def log_marginal(
         self, features_MH: Float[Tensor, "M H"], positions_M: Int64[Tensor, " M"], log_weight_ML: Float[Tensor, "M L"]
     ) -> Float[Tensor, "M S"]:
@@ -305,14 +293,15 @@ class ClassOutputHead(OutputHead):
         tilt_MS = (share_ML @ self.log_class.exp().T).clamp(min=_LEAST).log()
         return self.inner.logits(own_MH, positions_M) - log_norm_M[:, None] + tilt_MS
 
-    def _divergence(
+    def divergences(
         self,
-        features_MH: Tensor,
-        positions_M: Tensor,
-        log_weight_ML: Tensor,
-        *distributions: Tensor,
+        features_MH: Float[Tensor, "M H"],
+        positions_M: Int64[Tensor, " M"],
+        log_weight_ML: Float[Tensor, "M L"],
+        *distributions: Float[Tensor, "M S"],
         of_components: bool,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Float[Tensor, "M R"], Float[Tensor, " M"]]:
+        """KL(q_r ‖ Σ_z w_z p(· | z)) for each distribution q_r, and Σ_z w_z KL(q_0 ‖ p(· | z)) where it is asked for, else zeros."""
         log_mean_MS = self.log_marginal(features_MH, positions_M, log_weight_ML)
         mixed_MR = torch.stack([kl_divergence(q_MS, log_mean_MS) for q_MS in distributions], 1)
         if not of_components:
@@ -323,12 +312,6 @@ class ClassOutputHead(OutputHead):
         mean_log_p_M1 = (weight_ML * log_p_ML).sum(1, keepdim=True)
         log_p_MS = self.inner.logits(own_MH, positions_M) - log_norm_M[:, None]
         return mixed_MR, kl_divergence(distributions[0], log_p_MS + mean_log_class_MS - mean_log_p_M1)
-
-    def _tail(self, features_NH: Tensor, positions_N: Tensor) -> tuple[Float[Tensor, "N tail"]]:
-        logits_NS = self.inner.logits(features_NH, positions_N)
-        log_norm_N1 = logits_NS.logsumexp(1, keepdim=True)
-        p_NL = (logits_NS - log_norm_N1).exp() @ self.log_class.exp()
-        return (torch.cat([log_norm_N1, p_NL.clamp(min=_LEAST).log()], 1),)
 
     def _parted(self, features_MH: Tensor) -> tuple[Float[Tensor, "M H"], Float[Tensor, " M"], Float[Tensor, "M L"]]:
         """The network's own features, in the dtype of its output head, and the two parts of the tail."""
@@ -366,7 +349,8 @@ class EveryClass(Chained):
         none_M = target_MLT.new_zeros(len(target_MLT))
         if not distributions:
             return PositionReading(target_MLT, none_M[:, None][:, :0], none_M)
-        found = head.divergences(features_MH, positions.position, log_weight, distributions, of_components=components)
+        read = functools.partial(head.divergences, of_components=components)
+        found = head.in_chunks(read, features_MH, positions.position, log_weight, *distributions)
         return PositionReading(target_MLT, *found)
 
     @torch.no_grad()
@@ -435,7 +419,7 @@ class ClassHead(nn.Module):
     ) -> tuple[ClassChain, Tensor]:
         """The distribution of the classes given x_t, and the tail of the features, zeros where a position is known."""
         row_M, position_M = is_unknown.nonzero(as_tuple=True)
-        tail_MF = head.tail(features[row_M, position_M], position_M)
+        (tail_MF,) = head.in_chunks(head.tail, features[row_M, position_M], position_M)
         tail_BDF = tail_MF.new_zeros(*is_unknown.shape, tail_MF.shape[1]).index_put((row_M, position_M), tail_MF)
         num_unknown = max(1, int(is_unknown.sum(1).max()))
         rank_BN = (~is_unknown[:, order]).byte().sort(dim=1, stable=True)[1][:, :num_unknown]
