@@ -166,7 +166,8 @@ class LinearHead(OutputHead):
 
     def _weight_for(self, features_NH: Float[Tensor, "N H"]) -> Float[Tensor, "S H"]:
         """The weight in the dtype of the products; cast once for all chunks where no gradient is recorded."""
-        dtype, weight_SH = self.matmul_dtype or features_NH.dtype, self.weight[: self.num_states]
+        dtype = self.matmul_dtype or features_NH.dtype
+        weight_SH = self.weight if self.first_rows is None else self.weight[: self.first_rows]
         if weight_SH.dtype == dtype or torch.is_grad_enabled():
             return weight_SH.to(dtype)
         if dtype not in self._casts:
