@@ -477,7 +477,8 @@ class ClassChainMixture(CodedMixture):
         features_BDH = context_BDW = stages.features()
         if self.network.image_shape is not None:
             pixel_BPC = F.layer_norm(stages.hidden, stages.hidden.shape[-1:])
-            context_BDW = (pixel_BPC[:, None] + self.latent_colour.weight[:, None]).flatten(1, 2)
+            colour_C = torch.arange(self.network.image_shape[2], device=pixel_BPC.device)
+            context_BDW = (pixel_BPC[:, None] + self.latent_colour(colour_C)[:, None]).flatten(1, 2)
         order_D = self._order(features_BDH.shape[1], features_BDH.device)
         every: EveryClass = self.latent_head(features_BDH, stages.unknown, stages.output_head, context_BDW, order_D)
         return every if lam.enumerated else every.under(every.codes(lam))

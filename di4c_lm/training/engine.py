@@ -143,10 +143,11 @@ class Engine:
         self._is_stage_3 = zero.stage == 3
         self._deepspeed = deepspeed
         self._frozen = _frozen_weights(objective)
+        external = getattr(objective, "external_parameters", list)()  # while each is whole
         with exact_buffers(objective):
             self._engine, *_ = deepspeed.initialize(model=objective, optimizer=self._adam, config=config)
         if zero.stage == 3:
-            for module, parameter in getattr(objective, "external_parameters", list)():
+            for module, parameter in external:
                 deepspeed.zero.register_external_parameter(module, parameter)
             _adopt_hidden_parameters(deepspeed, objective)
         self._masters = masters_of(self._engine.optimizer, trained)

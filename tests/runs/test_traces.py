@@ -73,3 +73,16 @@ def test_a_run_has_the_losses_it_always_had(name: str, data: dict[str, list[str]
     settings, rounds = parse_run(DOMAINS[kind], words, CONFIGS, program="test")
     assert recipe.run(DOMAINS[kind], settings, rounds) == 0
     assert [row["loss"] for row in metrics(tmp_path)] == pytest.approx(trace["losses"], rel=1e-6, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["text, likelihood", "cifar10", "imagenet"])
+def test_the_losses_are_the_same_where_parameters_are_shared_out(
+    name: str, data: dict[str, list[str]], tmp_path: Path
+) -> None:
+    """ZeRO-3 sees every use of a parameter, whatever the network and the mixture."""
+    trace = TRACES[name]
+    kind = trace["domain"]
+    words = [*trace["words"], *data[kind], *TINY[kind].split(), *ALL.split(), f"run.dir={tmp_path}", "zero.stage=3"]
+    settings, rounds = parse_run(DOMAINS[kind], words, CONFIGS, program="test")
+    assert recipe.run(DOMAINS[kind], settings, rounds) == 0
+    assert [row["loss"] for row in metrics(tmp_path)] == pytest.approx(trace["losses"], rel=1e-4, abs=1e-4)
