@@ -343,7 +343,8 @@ class CodedMixture(Mixture):
 
     def sample_latents(self, num_batch: int, num_lambdas: int, rng: Rng, device: torch.device) -> Latents:
         """See `Mixture.sample_latents`: one float64 uniform (B, L, 1) a sample, of which its codes are made."""
-        check(num_lambdas >= 1, "num_lambdas", num_lambdas, "at least 1")
+        if num_lambdas < 1:
+            raise ValueError(f"num_lambdas must be at least 1, got {num_lambdas}")
         return Latents(uniform(rng, (num_batch, num_lambdas, 1), device))
 
     def training_latents(self, num_batch: int, num_lambdas: int, rng: Rng, device: torch.device) -> Latents:

@@ -66,11 +66,9 @@ class GenPplConfig(Measurement, Reading):
         at_least(self, 0, "seed", "prompt_length", "continuation_length")
 
     def unused(self) -> dict[str, str]:
-        """What one of the two forms has no use for."""
-        if self.conditional:
-            return {"num_samples": "where conditional=true; prompts and continuations say how many"}
+        """What only the conditional form has a use for. (`num_samples` says itself that the other alone reads it.)"""
         names = ("prompts", "continuations", "prompt_length", "continuation_length")
-        return dict.fromkeys(names, "where conditional=false")
+        return {} if self.conditional else dict.fromkeys(names, "where conditional=false")
 
     def fitted(self, length: int) -> "GenPplConfig":
         """With both lengths of the conditional form set for samples of `length` tokens. Raises `ValueError` where they do not fit."""
