@@ -255,6 +255,15 @@ class Mixture(nn.Module, ABC):
         """Network calls that a prediction under `num_components` takes."""
         return self.num_components(limit)
 
+    def rows_by_block(self, num_lambdas: int) -> list[float]:
+        """Of each block, the rows a sequence that it is run on for L components: what the memory of its activations goes with."""
+        return [1.0] * self.network.config.num_blocks
+
+    @property
+    def kept_beside(self) -> int:
+        """Numbers a position that a loss keeps beside the network's, about."""
+        return 0
+
     def forward(
         self, x_t: Int64[Tensor, "B D"], t: Float[Tensor, " B"], lam: Latents | None = None, cond: Tensor | None = None
     ) -> Rows:

@@ -472,6 +472,11 @@ class ClassChainMixture(CodedMixture):
         """See `Mixture.num_calls`: 1, for all classes."""
         return 1
 
+    @property
+    def kept_beside(self) -> int:
+        """See `Mixture.kept_beside`: of each class a tail and its chain."""
+        return 16 * self.settings.codebook_size
+
     def drive(self, stages: Any, lam: Latents) -> Rows:
         """See `Mixture.drive`."""
         features_BDH = context_BDW = stages.features()

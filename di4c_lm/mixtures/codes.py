@@ -206,6 +206,10 @@ class CodesMixture(CodedMixture):
                 network.width, places=rows * columns, colours=colours, scale=settings.init_scale
             )
 
+    def rows_by_block(self, num_lambdas: int) -> list[float]:
+        """See `Mixture.rows_by_block`: attention is run once, the last MLP for every code."""
+        return [1.0] * (self.network.config.num_blocks - 1) + [(1 + num_lambdas) / 2]
+
     def drive(self, stages: Any, lam: Latents) -> Rows:
         """See `Mixture.drive`."""
         if self.network.image_shape is None:

@@ -111,6 +111,11 @@ class TokenMixture(Mixture):
         """See `Mixture.num_components`."""
         return min(limit, self.settings.codebook_size) if self.settings.distribution == "codebook" else limit
 
+    def rows_by_block(self, num_lambdas: int) -> list[float]:
+        """See `Mixture.rows_by_block`: L from where λ enters on."""
+        late = self.network.config.num_blocks - self.inject_at
+        return [1.0] * self.inject_at + [float(num_lambdas)] * late
+
     def forward(self, x_t: Tensor, t: Tensor, lam: Latents | None = None, cond: Tensor | None = None) -> Rows:
         """See `Mixture.forward`."""
         if lam is None or not self.network.takes_shifts:

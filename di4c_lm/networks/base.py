@@ -291,6 +291,12 @@ class Network(nn.Module, ABC):
         """1, as `num_components`."""
         return 1
 
+    def rows_by_block(self, num_lambdas: int) -> list[float]:
+        """1 of each block: there is no λ."""
+        return [1.0] * self.config.num_blocks
+
+    kept_beside: ClassVar[int] = 0  # see `Mixture`
+
     def owns(self, name: str) -> bool:
         """Whether a tensor belongs to λ: none does."""
         return False

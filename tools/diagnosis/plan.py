@@ -5,8 +5,6 @@ from typing import Any
 import torch
 
 from di4c_lm.domains.text.settings import TextSettings
-from di4c_lm.mixtures.class_chain import ClassChainSettings
-from di4c_lm.mixtures.codes import CodesSettings
 from di4c_lm.networks.dit import DIT, DitConfig
 from di4c_lm.processes.denoiser import LOGITS_ON_CPU, LOGITS_ON_GPU
 from di4c_lm.runs.recipe import mixture_of
@@ -61,21 +59,14 @@ def state_memory(config: TextSettings, counts: dict[str, int], ranks: int, way: 
 def activation_memory(config: TextSettings, model: DitConfig, num_states: int, *, on_gpu: bool) -> dict[str, float]:
     """What a micro batch takes: O(B L D H) of the network's activations, O(B D S) of distributions, and one chunk of logits of L rows."""
     B, D, S, H = config.train.micro_batch_size, config.data.length, num_states, model.hidden_size
-    mixture = mixture_of(config)
     with torch.device("meta"):
-        student: Any = mixture.fresh(DIT, model, {"num_states": num_states})
+        student: Any = mixture_of(config).fresh(DIT, model, {"num_states": num_states})
     L = student.num_components(getattr(config.objective, "num_lambdas", 1))
-    at = model.num_blocks - 1 if isinstance(mixture, CodesSettings) else getattr(student, "inject_at", model.num_blocks)
-    block = _BLOCK_WIDTHS * H
-    rows_of_blocks = [1.0] * at + [float(L)] * (model.num_blocks - at)
-    if isinstance(mixture, CodesSettings):  # attention is run once, the last MLP for every code
-        rows_of_blocks[-1] = (1 + L) / 2
+    block, rows_of_blocks = _BLOCK_WIDTHS * H, student.rows_by_block(L)
     per_position = sum(rows * block for rows in rows_of_blocks)
     if config.train.activation_checkpointing:  # the inputs of all blocks, and one block whole
         per_position = sum(rows * H for rows in rows_of_blocks) + max(rows_of_blocks) * block
-    if isinstance(mixture, ClassChainSettings):  # one row of features, and of each class a tail and its chain
-        per_position += 16 * mixture.codebook_size
-        L = 1
+    per_position, L = per_position + student.kept_beside, student.num_calls(L)
     width = 4 if config.train.dtype == "float32" else 2
     chunk = config.objective.chunk_rows or max(1, (LOGITS_ON_GPU if on_gpu else LOGITS_ON_CPU) // S)
     return {
