@@ -73,11 +73,17 @@ def test_what_a_launcher_leaves_wrong_is_named(environment, said):
 
 
 def test_one_process_needs_no_group():
-    assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (0, 1, True)
-    assert distributed.gather_objects({"a": 1}) == [{"a": 1}]
-    assert distributed.sum_over_ranks(torch.ones(2)).tolist() == [1.0, 1.0]
-    distributed.barrier()
-    distributed.shutdown()
+    """In a process of its own: this one may be in a group, which DeepSpeed remembers."""
+    code = """if True:
+        import torch
+        from di4c_lm.training import distributed
+        assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (0, 1, True)
+        assert distributed.gather_objects({"a": 1}) == [{"a": 1}]
+        assert distributed.sum_over_ranks(torch.ones(2)).tolist() == [1.0, 1.0]
+        distributed.barrier()
+        distributed.shutdown()
+    """
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize(
