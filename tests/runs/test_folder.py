@@ -53,7 +53,7 @@ WATCHING = {
 
 
 def test_what_may_change_when_a_run_goes_on(make: Callable[..., ToySettings]) -> None:
-    """Each of these at once; the names of the keys stand in docs/fault_tolerance.md."""
+    """Each of these at once; the names of the keys stand in docs/how_to/resume.md."""
     folder = run(make())
     watching = {key: value for key, value in WATCHING.items() if key not in ("eval", "wandb")}
     assert run(make(**watching)) == folder and len(metrics(folder)) >= 4

@@ -1,0 +1,1 @@
+"""What makes the documentation site from the code: the reference, formulas, notebooks."""
