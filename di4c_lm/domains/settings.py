@@ -21,19 +21,23 @@ T = TypeVar("T")
 
 @section
 class TeacherConfig:
-    """The network that is distilled."""
+    """The teacher: the network that is distilled."""
 
     KINDS: ClassVar[Mapping[str, str]] = {
-        "train": "a small one, trained first and cached",
-        "pretrained": "the one at `teacher.path`",
-        "random": "random weights, for trials of cost",
+        "train": "a small network, trained first and kept in the cache",
+        "pretrained": "the checkpoint at `teacher.path`",
+        "random": "random weights, to try out speed and memory",
     }
     PATH_KIND: ClassVar[str] = "pretrained"
     PATH_KEYS: ClassVar[tuple[str, ...]] = ("path", "weights")
 
-    kind: Literal["train", "pretrained", "random"] = setting("train", "said by teacher=")
-    path: str | None = setting(None, "a folder, file or hub name")
-    weights: Literal["ema", "raw"] = setting("ema", "where a file holds both")
+    kind: Literal["train", "pretrained", "random"] = setting(
+        "train", "where the teacher comes from; usually set as teacher=<kind> or teacher=<path>"
+    )
+    path: str | None = setting(None, "a folder, a checkpoint file or a name on the Hugging Face hub")
+    weights: Literal["ema", "raw"] = setting(
+        "ema", "which weights to read from a checkpoint that holds both: the moving average or the raw ones"
+    )
     pretrain: PretrainConfig = setting(PretrainConfig())
 
     def __post_init__(self) -> None:
@@ -62,15 +66,19 @@ class ImageDataConfig:
     PATH_KIND: ClassVar[str] = "files"
     PATH_KEYS: ClassVar[tuple[str, ...]] = ("path",)
 
-    kind: Literal["digits", "patches", "files"] = setting("digits", "said by data=")
+    kind: Literal["digits", "patches", "files"] = setting(
+        "digits", "where the images come from; usually set as data=<kind> or data=<path>"
+    )
     path: str | None = setting(
         None, "an .npz file, a folder (CIFAR-10's own, of class folders, of tars), a tar, or a hub name"
     )
-    size: int | None = setting(None, "rows and columns; null: as the images are")
-    channels: Literal[1, 3] = setting(3, "1: grey, 3: colours")
-    crop: bool = setting(False, "cut and resize what has another size or mode, in place of an error")
-    validation_share: float = setting(0.1, "of the images, where the source has no validation set of its own")
-    skip_bad: bool = setting(False, "leave out what cannot be read, and count it")
+    size: int | None = setting(None, "rows and columns of an image; null: as the files have them")
+    channels: Literal[1, 3] = setting(3, "colour channels: 1 for grey, 3 for colour")
+    crop: bool = setting(False, "crop and resize images of another size or mode; without it they are an error")
+    validation_share: float = setting(
+        0.1, "share of the images kept for validation, where the source has no validation set"
+    )
+    skip_bad: bool = setting(False, "skip images that cannot be read, and count them")
 
     def __post_init__(self) -> None:
         check(self.kind != "files" or bool(self.path), "path", self.path, "a path or hub name where data.kind=files")
@@ -93,15 +101,17 @@ class ImageDataConfig:
 class ImageEvalConfig:
     """The closing report of a run on images."""
 
-    skip: bool = setting(False, "no report")
-    steps: Ints = setting((2, 4, 8, 16), "step counts of the samples")
-    num_samples: int = setting(1000, "images of a model and step count, over all seeds")
-    seeds: Ints = setting((0,), "of sampling; intervals are over the images of all")
+    skip: bool = setting(False, "end without a report")
+    steps: Ints = setting((2, 4, 8, 16), "numbers of sampling steps that are compared")
+    num_samples: int = setting(1000, "images sampled for each model and number of steps, over all seeds")
+    seeds: Ints = setting((0,), "random seeds of sampling; their images are pooled for the intervals")
     batch_size: int = setting(64, "images sampled at once")
-    features: str = setting("classifier", "what FID compares: classifier, inception, pixels")
-    against: Literal["train", "validation"] = setting("train", "the real images it compares with")
-    bootstrap: int = setting(1000, "resamples behind each 95 % interval")
-    grid: int = setting(12, "rows and columns of the picture of samples")
+    features: str = setting(
+        "classifier", "features that FID compares: classifier (trained on the run's images), inception or pixels"
+    )
+    against: Literal["train", "validation"] = setting("train", "which real images samples are compared with")
+    bootstrap: int = setting(1000, "bootstrap resamples for each 95 % interval")
+    grid: int = setting(12, "rows and columns of samples.png")
 
 
 @section
@@ -133,22 +143,24 @@ class RunSettings:
     }
 
     run: RunConfig = setting(RunConfig(), identity=False)
-    mixture: MixtureSettings = choice(MIXTURES, ClassChainSettings(), "λ of the student")
-    objective: Any = choice(OBJECTIVES, Likelihood(), "what is minimised")
+    mixture: MixtureSettings = choice(MIXTURES, ClassChainSettings(), "what λ is, and how it enters the network")
+    objective: Any = choice(OBJECTIVES, Likelihood(), "what training minimises")
     model: Any
     optim: OptimConfig = setting(OptimConfig())
     train: TrainConfig = setting(TrainConfig())
     zero: ZeroConfig = setting(ZeroConfig(), identity=False)
     teacher: TeacherConfig = setting(TeacherConfig())
-    sampler: Any = choice(SAMPLERS, Ancestral(), "of the report", identity=False)
+    sampler: Any = choice(SAMPLERS, Ancestral(), "how the closing report samples", identity=False)
     decoding: Decoding = setting(Decoding(), identity=False)
     export: Literal["auto", "head", "merged"] = setting(
         "auto",
-        "of a student over a frozen teacher; head: λ's tensors and where the teacher is; auto: merged where the run made it",
+        "how a student over a frozen teacher is saved; head: λ's weights and where the teacher is; auto: merged if the run trained it",
         identity=False,
     )
     wandb: WandbConfig = setting(WandbConfig(), identity=False)
-    rounds: Rounds = setting((), "of a chain: the overrides of each, [{objective: sdtt, train.steps: 300}, ...]")
+    rounds: Rounds = setting(
+        (), "overrides of each round of a chain of runs: [{objective: sdtt, train.steps: 300}, ...]"
+    )
 
     def __post_init__(self) -> None:
         check_process(self.sampler, self.PROCESS, self.decoding)

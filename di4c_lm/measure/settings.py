@@ -11,13 +11,13 @@ class Measurement:
     """Which run, how many samples of how many steps, and where the report goes."""
 
     run: str | None = setting(None, "a run's folder; null: the newest under `outputs` that has a student")
-    outputs: str = setting("outputs", "where runs live")
-    report: str | None = setting(None, "folder of the report; null: <run>/report")
-    steps: Ints = setting((1, 2, 4, 8, 16), "sampling steps, e.g. [1,2,4]")
-    num_samples: int = setting(256, "samples a model and step count")
-    batch_size: int = setting(64, "samples made at once")
-    bootstrap: int = setting(1000, "resamples behind each 95 % interval")
-    device: Literal["auto", "cpu", "cuda"] = setting("auto", "where the models run")
+    outputs: str = setting("outputs", "the folder that holds the runs")
+    report: str | None = setting(None, "folder to write the report to; null: <run>/report")
+    steps: Ints = setting((1, 2, 4, 8, 16), "numbers of sampling steps that are compared")
+    num_samples: int = setting(256, "samples for each model and number of steps")
+    batch_size: int = setting(64, "samples in a batch")
+    bootstrap: int = setting(1000, "bootstrap resamples for each 95 % interval")
+    device: Literal["auto", "cpu", "cuda"] = setting("auto", "where the models run; auto: a GPU if there is one")
 
     def __post_init__(self) -> None:
         distinct(self, 1, "steps")

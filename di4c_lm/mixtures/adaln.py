@@ -12,10 +12,10 @@ from di4c_lm.networks.base import BlockStages, Network, Rows
 
 @section
 class AdaLNSettings(TokenSettings):
-    """λ of one number, one vector or one code a sequence, which scales and shifts the norms of the blocks."""
+    """One λ per sequence (a number, a vector or a code), which scales and shifts the norms of the blocks."""
 
     init_scale: float = setting(
-        0.02, "standard deviation of the scales and shifts at first, over the root of the width"
+        0.02, "initial standard deviation of the scales and shifts, divided by the square root of the width"
     )
 
     def unused(self) -> dict[str, str]:

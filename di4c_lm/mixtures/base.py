@@ -191,7 +191,7 @@ class MixtureSettings(ABC):
 
 @section
 class NoMixture(MixtureSettings):
-    """No λ: a network by itself, a product of its positions."""
+    """No λ: the network by itself, whose positions are independent given x_t."""
 
     freeze_backbone: ClassVar[bool] = False
 

@@ -37,13 +37,17 @@ _SHARPNESS = 4.0  # log-odds of the class that a token is given, against all oth
 
 @section
 class ClassChainSettings(MixtureSettings):
-    """λ of one class a position, in a chain over the unknown positions: a class-based copula over the network's marginals."""
+    """One class per masked position, tied in a Markov chain: a class-based copula over the network's marginals."""
 
-    codebook_size: int = setting(512, "L, classes")
-    relations: int = setting(1, "pair potentials of classes, mixed with independence as the context has it")
-    sinkhorn_iterations: int = setting(2, "of the fit of the chain to its marginals")
-    init_scale: float = setting(0.02, "standard deviation of the first weights, but for what is counted from the data")
-    freeze_backbone: bool = setting(True, "whether the teacher's weights stay as they are, and λ's alone are trained")
+    codebook_size: int = setting(512, "number of classes")
+    relations: int = setting(
+        1, "pair potentials between neighbouring classes, mixed with independence by weights that x_t decides"
+    )
+    sinkhorn_iterations: int = setting(2, "Sinkhorn iterations that fit the chain to the teacher's marginals")
+    init_scale: float = setting(
+        0.02, "standard deviation of the initial weights; what is counted from the data begins as counted"
+    )
+    freeze_backbone: bool = setting(True, "keep the teacher's weights and train λ's alone")
 
     def __post_init__(self) -> None:
         at_least(self, 1, "codebook_size", "relations", "sinkhorn_iterations")

@@ -29,14 +29,20 @@ _MOST = 4.0  # that is added there, so that no scale vanishes
 
 @section
 class CodesSettings(MixtureSettings):
-    """λ of one latent code a window of positions, tied in a chain, behind the last attention of a network."""
+    """One latent code per window of positions, the codes tied in a chain; they enter behind the last attention."""
 
-    codebook_size: int = setting(0, "L, codes; 0: objective.num_lambdas")
-    init_scale: float = setting(0.02, "standard deviation of the codes' effect at first, over the root of the width")
-    window: int = setting(0, "positions that share a code; 0: all of a sequence")
-    ties: Literal["chain", "none"] = setting("chain", "whether a window's code depends on the one before")
-    weights: Literal["context", "uniform"] = setting("context", "whether the codes' distribution is predicted from x_t")
-    freeze_backbone: bool = setting(False, "whether the teacher's weights stay as they are, and λ's alone are trained")
+    codebook_size: int = setting(0, "number of codes; 0: as many as objective.num_lambdas")
+    init_scale: float = setting(
+        0.02, "initial standard deviation of the codes' effect, divided by the square root of the width"
+    )
+    window: int = setting(0, "positions that share a code; 0: all positions of a sequence")
+    ties: Literal["chain", "none"] = setting(
+        "chain", "chain: a window's code depends on that of the window before; none: codes are independent"
+    )
+    weights: Literal["context", "uniform"] = setting(
+        "context", "context: the codes' distribution is predicted from x_t; uniform: all codes are equally likely"
+    )
+    freeze_backbone: bool = setting(False, "keep the teacher's weights and train λ's alone")
 
     def __post_init__(self) -> None:
         at_least(self, 0, "codebook_size", "window")

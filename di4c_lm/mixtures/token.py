@@ -21,16 +21,21 @@ _PROJECTION_DIM = 512
 
 @section
 class TokenSettings(MixtureSettings):
-    """λ of one number, one vector or one code a sequence, as an extra token or, in a U-Net, as shifts."""
+    """One λ per sequence (a number, a vector or a code), as an extra token or, in a U-Net, as shifts: the paper's."""
 
     distribution: Literal["uniform", "stratified", "gaussian", "codebook"] = setting(
-        "uniform", "of λ; stratified: one sample in each of L equal parts; codebook: numbers of learned vectors"
+        "uniform",
+        "distribution of λ; stratified: one sample in each of L equal parts of (0, 1); codebook: one of the learned vectors",
     )
-    dim: int = setting(1, "components of a gaussian λ")
-    codebook_size: int = setting(16, "learned vectors of a codebook; 0: objective.num_lambdas, which enumerates them")
-    init_scale: float = setting(0.02, "standard deviation of a codebook at first")
-    inject_at: int = setting(0, "block before which λ enters; those before run once for all λ; negative: from the end")
-    freeze_backbone: bool = setting(False, "whether the teacher's weights stay as they are, and λ's alone are trained")
+    dim: int = setting(1, "dimensions of a Gaussian λ")
+    codebook_size: int = setting(
+        16, "learned vectors in a codebook; 0: objective.num_lambdas, so that all are enumerated"
+    )
+    init_scale: float = setting(0.02, "initial standard deviation of a codebook")
+    inject_at: int = setting(
+        0, "index of the block before which λ enters; earlier blocks run once for all λ; negative counts from the end"
+    )
+    freeze_backbone: bool = setting(False, "keep the teacher's weights and train λ's alone")
 
     def __post_init__(self) -> None:
         at_least(self, 0, "codebook_size")

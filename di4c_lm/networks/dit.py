@@ -24,12 +24,12 @@ class DitConfig:
 
     hidden_size: int = setting(192, "width of the residual stream")
     num_blocks: int = setting(4, "blocks of attention and MLP")
-    num_heads: int = setting(4, "heads of the attention")
+    num_heads: int = setting(4, "attention heads")
     cond_dim: int = setting(128, "width of the embedding of the noise level")
-    dropout: float = setting(0.0, "share of the activations dropped in training")
-    time_conditioning: bool = setting(False, "whether the network gets the noise level; else it gets 0")
+    dropout: float = setting(0.0, "share of activations dropped in training")
+    time_conditioning: bool = setting(False, "give the network the noise level; else it gets 0")
     attention: Literal["auto", "sdpa", "flash"] = setting(
-        "auto", "kernel of the attention; auto: flash where it is installed"
+        "auto", "attention kernel; auto: flash-attn where it is installed, else PyTorch's own"
     )
 
     def __post_init__(self) -> None:

@@ -22,14 +22,14 @@ class MaskGitConfig:
 
     hidden_size: int = setting(768, "width of the residual stream")
     num_blocks: int = setting(24, "blocks of attention and MLP")
-    num_heads: int = setting(16, "heads of the attention")
+    num_heads: int = setting(16, "attention heads")
     mlp_size: int = setting(3072, "width inside the MLP")
     dropout: float = setting(0.1, "share of the activations, and of the attention's weights, dropped in training")
     attention: Literal["auto", "sdpa", "flash"] = setting(
-        "auto", "kernel of the attention; auto: flash where it is installed"
+        "auto", "attention kernel; auto: flash-attn where it is installed, else PyTorch's own"
     )
     mask_state: bool = setting(
-        False, "leave MASK a share of each prediction, as the published code does; else its probability is 0"
+        False, "let MASK have probability in a prediction, as the published code does; else it has none"
     )
     time_conditioning: ClassVar[bool] = False  # the number of MASKs tells the time
 

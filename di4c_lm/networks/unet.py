@@ -35,13 +35,14 @@ _SHIFT_PARTS = ("lemb_modules", "hlemb_modules", "tlam_mix", "h_t_lam_mix")
 class UnetConfig:
     """tauLDR's U-Net (Campbell et al. 2022); the defaults are the published CIFAR-10 teacher's."""
 
-    width: int = setting(128, "channels that the scales multiply")
+    width: int = setting(128, "channels of the first scale, which `multipliers` multiply")
     multipliers: Ints = setting(
-        (1, 2, 2, 2), "channels of each scale over `width`; each has half the rows and columns of the one before"
+        (1, 2, 2, 2),
+        "channels of each scale, as factors on `width`; a scale has half the rows and columns of the one before",
     )
-    res_blocks: int = setting(2, "residual blocks a scale on the way down; one more on the way up")
-    attention_scale: int = setting(1, "the scale with attention in it, from 0, beside the attention in the middle")
-    dropout: float = setting(0.1, "share of the activations dropped in training")
+    res_blocks: int = setting(2, "residual blocks per scale on the way down; one more on the way up")
+    attention_scale: int = setting(1, "index of the scale that has attention, besides the attention in the middle")
+    dropout: float = setting(0.1, "share of activations dropped in training")
     time_conditioning: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -18,10 +18,11 @@ from di4c_lm.processes.rng import uniform
 
 @section
 class Denoising(ObjectiveSettings):
-    """The cross-entropy of the data at every time, from data alone."""
+    """Cross-entropy of x_0 given x_t at all times, from data alone: how image teachers are trained."""
 
     times: Literal["antithetic", "iid"] = setting(
-        "antithetic", "antithetic: one t in each of G equal parts, G the global batch"
+        "antithetic",
+        "how t is sampled; antithetic: one t in each of G equal parts of (0, 1], G the global batch; iid: independently",
     )
 
     needs_teacher = False

@@ -22,29 +22,31 @@ from di4c_lm.processes.rng import Rng, split, uniform
 
 @section
 class Di4C(ObjectiveSettings):
-    """The Di4C objective (Hayakawa et al. 2025, section 3): weights, gates, distributions of t and of the teacher's step."""
+    """Di4C's four terms: distillation, consistency, and the correlations of data and student (Hayakawa et al. 2025, section 3)."""
 
-    num_lambdas: int = setting(16, "L, samples of a λ that is not enumerated")
-    consistency_samples: int = setting(0, "x_u and x̂ sampled for each x_t; 0: L, as in the paper")
-    alpha: Alpha = setting("sigmoid", "weight of the data's correlation term over t")
-    alpha_scale: float = setting(0.1, "its scale")
+    num_lambdas: int = setting(16, "L, samples of λ for each x_t, where λ is not enumerated")
+    consistency_samples: int = setting(
+        0, "samples of x_u and x̂ for each x_t in the consistency term; 0: L, as in the paper"
+    )
+    alpha: Alpha = setting("sigmoid", "schedule over t of the weight α of the data's correlation term")
+    alpha_scale: float = setting(0.1, "factor on α")
     marginal_weight: float = setting(1.0, "weight of KL(teacher || student's marginal)")
     consistency_weight: float = setting(1.0, "weight of the consistency term")
     distil_weight: float = setting(1.0, "weight of the distillation term")
     control_variate: Literal["both", "data", "consistency", "none"] = setting(
-        "both", "terms with a control variate; without it a term is the log-likelihoods alone"
+        "both", "which terms subtract the control variate; a term without it is the plain log-likelihood"
     )
-    delta: float = setting(0.02, "below it the distillation term stands in place of consistency")
+    delta: float = setting(0.02, "δ: at times below it the distillation term replaces the consistency term")
     distil_inputs: Literal["shared", "own"] = setting(
         "shared",
         "shared: distil at x_t where t < delta; own: always, each λ at an x of its own near the lowest time (CIFAR-10's run)",
     )
-    positions: Literal["masked", "all"] = setting(
-        "masked", "positions that enter the loss; all: also those that are known"
+    positions: Literal["masked", "all"] = setting("masked", "positions that enter the loss; all: also the visible ones")
+    matmul_dtype: Literal["same", "bfloat16"] = setting(
+        "same", "type in which the student's output head multiplies; same: that of the network"
     )
-    matmul_dtype: Literal["same", "bfloat16"] = setting("same", "of the products of the student's output head")
-    times: Times = setting(Times(), "distribution of t")
-    teacher_step: TeacherStep = setting(TeacherStep(), "the teacher's step from t to u")
+    times: Times = setting(Times(), "how the time t of x_t is sampled")
+    teacher_step: TeacherStep = setting(TeacherStep(), "how the teacher steps from x_t to x_u")
 
     takes_mixture: ClassVar[bool] = True
     num_distributions: ClassVar[int] = 2

@@ -22,10 +22,10 @@ from di4c_lm.processes.process import Process
 
 @section
 class Likelihood(ObjectiveSettings):
-    """The likelihood of data under a mixture that begins as its teacher: ours, for mixtures that keep the teacher's marginals."""
+    """The log-likelihood of data under a mixture that begins as its teacher. Ours; the teacher is not called in training."""
 
-    num_lambdas: int = setting(16, "L, samples of a λ that is not enumerated")
-    times: Times = setting(Times(grid_share=0.8), "distribution of t")
+    num_lambdas: int = setting(16, "L, samples of λ for each x_t, where λ is not enumerated")
+    times: Times = setting(Times(grid_share=0.8), "how the time t of x_t is sampled")
 
     takes_mixture: ClassVar[bool] = True
     label: ClassVar[str] = "fit"

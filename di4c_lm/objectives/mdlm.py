@@ -15,10 +15,14 @@ from di4c_lm.processes.process import Process
 
 @section
 class Mdlm(Denoising):
-    """MDLM's continuous-time bound, from data alone: trains a model anew, or further from the teacher's weights."""
+    """MDLM's continuous-time bound, from data alone: trains a masked-diffusion model, anew or from the teacher's weights."""
 
-    init: Literal["scratch", "teacher"] = setting("scratch", "random weights, or the teacher's")
-    bound_draws: int = setting(8, "times a validation sequence, in the closing report's perplexity bound")
+    init: Literal["scratch", "teacher"] = setting(
+        "scratch", "begin from random weights (scratch) or from the teacher's"
+    )
+    bound_draws: int = setting(
+        8, "times t sampled for each validation sequence in the closing report's perplexity bound"
+    )
 
     label: ClassVar[str] = "mdlm"
 

@@ -16,9 +16,11 @@ class ObjectiveSettings:
     Each has `build(student, process, seed=, teacher=None)`, the module that the engine wraps.
     """
 
-    label_drop: float = setting(0.0, "share of the examples whose class is hidden, where a batch has classes")
+    label_drop: float = setting(
+        0.0, "share of examples whose class is hidden in training, where there are classes; guidance needs some"
+    )
     chunk_rows: int = setting(
-        0, "rows of logits, positions times L, read at once; 0: 2^23 logits on a CPU, 2^26 on a GPU"
+        0, "rows of logits (positions times L) held at once; 0: 2^23 logits on a CPU, 2^26 on a GPU"
     )
 
     needs_teacher: ClassVar[bool] = True  # whether a run begins from a teacher

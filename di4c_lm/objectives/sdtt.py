@@ -19,20 +19,23 @@ from di4c_lm.processes.rng import Rng, uniform
 
 @section
 class Sdtt(ObjectiveSettings):
-    """SDTT: the student learns to say in one call what the teacher says over `teacher_steps` of its steps.
+    """Self-Distillation Through Time: the student learns to predict in one call what its teacher predicts over several steps.
 
     A teacher's step in round r is `dt` · `growth`^(r-1), at most t / `teacher_steps`. `time_grid=legacy` repeats the published code's
     mis-interpolated times.
     """
 
     divergence: DivergenceName = setting(
-        "kl_backward", "of the student from the teacher; published: kl_backward (kld), mse, tv (tvd)"
+        "kl_backward",
+        "divergence of the student from the teacher; those published are kl_backward (kld), mse and tv (tvd)",
     )
-    dt: float = setting(1 / 1024, "a teacher's step in the first round")
-    round: int = setting(1, "which round this is; in a chain of rounds it is counted")
-    growth: float = setting(2.0, "how much longer a teacher's step is from round to round")
-    teacher_steps: int = setting(2, "steps of the teacher in one of the student")
-    time_grid: Literal["exact", "legacy"] = setting("exact", "legacy: the published code's mis-interpolated times")
+    dt: float = setting(1 / 1024, "length of a teacher's step in the first round")
+    round: int = setting(1, "number of this round; counted for you in a chain of rounds")
+    growth: float = setting(2.0, "factor on the teacher's step from round to round")
+    teacher_steps: int = setting(2, "teacher steps that one student step replaces")
+    time_grid: Literal["exact", "legacy"] = setting(
+        "exact", "exact, or legacy: the mis-interpolated times of the published code"
+    )
 
     num_distributions: ClassVar[int] = 1
     label: ClassVar[str] = "sdtt"

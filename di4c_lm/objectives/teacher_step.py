@@ -26,11 +26,13 @@ class TeacherStep:
     t, which lies above it: the rule of the CIFAR-10 run.
     """
 
-    distribution: Literal["fixed", "fraction", "log_uniform"] = setting("fixed", "of the step's size")
-    size: float = setting(1 / 1024, "distribution=fixed: t - u; distribution=fraction: its share of t")
-    low: float = setting(0.001, "distribution=log_uniform: the smallest step")
-    high: float = setting(0.01, "distribution=log_uniform: the largest step")
-    steps: int = setting(1, "equal steps of the teacher from t to u")
+    distribution: Literal["fixed", "fraction", "log_uniform"] = setting(
+        "fixed", "distribution of the size t - u of the teacher's step"
+    )
+    size: float = setting(1 / 1024, "with distribution=fixed the size t - u itself; with fraction its share of t")
+    low: float = setting(0.001, "smallest size with distribution=log_uniform")
+    high: float = setting(0.01, "largest size with distribution=log_uniform")
+    steps: int = setting(1, "equal steps in which the teacher goes from t to u")
 
     def __post_init__(self) -> None:
         unit(self, "size", "low")

@@ -36,11 +36,11 @@ class GaussianChain(Process):
     """Each position jumps between levels by itself, by rates whose target is a Gaussian; the defaults are tauLDR's for CIFAR-10."""
 
     num_states: int = setting(256, "levels, S")
-    rate_sigma: float = setting(6.0, "of the length of a jump")
-    q_sigma: float = setting(512.0, "of the stationary distribution")
-    time_base: float = setting(3.0, "a of β(t) = a b^t - a")
-    time_exponential: float = setting(100.0, "b of β(t) = a b^t - a")
-    min_time: float = setting(0.01, "the lowest time at which networks are asked for x_0")
+    rate_sigma: float = setting(6.0, "standard deviation of the length of a jump, in levels")
+    q_sigma: float = setting(512.0, "standard deviation of the stationary distribution, in levels")
+    time_base: float = setting(3.0, "a in the rate β(t) = a b^t - a")
+    time_exponential: float = setting(100.0, "b in the rate β(t) = a b^t - a")
+    min_time: float = setting(0.01, "lowest time at which a network is called")
 
     def __post_init__(self) -> None:
         at_least(self, 2, "num_states")

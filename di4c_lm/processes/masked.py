@@ -124,10 +124,10 @@ class Times:
     """
 
     distribution: Literal["uniform", "paper"] = setting(
-        "uniform", "paper: 30 % of the times below δ, as in Di4C's text run"
+        "uniform", "uniform, or paper: 30 % of the times below δ, as in Di4C's text run"
     )
-    grid_share: float = setting(0.0, "share of the times that are those of uniform grids")
-    grid_steps: Ints = setting((1, 2, 4, 8, 16), "step counts of these grids, each as likely")
+    grid_share: float = setting(0.0, "share of the times t that are taken from the uniform grids of samplers")
+    grid_steps: Ints = setting((1, 2, 4, 8, 16), "numbers of steps of these grids, all equally likely")
 
     def __post_init__(self) -> None:
         unit(self, "grid_share")

@@ -20,10 +20,11 @@ Posterior = Callable[[Tensor, MaskedProcess, Tensor, Tensor], Tensor]
 @final
 @section
 class Ancestral(StepByStep):
-    """x_s ~ p(x_s | x_t) = Σ q(x_s | x_0, x_t) p(x_0 | x_t; λ), with a λ a call (Hayakawa et al. 2025).
+    """The exact reverse step at each time of the grid, with a new λ for each network call.
 
-    Of a masked process (Sahoo et al. 2024, Eq. 7) a step first chooses which positions become visible, each with probability
-    1 - m(s)/m(t), then samples those alone; of a chain on levels it samples x_0 everywhere, then x_s from the bridge.
+    x_s ~ p(x_s | x_t) = Σ q(x_s | x_0, x_t) p(x_0 | x_t; λ) (Hayakawa et al. 2025). Of a masked process (Sahoo et al. 2024, Eq. 7) a
+    step first chooses which positions become visible, each with probability 1 - m(s)/m(t), then samples those alone; of a chain on
+    levels it samples x_0 everywhere, then x_s from the bridge.
     """
 
     needs: ClassVar[type] = object
@@ -40,10 +41,11 @@ class Ancestral(StepByStep):
 @final
 @section
 class Analytic(StepByStep):
-    """Tweedie τ-leaping (Lou et al. 2024, Theorem 4.2): (exp(-Δσ Q) score)(v) exp(Δσ Q)(x_t, v), with Δσ = σ(t) - σ(s).
+    """Tweedie τ-leaping (Lou et al. 2024): the same distribution as ancestral, by the formula of the score.
 
-    These probabilities are those of the ancestral step, so exact samples are made the same way. With `noise=legacy_fp32` they are the
-    published float32 expression, cancellation included, sampled with the published noise, and the network gets t = 0 as there.
+    Theorem 4.2 there: (exp(-Δσ Q) score)(v) exp(Δσ Q)(x_t, v), with Δσ = σ(t) - σ(s). These probabilities are those of the ancestral
+    step, so exact samples are made the same way. With `noise=legacy_fp32` they are the published float32 expression, cancellation
+    included, sampled with the published noise, and the network gets t = 0 as there.
     """
 
     needs: ClassVar[type] = object

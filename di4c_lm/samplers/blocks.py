@@ -24,16 +24,16 @@ def _others() -> dict[str, Any]:
 @final
 @section
 class Blocks:
-    """Semi-autoregressive sampling (Sahoo et al. 2024, section 5.4; Han et al. 2023).
+    """Semi-autoregressive sampling, window after window, for text longer than the context (Sahoo et al. 2024).
 
-    The first window is the first `context` positions; each next one reaches `block` positions further and is given the last
-    `context` - `block` of what was written. Each window goes down the whole grid by `inner`.
+    Section 5.4 there; see also Han et al. 2023. The first window is the first `context` positions; each next one reaches `block`
+    positions further and is given the last `context` - `block` of what was written. Each window goes down the whole grid by `inner`.
     """
 
     needs: ClassVar[type] = MaskedProcess
-    context: int = setting(0, "positions of a window; 0: as many as the network was trained on")
-    block: int = setting(0, "positions that each window adds; 0: half of the context")
-    inner: Any = choice(_others, Ancestral(), "the sampler of each window")
+    context: int = setting(0, "positions the network sees at once; 0: as many as it was trained on")
+    block: int = setting(0, "positions that each window adds; 0: half the context")
+    inner: Any = choice(_others, Ancestral(), "sampler used in each window")
 
     def __post_init__(self) -> None:
         at_least(self, 0, "context", "block")

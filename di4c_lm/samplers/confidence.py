@@ -18,16 +18,21 @@ Counts = Literal["expected", "published"]
 @final
 @section
 class Confidence:
-    """Chang et al. 2022, section 3.2, with the annealing of MaskGIT-pytorch (Besnier and Chen 2023).
+    """MaskGIT's sampler: sample every masked position, keep those of highest confidence (Chang et al. 2022).
 
-    Step i of n samples a token at every masked position and keeps those with the largest log p(token) + `choice_temperature`
-    (1 - i/(n-1)) Gumbel, so many that a share m(s)/m(1) stays masked (a cosine grid gives MaskGIT's counts); at least one a step.
-    `counts=published` takes the published numbers of tokens a step in place of that share, as `published_counts` says.
+    Section 3.2 there, with the annealing of MaskGIT-pytorch (Besnier and Chen 2023). Step i of n samples a token at every masked
+    position and keeps those with the largest log p(token) + `choice_temperature` (1 - i/(n-1)) Gumbel, so many that a share m(s)/m(1)
+    stays masked (a cosine grid gives MaskGIT's counts); at least one a step. `counts=published` takes the published numbers of tokens a
+    step in place of that share, as `published_counts` says.
     """
 
     needs: ClassVar[type] = MaskedProcess
-    choice_temperature: float = setting(4.5, "of the Gumbel noise on the choice of positions, falling to 0")
-    counts: Counts = setting("expected", "tokens a step: from the share that is masked, or as published")
+    choice_temperature: float = setting(
+        4.5, "temperature of the Gumbel noise on the choice of positions, which falls to 0 over the steps"
+    )
+    counts: Counts = setting(
+        "expected", "tokens revealed in each step: expected by the masking schedule, or as in the published code"
+    )
 
     def __post_init__(self) -> None:
         at_least(self, 0, "choice_temperature")

@@ -20,18 +20,19 @@ PREDICTORS: dict[str, Any] = {"ancestral": Ancestral, "analytic": Analytic, "tau
 @final
 @section
 class PredictorCorrector:
-    """Corrections that leave the distribution at s as it is where the network is exact (Campbell et al. 2022, section 4.4).
+    """Reverse steps, each followed by corrections that would leave an exact model's distribution as it is (Campbell et al. 2022).
 
-    Of a masked process (Gat et al. 2024, section 3.3): noise goes forward from s to r = s + `size` (t - s), at most 1, where each visible
-    token is masked with probability 1 - (1 - m(r)) / (1 - m(s)), and an exact reverse step leads back to s. Of a chain on levels: a leap
-    for `size` (t - s) at the sum of the rates forward and backward of time s, s above 0. One call a correction; given tokens stay.
+    Section 4.4 there. Of a masked process (Gat et al. 2024, section 3.3): noise goes forward from s to r = s + `size` (t - s), at most
+    1, where each visible token is masked with probability 1 - (1 - m(r)) / (1 - m(s)), and an exact reverse step leads back to s. Of a
+    chain on levels: a leap for `size` (t - s) at the sum of the rates forward and backward of time s, s above 0. One call a correction;
+    given tokens stay.
     """
 
     needs: ClassVar[type] = object
-    predictor: Any = choice(PREDICTORS, Ancestral(), "the reverse step")
-    corrections: int = setting(1, "after each step")
-    size: float = setting(1.0, "of a correction, in steps")
-    below: float = setting(1.0, "steps that end above this time are not corrected")
+    predictor: Any = choice(PREDICTORS, Ancestral(), "sampler that makes the reverse steps")
+    corrections: int = setting(1, "corrections after each step")
+    size: float = setting(1.0, "size of a correction, in units of the step")
+    below: float = setting(1.0, "only steps that end at or below this time are corrected")
 
     def __post_init__(self) -> None:
         at_least(self, 0, "corrections")

@@ -17,15 +17,16 @@ _HALVINGS = 60
 @final
 @section
 class FirstHitting:
-    """Zheng et al. 2024, section 4: of n masked positions one chosen at random becomes visible next, where m(t) has fallen by u^(1/n).
+    """One token at a time in random order, at the times when infinitely many ancestral steps would reveal them (Zheng et al. 2024).
 
-    One token a call is the limit of infinitely many ancestral steps, in as many calls as there are tokens, whatever the grid. More tokens
-    a call are its parallel form: they are sampled together, at the time of the first. With 0 the grid says how many: after the step to s a
-    share m(s)/m(1) of the positions is left.
+    Section 4 there: of n masked positions one chosen at random becomes visible next, where m(t) has fallen by u^(1/n). One token a call
+    is the limit of infinitely many ancestral steps, in as many calls as there are tokens, whatever the grid. More tokens a call are its
+    parallel form: they are sampled together, at the time of the first. With 0 the grid says how many: after the step to s a share
+    m(s)/m(1) of the positions is left.
     """
 
     needs: ClassVar[type] = MaskedProcess
-    tokens_per_call: int = setting(1, "tokens sampled together; 0: as many as the grid says")
+    tokens_per_call: int = setting(1, "tokens revealed by each network call; 0: as many as the grid says")
 
     def __post_init__(self) -> None:
         at_least(self, 0, "tokens_per_call")

@@ -14,16 +14,18 @@ from di4c_lm.samplers.trajectory import StepByStep, Trajectory
 @final
 @section
 class Remasking(StepByStep):
-    """ReMDM (Wang et al. 2025, section 4): a visible token is masked again with probability σ, and a masked one becomes visible with
-    probability 1 - (m(s) - σ (1 - m(t))) / m(t), which leaves the marginal distribution of x_s as it was.
+    """ReMDM: ancestral steps in which a visible token may be masked again, and so corrected (Wang et al. 2025).
 
-    σ is at most σ_max = min(1, m(s) / (1 - m(t))). `schedule`: `cap`, σ = min(eta, σ_max), or `rescale`, σ = eta σ_max. At s = 0 nothing is
-    masked. Given tokens are never masked.
+    Section 4 there: a visible token is masked again with probability σ, and a masked one becomes visible with probability 1 - (m(s) - σ
+    (1 - m(t))) / m(t), which leaves the marginal distribution of x_s as it was. σ is at most σ_max = min(1, m(s) / (1 - m(t))).
+    `schedule`: `cap`, σ = min(eta, σ_max), or `rescale`, σ = eta σ_max. At s = 0 nothing is masked. Given tokens are never masked.
     """
 
     needs: ClassVar[type] = MaskedProcess
-    schedule: Literal["cap", "rescale"] = setting("cap", "σ: eta, at most σ_max; or eta σ_max")
-    eta: float = setting(0.02, "how likely a visible token is masked again, a step")
+    schedule: Literal["cap", "rescale"] = setting(
+        "cap", "how σ is set; cap: eta, at most σ_max; rescale: eta times σ_max"
+    )
+    eta: float = setting(0.02, "strength of remasking: see sampler.schedule")
 
     def __post_init__(self) -> None:
         unit(self, "eta")

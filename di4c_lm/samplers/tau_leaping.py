@@ -15,9 +15,10 @@ from di4c_lm.samplers.trajectory import StepByStep, Trajectory
 @final
 @section
 class TauLeaping(StepByStep):
-    """x_s = x_t + Σ_y (y - x_t) P_y with P_y ~ Poisson((t - s) R_t(x_t, y)), kept within the levels (Campbell et al. 2022, section 4.3).
+    """Jumps between levels at the rates of the step's first time, for tauLDR's chain on pixels (Campbell et al. 2022).
 
-    R_t are the reverse rates at time t given the prediction of x_0. In the step to 0 x_0 itself is sampled.
+    Section 4.3 there: x_s = x_t + Σ_y (y - x_t) P_y with P_y ~ Poisson((t - s) R_t(x_t, y)), kept within the levels. R_t are the
+    reverse rates at time t given the prediction of x_0. In the step to 0 x_0 itself is sampled.
     """
 
     needs: ClassVar[type] = GaussianChain

@@ -34,14 +34,22 @@ class Decoding:
     5.1), where the correlations that a student adds matter least.
     """
 
-    temperature: float = setting(1.0, "divides the logits, after λ is sampled")
-    top_p: float = setting(1.0, "of the likeliest states the fewest that hold this probability are sampled (nucleus)")
-    noise: Noise = setting("exact", "exact: inverse distribution function in float64; legacy_fp32: as published")
-    end: Literal["sample", "argmax"] = setting("sample", "what the last step takes: a sample, or the likeliest states")
-    hold_latents: bool = setting(False, "one λ a sample in place of one a network call")
-    guidance: float = setting(0.0, "w of classifier-free guidance; above 0 it needs classes")
-    guidance_ramp: Literal["linear", "constant"] = setting("linear", "whether w rises from 0 over the steps")
-    hybrid_last: int = setting(0, "steps at the end that the teacher takes, of fewer all")
+    temperature: float = setting(1.0, "divides the logits, after λ is sampled; below 1 samples are more conservative")
+    top_p: float = setting(
+        1.0, "nucleus sampling: keep the fewest likeliest states that together have this probability"
+    )
+    noise: Noise = setting(
+        "exact", "exact: inverse CDF in float64; legacy_fp32: float32 noise, as in the published code"
+    )
+    end: Literal["sample", "argmax"] = setting(
+        "sample", "what the last step takes: a sample, or the likeliest states (argmax)"
+    )
+    hold_latents: bool = setting(False, "keep one λ for all steps of a sample; else each network call has its own")
+    guidance: float = setting(0.0, "weight w of classifier-free guidance; above 0 the data must have classes")
+    guidance_ramp: Literal["linear", "constant"] = setting(
+        "linear", "linear: w rises from 0 over the steps; constant: it does not"
+    )
+    hybrid_last: int = setting(0, "number of last steps that the teacher takes; all steps if there are fewer")
 
     def __post_init__(self) -> None:
         check(self.temperature > 0, "temperature", self.temperature, "above 0")

@@ -10,13 +10,15 @@ from di4c_lm.core.settings import Pair, at_least, check, positive, section, sett
 
 @section
 class RunConfig:
-    """Where a run lives."""
+    """Where a run lives, and what it runs on."""
 
-    name: str | None = setting(None, "null: one made from the hash of the settings")
-    dir: str | None = setting(None, "null: outputs/<name>")
-    cache_dir: str | None = setting(None, "trained teachers and evaluators; null: $DI4C_CACHE, else ~/.cache/di4c_lm")
-    device: Literal["auto", "cpu", "cuda"] = setting("auto", "auto: cuda where there is one")
-    threads: int = setting(0, "CPU threads a rank; 0: cores divided among the ranks of the node")
+    name: str | None = setting(None, "name of the run; null: made from a hash of its settings")
+    dir: str | None = setting(None, "folder of the run; null: outputs/<name>")
+    cache_dir: str | None = setting(
+        None, "folder that keeps trained teachers and evaluators; null: $DI4C_CACHE, else ~/.cache/di4c_lm"
+    )
+    device: Literal["auto", "cpu", "cuda"] = setting("auto", "cpu, cuda, or auto: cuda where there is a GPU")
+    threads: int = setting(0, "CPU threads per rank; 0: the node's cores divided among its ranks")
 
     def __post_init__(self) -> None:
         at_least(self, 0, "threads")
@@ -32,14 +34,16 @@ class OptimConfig:
     """AdamW with linear warm-up, clipping by global norm, and an exponential moving average of the weights."""
 
     lr: float = setting(1e-3, "learning rate after the warm-up")
-    betas: Pair = setting((0.9, 0.999), "decay of the two moments")
-    eps: float = setting(1e-8, "added to the root of the second moment")
-    weight_decay: float = setting(0.0, "an update, times lr")
-    warmup_steps: int = setting(50, "updates")
-    schedule: Literal["constant", "cosine"] = setting("constant", "after the warm-up; cosine ends at a tenth of lr")
-    clip_norm: float = setting(1.0, "largest norm of a gradient")
-    ema_decay: float = setting(0.9999, "of the moving average that is exported")
-    mixture_lr_scale: float = setting(1.0, "factor on lr for the parameters of λ")
+    betas: Pair = setting((0.9, 0.999), "AdamW's decay rates of the two moments")
+    eps: float = setting(1e-8, "AdamW's ε, added to the root of the second moment")
+    weight_decay: float = setting(0.0, "AdamW's weight decay")
+    warmup_steps: int = setting(50, "updates over which the learning rate rises from 0")
+    schedule: Literal["constant", "cosine"] = setting(
+        "constant", "learning rate after the warm-up: constant, or a cosine down to a tenth of lr"
+    )
+    clip_norm: float = setting(1.0, "gradients above this global norm are clipped")
+    ema_decay: float = setting(0.9999, "decay of the moving average of the weights, which is what a run exports")
+    mixture_lr_scale: float = setting(1.0, "factor on the learning rate for the parameters of λ")
 
     def __post_init__(self) -> None:
         positive(self, "lr", "eps", "clip_norm", "mixture_lr_scale")
@@ -65,23 +69,31 @@ class OptimConfig:
 class TrainConfig:
     """The loop: how many updates, of how many sequences, and what is kept."""
 
-    steps: int = setting(1000, "updates")
-    seed: int = setting(0, "of weights, data order and noise")
-    micro_batch_size: int = setting(8, "sequences a rank and forward pass")
-    gradient_accumulation: int = setting(1, "forward passes an update")
-    dtype: Literal["float32", "bfloat16"] = setting("float32", "of the networks; the optimiser has float32")
-    activation_checkpointing: bool = setting(False, "less memory, more time")
-    save_every: int = setting(500, "updates; 0: only at the end", identity=False)
-    keep_checkpoints: int = setting(2, "the last so many", identity=False)
-    resume: Literal["auto", "never", "must"] = setting("auto", "from the last checkpoint", identity=False)
-    log_every: int = setting(10, "updates", identity=False)
+    steps: int = setting(1000, "updates of the whole run")
+    seed: int = setting(0, "random seed of weights, data order and noise")
+    micro_batch_size: int = setting(8, "sequences in a forward pass of one rank")
+    gradient_accumulation: int = setting(1, "forward passes of each rank in an update")
+    dtype: Literal["float32", "bfloat16"] = setting(
+        "float32", "type of the networks' weights and activations; the optimiser keeps float32"
+    )
+    activation_checkpointing: bool = setting(
+        False, "recompute activations in the backward pass: less memory, more time"
+    )
+    save_every: int = setting(500, "updates between checkpoints; 0: only one at the end", identity=False)
+    keep_checkpoints: int = setting(2, "how many of the newest checkpoints are kept", identity=False)
+    resume: Literal["auto", "never", "must"] = setting(
+        "auto", "auto: resume from the last checkpoint if there is one", identity=False
+    )
+    log_every: int = setting(10, "updates between logged lines", identity=False)
     max_bad_steps: int = setting(
-        10, "updates in a row without a finite loss or gradient that end a run", identity=False
+        10, "updates in a row without a finite loss or gradient after which the run ends", identity=False
     )
     rank_timeout_s: int | float = setting(
-        600, "a rank that hangs so long ends the run, by name; 0: never", identity=False
+        600, "seconds after which a rank that hangs ends the run, by name; 0: never", identity=False
     )
-    reset_optimizer: bool = setting(True, "in a chain of rounds: false keeps the moments of the round before")
+    reset_optimizer: bool = setting(
+        True, "begin with fresh AdamW moments; false in a chain of rounds: keep those of the round before"
+    )
 
     def __post_init__(self) -> None:
         at_least(self, 0, "seed", "save_every", "rank_timeout_s")
@@ -91,11 +103,15 @@ class TrainConfig:
 
 @section
 class ZeroConfig:
-    """DeepSpeed ZeRO."""
+    """DeepSpeed ZeRO: what the ranks share out."""
 
-    stage: Literal[0, 1, 2, 3] = setting(0, "what the ranks share out: 1 optimiser, 2 and gradients, 3 and weights")
-    offload: bool = setting(False, "keep the optimiser in CPU memory")
-    config: str | None = setting(None, "a DeepSpeed JSON, merged with ours after a check for contradictions")
+    stage: Literal[0, 1, 2, 3] = setting(
+        0, "what is partitioned over the ranks; 1: the optimiser's state, 2: gradients too, 3: weights too"
+    )
+    offload: bool = setting(False, "keep the optimiser's state in CPU memory")
+    config: str | None = setting(
+        None, "a DeepSpeed JSON file, merged with the run's own settings; contradictions are refused"
+    )
 
     def __post_init__(self) -> None:
         check(not (self.offload and self.stage == 0), "offload", self.offload, "false at stage 0")
@@ -103,12 +119,12 @@ class ZeroConfig:
 
 @section
 class PretrainConfig:
-    """How it is trained where none is given."""
+    """How the run trains this network itself, where none is given."""
 
-    steps: int = setting(1500, "updates")
-    batch_size: int = setting(32, "sequences an update, over all ranks")
+    steps: int = setting(1500, "updates of its training")
+    batch_size: int = setting(32, "sequences in an update, over all ranks")
     lr: float = setting(1e-3, "learning rate after the warm-up")
-    seed: int = setting(0, "of its weights, data order and noise")
+    seed: int = setting(0, "random seed of its weights, data order and noise")
 
     def __post_init__(self) -> None:
         at_least(self, 1, "steps", "batch_size")
@@ -118,11 +134,13 @@ class PretrainConfig:
 
 @section
 class WandbConfig:
-    """Weights & Biases."""
+    """Logging to Weights & Biases."""
 
-    mode: Literal["online", "offline", "disabled"] = setting("disabled", "offline: kept in the run's folder")
-    project: str = setting("di4c-lm", "where the run is shown")
-    entity: str | None = setting(None, "its owner; null: your own")
+    mode: Literal["online", "offline", "disabled"] = setting(
+        "disabled", "online, offline (kept in the run's folder) or disabled"
+    )
+    project: str = setting("di4c-lm", "Weights & Biases project of the run")
+    entity: str | None = setting(None, "user or team that owns the project; null: your default")
 
     def unused(self) -> dict[str, str]:
         """Where a run would be shown."""

@@ -23,9 +23,9 @@ Shape = tuple[int, int, int]
 class PatchCodecConfig:
     """What makes the codes where no VQGAN is given: k-means of patches."""
 
-    num_codes: int = setting(64, "K, means of patches")
-    patch: int = setting(2, "pixels along a side of a patch: a code each")
-    seed: int = setting(0, "of k-means")
+    num_codes: int = setting(64, "K, how many codes there are")
+    patch: int = setting(2, "pixels along a side of the patch that one code stands for")
+    seed: int = setting(0, "random seed of the k-means")
 
     def __post_init__(self) -> None:
         at_least(self, 2, "num_codes")

@@ -19,29 +19,35 @@ class DataConfig:
     PATH_KIND: ClassVar[str] = "files"
     PATH_KEYS: ClassVar[tuple[str, ...]] = ("path",)
 
-    kind: Literal["builtin", "files", "openwebtext", "shards"] = setting("builtin", "said by data=")
+    kind: Literal["builtin", "files", "openwebtext", "shards"] = setting(
+        "builtin", "where the texts come from; usually set as data=<kind> or data=<path>"
+    )
     path: str | None = setting(
-        None, ".jsonl, .json, .txt, .md or .parquet, a folder, an fsspec URL, several with commas; a folder of shards"
+        None,
+        "files (.jsonl, .json, .txt, .md, .parquet), folders or fsspec URLs, with commas between; of shards, their folder",
     )
-    dataset: str = setting("Skylion007/openwebtext", "hub name")
-    split: str = setting("train", "of the dataset")
-    text_key: str = setting("text", "of a record; a.b: b of the object under a")
-    length: int = setting(64, "D, tokens a sequence")
-    streaming: bool = setting(False, "read documents as they are needed")
-    shuffle_buffer: int = setting(10_000, "sequences that a stream is mixed in")
-    validation_share: float = setting(0.05, "of the documents")
+    dataset: str = setting("Skylion007/openwebtext", "name of a data set on the Hugging Face hub")
+    split: str = setting("train", "which split of data.dataset is read")
+    text_key: str = setting("text", "field of a record that holds the text; a.b: field b of the object in field a")
+    length: int = setting(64, "D, tokens in a sequence")
+    streaming: bool = setting(False, "read documents during training, as they are needed, and never hold the corpus")
+    shuffle_buffer: int = setting(10_000, "sequences held at once to shuffle a stream")
+    validation_share: float = setting(0.05, "share of the documents that is kept out of training, for validation")
     evaluator_share: float = setting(
-        0.0, "of the documents, for a trained evaluator alone; 0: it reads the training set"
+        0.0, "share of the documents that only the trained evaluator reads; 0: it is trained on the training set"
     )
-    tokenizer: str = setting("train", "train: a BPE of the corpus, or the shards' own; else a folder, file or hub name")
-    vocab_size: int = setting(1024, "entries of a trained tokenizer")
+    tokenizer: str = setting(
+        "train", "train: train a BPE on the corpus (shards bring their own); else a folder, file or hub name"
+    )
+    vocab_size: int = setting(1024, "entries of a tokenizer trained here")
     max_lost: float = setting(
-        0.1, "share of the characters that a tokenizer may not know; more is an error", identity=False
+        0.1, "largest share of the characters that the tokenizer may not know; above it the run ends", identity=False
     )
-    wrap: bool = setting(False, "BOS and EOS at both ends of each sequence, as MDLM and SDTT have it")
-    skip_bad: bool = setting(False, "leave out records, files and shards that cannot be read, and count them")
+    wrap: bool = setting(False, "put BOS and EOS at the ends of each sequence, as MDLM and SDTT do")
+    skip_bad: bool = setting(False, "skip records, files and shards that cannot be read, and count them")
     verify: Literal["once", "always", "size"] = setting(
-        "once", "shards' checksums: once a machine, at each start, never"
+        "once",
+        "when the checksums of shards are read: once per machine, at every start (always), or only sizes are compared (size)",
     )
 
     def __post_init__(self) -> None:

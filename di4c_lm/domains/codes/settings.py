@@ -32,11 +32,11 @@ class VqganSource:
 
 @section
 class CodeTeacherConfig(TeacherConfig):
-    """The network that is distilled."""
+    """The teacher: the network that is distilled."""
 
-    num_heads: int | None = setting(None, "of a .pth that does not say and is not the published one")
-    num_codes: int | None = setting(None, "of a .pth that does not say and is not the published one")
-    label_drop: float = setting(0.1, "share of the images whose class is hidden in training, for guidance")
+    num_heads: int | None = setting(None, "attention heads of the teacher, where its .pth file does not say")
+    num_codes: int | None = setting(None, "codes of the teacher, where its .pth file does not say")
+    label_drop: float = setting(0.1, "share of images whose class is hidden in training, which guidance needs")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,8 +70,12 @@ class CodeSettings(RunSettings):
     vqgan: VqganSource = setting(VqganSource())
     codec: PatchCodecConfig = setting(PatchCodecConfig())
     model: MaskGitConfig = setting(MaskGitConfig(hidden_size=96, num_blocks=4, num_heads=4, mlp_size=384, dropout=0.0))
-    schedule: Literal["root", "linear", "square", "cosine", "arccos"] = setting("arccos", "of masking")
-    mixture: MixtureSettings = choice(MIXTURES, CodesSettings(window=1, init_scale=1.0), "λ of the student")
+    schedule: Literal["root", "linear", "square", "cosine", "arccos"] = setting(
+        "arccos", "how the share of masked positions falls with time"
+    )
+    mixture: MixtureSettings = choice(
+        MIXTURES, CodesSettings(window=1, init_scale=1.0), "what λ is, and how it enters the network"
+    )
     objective: Any = choice(
         OBJECTIVES,
         Di4C(
@@ -85,12 +89,12 @@ class CodeSettings(RunSettings):
             times=Times(grid_share=0.8, grid_steps=(1, 2, 4)),
             teacher_step=TeacherStep(distribution="fraction", size=0.5),
         ),
-        "what is minimised",
+        "what training minimises",
     )
     optim: OptimConfig = setting(OptimConfig(lr=3e-4, mixture_lr_scale=30.0, schedule="cosine", ema_decay=0.99))
     train: TrainConfig = setting(TrainConfig(steps=800, micro_batch_size=32, save_every=200))
     teacher: CodeTeacherConfig = setting(CodeTeacherConfig(pretrain=PretrainConfig(batch_size=64)))
-    sampler: Any = choice(SAMPLERS, Confidence(), "of the report", identity=False)
+    sampler: Any = choice(SAMPLERS, Confidence(), "how the closing report samples", identity=False)
     eval: ImageEvalConfig = setting(
         ImageEvalConfig(steps=(1, 2, 4, 8, 16), num_samples=1536, seeds=(0, 1, 2), batch_size=256), identity=False
     )

@@ -22,8 +22,10 @@ from di4c_lm.training.settings import OptimConfig, TrainConfig
 class PixelDataConfig(ImageDataConfig):
     """Images: built-in ones, or those of a path."""
 
-    levels: int | None = setting(None, "of the digits: 16, 17 or 256; null: 17. All else has 256")
-    flip: bool = setting(False, "mirror left to right in half of the epochs")
+    levels: int | None = setting(
+        None, "grey levels of the built-in digits: 16, 17 or 256; null: 17. Other images have 256"
+    )
+    flip: bool = setting(False, "mirror images left to right in half of the epochs")
 
     def unused(self) -> dict[str, str]:
         """Those of any images, and levels but for the digits."""
@@ -51,11 +53,13 @@ class PixelSettings(RunSettings):
     data: PixelDataConfig = setting(PixelDataConfig())
     model: UnetConfig = setting(UnetConfig(width=32, multipliers=(1, 2), res_blocks=1, dropout=0.0))
     chain: GaussianChain = setting(GaussianChain(rate_sigma=1.0, q_sigma=34.0, time_base=0.7))
-    mixture: MixtureSettings = choice(MIXTURES, ClassChainSettings(codebook_size=17, relations=4), "λ of the student")
+    mixture: MixtureSettings = choice(
+        MIXTURES, ClassChainSettings(codebook_size=17, relations=4), "what λ is, and how it enters the network"
+    )
     objective: Any = choice(
         OBJECTIVES,
         Likelihood(times=Times(grid_share=0.8, grid_steps=(1, 3, 7, 15))),
-        "what is minimised",
+        "what training minimises",
     )
     optim: OptimConfig = setting(OptimConfig(lr=1e-2, schedule="cosine", ema_decay=0.99))
     train: TrainConfig = setting(TrainConfig(steps=800, micro_batch_size=16, save_every=200))

@@ -14,11 +14,11 @@ from di4c_lm.training.settings import OptimConfig, PretrainConfig, TrainConfig
 
 @section
 class TextTeacherConfig(TeacherConfig):
-    """The network that is distilled."""
+    """The teacher: the network that is distilled."""
 
     PATH_KEYS: ClassVar[tuple[str, ...]] = ("path", "weights", "revision")
 
-    revision: str | None = setting(None, "of a hub name")
+    revision: str | None = setting(None, "branch, tag or commit of a teacher on the hub")
 
     def unused(self) -> dict[str, str]:
         """Those of any teacher, and the revision with the path."""
@@ -30,12 +30,12 @@ class TextTeacherConfig(TeacherConfig):
 class EvalConfig:
     """The closing report of a run."""
 
-    skip: bool = setting(False, "no report")
-    steps: Ints = setting((1, 2, 4, 8, 16), "step counts of the samples")
-    num_samples: int = setting(256, "of a model and step count")
+    skip: bool = setting(False, "end without a report")
+    steps: Ints = setting((1, 2, 4, 8, 16), "numbers of sampling steps that are compared")
+    num_samples: int = setting(256, "texts sampled for each model and number of steps")
     batch_size: int = setting(64, "sequences sampled at once")
-    seeds: Ints = setting((0,), "of sampling: one")
-    bootstrap: int = setting(1000, "resamples behind each 95 % interval")
+    seeds: Ints = setting((0,), "random seed of sampling: a list of one")
+    bootstrap: int = setting(1000, "bootstrap resamples for each 95 % interval")
 
     def __post_init__(self) -> None:
         check(len(self.seeds) == 1 and self.seeds[0] >= 0, "seeds", self.seeds, "one seed of at least 0")

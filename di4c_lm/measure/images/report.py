@@ -44,10 +44,12 @@ LAYOUT = Layout(
 class ImageReportConfig(Measurement):
     """FID, Inception Score, precision, recall, density and coverage of a run's teacher and student, beside real images."""
 
-    protocol: Literal["full", "quick"] = setting("quick", "full: 50,000 samples a model and step count | quick: 512")
-    num_samples: int = setting(0, "samples a model and step count, over all seeds; 0: what the protocol says")
-    steps: Ints = setting((2, 4, 8, 16), "sampling steps, e.g. [2,4,8,16]")
-    seeds: Ints = setting((0,), "of sampling; several: intervals are over seeds and images")
+    protocol: Literal["full", "quick"] = setting(
+        "quick", "samples for each model and number of steps; full: 50,000, quick: 512"
+    )
+    num_samples: int = setting(0, "samples for each model and number of steps, over all seeds; 0: as the protocol says")
+    steps: Ints = setting((2, 4, 8, 16), "numbers of sampling steps that are compared")
+    seeds: Ints = setting((0,), "random seeds of sampling; with several, intervals are over seeds and images")
     features: str = setting(
         "classifier",
         "classifier (trained on the run's images) | inception | a folder of a vision model or a file of Inception's weights",
@@ -63,7 +65,7 @@ class ImageReportConfig(Measurement):
     neighbours: int = setting(10_000, "images of each side in precision, recall, density and coverage, at most")
     k_manifold: int = setting(3, "the neighbour that bounds precision's and recall's balls")
     k_density: int = setting(5, "the neighbour that bounds density's and coverage's")
-    grid: int = setting(12, "images a row of samples.png")
+    grid: int = setting(12, "images in a row of samples.png")
 
     def __post_init__(self) -> None:
         Measurement.__post_init__(self)

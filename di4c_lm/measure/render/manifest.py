@@ -104,7 +104,7 @@ class CompareReportsConfig:
     """Rows of several result files in one table, refused where evaluators, noise dtypes, lengths or tokenizers differ."""
 
     files: Texts = setting((), "gen_ppl.json or report.json files, at least 2")
-    force: bool = setting(False, "true: show them all the same, under a warning")
+    force: bool = setting(False, "show results that do not compare all the same, under a warning")
 
 
 _SHOWN = ("gen_ppl", "entropy", "gradient_moment", "energy", "mauve")

@@ -34,11 +34,13 @@ _log = logging.getLogger(__name__)
 class EvaluatorConfig:
     """The language model whose perplexity is reported."""
 
-    path: str = setting("train", "train: a small GPT-2 trained on the run's corpus; else a folder or hub name")
-    hidden_size: int = setting(192, "width of a trained one")
-    num_blocks: int = setting(4, "its layers")
-    num_heads: int = setting(4, "its heads of attention")
-    batch_size: int = setting(32, "documents read at once")
+    path: str = setting(
+        "train", "the evaluator; train: a small GPT-2 trained on the run's corpus; else a folder or hub name"
+    )
+    hidden_size: int = setting(192, "width of an evaluator trained here")
+    num_blocks: int = setting(4, "layers of an evaluator trained here")
+    num_heads: int = setting(4, "attention heads of an evaluator trained here")
+    batch_size: int = setting(32, "documents in a batch that the evaluator reads")
     pretrain: PretrainConfig = setting(PretrainConfig())
 
     def __post_init__(self) -> None:

@@ -49,14 +49,14 @@ class GenPplConfig(Measurement, Reading):
     OLD_KEYS = {"judge": "evaluator", "judge_batch_size": "evaluator_batch_size"}
 
     evaluator: str | None = setting(None, "a folder or hub name, e.g. gpt2-large; null: the run's own evaluator")
-    seed: int = setting(0, "of sampling, of the choice of validation sequences and of resampling")
-    conditional: bool = setting(
-        False, "true: continue prompts cut from the validation set, num_samples being without effect"
+    seed: int = setting(0, "random seed of sampling, of the choice of validation sequences and of the bootstrap")
+    conditional: bool = setting(False, "continue prompts cut from the validation set; num_samples then has no effect")
+    prompts: int = setting(256, "prompts cut from the validation set")
+    continuations: int = setting(5, "continuations sampled from each prompt")
+    prompt_length: int = setting(0, "tokens in a prompt; 0: 50, or half the samples' length if that is less")
+    continuation_length: int = setting(
+        0, "tokens in a continuation; 0: 50, or what is left of the samples' length if that is less"
     )
-    prompts: int = setting(256, "how many prompts")
-    continuations: int = setting(5, "of each prompt")
-    prompt_length: int = setting(0, "tokens; 0: 50, or half the samples' length if that is less")
-    continuation_length: int = setting(0, "tokens; 0: 50, or what is left of the samples' length if that is less")
 
     def __post_init__(self) -> None:
         Measurement.__post_init__(self)

@@ -55,7 +55,7 @@ class TextRun:
 class Reading:
     """How an evaluator reads samples."""
 
-    evaluator_batch_size: int = setting(32, "documents an evaluator reads at once")
+    evaluator_batch_size: int = setting(32, "documents in a batch that an evaluator reads")
     eos: EosRule = setting(
         "all", "tokens that count: all | first (up to the first EOS) | mdlm (all but EOS after the first)"
     )

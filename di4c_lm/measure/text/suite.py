@@ -55,30 +55,34 @@ class ReportConfig(Measurement, Reading):
         (), "names of the run's models, or folders, or <name>=<folder>, of runs or exported models; []: the run's own"
     )
     parts: Texts = setting(PARTS, f"of: {', '.join(PARTS)}")
-    num_samples: int = setting(128, "samples a model, step count and seed")
+    num_samples: int = setting(128, "samples for each model, number of steps and seed")
     references: int = setting(
         0, "validation sequences to compare with; 0: half of them, the other half being the real text measured too"
     )
     seeds: Ints = setting(
-        (0,), "of sampling; several: intervals are over seeds and documents, and samples of all seeds are pooled"
+        (0,), "random seeds of sampling; with several, intervals are over seeds and documents, and samples are pooled"
     )
-    sampler: str = setting("ancestral", "a name of di4c_lm.samplers.registry")
-    grid: str = setting("uniform", "uniform, cosine, optimised, fewest")
-    noise: Literal["exact", "legacy_fp32"] = setting("exact", "exact | legacy_fp32 (the published sampler's; flagged)")
-    permutations: int = setting(999, "exchanges behind each permutation test")
-    canaries: bool = setting(True, "true: measure samplers that must fail, and say whether they did")
+    sampler: str = setting(
+        "ancestral", "how the models are sampled: the name of a sampler, such as ancestral or remasking"
+    )
+    grid: str = setting("uniform", "times of the sampling steps: uniform, cosine, optimised or fewest")
+    noise: Literal["exact", "legacy_fp32"] = setting(
+        "exact", "noise of the samplers; exact, or legacy_fp32 as published, whose samples are flagged"
+    )
+    permutations: int = setting(999, "random exchanges in each permutation test")
+    canaries: bool = setting(True, "also measure samples that must fail (canaries), and say whether they did")
     evaluators: Texts = setting(
         (), "folders or hub names, e.g. [gpt2-large,<dir>]; []: the run's own; the first also tests the order of tokens"
     )
     features: str | None = setting(
         None, "the model behind MAUVE, energy and gradient moment: folder or hub name; null: the first evaluator"
     )
-    mauve_seeds: Ints = setting((0, 1, 2, 3, 4), "of MAUVE's clustering")
-    mauve_clusters: int = setting(0, "0: a tenth of the samples")
-    self_bleu_samples: int = setting(32, "samples a row in Self-BLEU, whose cost is their square; 0: none")
-    self_bleu_legacy: bool = setting(False, "true: the published form over characters too (slow)")
+    mauve_seeds: Ints = setting((0, 1, 2, 3, 4), "random seeds of MAUVE's clustering")
+    mauve_clusters: int = setting(0, "clusters of MAUVE; 0: a tenth of the number of samples")
+    self_bleu_samples: int = setting(32, "samples that Self-BLEU compares, at a cost of their square; 0: no Self-BLEU")
+    self_bleu_legacy: bool = setting(False, "also measure Self-BLEU over characters, as published (slow)")
     likelihood_sequences: int = setting(64, "validation sequences whose likelihood is bounded")
-    likelihood_draws: int = setting(8, "times a sequence")
+    likelihood_draws: int = setting(8, "times t sampled for the bound of each sequence")
     zero_shot: str | None = setting(
         None, 'a folder of .txt (a document a line) or .jsonl ({"text": ...}) files, each a set; null: none'
     )
@@ -86,9 +90,9 @@ class ReportConfig(Measurement, Reading):
         None, "such a file, whose documents' last words are predicted; null: the validation sequences"
     )
     lambdas: int = setting(16, "samples of λ that stand for a mixture (a codebook not larger is enumerated)")
-    mixture_steps: int = setting(2, "step count of the samples with λ resampled, frozen, averaged")
-    cost_batches: Ints = setting((1, 8), "batch sizes that are timed")
-    cost_repeats: int = setting(3, "times each")
+    mixture_steps: int = setting(2, "number of steps of the samples with λ resampled, frozen and averaged")
+    cost_batches: Ints = setting((1, 8), "batch sizes at which sampling is timed")
+    cost_repeats: int = setting(3, "measurements for each batch size")
 
     def __post_init__(self) -> None:
         Measurement.__post_init__(self)
