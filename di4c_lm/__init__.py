@@ -1,1 +1,3 @@
 """Di4C: few-step mixture students of masked-diffusion language models."""
+
+__version__ = "0.1.0"

@@ -1,19 +1,8 @@
-"""Distance of a run's samples from the validation set.
-
-python eval/distribution.py [run=<dir>] [models=[teacher,<name>=<dir>]] [steps=[1,2,4]] ...     --help lists the keys
-"""
+"""The command `di4c eval distribution` from a checkout: `python eval/distribution.py [key=value ...]`."""
 
 import sys
 
-from di4c_lm.core.compose import measure
-from di4c_lm.domains.text.domain import suite
-from di4c_lm.measure.text.suite import ReportConfig
-
-
-def main(argv: list[str]) -> int:
-    """Measure, write the report, print the table; bad input ends with exit status 2."""
-    return measure(ReportConfig, ["parts=[distribution]", *argv], "eval/distribution.py", suite)
-
+from di4c_lm.__main__ import main
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(["eval", "distribution", *sys.argv[1:]]))

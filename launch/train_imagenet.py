@@ -1,27 +1,8 @@
-"""Distil a few-step student of MaskGIT on images as codes.
-
-deepspeed launch/train_imagenet.py [key=value ...]     --help lists the keys
-"""
+"""The command `di4c train imagenet` from a checkout: `deepspeed launch/train_imagenet.py [key=value ...]`."""
 
 import sys
-from pathlib import Path
-from typing import NoReturn
 
-from di4c_lm.core.terminal import run_script
-from di4c_lm.domains.codes.domain import DOMAIN
-from di4c_lm.runs.folder import parse_run
-
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-
-
-def main(argv: list[str]) -> NoReturn:
-    """Read the settings, run, and end the program."""
-    settings, rounds = parse_run(DOMAIN, argv, CONFIGS, program="deepspeed launch/train_imagenet.py")
-    from di4c_lm.runs.recipe import run
-    from di4c_lm.training.distributed import shutdown
-
-    run_script(lambda: run(DOMAIN, settings, rounds), shutdown)
-
+from di4c_lm.__main__ import main
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(["train", "imagenet", *sys.argv[1:]]))

@@ -1,27 +1,8 @@
-"""Distil a few-step student of text, or a chain of them.
-
-deepspeed launch/train_lm.py [key=value ...]     --help lists the keys
-"""
+"""The command `di4c train text` from a checkout: `deepspeed launch/train_lm.py [key=value ...]`."""
 
 import sys
-from pathlib import Path
-from typing import NoReturn
 
-from di4c_lm.core.terminal import run_script
-from di4c_lm.domains.text.domain import DOMAIN
-from di4c_lm.runs.folder import parse_run
-
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-
-
-def main(argv: list[str]) -> NoReturn:
-    """Read the settings, run, and end the program."""
-    settings, rounds = parse_run(DOMAIN, argv, CONFIGS, program="deepspeed launch/train_lm.py")
-    from di4c_lm.runs.recipe import run
-    from di4c_lm.training.distributed import shutdown
-
-    run_script(lambda: run(DOMAIN, settings, rounds), shutdown)
-
+from di4c_lm.__main__ import main
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(["train", "text", *sys.argv[1:]]))

@@ -28,7 +28,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from di4c_lm.core.settings import section, setting
-from tools.arguments import run_script
+from di4c_lm.runs.command import run_command
 from tools.misuse.files import PWNED, make_inputs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -91,7 +91,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"{len(cases) - len(failures)} of {len(cases)} as promised")
         status = 1 if failures else 0
 
-    return run_script(__file__, Settings, work, argv) or status
+    return run_command("python tools/bad_input.py", Settings, work, argv) or status
 
 
 def load_cases(path: Path = CASES) -> list[Case]:

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from di4c_lm.core.compose import compose
+from di4c_lm.core.compose import CONFIGS, compose
 from di4c_lm.core.settings import section, setting
 from di4c_lm.data.images.builtin import Bars
 from di4c_lm.domains.domain import sampling
 from di4c_lm.domains.pixels.settings import PixelSettings
 from di4c_lm.measure.statistics.exact import ExactCheck, check_samples, product_of_marginals, total_variation
-from tools.arguments import CONFIGS, own_arguments, run_script
+from di4c_lm.runs.command import own_arguments, run_command
 
 # Images of three rows are not halved.
 SMALL = ("model.multipliers=[1]", "model.attention_scale=0", "decoding.end=sample")
@@ -40,7 +40,7 @@ class Settings:
 def main(argv: Sequence[str]) -> int:
     """Train, sample, print the table. The exit status; bad input ends the program with 2."""
     own, rest = own_arguments(Settings, argv)
-    return run_script(__file__, Settings, lambda settings: print(_check(settings, rest)), own)
+    return run_command("python tools/check_image_law.py", Settings, lambda settings: _check(settings, rest), own)
 
 
 def _check(settings: Settings, arguments: Sequence[str]) -> str:

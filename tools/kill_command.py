@@ -22,8 +22,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from di4c_lm.core.compose import parse
 from di4c_lm.core.settings import at_least, section, setting
-from tools.arguments import read_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = [
@@ -160,7 +160,7 @@ def trial(folder: Path, settings: Settings) -> tuple[int, int]:
 
 def main(argv: Sequence[str]) -> int:
     """Run the trial and print; the exit status."""
-    settings = read_settings(__file__, Settings, argv)
+    settings = parse(Settings, argv, program="python tools/kill_command.py")
     with tempfile.TemporaryDirectory() as temporary:
         right, of = trial(Path(settings.dir or temporary).resolve(), settings)
     print(f"{right} of {of} as unbroken")

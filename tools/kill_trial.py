@@ -25,17 +25,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
 
+from di4c_lm.core.compose import parse
 from di4c_lm.core.settings import at_least, section, setting
 from di4c_lm.data.batches import BatchStream, PackedSource
 from di4c_lm.mixtures.adaln import AdaLNSettings
 from di4c_lm.networks.dit import DIT, DitConfig
 from di4c_lm.objectives.di4c import Di4C
 from di4c_lm.processes.masked import MaskedProcess
+from di4c_lm.runs.bench.frame import free_port
 from di4c_lm.training.distributed import init_distributed
 from di4c_lm.training.loop import train
 from di4c_lm.training.settings import OptimConfig, TrainConfig, ZeroConfig
-from tools.arguments import read_settings
-from tools.benchmark.frame import free_port
 
 STATES, LENGTH, GLOBAL_BATCH = 41, 12, 8
 _FORK = multiprocessing.get_context("fork")
@@ -53,6 +53,7 @@ class Settings:
     save_every: int = setting(2, "updates between two checkpoints")
     seed: int = setting(0, "of the moments")
     dir: str = setting("", "where the runs live; absent: a temporary folder")
+    json: bool = setting(False, "print the outcome as one object on the last line")
 
     def __post_init__(self) -> None:
         at_least(self, 0, "kills", "seed")
@@ -208,7 +209,7 @@ def trial(folder: Path, settings: Settings) -> dict[str, Any]:
 
 def main(argv: Sequence[str]) -> int:
     """Run the trial and print; the exit status."""
-    settings = read_settings(__file__, Settings, [argument for argument in argv if argument != "--json"])
+    settings = parse(Settings, argv, program="python tools/kill_trial.py")
     os.environ.setdefault("LOCAL_RANK", "0")
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed  # noqa: F401 (once, for all that are forked)
@@ -220,7 +221,7 @@ def main(argv: Sequence[str]) -> int:
         f"{result['runs']} runs; {result['steps_compared']} steps compared with an unbroken run: "
         + (", ".join(result["differences"]) or "no difference")
     )
-    if "--json" in argv:
+    if settings.json:
         print(json.dumps(result))
     return 1 if result["differences"] else 0
 

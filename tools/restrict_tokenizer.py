@@ -1,45 +1,8 @@
-"""Cut a BPE down to the entries that a corpus uses:
+"""The command `di4c prepare tokenizer` from a checkout: `python tools/restrict_tokenizer.py [key=value ...]`."""
 
-    python tools/restrict_tokenizer.py tokenizer=gpt2 path=stories.jsonl out=tokenizers/stories
-
-`data.tokenizer=tokenizers/stories` then trains on it. The corpus is cut into the same pieces as by the whole tokenizer.
-"""
-
-import functools
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from di4c_lm.core.settings import check, section, setting
-from di4c_lm.data.text.files import file_documents
-from di4c_lm.data.text.settings import DataConfig
-from di4c_lm.data.text.tokenizers import load_tokenizer, restrict, save_tokenizer
-from tools.arguments import run_script
-
-
-@section
-class Settings:
-    """Cut a BPE down to the entries that a corpus uses."""
-
-    tokenizer: str = setting("gpt2", "folder, file or hub name of a byte-level BPE")
-    path: str = setting("", "the corpus: a file or folder, as data.path takes it")
-    text_key: str = setting("text", "field of a jsonl or parquet record that holds the text")
-    out: str = setting("", "folder that the new tokenizer is written to")
-
-
-def write_restricted(settings: Settings) -> None:
-    """Cut it down and say how many entries are left."""
-    check(settings.tokenizer != "train", "tokenizer", settings.tokenizer, "a folder, file or hub name")
-    check(settings.path, "path", settings.path, "the corpus")
-    check(settings.out, "out", settings.out, "a folder to write to")
-    whole = load_tokenizer(DataConfig(tokenizer=settings.tokenizer), (), Path())
-    found = restrict(whole, file_documents(settings.path, text_key=settings.text_key).read())
-    save_tokenizer(found, Path(settings.out))
-    print(f"{settings.out}: {len(found)} of {len(whole)} entries")
-
-
-main = functools.partial(run_script, __file__, Settings, write_restricted)
-
+from di4c_lm.__main__ import main
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(["prepare", "tokenizer", *sys.argv[1:]]))

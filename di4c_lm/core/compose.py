@@ -11,7 +11,7 @@ begins from the defaults of the section. A value is text until its key is known:
 import difflib
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,10 +27,14 @@ from di4c_lm.core.settings import (
     to_dict,
     unused_keys,
 )
-from di4c_lm.core.terminal import errors_end, log_to_terminal, say_all_letters
+from di4c_lm.core.terminal import errors_end, say_all_letters
 
 S = TypeVar("S")
 Override = str | tuple[str, Any]  # "key=value", or the two apart
+_PACKAGE = Path(__file__).resolve().parents[1]
+CONFIGS = next(
+    folder / "configs" for folder in (_PACKAGE, _PACKAGE.parent) if (folder / "configs").is_dir()
+)  # of a wheel, of a checkout
 PRESETS = ("recipe", "experiment")  # groups that are no section; in the order in which they are laid
 _LAUNCHER_FLAGS = ("--local_rank", "--local-rank")
 _HELP, _HELP_COLUMN = ("-h", "--help"), 44
@@ -47,18 +51,15 @@ def parse(settings: type[S], argv: Sequence[str], configs: Path | None = None, d
     return composed
 
 
-def measure(settings: type[S], argv: Sequence[str], program: str, report: Callable[[S], str]) -> int:
-    """Run a script that makes a report of its settings, and print its table. Returns 0; bad input ends with status 2."""
-    chosen = parse(settings, argv, program=f"python {program}")
-    log_to_terminal()
-    with errors_end():
-        sys.stdout.write(f"{report(chosen)}\n")
-    return 0
-
-
 def overrides_of(argv: Sequence[str]) -> list[str]:
-    """A command line without what a launcher adds to it, and without `--help`."""
-    return [word for word in argv if word not in _HELP and not word.startswith(_LAUNCHER_FLAGS)]
+    """A command line without what a launcher adds to it, and without `--help`; `--show-steps` is show_steps=true."""
+    said = [word for word in argv if word not in _HELP and not word.startswith(_LAUNCHER_FLAGS)]
+    return [_flag(word) if word.startswith("--") else word for word in said]
+
+
+def _flag(word: str) -> str:
+    name, equals, value = word[2:].partition("=")
+    return f"{name.replace('-', '_')}={value if equals else 'true'}"
 
 
 def compose(

@@ -10,6 +10,12 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 BAD_INPUT, INTERRUPTED = 2, 130  # exit statuses
+EXTRAS = {  # module: the extra of this package that brings it
+    **dict.fromkeys(("deepspeed", "datasets", "wandb"), "train"),
+    **dict.fromkeys(("matplotlib", "scipy", "sklearn", "mauve", "nltk"), "eval"),
+    **dict.fromkeys(("torch_fidelity", "torchvision"), "images"),
+    "flash_attn": "flash",
+}
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 _CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -40,10 +46,18 @@ def run_script(run: Callable[[], int], close: Callable[[], None] = lambda: None)
 def errors_end() -> Iterator[None]:
     """Within it an error that is foreseen ends the program with one line on stderr and status 2, Ctrl-C with status 130.
 
-    Foreseen are `ValueError` (bad input), `OSError` (the system, or a server that does not answer), `RunError`, and memory that runs out.
+    Foreseen are `ValueError` (bad input), `OSError` (the system, or a server that does not answer), `RunError`, memory that runs out, and
+    a module that an extra would bring.
     """
     try:
         yield
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        fail(
+            f"{error.name} is not installed: the extra [{extra}] of di4c-lm brings it; install it again from where it is, with .[{extra}]"
+        )
     except (ValueError, OSError, RunError) as error:
         fail(message_of(error))
     except (MemoryError, RuntimeError) as error:

@@ -210,6 +210,6 @@ def find_run(run: str | None, outputs: str) -> Path:
     if not runs:
         raise ValueError(
             f"outputs={outputs!r} holds no finished run (a folder with {exported}): "
-            "make one with `deepspeed launch/train_lm.py`, or name one with run=<folder>"
+            "make one with `di4c train`, or name one with run=<folder>"
         )
     return max(runs, key=lambda path: path.stat().st_mtime).parents[1]

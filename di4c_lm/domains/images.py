@@ -21,7 +21,9 @@ def images(settings: ImageReportConfig) -> str:
     """Measure the models of the run that `settings` name, write its report and return the table. Raises `ValueError` for a run of text."""
     run = FinishedRun.read(find_run(settings.run, settings.outputs))
     if run.domain.name == "text":
-        raise ValueError(f"run must be one of images, got {run.folder}: runs of text are measured by eval/report.py")
+        raise ValueError(
+            f"run must be one of images, got {run.folder}: runs of text are measured by `di4c eval report`"
+        )
     return run.domain.report(run, settings)
 
 

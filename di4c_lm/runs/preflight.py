@@ -1,4 +1,4 @@
-"""What can be told of a run before anything is read or built: one list of checks, for a run and for `tools/doctor.py`."""
+"""What can be told of a run before anything is read or built: one list of checks, for a run and for `di4c doctor`."""
 
 import os
 from collections.abc import Callable, Collection, Mapping

@@ -14,10 +14,10 @@ from di4c_lm.checkpoints.load import load_checkpoint, read_checkpoint
 from di4c_lm.mixtures.adaln import AdaLNSettings
 from di4c_lm.mixtures.base import NoMixture
 from di4c_lm.mixtures.token import TokenSettings
+from di4c_lm.runs.convert import main
 from tests.checkpoints.formats import LENGTH, mdlm_config, named, training_config, write_ckpt, write_folder
 from tests.checkpoints.helpers import PUBLISHED, assert_same_tensors, tiny
 from tests.tools.helpers import run_tool
-from tools.convert_checkpoint import main
 
 TEACHER_FORMATS = ("mdlm", "mdlm_bin", "sdtt", "sdtt_twice", "ckpt", "di4c")
 STUDENT_FORMATS = ("sdtt", "ckpt", "di4c")

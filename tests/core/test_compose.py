@@ -7,14 +7,13 @@ from typing import Any
 import pytest
 import yaml
 
-from di4c_lm.core.compose import compose, compose_rounds, help_text, leaves, parse
+from di4c_lm.core.compose import CONFIGS, compose, compose_rounds, help_text, leaves, parse
 from di4c_lm.core.settings import build, fields, identity, run_hash, to_dict
 from di4c_lm.domains.codes.settings import CodeSettings
 from di4c_lm.domains.pixels.settings import PixelSettings
 from di4c_lm.domains.text.settings import TextSettings
 from di4c_lm.mixtures.token import TokenSettings
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 DOMAINS: dict[str, Any] = {"text": TextSettings, "cifar10": PixelSettings, "imagenet": CodeSettings}
 PRESETS = [
     (domain, path.relative_to(CONFIGS).parts[0], path.stem)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from di4c_lm.checkpoints import maskgit
 from di4c_lm.checkpoints.vqgan import save_vqgan
 from di4c_lm.checkpoints.weights import Weights
-from di4c_lm.core.compose import compose
+from di4c_lm.core.compose import CONFIGS, compose
 from di4c_lm.data.images.codes import save_codes
 from di4c_lm.data.images.patch_codec import PatchCodec, PatchCodecConfig
 from di4c_lm.domains.codes.domain import DOMAIN, CodeModel, encode_images, fingerprint, to_images, to_planes
@@ -26,7 +26,6 @@ from di4c_lm.runs import recipe
 from di4c_lm.samplers.registry import SAMPLERS
 from di4c_lm.training.distributed import World
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 CODES, NUM_CLASSES = 5, 3
 
 

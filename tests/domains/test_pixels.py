@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from di4c_lm.checkpoints import own, tauldr
-from di4c_lm.core.compose import compose
+from di4c_lm.core.compose import CONFIGS, compose
 from di4c_lm.data.images.images import ImageSet, Split
 from di4c_lm.domains.domain import FinishedRun
 from di4c_lm.domains.images import load_images, samplers
@@ -31,7 +31,6 @@ from di4c_lm.samplers.corrector import PredictorCorrector
 from di4c_lm.samplers.tau_leaping import TauLeaping
 from di4c_lm.samplers.trajectory import Decoding
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 UNET = UnetConfig(width=4, multipliers=(1,), res_blocks=1, attention_scale=-1, dropout=0.0)
 CHAIN = GaussianChain(rate_sigma=1.0, time_base=0.5)
 

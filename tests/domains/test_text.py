@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from di4c_lm.core.compose import compose, compose_rounds
+from di4c_lm.core.compose import CONFIGS, compose, compose_rounds
 from di4c_lm.data.batches import PackedSource
 from di4c_lm.data.text.corpus import Corpus
 from di4c_lm.data.text.settings import DataConfig
@@ -26,7 +26,6 @@ from di4c_lm.networks.dit import DIT, DitConfig
 from di4c_lm.runs import recipe
 from di4c_lm.samplers.first_hitting import FirstHitting
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 MODEL = DitConfig(hidden_size=16, num_blocks=2, num_heads=2, cond_dim=8)
 TEXTS = ["the cat sat on the mat and the dog sat on the log", "one two three four five six seven eight nine ten"] * 20
 

@@ -1,37 +1,30 @@
-"""Every script of the evaluation: help that explains each key, and bad arguments that end with status 2."""
-
-import importlib.util
-from pathlib import Path
-from types import ModuleType
+"""Every word after `di4c eval`: help that explains each key, and bad arguments that end with status 2."""
 
 import pytest
 
+from di4c_lm.__main__ import main
 from di4c_lm.core.settings import fields
+from di4c_lm.domains.text import domain
 from di4c_lm.measure.text.suite import ReportConfig
 
-FOLDER = Path(__file__).parents[2] / "eval"
-SCRIPTS = ("report", "diversity", "distribution", "likelihood", "mixture", "cost", "compare_reports")
+EVALUATIONS = ("report", "diversity", "distribution", "likelihood", "mixture", "cost", "compare_reports")
 
 
-def _script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"eval_{name}", FOLDER / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def measure(name: str, *arguments: str) -> int:
+    return main(["eval", name, *arguments])
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", EVALUATIONS)
 def test_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
-        _script(name).main(["--help"])
+        measure(name, "--help")
     assert end.value.code == 0
-    assert capsys.readouterr().out.startswith(f"usage: python eval/{name}.py [key=value ...]")
+    assert capsys.readouterr().out.startswith(f"usage: di4c eval {name} [key=value ...]")
 
 
 def test_the_help_of_the_report_explains_every_key(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        _script("report").main(["--help"])
+        measure("report", "--help")
     lines = capsys.readouterr().out.splitlines()
     for name, field in fields(ReportConfig).items():
         assert any(line.startswith(f"  {name}=") and line.endswith(field.help) for line in lines), name
@@ -40,9 +33,9 @@ def test_the_help_of_the_report_explains_every_key(capsys: pytest.CaptureFixture
 
 @pytest.mark.parametrize("name, part", [("cost", "cost"), ("likelihood", "likelihood"), ("diversity", "diversity")])
 def test_a_part_alone_is_measured(name: str, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    script, seen = _script(name), []
-    monkeypatch.setattr(script, "suite", lambda settings: seen.append(settings) or "table")
-    assert script.main(["steps=[3]"]) == 0
+    seen: list[ReportConfig] = []
+    monkeypatch.setattr(domain, "suite", lambda settings: seen.append(settings) or "table")
+    assert measure(name, "steps=[3]") == 0
     assert part in seen[0].parts and "mixture" not in seen[0].parts and seen[0].steps == (3,)
 
 
@@ -63,7 +56,7 @@ def test_a_part_alone_is_measured(name: str, part: str, monkeypatch: pytest.Monk
 )
 def test_bad_arguments_end_with_status_2(argument: str, told: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
-        _script("report").main([argument])
+        measure("report", argument)
     assert end.value.code == 2
     error = capsys.readouterr().err
     assert "error: " in error and all(part in error for part in told), error
@@ -71,5 +64,5 @@ def test_bad_arguments_end_with_status_2(argument: str, told: list[str], capsys:
 
 def test_files_that_do_not_compare_end_with_status_2(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
-        _script("compare_reports").main(["files=[/absent.json,/other.json]"])
+        measure("compare_reports", "files=[/absent.json,/other.json]")
     assert end.value.code == 2 and "/absent.json" in capsys.readouterr().err

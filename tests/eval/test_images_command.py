@@ -1,6 +1,5 @@
-"""`eval/images.py`: a run's folder in, a report and a table out; bad arguments end with status 2."""
+"""`di4c eval images`: a run's folder in, a report and a table out; bad arguments end with status 2."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -8,6 +7,7 @@ from types import ModuleType
 
 import pytest
 
+from di4c_lm.__main__ import main
 from di4c_lm.core.settings import fields
 from di4c_lm.data.images.images import Split
 from di4c_lm.domains.domain import DOMAINS, FinishedRun, find_domain
@@ -20,16 +20,10 @@ from tests.domains.toy import ToyDomain, ToySettings
 from tests.measure.pictures import painter, projection, real_images
 
 FEATURE_NET = images_module.feature_net
-SCRIPT = Path(__file__).parents[2] / "eval" / "images.py"
 
 
-@pytest.fixture
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("eval_images", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def measure(*arguments: str) -> int:
+    return main(["eval", "images", *arguments])
 
 
 class Painting(ToyDomain):
@@ -62,7 +56,7 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_run_is_measured(run_dir: Path, script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_is_measured(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [
         f"run={run_dir}",
         "steps=[1,2]",
@@ -72,7 +66,7 @@ def test_a_run_is_measured(run_dir: Path, script: ModuleType, capsys: pytest.Cap
         "grid=3",
         "device=cpu",
     ]
-    assert script.main(arguments) == 0
+    assert measure(*arguments) == 0
     said = capsys.readouterr().out
     assert "teacher" in said and "student - teacher" in said and "FID" in said
     assert sorted(path.name for path in (run_dir / "report").iterdir()) == [
@@ -86,11 +80,11 @@ def test_a_run_is_measured(run_dir: Path, script: ModuleType, capsys: pytest.Cap
     assert manifest["config"]["run"]["sequences"] == 7 and manifest["config"]["report"]["steps"] == [1, 2]
 
 
-def test_the_help_explains_every_key(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_help_explains_every_key(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
-        script.main(["--help"])
+        measure("--help")
     said = capsys.readouterr().out
-    assert end.value.code == 0 and said.startswith("usage: python eval/images.py [key=value ...]")
+    assert end.value.code == 0 and said.startswith("usage: di4c eval images [key=value ...]")
     for name, field in fields(ImageReportConfig).items():
         assert f"  {name}=" in said and field.help in said and field.help, name
 
@@ -105,11 +99,9 @@ def test_the_help_explains_every_key(script: ModuleType, capsys: pytest.CaptureF
         ("run=/absent", ["/absent", "student/model.safetensors"]),
     ],
 )
-def test_bad_arguments_end_with_status_2(
-    argument: str, told: list[str], script: ModuleType, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_arguments_end_with_status_2(argument: str, told: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
-        script.main([argument])
+        measure(argument)
     error = capsys.readouterr().err
     assert end.value.code == 2 and all(part in error for part in told), error
 
@@ -124,21 +116,21 @@ def test_bad_arguments_end_with_status_2(
     ],
 )
 def test_runs_of_another_kind_are_named(
-    parts: dict | None, told: str, run_dir: Path, script: ModuleType, capsys: pytest.CaptureFixture[str]
+    parts: dict | None, told: str, run_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (run_dir / "parts.json").unlink()
     if parts is not None:
         (run_dir / "parts.json").write_text(json.dumps(parts))
     with pytest.raises(SystemExit) as end:
-        script.main([f"run={run_dir}"])
+        measure(f"run={run_dir}")
     assert end.value.code == 2 and told in capsys.readouterr().err
 
 
 def test_a_missing_inception_ends_with_status_2(
-    run_dir: Path, script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(images_module, "feature_net", FEATURE_NET)
     monkeypatch.setenv("TORCH_HOME", str(run_dir))
     with pytest.raises(SystemExit) as end:
-        script.main([f"run={run_dir}", "features=inception"])
+        measure(f"run={run_dir}", "features=inception")
     assert end.value.code == 2 and "none are downloaded" in capsys.readouterr().err

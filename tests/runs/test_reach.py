@@ -15,7 +15,7 @@ from di4c_lm.domains.text.model import TextModel
 from di4c_lm.runs import recipe
 from di4c_lm.runs.folder import parse_run
 from di4c_lm.training import loop
-from tests.runs.test_traces import ALL, CONFIGS, TINY, corpus
+from tests.runs.test_traces import ALL, TINY, corpus
 
 PACKAGE = str(Path(di4c_lm.__path__[0])) + os.sep
 MOST_OF_AN_UPDATE, MOST_OF_A_STEP = 12, 10
@@ -60,7 +60,7 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> tuple[Files, Files]:
     plain = [word for word in ALL.split() if not word.startswith("teacher.")]
     words = ["teacher=random", corpus(folder / "docs.jsonl"), *TINY["text"].split(), *plain]
     settings, rounds = parse_run(
-        DOMAIN, [*words, f"run.dir={folder / 'run'}", f"run.cache_dir={folder / 'cache'}"], CONFIGS, program="test"
+        DOMAIN, [*words, f"run.dir={folder / 'run'}", f"run.cache_dir={folder / 'cache'}"], program="test"
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "update", third)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from di4c_lm.core.compose import compose, compose_rounds
+from di4c_lm.core.compose import CONFIGS, compose, compose_rounds
 from di4c_lm.domains.text.domain import DOMAIN
 from di4c_lm.domains.text.settings import TextSettings
 from di4c_lm.objectives.likelihood import Likelihood
@@ -12,7 +12,6 @@ from di4c_lm.runs.folder import run_dir
 from di4c_lm.runs.recipe import linked, names
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = ROOT / "configs"
 
 
 def chain(*words: str) -> tuple[TextSettings, list[TextSettings]]:

@@ -20,7 +20,6 @@ from di4c_lm.runs import recipe
 from di4c_lm.runs.folder import parse_run
 from tests.runs.helpers import metrics
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 TRACES = json.loads(Path(__file__).with_name("traces.json").read_text())
 DOMAINS = {"text": TEXT, "cifar10": PIXELS, "imagenet": CODES}
 TINY = {
@@ -70,7 +69,7 @@ def test_a_run_has_the_losses_it_always_had(name: str, data: dict[str, list[str]
     trace = TRACES[name]
     kind = trace["domain"]
     words = [*trace["words"], *data[kind], *TINY[kind].split(), *ALL.split(), f"run.dir={tmp_path}"]
-    settings, rounds = parse_run(DOMAINS[kind], words, CONFIGS, program="test")
+    settings, rounds = parse_run(DOMAINS[kind], words, program="test")
     assert recipe.run(DOMAINS[kind], settings, rounds) == 0
     assert [row["loss"] for row in metrics(tmp_path)] == pytest.approx(trace["losses"], rel=1e-6, abs=1e-4)
 
@@ -83,6 +82,6 @@ def test_the_losses_are_the_same_where_parameters_are_shared_out(
     trace = TRACES[name]
     kind = trace["domain"]
     words = [*trace["words"], *data[kind], *TINY[kind].split(), *ALL.split(), f"run.dir={tmp_path}", "zero.stage=3"]
-    settings, rounds = parse_run(DOMAINS[kind], words, CONFIGS, program="test")
+    settings, rounds = parse_run(DOMAINS[kind], words, program="test")
     assert recipe.run(DOMAINS[kind], settings, rounds) == 0
     assert [row["loss"] for row in metrics(tmp_path)] == pytest.approx(trace["losses"], rel=1e-4, abs=1e-4)

@@ -37,7 +37,7 @@ INDEX, FORMAT = "index.json", 2
 Kind = Literal["tokens", "codes"]
 How = Literal["once", "always", "size"]
 Stamp = tuple[int, int]  # bytes, nanoseconds of the last change
-TOOLS = {"tokens": "tools/prepare_shards.py", "codes": "tools/encode_images.py"}
+TOOLS = {"tokens": "`di4c prepare shards`", "codes": "`di4c prepare codes`"}
 _PART = re.compile(r"part_(\d+)_of_(\d+)")
 blake2b = functools.partial(hashlib.blake2b, digest_size=16)
 

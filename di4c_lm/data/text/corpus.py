@@ -89,7 +89,7 @@ def load_corpus(config: DataConfig, seed: int, cache_dir: Path) -> Corpus:
     characters. There are three ways to the sequences:
 
     - in memory: all is read, tokenised and packed now, 2 bytes a token for up to 65,536 states;
-    - `config.kind="shards"`: that has been done before, by tools/prepare_shards.py, and the files are mapped;
+    - `config.kind="shards"`: that has been done before, by `di4c prepare shards`, and the files are mapped;
     - `config.streaming`: training documents are read, tokenised, packed and mixed as they are needed. The validation is what the first
       2 million held-out characters give, of at most the first 64 million characters.
 
@@ -222,9 +222,7 @@ def _fitting_shards(config: DataConfig) -> tuple[Path, Shards]:
     shards = Shards.read(folder)
     index = shards.index
     if index.kind != "tokens":
-        raise ValueError(
-            f"data.path must be a folder of tools/prepare_shards.py, got shards of {index.kind} in {folder}"
-        )
+        raise ValueError(f"data.path must be a folder of `di4c prepare shards`, got shards of {index.kind} in {folder}")
     for key, here, there in (("length", config.length, index.length), ("wrap", config.wrap, index.facts["wrap"])):
         if here != there:
             said = json.dumps(there)

@@ -14,7 +14,7 @@ class DataConfig:
         "builtin": "the documentation of Python",
         "files": "the texts at `data.path`",
         "openwebtext": "`data.dataset` of the hub",
-        "shards": "the folder of tools/prepare_shards.py at `data.path`",
+        "shards": "the folder of `di4c prepare shards` at `data.path`",
     }
     PATH_KIND: ClassVar[str] = "files"
     PATH_KEYS: ClassVar[tuple[str, ...]] = ("path",)

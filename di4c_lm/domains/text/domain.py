@@ -176,7 +176,9 @@ def _found(settings: Measurement) -> FinishedRun:
     """The run that `settings` name. Raises `ValueError` for one of images."""
     run = FinishedRun.read(find_run(settings.run, settings.outputs))
     if run.domain.name != "text":
-        raise ValueError(f"run must be one of text, got {run.folder}: runs of images are measured by eval/images.py")
+        raise ValueError(
+            f"run must be one of text, got {run.folder}: runs of images are measured by `di4c eval images`"
+        )
     return run
 
 

@@ -69,5 +69,5 @@ class TextSettings(RunSettings):
         check(path != "train" or self.data.at_hand or skip, "evaluator.path", path, allowed)
 
     def closing_report(self) -> GenPplConfig:
-        """The closing report's settings, as `eval/gen_ppl.py` takes them."""
+        """The closing report's settings, as `di4c eval gen_ppl` takes them."""
         return closing(self, GenPplConfig, seed=self.eval.seeds[0], evaluator_batch_size=self.evaluator.batch_size)

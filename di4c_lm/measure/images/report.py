@@ -1,4 +1,4 @@
-"""Image samplers at several step counts, beside real images: what `eval/images.py` and the end of an image run both measure.
+"""Image samplers at several step counts, beside real images: what `di4c eval images` and the end of an image run both measure.
 
 It knows samplers by a protocol and nothing of our models. Axes: N images, H rows, W columns, C channels.
 """

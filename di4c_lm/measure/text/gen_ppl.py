@@ -1,6 +1,6 @@
 """Generative perplexity and sample entropy of several samplers at several step counts, beside the validation set.
 
-The one measurement behind `eval/gen_ppl.py` and the closing report of a training run. It knows samplers as callables
+The one measurement behind `di4c eval gen_ppl` and the closing report of a training run. It knows samplers as callables
 and nothing of our models.
 """
 

@@ -224,14 +224,14 @@ def test_arguments_choose() -> None:
         "conditional=true",
         "eos=mdlm",
     ]
-    config = parse(GenPplConfig, arguments, program="python eval/gen_ppl.py")
+    config = parse(GenPplConfig, arguments, program="di4c eval gen_ppl")
     assert (config.run, config.steps, config.evaluator) == ("outputs/a", (1, 2, 4), "gpt2-large")
     assert (config.num_samples, config.conditional, config.eos) == (8, True, "mdlm")
 
 
 def test_help_lists_and_explains_every_key(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
-        parse(GenPplConfig, ["--help"], program="python eval/gen_ppl.py")
+        parse(GenPplConfig, ["--help"], program="di4c eval gen_ppl")
     assert end.value.code == 0
     lines = capsys.readouterr().out.splitlines()
     for name, field in fields(GenPplConfig).items():
@@ -256,7 +256,7 @@ def test_help_lists_and_explains_every_key(capsys: pytest.CaptureFixture[str]) -
 )
 def test_bad_arguments_end_with_status_2(argument: str, told: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
-        parse(GenPplConfig, [argument], program="python eval/gen_ppl.py")
+        parse(GenPplConfig, [argument], program="di4c eval gen_ppl")
     assert end.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and all(part in error for part in told), error

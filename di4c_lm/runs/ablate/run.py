@@ -21,11 +21,11 @@ from di4c_lm.domains.text.settings import TextSettings
 from di4c_lm.networks.dit import DIT
 from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.runs import recipe
+from di4c_lm.runs.ablate.study import Study
 from di4c_lm.runs.recipe import Interrupted
 from di4c_lm.samplers.grids import uniform_grid
 from di4c_lm.samplers.trajectory import sample_keyed
 from di4c_lm.training.distributed import World, init_distributed, set_threads
-from tools.ablation.study import Study
 
 SECONDS = "seconds.json"  # in a run's folder: how long its training took
 _BATCH = 1024
@@ -82,7 +82,7 @@ _DOMAIN: Any = ExactDomain()
 
 
 def run_text(study: Study, setting: str, seed: int, folder: Path, threads: int) -> list[dict[str, Any]]:
-    """Train on text in `folder`, as `launch/train_lm.py` does; the rows of its closing report: generative perplexity and entropy.
+    """Train on text in `folder`, as `di4c train` does; the rows of its closing report: generative perplexity and entropy.
 
     Teacher and evaluator are cached where the run caches them.
     """

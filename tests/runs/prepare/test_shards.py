@@ -8,7 +8,7 @@ import pytest
 
 from di4c_lm.data.records.shards import Index
 from di4c_lm.data.text.settings import DataConfig
-from tools import prepare_shards
+from di4c_lm.runs.prepare import shards as prepare_shards
 
 TEXTS = [f"Text {n} tells of {n * n} things,\nand of {n**3} more in x_{n}." for n in range(400)]
 

@@ -6,11 +6,10 @@ from typing import Any
 
 import yaml
 
-from di4c_lm.core.compose import compose, compose_rounds
+from di4c_lm.core.compose import CONFIGS, compose, compose_rounds
 from di4c_lm.core.settings import check
 from di4c_lm.data.text.synthetic import CodewordMixture, CorrelatedBits, MarkovChain, Source
 from di4c_lm.domains.text.settings import TextSettings
-from tools.arguments import CONFIGS
 
 STUDIES = CONFIGS / "study"
 _SOURCES = {"markov": MarkovChain.random, "codewords": CodewordMixture.random, "bits": CorrelatedBits}

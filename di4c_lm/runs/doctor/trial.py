@@ -19,7 +19,7 @@ def try_out(config: TextSettings, world: World, steps: int) -> dict[str, Any]:
     On the run's own corpus and objective. A teacher that the run would train first is a random one of its shape. All ranks call it.
     Raises what the run would raise.
     """
-    from tools.benchmark.measure import PeakMemory
+    from di4c_lm.runs.bench.measure import PeakMemory
 
     set_threads(config.run.threads)
     data = DOMAIN.data(config, world, config.run.cache)

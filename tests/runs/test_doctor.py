@@ -7,20 +7,19 @@ from typing import Any
 import pytest
 import torch
 
-from di4c_lm.core.compose import compose
+from di4c_lm.core.compose import CONFIGS, compose
 from di4c_lm.domains.text.settings import TextSettings
 from di4c_lm.mixtures.adaln import AdaLNSettings
 from di4c_lm.networks.dit import DIT
+from di4c_lm.runs.doctor import doctor, machine, plan
 from di4c_lm.runs.recipe import mixture_of
 from tests.tools.helpers import run_tool
-from tools import doctor
-from tools.diagnosis import machine, plan
 
 SMALL = ["model.hidden_size=32", "model.num_heads=2", "model.cond_dim=8", "data.length=16", "data.vocab_size=300"]
 
 
 def config(*words: str) -> TextSettings:
-    return compose(TextSettings, [*SMALL, *words], doctor.CONFIGS, "text")
+    return compose(TextSettings, [*SMALL, *words], CONFIGS, "text")
 
 
 def memory(*words: str, ranks: int = 4) -> dict[str, dict[str, float]]:

@@ -10,8 +10,8 @@ from di4c_lm.checkpoints.vqgan import save_vqgan
 from di4c_lm.data.images.codes import load_codes
 from di4c_lm.domains.codes.domain import encode_images, fingerprint
 from di4c_lm.networks.vqgan import VqGan, VqganConfig
+from di4c_lm.runs.prepare import codes as tool
 from tests.data.images.pictures import pixels, png, write_tar
-from tools import encode_images as tool
 
 SHAPE = (4, 4, 3)
 

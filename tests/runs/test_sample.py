@@ -13,7 +13,7 @@ from di4c_lm.domains.text.model import TextModel
 from di4c_lm.mixtures.adaln import AdaLNSettings
 from di4c_lm.mixtures.base import MixtureSettings, NoMixture
 from di4c_lm.networks.dit import DIT, DitConfig
-from tools import sample as tool
+from di4c_lm.runs import sample as tool
 
 TEXTS = ["the cat sat on the mat and the dog sat on the log", "one two three four five six seven eight nine ten"] * 20
 

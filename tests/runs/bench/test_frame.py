@@ -1,18 +1,19 @@
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from di4c_lm.core.settings import SettingError, section, setting
-from tools.benchmark.frame import BenchSettings, print_table, run_benchmark
+from di4c_lm.runs.bench.frame import BenchSettings, print_table, run_benchmark
 
 SCRIPT = """
 import sys
 from pathlib import Path
-from tests.tools.benchmark.test_frame import Settings, measure
-from tools.benchmark.frame import run_benchmark
-sys.exit(run_benchmark(__file__, Settings, measure, sys.argv[1:], ratios=("seconds",)))
+from tests.runs.bench.test_frame import Settings, measure
+from di4c_lm.runs.bench.frame import run_benchmark
+sys.exit(run_benchmark("nothing", Settings, measure, sys.argv[1:], ratios=("seconds",)))
 """
 
 
@@ -56,7 +57,7 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def run(script: str, *arguments: str) -> int:
-    return run_benchmark(script, Settings, measure, arguments, ratios=("seconds",))
+    return run_benchmark("nothing", Settings, measure, arguments, ratios=("seconds",), command=(sys.executable, script))
 
 
 def test_each_way_by_itself_then_a_table_and_one_object(script: str, capsys: pytest.CaptureFixture[str]) -> None:

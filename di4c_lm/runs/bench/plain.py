@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from di4c_lm.mixtures.base import Latents
 from di4c_lm.processes.gaussian import GaussianChain
 from di4c_lm.processes.masked import MaskedProcess
+from di4c_lm.runs.bench.measure import Stopwatch
 from di4c_lm.samplers.grids import published_grid
-from tools.benchmark.measure import Stopwatch
 
 _EPS = 1e-9
 

@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from tools.benchmark.measure import PeakMemory, Stopwatch, measure_step, watch_networks
+from di4c_lm.runs.bench.measure import PeakMemory, Stopwatch, measure_step, watch_networks
 
 CPU = torch.device("cpu")
 

@@ -8,9 +8,9 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
+from di4c_lm.core.compose import parse
 from di4c_lm.core.settings import check, fields, section, setting
 from di4c_lm.core.terminal import errors_end
-from tools.arguments import read_settings
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +27,7 @@ class BenchSettings:
     repeat: int = setting(1, "measurements of each way, of which the fastest counts")
     ways: str = setting("", "the ways that are measured, with commas between; absent: all that are compared by default")
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "auto: CUDA where there is a GPU")
+    json: bool = setting(False, "print the results as one object on the last line")
 
     WAYS: ClassVar[tuple[str, ...]] = ()
     BY_DEFAULT: ClassVar[tuple[str, ...]] = ()  # absent: all WAYS
@@ -52,21 +53,22 @@ class BenchSettings:
 
 
 def run_benchmark(
-    script: str,
+    program: str,
     settings_class: type[S],
     measure: Callable[[str, S], Mapping[str, Any]],
     argv: Sequence[str],
     *,
     ratios: Sequence[str] = (),
+    command: Sequence[str] = (),
 ) -> int:
-    """Run a script with the arguments `argv`; `--json` prints one object on the last line, the results of `measure` by way.
+    """Run the benchmark `program` with the arguments `argv`; `--json` prints one object on the last line, the results of `measure` by way.
 
-    `measure(way, settings)` is called in processes of its own, which `--way` starts. Where two ways are compared the table shows their
+    `measure(way, settings)` is called in processes of its own, which `command --way <way>` starts; by default that is `python -m di4c_lm`
+    with the program's words. Where two ways are compared the table shows their
     ratio, and the JSON holds those of `ratios`. Bad input ends with exit status 2.
     """
     way, rest = (argv[1], argv[2:]) if argv[:1] == ["--way"] else ("", argv)
-    arguments = [argument for argument in rest if argument != "--json"]
-    settings = read_settings(script, settings_class, arguments)
+    settings = parse(settings_class, rest, program=program)
     with errors_end():
         for name, one in fields(settings_class).items():
             if type(one.default) is int and one.default > 0:
@@ -74,9 +76,10 @@ def run_benchmark(
         ways = settings.chosen
     if way:
         _measure_here(way, settings, measure)
-    results = {way: run_apart(script, way, arguments, settings) for way in ways}
+    command = command or (sys.executable, "-m", "di4c_lm", *program.split()[1:])
+    results = {way: run_apart([*command, "--way", way, *rest], way, settings) for way in ways}
     print_table(results)
-    if "--json" in rest:
+    if settings.json:
         both = len(ways) == 2 and {"ratio": {name: _ratio([results[way][name] for way in ways]) for name in ratios}}
         print(json.dumps({**results, **(both if both and ratios else {})}))
     return 0
@@ -89,15 +92,15 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def run_apart(script: str, way: str, arguments: Sequence[str], settings: BenchSettings) -> dict[str, Any]:
+def run_apart(command: Sequence[str], way: str, settings: BenchSettings) -> dict[str, Any]:
     """What the first of a way's processes prints on its last line; ends the program if one of them fails."""
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    count, command = settings.processes, [sys.executable, script, "--way", way, *arguments]
+    count = settings.processes
     ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)} | place for rank in range(count)]
     threads = {"OMP_NUM_THREADS": str(settings.threads)}
     started = [
         subprocess.Popen(
-            command,
+            list(command),
             env=os.environ | threads | (rank if count > 1 else {}),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

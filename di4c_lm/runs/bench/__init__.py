@@ -1,0 +1,1 @@
+"""Benchmarks: time and memory of ours beside the plain way, each in processes of its own."""

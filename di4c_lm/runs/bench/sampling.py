@@ -1,0 +1,105 @@
+"""Seconds a step and tokens/s of ancestral sampling, ours against the published way:
+
+    di4c bench sampling steps=16 B=4 D=256 S=50258 H=768 blocks=2 heads=12 threads=2 [--json]
+
+Each way runs in a process of its own on the same weights: `fast` chooses the positions first and reads out those alone, `plain` holds
+logits, softmax and float32 noise over (B, D, S). A third way, `teacher`, is `fast` without λ: `ways=fast,teacher mixture=class_chain`
+tells what λ costs. Seconds a step are those of a trajectory over `steps`.
+"""
+
+import functools
+import time
+from collections.abc import Callable
+from typing import Literal, cast
+
+import torch
+
+from di4c_lm.core.settings import section, setting
+from di4c_lm.mixtures.base import MixtureSettings, NoMixture
+from di4c_lm.mixtures.class_chain import ClassChainSettings
+from di4c_lm.mixtures.codes import CodesSettings
+from di4c_lm.mixtures.token import TokenSettings
+from di4c_lm.networks.dit import DIT, DitConfig
+from di4c_lm.processes.denoiser import Denoiser
+from di4c_lm.processes.masked import MaskedProcess
+from di4c_lm.runs.bench.frame import BenchSettings, run_benchmark
+from di4c_lm.runs.bench.measure import randomise
+from di4c_lm.runs.bench.plain import sample_text
+from di4c_lm.samplers.grids import uniform_grid
+from di4c_lm.samplers.trajectory import sample
+
+
+@section
+class Settings(BenchSettings):
+    """Seconds a step and tokens/s of ancestral sampling: ours, the published way, and ours without λ."""
+
+    steps: int = setting(16, "of a trajectory")
+    B: int = setting(4, "sequences")
+    D: int = setting(256, "positions")
+    S: int = setting(50258, "states")
+    H: int = setting(768, "width")
+    blocks: int = setting(2, "blocks of the network")
+    heads: int = setting(12, "attention heads")
+    mixture: Literal["none", "token", "codes", "class_chain"] = setting("none", "of a student, which no cache helps")
+    classes: int = setting(512, "mixture=class_chain: classes")
+
+    WAYS = ("fast", "plain", "teacher")
+    BY_DEFAULT = ("fast", "plain")
+    OLD_KEYS = {"latent=classes": "mixture=class_chain", "latent": "mixture"}
+
+
+def mixture_of(settings: Settings) -> MixtureSettings:
+    """The mixture that is measured."""
+    mixtures: dict[str, MixtureSettings] = {
+        "none": NoMixture(),
+        "token": TokenSettings(),
+        "codes": CodesSettings(window=1, codebook_size=16),
+        "class_chain": ClassChainSettings(codebook_size=settings.classes, freeze_backbone=False),
+    }
+    return mixtures[settings.mixture]
+
+
+def measure(way: str, settings: Settings) -> dict[str, float]:
+    """Seconds a step, tokens a second and NFE of one way, in this process, after one step to warm up."""
+    device = settings.torch_device()
+    torch.manual_seed(0)
+    model = DitConfig(hidden_size=settings.H, num_blocks=settings.blocks, num_heads=settings.heads)
+    mixture = NoMixture() if way == "teacher" else mixture_of(settings)
+    network = mixture.fresh(DIT, model, {"num_states": settings.S})
+    randomise(network).to(device).eval().requires_grad_(False)
+    process, calls = MaskedProcess(network.mask_id), []
+    x_init = torch.full((settings.B, settings.D), network.mask_id, device=device)
+    network.register_forward_pre_hook(lambda *_: calls.append(1))
+
+    def fast(steps: int) -> float:
+        rng = torch.Generator(device).manual_seed(1)
+        return sample(cast(Denoiser, network), process, x_init, uniform_grid(steps), rng).nfe
+
+    def plain(steps: int) -> float:
+        torch.manual_seed(1)
+        calls.clear()
+        sample_text(network, process, x_init, steps)
+        return float(len(calls))
+
+    run = plain if way == "plain" else fast
+    run(1)
+    seconds, nfe = min(_timed(run, settings.steps, device) for _ in range(settings.repeat))
+    return {
+        "seconds_per_step": seconds / settings.steps,
+        "tokens_per_s": settings.B * settings.D / seconds,
+        "nfe": nfe,
+    }
+
+
+def _timed(run: Callable[[int], float], steps: int, device: torch.device) -> tuple[float, float]:
+    def now() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    started = now()
+    nfe = run(steps)
+    return now() - started, nfe
+
+
+main = functools.partial(run_benchmark, "di4c bench sampling", Settings, measure)

@@ -1,0 +1,50 @@
+"""Convert a checkpoint between the formats of MDLM, SDTT, Di4C and this project, without loss:
+
+di4c convert source=<folder, .ckpt or hub name> target=<folder> to=di4c|mdlm|sdtt
+"""
+
+import functools
+from pathlib import Path
+from typing import Literal
+
+from di4c_lm.checkpoints import lightning, mdlm, own, sdtt
+from di4c_lm.checkpoints.load import read_checkpoint
+from di4c_lm.core.settings import check, section, setting
+from di4c_lm.runs.command import run_command
+
+WRITERS = {"di4c": own.write, "mdlm": mdlm.write, "sdtt": sdtt.write}
+
+
+@section
+class Settings:
+    """Convert a checkpoint between the formats of MDLM, SDTT, Di4C and this project."""
+
+    source: str = setting("", "a folder, a .ckpt file, or a hub name (owner/model)")
+    target: str = setting("", "the folder to write; with to=mdlm|sdtt a name in .ckpt is a Lightning file")
+    to: str = setting("", "the format to write: di4c, mdlm or sdtt")
+    weights: Literal["ema", "raw"] = setting("ema", "which, where the source has both")
+    revision: str | None = setting(None, "branch, tag or commit of a hub name")
+    num_heads: int | None = setting(None, "attention heads, where the source does not say")
+    length: int | None = setting(None, "tokens a sequence, where the source does not say")
+
+
+def convert(settings: Settings) -> None:
+    """Read, write, and say what was written; a source that cannot be read leaves the target as it was."""
+    check(settings.source, "source", settings.source, "a folder, a .ckpt file or a hub name")
+    check(settings.target, "target", settings.target, "a folder to write, or a .ckpt file")
+    check(settings.to in WRITERS, "to", settings.to, f"one of {', '.join(WRITERS)}")
+    weights = read_checkpoint(
+        settings.source,
+        revision=settings.revision,
+        weights=settings.weights,
+        num_heads=settings.num_heads,
+        length=settings.length,
+    )
+    target = Path(settings.target)
+    write = lightning.write if target.suffix == ".ckpt" and settings.to != "di4c" else WRITERS[settings.to]
+    write(target, weights)
+    size = sum(tensor.numel() for tensor in weights.tensors.values())
+    print(f"{target}: {len(weights.tensors)} tensors, {size:,} values, in the format {settings.to}")
+
+
+main = functools.partial(run_command, "di4c convert", Settings, convert)

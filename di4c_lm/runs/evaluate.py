@@ -1,0 +1,71 @@
+"""Measure the models of a run: `di4c eval <what> [run=<dir>] [key=value ...]`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from di4c_lm.runs.command import run_command
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One that `di4c eval` knows: its settings and the function that measures by them, each as `module:name`."""
+
+    help: str
+    settings: str
+    work: str
+    said: tuple[str, ...] = ()  # before the arguments
+
+    def settings_class(self) -> type[Any]:
+        """The section of its settings."""
+        return _found(self.settings)
+
+
+_CONFIG, _SUITE = "di4c_lm.measure.text.suite:ReportConfig", "di4c_lm.domains.text.domain:suite"
+EVALUATIONS = {
+    "gen_ppl": Evaluation(
+        "generative perplexity and entropy of a text run's models, beside the validation set",
+        "di4c_lm.measure.text.gen_ppl:GenPplConfig",
+        "di4c_lm.domains.text.domain:gen_ppl",
+    ),
+    "compare": Evaluation(
+        "generative perplexity and entropy of several models, such as the rounds of a chain, in one table",
+        "di4c_lm.measure.text.gen_ppl:CompareConfig",
+        "di4c_lm.domains.text.domain:compare",
+    ),
+    "report": Evaluation("every part of the evaluation of a text run, with canaries, as one page", _CONFIG, _SUITE),
+    "likelihood": Evaluation(
+        "likelihood of validation and zero-shot text, and last words", _CONFIG, _SUITE, ("parts=[likelihood]",)
+    ),
+    "diversity": Evaluation(
+        "diversity of the samples beside the validation set", _CONFIG, _SUITE, ("parts=[fluency,diversity]",)
+    ),
+    "distribution": Evaluation(
+        "distance of the samples from the validation set", _CONFIG, _SUITE, ("parts=[distribution]",)
+    ),
+    "mixture": Evaluation("what the λ of a mixture student carries", _CONFIG, _SUITE, ("parts=[mixture]",)),
+    "cost": Evaluation("what sampling costs", _CONFIG, _SUITE, ("parts=[cost]",)),
+    "images": Evaluation(
+        "FID, Inception Score, precision, recall, density and coverage of an image run, beside real images",
+        "di4c_lm.measure.images.report:ImageReportConfig",
+        "di4c_lm.domains.images:images",
+    ),
+    "compare_reports": Evaluation(
+        "result files side by side, refused where their numbers do not compare",
+        "di4c_lm.measure.render.manifest:CompareReportsConfig",
+        "di4c_lm.measure.render.manifest:compare_results",
+    ),
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measure what the first word names, write the report, print its table; bad input ends with exit status 2."""
+    name = argv[0]
+    one = EVALUATIONS[name]
+    return run_command(f"di4c eval {name}", one.settings_class(), _found(one.work), [*one.said, *argv[1:]])
+
+
+def _found(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)
