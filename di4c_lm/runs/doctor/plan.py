@@ -35,7 +35,7 @@ def tokens_per_step(config: TextSettings, ranks: int) -> int:
     return config.train.micro_batch_size * config.train.gradient_accumulation * ranks * config.data.length
 
 
-def state_memory(config: TextSettings, counts: dict[str, int], ranks: int, way: str) -> dict[str, float]:
+def state_memory(config: TextSettings, counts: dict[str, int], ranks: int, way: str) -> dict[str, int | float]:
     """What the state takes of a rank: weights, gradients, masters and AdamW's moments, EMA, teacher; and of it on the host by offload.
 
     float32 at stage 0 needs no masters beside the weights; bfloat16 runs as stage 1 there, and adds gradients up in float32.
@@ -56,7 +56,9 @@ def state_memory(config: TextSettings, counts: dict[str, int], ranks: int, way: 
     return {**parts, "on_host": on_host if offload else 0.0}
 
 
-def activation_memory(config: TextSettings, model: DitConfig, num_states: int, *, on_gpu: bool) -> dict[str, float]:
+def activation_memory(
+    config: TextSettings, model: DitConfig, num_states: int, *, on_gpu: bool
+) -> dict[str, int | float]:
     """What a micro batch takes: O(B L D H) of the network's activations, O(B D S) of distributions, and one chunk of logits of L rows."""
     B, D, S, H = config.train.micro_batch_size, config.data.length, num_states, model.hidden_size
     with torch.device("meta"):
@@ -82,7 +84,7 @@ def disk_needed(config: TextSettings, counts: dict[str, int]) -> float:
 
 
 def memory_table(
-    config: TextSettings, counts: dict[str, int], activations: dict[str, float], ranks: int
+    config: TextSettings, counts: dict[str, int], activations: dict[str, int | float], ranks: int
 ) -> dict[str, dict[str, Any]]:
     """GiB of a rank by ZeRO stage, with and without offload: the parts, what lies on the host of them, and the sum."""
     table = {}
