@@ -14,6 +14,7 @@ from di4c_lm.data.records.shards import is_shards
 from di4c_lm.domains.domain import FinishedRun, find_run, sampling, sampling_facts
 from di4c_lm.domains.settings import closing
 from di4c_lm.measure.images.report import ImageReportConfig, ImageRun, ImageSampler, image_report, image_table, publish
+from di4c_lm.measure.render.files import with_page
 from di4c_lm.measure.settings import device_of
 
 
@@ -104,5 +105,4 @@ def report(
         cache_dir=run.settings.run.cache,
     )
     measured_images = image_report(found, chosen)
-    publish(measured_images, found, chosen)
-    return image_table(measured_images)
+    return with_page(image_table(measured_images), publish(measured_images, found, chosen))

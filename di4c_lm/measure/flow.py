@@ -58,11 +58,15 @@ class Missing:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """`rows`: one a model and step count. `comparisons`: one a pair of models, step count and metric. `alarms`: canaries not caught."""
+    """`rows`: one a model and step count. `comparisons`: one a pair of models, step count and metric. `alarms`: canaries not caught.
+
+    `examples`: some of the samples, as they are shown.
+    """
 
     rows: list[Row]
     comparisons: list[Row]
     alarms: list[str] = field(default_factory=list)
+    examples: list[Row] = field(default_factory=list)
 
 
 def sampled(

@@ -19,6 +19,7 @@ from di4c_lm.training.settings import WandbConfig
 
 logger = logging.getLogger(__name__)
 
+METRICS = "metrics.jsonl"  # in a run's folder
 _WANDB_SECONDS = 30.0  # that its server may take to answer
 
 
@@ -47,7 +48,7 @@ class MetricLogger:
         label: str = "train",
         settings: dict[str, Any] | None = None,
     ) -> None:
-        self._path = run_dir / "metrics.jsonl"
+        self._path = run_dir / METRICS
         self._first, self._total, self._log_every = step, total_steps, log_every
         self._wandb_config = wandb if wandb is not None else WandbConfig()
         self._label = label
@@ -140,6 +141,12 @@ def _wandb_key() -> bool:
 def _plain(value: float | int) -> float | int | None:
     """JSON has no NaN: null stands for what is not finite."""
     return value if math.isfinite(value) else None
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """The logged steps of a run; none where it has not trained anything."""
+    path = run_dir / METRICS
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 
 def _drop_after(path: Path, step: int) -> None:

@@ -158,7 +158,7 @@ def report(
         run = with_evaluator(run, finished, corpus, device=asked.device)
     table = gen_ppl_report(run, asked)
     if settings is None and isinstance(config.objective, Mdlm):
-        table += f"\n{bound_report(run, asked, draws=config.objective.bound_draws)}"
+        table = f"{bound_report(run, asked, draws=config.objective.bound_draws)}\n\n{table}"
     return table
 
 

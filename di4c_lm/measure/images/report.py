@@ -20,10 +20,12 @@ from di4c_lm.measure.images.classifier import classifier_features
 from di4c_lm.measure.images.features import FeatureNet, folder_features, inception_features
 from di4c_lm.measure.images.reference import Reference, find_reference, some
 from di4c_lm.measure.images.scores import METRICS, ImageSamples
-from di4c_lm.measure.render.files import LEAD, NFE, Column, Layout, table, with_differences, write_report
+from di4c_lm.measure.render.files import Layout, write_report
 from di4c_lm.measure.render.manifest import manifest
-from di4c_lm.measure.render.pictures import Panel, sample_sheet
+from di4c_lm.measure.render.pictures import Panel, sample_sheet, training_curves
+from di4c_lm.measure.render.tables import LEAD, NFE, Column, table, with_differences
 from di4c_lm.measure.settings import Measurement, device_of, distinct
+from di4c_lm.training.metric_logger import read_metrics
 
 DATA = "data"
 _BY_PROTOCOL = {"full": 50_000, "quick": 512}
@@ -265,7 +267,10 @@ def publish(found: ImageReport, run: ImageRun, settings: ImageReportConfig) -> d
         LAYOUT,
         title=f"Features: {found.features['kind']}",
         subtitle=f"{facts['time']} · commit {facts['commit'][:12]} · {_provenance(found)} · 95 % intervals below each number",
-        pictures={"samples": sample_sheet({titles[cell]: images for cell, images in found.shown.items()})},
+        pictures={
+            "samples": sample_sheet({titles[cell]: images for cell, images in found.shown.items()}),
+            "training": training_curves(read_metrics(run.folder)),
+        },
     )
 
 

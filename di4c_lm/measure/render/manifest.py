@@ -12,7 +12,7 @@ from typing import Any
 
 from di4c_lm.core.files import read_json
 from di4c_lm.core.settings import Texts, section, setting
-from di4c_lm.measure.render.files import LEAD, table
+from di4c_lm.measure.render.tables import LEAD, table
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "deepspeed", "datasets", "safetensors")
 

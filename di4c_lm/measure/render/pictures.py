@@ -56,6 +56,26 @@ def plot(rows: Sequence[Row], panels: Sequence[Panel], *, data: str, title: str 
     return _png(lambda buffer: figure.savefig(buffer, format="png", facecolor="white"))
 
 
+def training_curves(metrics: Sequence[Row]) -> bytes:
+    """PNG of loss and gradient norm against updates, of a run's logged steps; empty where there are fewer than two."""
+    from matplotlib.figure import Figure
+
+    if len(metrics) < 2:
+        return b""
+    figure = Figure(figsize=(10.4, 3.0), dpi=150)
+    figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.12, wspace=0.06)
+    for axes, (key, label) in zip(figure.subplots(1, 2), _CURVES.items(), strict=True):
+        shown = [(row["step"], row[key]) for row in metrics if row.get(key) is not None]
+        axes.plot(*zip(*shown, strict=True), color=_COLOURS[0], linewidth=1.6)
+        axes.set_title(label, loc="left", fontsize=11.5, color=INK, fontweight="bold", pad=10)
+        axes.set_xlabel("updates", color=INK)
+        _plain(axes)
+    return _png(lambda buffer: figure.savefig(buffer, format="png", facecolor="white"))
+
+
+_CURVES = {"loss": "loss", "grad_norm": "gradient norm"}
+
+
 def _is_data(row: Row) -> bool:
     return row.get("kind") == "data" or row["model"] == "data"
 
@@ -103,6 +123,10 @@ def _dress(axes: Any, steps: list[int], *, log: bool) -> None:
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if wide else (1, 1.5, 2, 3, 4, 5, 7)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
+    _plain(axes)
+
+
+def _plain(axes: Any) -> None:
     axes.grid(visible=True, axis="y", which="major", color=_GRID, linewidth=0.9)
     axes.set_axisbelow(True)
     axes.tick_params(colors=INK, length=0, which="both", labelsize=9.5)

@@ -18,13 +18,14 @@ from torch import Tensor
 
 from di4c_lm.core.settings import Texts, at_least, check, section, setting
 from di4c_lm.measure.flow import Measured, Metric, Row, columns, difference
-from di4c_lm.measure.render.files import LEAD, NFE, Column, Layout, table, with_differences
+from di4c_lm.measure.render.files import Layout
 from di4c_lm.measure.render.pictures import Panel
+from di4c_lm.measure.render.tables import LEAD, NFE, Column, table, with_differences
 from di4c_lm.measure.settings import Measurement
 from di4c_lm.measure.statistics.bootstrap import Resampled, exp_mean, mean
 from di4c_lm.measure.text.diversity import corpus_entropy, distinct_n, entropy
 from di4c_lm.measure.text.perplexity import Document, token_weighted
-from di4c_lm.measure.text.samples import Reader, Reading, Sampler, TextSamples, sampled
+from di4c_lm.measure.text.samples import Reader, Reading, Sampler, TextSamples, examples, sampled
 
 DATA = "data"
 PERPLEXITY = Panel("gen_ppl", "generative perplexity", "lower is more fluent", log=True)
@@ -178,8 +179,10 @@ def measure(samplers: Mapping[str, Sampler], data_ND: Int[Tensor, "N D"], reader
 
     resampling = {"resamples": settings.bootstrap, "seed": settings.seed}
     rows: list[Row] = []
+    shown: list[Row] = []
     quantities: dict[tuple[str, int], dict[str, Resampled]] = {}
     for one in samples():
+        shown += examples(one, reader.tokenizer)
         nll_N, tokens_N = reader.nll(reader.evaluators[0], reader.documents(reader.evaluators[0], one), one.name)
         found = quantities[one.name, one.steps] = perplexities(one, nll_N, tokens_N) | entropy(one, reader)
         row: Row = {"model": one.name, "steps": one.steps, "nfe": float(one.nfe), **columns(found, **resampling)}
@@ -194,7 +197,7 @@ def measure(samplers: Mapping[str, Sampler], data_ND: Int[Tensor, "N D"], reader
         for n in settings.steps
         for metric in ("gen_ppl", "entropy")
     ]
-    return Measured(rows=rows, comparisons=comparisons)
+    return Measured(rows=rows, comparisons=comparisons, examples=shown)
 
 
 def gen_ppl_table(found: Measured) -> str:

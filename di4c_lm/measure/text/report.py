@@ -12,8 +12,9 @@ from di4c_lm.core.files import write_json
 from di4c_lm.core.fingerprints import fingerprint
 from di4c_lm.core.settings import to_dict
 from di4c_lm.measure.flow import Row, columns, nfe_of
-from di4c_lm.measure.render.files import write_report
+from di4c_lm.measure.render.files import with_page, write_report
 from di4c_lm.measure.render.manifest import manifest
+from di4c_lm.measure.render.pictures import training_curves
 from di4c_lm.measure.settings import device_of
 from di4c_lm.measure.statistics.bootstrap import Resampled, exp_mean
 from di4c_lm.measure.text import gen_ppl, suite
@@ -25,6 +26,7 @@ from di4c_lm.measure.text.likelihood import likelihood_part, marginal_bound
 from di4c_lm.measure.text.mixture import mixture_part
 from di4c_lm.measure.text.samples import Reader, TextRun, TextSamples, sampled, sampler_of
 from di4c_lm.measure.text.suite import Bench, ReportConfig, measure_suite, split_held_out, suite_table
+from di4c_lm.training.metric_logger import read_metrics
 
 logger = logging.getLogger(__name__)
 _NOISE = {"exact": "float64", "legacy_fp32": "float32"}
@@ -61,15 +63,16 @@ def gen_ppl_report(run: TextRun, settings: GenPplConfig) -> str:
     )
     kind = "Conditional" if settings.conditional else "Unconditional"
     most = max(row["num_samples"] for row in found.rows)
-    write_report(
+    paths = write_report(
         settings.folder(run.folder),
         "gen_ppl_conditional" if settings.conditional else "gen_ppl",
-        {"manifest": facts, "rows": found.rows, "comparisons": found.comparisons},
+        {"manifest": facts, "rows": found.rows, "comparisons": found.comparisons, "examples": found.examples},
         gen_ppl.LAYOUT,
         title=f"{kind} generation: {most:,} samples of {student.length:,} tokens, 95 % intervals",
         subtitle=_subtitle(facts),
+        pictures={"training": training_curves(read_metrics(run.folder))},
     )
-    return gen_ppl_table(found)
+    return with_page(gen_ppl_table(found), paths)
 
 
 def _move(run: TextRun, wanted: str) -> str:
@@ -167,8 +170,9 @@ def full_report(run: TextRun, settings: ReportConfig) -> str:
     report = {"manifest": found_by, **report, "seconds": seconds}
     folder = settings.folder(run.folder)
     title, subtitle = " · ".join(run.models), _subtitle(found_by)
-    write_report(folder, "report", report, suite.LAYOUT, title=title, subtitle=subtitle)
-    return suite_table(report)
+    pictures = {"training": training_curves(read_metrics(run.folder))}
+    paths = write_report(folder, "report", report, suite.LAYOUT, title=title, subtitle=subtitle, pictures=pictures)
+    return with_page(suite_table(report), paths)
 
 
 def _samples(

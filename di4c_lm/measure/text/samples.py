@@ -21,6 +21,7 @@ Sampler: TypeAlias = Callable[[Any, int, int], tuple[Tensor, float]]
 """(number of samples N or prompts Int[N P], steps, seed) -> (tokens Int[N D], which begin with the prompts, nfe a sample)."""
 TextModel: TypeAlias = Any
 """A `domains.text.model.TextModel`, or what has its denoiser, process, tokenizer, length (D, tokens a sequence) and `sample`."""
+_EXAMPLES = 2  # shown of a model and step count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +122,20 @@ class Reader:
             eos_id=evaluator.tokenizer.eos_token_id,
             progress=f"scoring {name}" if self.progress else None,
         )
+
+
+def examples(samples: TextSamples, tokenizer: Any) -> list[dict[str, Any]]:
+    """The first samples as rows of a report: model, steps, prompt and text."""
+    shown_ED, cut = samples.tokens[:_EXAMPLES].tolist(), samples.context
+    return [
+        {
+            "model": samples.name,
+            "steps": samples.steps,
+            "prompt": tokenizer.decode(one[:cut]),
+            "text": tokenizer.decode(one[cut:]),
+        }
+        for one in shown_ED
+    ]
 
 
 def sampler_of(model: TextModel, batch_size: int, **how: Any) -> Sampler:

@@ -16,14 +16,15 @@ from torch import Tensor
 
 from di4c_lm.core.settings import Ints, Texts, at_least, check, section, setting
 from di4c_lm.measure.flow import Measured, Row, columns, difference, measured, with_end
-from di4c_lm.measure.render.files import LEAD, Column, Layout, aligned, short, table
+from di4c_lm.measure.render.files import Layout
 from di4c_lm.measure.render.pictures import Panel
+from di4c_lm.measure.render.tables import LEAD, Column, aligned, short, table
 from di4c_lm.measure.settings import Measurement, distinct
 from di4c_lm.measure.text.diversity import DIVERSITY, ENTROPY, repetition, sample_entropy
 from di4c_lm.measure.text.evaluator import Evaluator
 from di4c_lm.measure.text.features import DISTRIBUTION, Vectors, vectors
 from di4c_lm.measure.text.gen_ppl import FLUENCY, PERPLEXITY, SAMPLE_ENTROPY
-from di4c_lm.measure.text.samples import Reader, Reading, TextSamples
+from di4c_lm.measure.text.samples import Reader, Reading, TextSamples, examples
 
 METRICS = (FLUENCY, ENTROPY, DIVERSITY, DISTRIBUTION)
 PARTS = (*dict.fromkeys(metric.part for metric in METRICS), "likelihood", "mixture", "cost")
@@ -179,12 +180,14 @@ def measure_suite(samples: Iterable[TextSamples], real_KD: Int[Tensor, "K D"], b
     resampling = {"resamples": settings.bootstrap, "seed": settings.seeds[0]}
     found: list[tuple[TextSamples, Row]] = []
     rows: list[Row] = []
+    shown: list[Row] = []
     for one in chain([TextSamples(name=REAL, kind="data", tokens=real_KD)], samples):
         if one.tokens.shape[1] != reference_MD.shape[1] or len(one.tokens) == 0:
             shape = tuple(one.tokens.shape)
             raise ValueError(
                 f"{one.name!r} gave samples of shape {shape}, expected some of {reference_MD.shape[1]} tokens"
             )
+        shown += examples(one, bench.tokenizer)
         values = measured(one, bench, metrics)
         found.append((one, values))
         row: Row = {"model": one.name, "kind": one.kind, "steps": one.steps, "nfe": float(one.nfe)}
@@ -200,7 +203,7 @@ def measure_suite(samples: Iterable[TextSamples], real_KD: Int[Tensor, "K D"], b
         for key, value in of_a.items()
         if key.partition("@")[0] in compared
     ]
-    return Measured(rows=rows, comparisons=comparisons, alarms=uncaught(rows))
+    return Measured(rows=rows, comparisons=comparisons, alarms=uncaught(rows), examples=shown)
 
 
 def band_of(reference_MD: Int[Tensor, "M D"]) -> tuple[float, float, float]:

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from di4c_lm.measure.render.files import page
+from di4c_lm.measure.render.page import page
 from tests.measure.render.rows import ROWS
+from tests.measure.render.self_contained import references
 
 FLAGGED = [{**row, "kind": "model", "rank": None, "flags": ["near-duplicates"]} for row in ROWS]
 CANARY = {**FLAGGED[1], "model": "canary: periodic", "kind": "canary"}
@@ -14,7 +15,7 @@ CANARY = {**FLAGGED[1], "model": "canary: periodic", "kind": "canary"}
 def shown(rows: list[Any], **more: Any) -> str:
     report = {"manifest": {"seed": "<1>"}, "rows": rows, "comparisons": [], **more}
     headings, details = {"gen_ppl": "perplexity", "mauve": "MAUVE"}, {"entropy": "entropy"}
-    return page(report, title="t", subtitle="s", headings=headings, details=details, pictures=[b""])
+    return page(report, title="t", subtitle="s", headings=headings, details=details, pictures={"x": b""})
 
 
 def test_columns_are_those_that_rows_have() -> None:
@@ -42,3 +43,22 @@ def test_flags_are_shown() -> None:
 )
 def test_canaries_are_answered_for(alarms: list[str], told: str) -> None:
     assert told in shown([*FLAGGED, CANARY], alarms=alarms)
+
+
+def test_the_page_refers_to_nothing_outside_itself() -> None:
+    hostile = '</td><script src="https://x/y.js"></script><img src=//x/z.png>'
+    examples = [{"model": hostile, "steps": 2, "prompt": "Once ", "text": hostile}]
+    text = shown([{**ROWS[0], "model": hostile}, *ROWS[1:]], examples=examples, cost=[{"model": hostile, "batch": 1}])
+    assert references(text) == [] and "<b>Once </b>" in text and "The first samples" in text
+
+
+def test_references_are_noticed() -> None:
+    for one in (
+        "<img src=https://x/y.png>",
+        "<a href='other.html'>x</a>",
+        "<script>1</script>",
+        "<style>@import 'x'</style>",
+        "<style>a{background:url(x.png)}</style>",
+        "<p style='background:url(x.png)'>",
+    ):
+        assert references(one), one

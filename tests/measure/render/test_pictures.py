@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from di4c_lm.measure.render.pictures import plot, sample_sheet, strip
+from di4c_lm.measure.render.pictures import plot, sample_sheet, strip, training_curves
 from di4c_lm.measure.text.gen_ppl import LAYOUT
 from tests.measure.render.rows import ROWS, row
 
@@ -47,3 +47,9 @@ def test_the_sheet_has_a_line_a_name() -> None:
     images = np.zeros((4, 6, 6, 1), np.uint8)
     sheet = sample_sheet({"real images": images, "student, 2 steps": images})
     assert Image.open(io.BytesIO(sheet)).size == (max(220, 4 * 50 + 12), 2 * (48 + 22 + 6) + 6)
+
+
+def test_training_is_drawn_from_what_was_logged() -> None:
+    steps = [{"step": n, "loss": 5.0 / n, "grad_norm": None if n == 2 else 1.0} for n in range(1, 6)]
+    assert training_curves(steps).startswith(b"\x89PNG") and training_curves(steps) != training_curves(steps[:4])
+    assert training_curves(steps[:1]) == b""

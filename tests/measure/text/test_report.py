@@ -14,6 +14,7 @@ from di4c_lm.measure.text.report import full_report
 from di4c_lm.measure.text.samples import TextRun
 from di4c_lm.measure.text.suite import ReportConfig
 from tests.measure.models import text_model
+from tests.measure.render.self_contained import references
 from tests.measure.tiny import gpt2, words
 
 LENGTH = 12
@@ -77,7 +78,9 @@ def test_the_report_holds_every_part_and_its_manifest(run: TextRun) -> None:
         parts = {row["part"] for row in csv.DictReader(file)}
     assert parts == {"rows", "likelihood", "last_words", "correlation", "latent_modes", "cost", "comparisons"}
     page = (folder / "report.html").read_text()
-    assert "data:image/png;base64," in page and "http" not in page.split("<details>")[0]
+    assert "data:image/png;base64," in page and references(page) == []
+    assert page.count("<b></b>") == len(report["examples"]) == 2 * len(report["rows"])
+    assert table.splitlines()[-1] == f"report: {folder / 'report.html'}"
     assert (folder / "report.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from di4c_lm.measure.render.files import aligned, short, table, with_differences
+from di4c_lm.measure.render.tables import aligned, short, table, with_differences
 from di4c_lm.measure.text.gen_ppl import Measured, gen_ppl_table
 from tests.measure.render.rows import COMPARISON, ROWS
 
