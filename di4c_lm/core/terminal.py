@@ -1,13 +1,17 @@
-"""What a script says to its terminal, and how it ends."""
+"""What a script says to its terminal and its log file, and how it ends."""
 
 import errno
 import io
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, NoReturn
+
+logger = logging.getLogger(__name__)
 
 BAD_INPUT, INTERRUPTED = 2, 130  # exit statuses
 EXTRAS = {  # module: the extra of this package that brings it
@@ -18,10 +22,24 @@ EXTRAS = {  # module: the extra of this package that brings it
 }
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 _CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_FORESEEN = (ValueError, OSError)
+_LINE_SECONDS = 30.0  # from one line of a bar to the next, where it is lines
+_for_files = logging.getLogger(
+    "di4c_lm.log_file"
+)  # what a terminal is shown by other ways: the progress of bars, and the error at the end
+_for_files.propagate = False
 
 
 class RunError(RuntimeError):
     """What a run foresees and cannot go on from: users are shown its message alone."""
+
+
+class Interrupted(Exception):
+    """A training saved its state and left on the signal `number`."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"interrupted by signal {number}")
+        self.number = number
 
 
 def run_script(run: Callable[[], int], close: Callable[[], None] = lambda: None) -> NoReturn:
@@ -58,7 +76,7 @@ def errors_end() -> Iterator[None]:
         fail(
             f"{error.name} is not installed: the extra [{extra}] of di4c-lm brings it; install it again from where it is, with .[{extra}]"
         )
-    except (ValueError, OSError, RunError) as error:
+    except (*_FORESEEN, RunError) as error:
         fail(message_of(error))
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
@@ -104,14 +122,41 @@ def say_all_letters() -> None:
 
 
 def progress_bar(*items: Any, **options: Any) -> Any:
-    """A bar of tqdm on stderr; where that is no terminal, a line every half minute and one at the end in its place."""
-    from tqdm import tqdm
+    """A bar of tqdm on stderr, or in the notebook; where there is neither, a line every half minute and one at the end in its place.
 
+    These lines go to the files of `log_to_file` too, whatever a user looks at.
+    """
+    from tqdm import auto, notebook, std
+
+    in_notebook = issubclass(auto.tqdm, notebook.tqdm_notebook)
+    shown: Any = notebook.tqdm_notebook if in_notebook else std.tqdm
+
+    class Bar(shown):
+        _line_after = 0.0
+
+        def display(self, *args: Any, **kwargs: Any) -> Any:
+            if self._line_after <= time.monotonic():
+                self._line_after = time.monotonic() + 0.9 * _LINE_SECONDS
+                self._write_line()
+            return super().display(*args, **kwargs)
+
+        def close(self) -> None:
+            if not self.disable and self.last_print_t >= self.start_t + self.delay:
+                self._write_line()
+            super().close()
+
+        def _write_line(self) -> None:
+            if self.leave:
+                _for_files.info("%s", self.format_meter(**{**self.format_dict, "ncols": 100, "bar_format": None}))
+
+    if in_notebook:
+        return Bar(*items, **options)
     if sys.stderr.isatty():
-        return tqdm(*items, **{"dynamic_ncols": True, "mininterval": 0.5, **options})
+        return Bar(*items, **{"dynamic_ncols": True, "mininterval": 0.5, **options})
     if options.get("leave") is False:  # a bar within another
         options["disable"] = True
-    return tqdm(*items, **{"ncols": 100, "mininterval": 30.0, "maxinterval": 60.0, **options}, file=_Lines())
+    intervals = {"mininterval": _LINE_SECONDS, "maxinterval": 2 * _LINE_SECONDS}
+    return Bar(*items, **{"ncols": 100, **intervals, **options}, file=_Lines())
 
 
 class _Lines:
@@ -123,6 +168,61 @@ class _Lines:
 
     def flush(self) -> None:
         sys.stderr.flush()
+
+
+class Stages:
+    """Says which of the stages of a job begins, and how long the one before it took."""
+
+    def __init__(self, *names: str) -> None:
+        self._names, self._begun, self._start = names, "", time.monotonic()
+
+    def begin(self, name: str, *details: object) -> None:
+        """The stage called `name` begins; `details` are what is worth knowing of it."""
+        took = self._took()
+        place = f"stage {self._names.index(name) + 1} of {len(self._names)}"
+        logger.info("%s: %s%s%s", place, ", ".join(map(str, (name, *details))), took and " ", took)
+        self._begun, self._start = name, time.monotonic()
+
+    def end(self) -> None:
+        """The last stage is over."""
+        logger.info("all %d stages are done %s", len(self._names), self._took())
+
+    def _took(self) -> str:
+        from tqdm import tqdm
+
+        return f"({self._begun} took {tqdm.format_interval(time.monotonic() - self._start)})" if self._begun else ""
+
+
+@contextmanager
+def log_to_file(path: Path) -> Iterator[None]:
+    """Within it, all messages and the progress of bars are appended to `path`, each line with its time, and so is an error that ends it."""
+    handler = _LogFile(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    root, ours = logging.getLogger(), logging.getLogger("di4c_lm")
+    level = ours.level
+    if not ours.isEnabledFor(logging.INFO):  # where a notebook, say, has set up no logging
+        ours.setLevel(logging.INFO)
+    for one in (root, _for_files):
+        one.addHandler(handler)
+    try:
+        yield
+    except (*_FORESEEN, RunError, Interrupted) as error:
+        _for_files.error("%s", _in_one_line(f"error: {message_of(error)}"))
+        raise
+    except BaseException as error:
+        _for_files.error("ended by %s", type(error).__name__, exc_info=error)
+        raise
+    finally:
+        for one in (root, _for_files):
+            one.removeHandler(handler)
+        with suppress(OSError):
+            handler.close()
+        ours.setLevel(level)
+
+
+class _LogFile(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """A disk that is full ends a run where it saves, with a message, and not where it logs."""
 
 
 def log_to_terminal() -> None:

@@ -9,12 +9,12 @@ from typing import Any
 from di4c_lm.core.compose import CONFIGS, compose_rounds, overrides_of, parse
 from di4c_lm.core.files import lock, write_text
 from di4c_lm.core.settings import identity, run_hash, to_dict
-from di4c_lm.core.terminal import errors_end
+from di4c_lm.core.terminal import errors_end, log_to_file
 from di4c_lm.domains.domain import PARTS, SETTINGS, STUDENT, Domain, read_settings
 from di4c_lm.training.distributed import World
 from di4c_lm.training.run_state import snapshots
 
-CHECKPOINTS, REPORT = "checkpoints", "report"
+CHECKPOINTS, REPORT, LOG = "checkpoints", "report", "run.log"
 _PATHS = ("path", "tokenizer", "config")  # keys, below any section, that may say a path
 # What may change where a run resumes: its length, and how the same work is shared out.
 _RESUMABLE = {"rounds", "train.steps", "train.micro_batch_size", "train.gradient_accumulation"}
@@ -67,7 +67,7 @@ def check_settings(domain: Domain, settings: Any, folder: Path, *, rounds: bool 
 
 @contextmanager
 def opened(domain: Domain, settings: Any, folder: Path, world: World) -> Iterator[None]:
-    """Hold `folder` for this run alone, with its settings in it. All ranks call it.
+    """Hold `folder` for this run alone, with its settings in it; what is said within goes to its log too. All ranks call it.
 
     Raises `ValueError` where it holds a run of other settings, another process is at work in it, or it cannot be written.
     """
@@ -79,6 +79,7 @@ def opened(domain: Domain, settings: Any, folder: Path, world: World) -> Iterato
                 held.enter_context(lock(folder / ".lock", f"training {folder}", wait_s=0))
                 check_settings(domain, settings, folder)
                 write_settings(folder, settings)
+                held.enter_context(log_to_file(folder / LOG))
             except OSError as error:
                 raise ValueError(f"run.dir: {folder} cannot be written: {error.strerror or error}") from error
 

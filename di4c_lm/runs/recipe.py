@@ -17,6 +17,7 @@ from torch import nn
 
 from di4c_lm.core.cache import WORK, Cache, key_of
 from di4c_lm.core.settings import kind_of, to_dict
+from di4c_lm.core.terminal import Interrupted, Stages
 from di4c_lm.data.batches import BatchStream, Source, Stream
 from di4c_lm.domains.domain import (
     STUDENT,
@@ -38,14 +39,6 @@ from di4c_lm.training.settings import OptimConfig, TrainConfig, ZeroConfig
 logger = logging.getLogger(__name__)
 _GIVEN = ("kind", "path", "weights")  # of `teacher`: what has no part in training one
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-class Interrupted(Exception):
-    """A training saved its state and left on the signal `number`."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(f"interrupted by signal {number}")
-        self.number = number
 
 
 def run(domain: Domain, settings: Any, rounds: Sequence[Any] = ()) -> int:
@@ -76,16 +69,16 @@ def run_once(domain: Domain, settings: Any, *, export_raw: bool = False, optimiz
     set_threads(settings.run.threads)
     with opened(domain, settings, folder, world):
         logger.info("run %s: %d rank(s) on %s", folder, world.size, world.device.type)
-        logger.info("1/5 data")
-        data = domain.data(settings, world, cache)
-        teacher = (
-            find_teacher(domain, settings, data, world, Cache(cache, world))
-            if settings.objective.needs_teacher
-            else None
-        )
+        stages = stages_of(settings)
+        stages.begin("data")
+        data, teacher = domain.data(settings, world, cache), None
+        if settings.objective.needs_teacher:
+            given = settings.teacher
+            stages.begin("teacher", given.path if given.kind == "pretrained" else given.kind)
+            teacher = find_teacher(domain, settings, data, world, Cache(cache, world))
         if teacher is not None and world.is_main:  # before training casts it
             teacher.save_pretrained(folder / TEACHER)
-        logger.info("3/5 %s: %d updates", kind_of(OBJECTIVES, settings.objective), settings.train.steps)
+        stages.begin("training", kind_of(OBJECTIVES, settings.objective), f"{settings.train.steps:,} updates")
         student = new_student(domain, settings, data, teacher)
         more: dict[str, Any] = {"optimizer_from": optimizer_from, "gather_raw": export_raw}
         trained = fit(settings, student, teacher, data.source(settings.train.seed), world, folder, **more)
@@ -96,23 +89,35 @@ def run_once(domain: Domain, settings: Any, *, export_raw: bool = False, optimiz
         exports = {STUDENT: trained.ema, **({STUDENT_RAW: trained.raw} if export_raw else {})}
 
         def export() -> None:
-            logger.info("4/5 export: %s", folder / STUDENT)
+            stages.begin("export", folder / STUDENT)
             for name, state in exports.items():
                 student.save_pretrained(folder / name, state, backbone=None if merged(settings) else f"../{TEACHER}")
             data.save(folder)
             finished.write()
 
         world.on_main(export)
-        close(finished, data, world)
+        if not settings.eval.skip:
+            stages.begin("report", *finished.models)
+        close(finished, data, world, stages)
     return data
 
 
-def close(finished: FinishedRun, data: Data, world: World) -> None:
-    """The closing report, unless `eval.skip`; the other ranks wait for it."""
+def stages_of(settings: Any) -> Stages:
+    """Those of a run."""
+    teacher = ["teacher"] if settings.objective.needs_teacher else []
+    return Stages("data", *teacher, "training", "export", *([] if settings.eval.skip else ["report"]))
+
+
+def close(finished: FinishedRun, data: Data, world: World, stages: Stages | None = None) -> None:
+    """The closing report, unless `eval.skip`; the other ranks wait for it. Where its page is, is the last that is said."""
+    table = ""
     if world.is_main and not finished.settings.eval.skip:
-        logger.info("5/5 report on %s", ", ".join(finished.models))
-        logger.info("%s", finished.domain.report(finished, data=data))
+        table = finished.domain.report(finished, data=data)
     barrier()
+    if stages is not None:
+        stages.end()
+    if table:
+        logger.info("%s", table)
 
 
 def merged(settings: Any) -> bool:
@@ -130,9 +135,7 @@ def find_teacher(domain: Domain, settings: Any, data: Data, world: World, cache:
     """The teacher that `settings.teacher` names, of random weights, or trained on the data and cached. All ranks call it."""
     kind = settings.teacher.kind
     if kind == "pretrained":
-        logger.info("2/5 teacher: %s", settings.teacher.path)
         return domain.read(settings.teacher.path, settings, data)
-    logger.info("2/5 teacher: %s", kind)
     if kind == "random":
         return random_teacher(domain, settings, data)
     plain = to_dict(settings)

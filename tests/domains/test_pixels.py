@@ -195,7 +195,7 @@ def test_a_run_of_latent_codes_trains_the_whole_network(tmp_path: Path) -> None:
 def test_the_report_measures_teacher_and_student(tmp_path: Path) -> None:
     run = finished(tmp_path, "teacher.kind=random", "eval.steps=[1,2]", "eval.num_samples=48", "eval.bootstrap=50")
     written = {path.name for path in (run.folder / "report").iterdir()}
-    assert written == {"images.json", "images.csv", "images.html", "images.png", "samples.png"}
+    assert written == {"images.json", "images.csv", "images.html", "images.png", "samples.png", "training.png"}
     rows = json.loads((run.folder / "report" / "images.json").read_text())["rows"]
     assert {"teacher", "student"} < {row["model"] for row in rows}
 

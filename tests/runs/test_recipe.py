@@ -51,6 +51,7 @@ def test_a_run_leaves_its_settings_metrics_checkpoints_models_and_report(make: C
     names = {path.name for path in folder.iterdir()}
     assert names == {
         "config.yaml",
+        "run.log",
         "metrics.jsonl",
         "checkpoints",
         "teacher",
@@ -75,6 +76,17 @@ def test_a_run_leaves_its_settings_metrics_checkpoints_models_and_report(make: C
         ("student", 1),
         ("student", 4),
     ]
+
+
+def test_a_run_keeps_a_log_of_its_stages_and_goes_on_with_it(make: Callable[..., ToySettings]) -> None:
+    folder = run(make())
+    run(make(train={"steps": 6}))
+    lines = [line.split(" ", 2)[2] for line in (folder / "run.log").read_text().splitlines()]
+    stages = [line.partition(" (")[0] for line in lines if line.startswith("stage")]
+    assert stages[:2] == ["stage 1 of 5: data", "stage 2 of 5: teacher, train"] and len(stages) == 10
+    assert [line.split(", ")[-1] for line in stages if "training" in line] == ["4 updates", "6 updates"]
+    bars = [line for line in lines if "step/s" in line and "100%" in line]
+    assert any("4/4" in line for line in bars) and any("6/6" in line for line in bars)
 
 
 def test_a_finished_run_can_be_moved(make: Callable[..., ToySettings], tmp_path: Path) -> None:

@@ -26,8 +26,10 @@ th,td{padding:.34em .6em;text-align:right;border-bottom:1px solid #e3e6ea;white-
 th{color:#6b7280;font-weight:600;border-bottom:2px solid #c9ced6}th:first-child,td:first-child,td.text,th.text{text-align:left}
 td small{display:block;color:#6b7280;font-size:11px}tr.data{background:#f4f6f8}tr.canary td{color:#8a5a00}
 td.text{white-space:normal;min-width:13em}
-.alarm,.fine{padding:.7em 1em;border-radius:6px;margin:1em 0}.alarm{background:#fde8e4;color:#8c1d0b}.fine{background:#e6f4ec;color:#1c5c3a}
-figure{margin:1.2em 0}img{max-width:100%}details{margin:1.4em 0}pre{font-size:12px;overflow-x:auto;background:#f4f6f8;padding:1em;border-radius:6px}
+.alarm,.fine{padding:.7em 1em;border-radius:6px;margin:1em 0}
+.alarm{background:#fde8e4;color:#8c1d0b}.fine{background:#e6f4ec;color:#1c5c3a}
+figure{margin:1.2em 0}img{max-width:100%}
+details{margin:1.4em 0}pre{font-size:12px;overflow-x:auto;background:#f4f6f8;padding:1em;border-radius:6px}
 """
 
 

@@ -1,7 +1,6 @@
 """The reports on a run of text: generative perplexity alone, the bound of an MDLM, and the whole evaluation, part by part."""
 
 import json
-import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ from torch import Tensor
 from di4c_lm.core.files import write_json
 from di4c_lm.core.fingerprints import fingerprint
 from di4c_lm.core.settings import to_dict
+from di4c_lm.core.terminal import Stages
 from di4c_lm.measure.flow import Row, columns, nfe_of
 from di4c_lm.measure.render.files import with_page, write_report
 from di4c_lm.measure.render.manifest import manifest
@@ -28,7 +28,6 @@ from di4c_lm.measure.text.samples import Reader, TextRun, TextSamples, sampled, 
 from di4c_lm.measure.text.suite import Bench, ReportConfig, measure_suite, split_held_out, suite_table
 from di4c_lm.training.metric_logger import read_metrics
 
-logger = logging.getLogger(__name__)
 _NOISE = {"exact": "float64", "legacy_fp32": "float32"}
 _PROBE_STEPS, _FLOAT32_SAMPLES = 64, 32
 
@@ -147,14 +146,15 @@ def full_report(run: TextRun, settings: ReportConfig) -> str:
         encoder = load_evaluator(settings.features, device=device)
     report: dict[str, Any] = {"rows": [], "comparisons": [], "alarms": []}
     seconds: dict[str, float] = {}
-    for part, (names, measure_part) in PARTS.items():
-        if names & set(settings.parts):
-            start = time.perf_counter()
-            logger.info("measuring %s", part)
-            found = measure_part(run, settings, evaluators, encoder)
-            report["comparisons"] += found.pop("comparisons", [])
-            report |= found
-            seconds[part] = round(time.perf_counter() - start, 1)
+    parts = {part: measure_part for part, (names, measure_part) in PARTS.items() if names & set(settings.parts)}
+    stages = Stages(*parts)
+    for part, measure_part in parts.items():
+        start = time.perf_counter()
+        stages.begin(part)
+        found = measure_part(run, settings, evaluators, encoder)
+        report["comparisons"] += found.pop("comparisons", [])
+        report |= found
+        seconds[part] = round(time.perf_counter() - start, 1)
     facts = [evaluator_facts(one, student.tokenizer, settings) for one in evaluators]
     encoder_facts = evaluator_facts(encoder, student.tokenizer, settings) if encoder else None
     found_by = _manifest(
