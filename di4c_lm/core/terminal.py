@@ -131,27 +131,27 @@ def progress_bar(*items: Any, **options: Any) -> Any:
     in_notebook = issubclass(auto.tqdm, notebook.tqdm_notebook)
     shown: Any = notebook.tqdm_notebook if in_notebook else std.tqdm
 
+    is_lines = not in_notebook and not sys.stderr.isatty()
+
     class Bar(shown):
         _line_after = 0.0
 
         def display(self, *args: Any, **kwargs: Any) -> Any:
-            if self._line_after <= time.monotonic():
+            is_due = self._line_after <= time.monotonic()
+            if is_due:
                 self._line_after = time.monotonic() + 0.9 * _LINE_SECONDS
-                self._write_line()
-            return super().display(*args, **kwargs)
+                if self.leave:
+                    line = self.format_meter(**{**self.format_dict, "ncols": 100, "bar_format": None})
+                    _for_files.info("%s", line)
+            return super().display(*args, **kwargs) if is_due or not is_lines else None
 
         def close(self) -> None:
-            if not self.disable and self.last_print_t >= self.start_t + self.delay:
-                self._write_line()
+            self._line_after = 0.0
             super().close()
-
-        def _write_line(self) -> None:
-            if self.leave:
-                _for_files.info("%s", self.format_meter(**{**self.format_dict, "ncols": 100, "bar_format": None}))
 
     if in_notebook:
         return Bar(*items, **options)
-    if sys.stderr.isatty():
+    if not is_lines:
         return Bar(*items, **{"dynamic_ncols": True, "mininterval": 0.5, **options})
     if options.get("leave") is False:  # a bar within another
         options["disable"] = True

@@ -72,7 +72,9 @@ def test_a_message_fits_one_line(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_bar_is_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    for _ in progress_bar(range(100), desc="work"):
+    bar = progress_bar(range(100), desc="work")
+    for number in bar:
+        bar.set_postfix_str(f"at {number}")
         for _ in progress_bar(range(2), desc="inner", leave=False):
             pass
     said = capsys.readouterr().err
