@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 BAD_INPUT, INTERRUPTED = 2, 130  # exit statuses
 EXTRAS = {  # module: the extra of this package that brings it
-    **dict.fromkeys(("deepspeed", "datasets", "wandb"), "train"),
+    **dict.fromkeys(("deepspeed", "datasets", "wandb", "tensorboard"), "train"),
     **dict.fromkeys(("matplotlib", "scipy", "sklearn", "mauve", "nltk"), "eval"),
     **dict.fromkeys(("torch_fidelity", "torchvision"), "images"),
     "flash_attn": "flash",
@@ -70,12 +70,9 @@ def errors_end() -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        extra = EXTRAS.get((error.name or "").partition(".")[0])
-        if extra is None:
+        if (error.name or "").partition(".")[0] not in EXTRAS:
             raise
-        fail(
-            f"{error.name} is not installed: the extra [{extra}] of di4c-lm brings it; install it again from where it is, with .[{extra}]"
-        )
+        fail(not_installed(str(error.name)))
     except (*_FORESEEN, RunError) as error:
         fail(message_of(error))
     except (MemoryError, RuntimeError) as error:
@@ -85,6 +82,12 @@ def errors_end() -> Iterator[None]:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         raise SystemExit(INTERRUPTED) from None
+
+
+def not_installed(module: str) -> str:
+    """What to say of an absent module that an extra brings."""
+    extra = EXTRAS[module.partition(".")[0]]
+    return f"{module} is not installed: the extra [{extra}] of di4c-lm brings it; install it again from where it is, with .[{extra}]"
 
 
 def fail(message: object) -> NoReturn:

@@ -14,7 +14,15 @@ from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.samplers.ancestral import Ancestral
 from di4c_lm.samplers.registry import SAMPLERS
 from di4c_lm.samplers.trajectory import Decoding, check_process
-from di4c_lm.training.settings import OptimConfig, PretrainConfig, RunConfig, TrainConfig, WandbConfig, ZeroConfig
+from di4c_lm.training.settings import (
+    OptimConfig,
+    PretrainConfig,
+    RunConfig,
+    TensorboardConfig,
+    TrainConfig,
+    WandbConfig,
+    ZeroConfig,
+)
 
 T = TypeVar("T")
 
@@ -158,6 +166,7 @@ class RunSettings:
         identity=False,
     )
     wandb: WandbConfig = setting(WandbConfig(), identity=False)
+    tensorboard: TensorboardConfig = setting(TensorboardConfig(), identity=False)
     rounds: Rounds = setting(
         (), "overrides of each round of a chain of runs: [{objective: sdtt, train.steps: 300}, ...]"
     )

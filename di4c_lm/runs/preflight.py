@@ -12,7 +12,7 @@ from di4c_lm.networks.base import use_flash
 from di4c_lm.runs.folder import CHECKPOINTS, check_settings, run_dir
 from di4c_lm.training.deepspeed_config import deepspeed_config
 from di4c_lm.training.distributed import choose_device
-from di4c_lm.training.metric_logger import check_wandb
+from di4c_lm.training.metric_logger import check_tensorboard, check_wandb
 from di4c_lm.training.run_state import check_resume
 
 Check = Callable[[], object]  # raises `ValueError` or `OSError` for what is wrong
@@ -28,6 +28,7 @@ def checks(domain: Domain, settings: Any) -> Mapping[str, Check]:
         "run.cache_dir": lambda: check_writable(settings.run.cache, "run.cache_dir"),
         "zero.config": lambda: check_zero(settings),
         "wandb.mode": lambda: check_wandb(settings.wandb),
+        "tensorboard.enabled": lambda: check_tensorboard(settings.tensorboard),
         **domain.checks(settings),
     }
 

@@ -258,6 +258,7 @@ def fit(
         zero=settings.zero,
         run_dir=folder,
         wandb=settings.wandb,
+        tensorboard=settings.tensorboard,
         device=settings.run.device,
         is_latent=student.denoiser.learns_apart,
         label=settings.objective.label,

@@ -26,7 +26,7 @@ from di4c_lm.training.ema import Ema
 from di4c_lm.training.engine import Engine
 from di4c_lm.training.metric_logger import MetricLogger
 from di4c_lm.training.run_state import Checkpoint, Progress, Stateful
-from di4c_lm.training.settings import OptimConfig, TrainConfig, WandbConfig, ZeroConfig
+from di4c_lm.training.settings import OptimConfig, TensorboardConfig, TrainConfig, WandbConfig, ZeroConfig
 
 logger = logging.getLogger(__name__)
 _ASKED = (int(signal.SIGTERM), int(signal.SIGINT))  # requests to save and leave
@@ -101,6 +101,7 @@ def train(
     zero: ZeroConfig,
     run_dir: Path,
     wandb: WandbConfig | None = None,
+    tensorboard: TensorboardConfig | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     is_latent: Callable[[str], bool] | None = None,
     label: str = "train",
@@ -142,6 +143,7 @@ def train(
             total_steps=train.steps,
             log_every=train.log_every,
             wandb=wandb,
+            tensorboard=tensorboard,
             label=label,
             settings=settings,
         )

@@ -1,5 +1,6 @@
-"""What a run tells its user: `metrics.jsonl`, a progress bar, Weights & Biases. Rank 0 only."""
+"""What a run tells its user: `metrics.jsonl`, a progress bar, Weights & Biases, TensorBoard. Rank 0 only."""
 
+import importlib.util
 import json
 import logging
 import math
@@ -13,9 +14,9 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from di4c_lm.core.files import write_text
-from di4c_lm.core.terminal import progress_bar
+from di4c_lm.core.terminal import not_installed, progress_bar
 from di4c_lm.training.distributed import is_main
-from di4c_lm.training.settings import WandbConfig
+from di4c_lm.training.settings import TensorboardConfig, WandbConfig
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +30,12 @@ def check_wandb(config: WandbConfig) -> None:
         raise ValueError(
             "wandb.mode must be offline or disabled where there is no key (`wandb login`, $WANDB_API_KEY), got 'online'"
         )
+
+
+def check_tensorboard(config: TensorboardConfig) -> None:
+    """Raise `ValueError` where curves are to be written for TensorBoard and its package is absent."""
+    if config.enabled and importlib.util.find_spec("tensorboard") is None:
+        raise ValueError(f"tensorboard.enabled must be false, got true: {not_installed('tensorboard')}")
 
 
 class MetricLogger:
@@ -45,12 +52,14 @@ class MetricLogger:
         total_steps: int,
         log_every: int,
         wandb: WandbConfig | None = None,
+        tensorboard: TensorboardConfig | None = None,
         label: str = "train",
         settings: dict[str, Any] | None = None,
     ) -> None:
         self._path = run_dir / METRICS
         self._first, self._total, self._log_every = step, total_steps, log_every
         self._wandb_config = wandb if wandb is not None else WandbConfig()
+        self._tensorboard_config = tensorboard if tensorboard is not None else TensorboardConfig()
         self._label = label
         self._settings = settings or {}
         self._tokens = 0
@@ -58,6 +67,7 @@ class MetricLogger:
         self._file: Any = None
         self._bar: Any = None
         self._wandb: Any = None
+        self._tensorboard: Any = None
 
     def __enter__(self) -> "MetricLogger":
         if is_main():
@@ -72,6 +82,8 @@ class MetricLogger:
             )
             if self._wandb_config.mode != "disabled":
                 self._wandb = self._start_wandb()
+            if self._tensorboard_config.enabled:
+                self._tensorboard = self._start_tensorboard()
         self._since = time.perf_counter()
         return self
 
@@ -81,6 +93,8 @@ class MetricLogger:
             self._bar.close()
         if self._wandb is not None:
             self._wandb.finish(exit_code=0 if error[0] is None else 1)
+        if self._tensorboard is not None:
+            self._tensorboard.close()
 
     def record(self, step: int, tokens: int, values: Mapping[str, float | int]) -> None:
         """Step number `step` (from 1) is done: it took `tokens` tokens over all ranks, and `values` came of it."""
@@ -98,6 +112,16 @@ class MetricLogger:
         self._bar.set_postfix_str(f"loss {values.get('loss', math.nan):.4g}, {speed:.3g} tokens/s", refresh=False)
         if self._wandb is not None:
             self._wandb.log(line, step=step)
+        if self._tensorboard is not None:
+            for key, value in line.items():
+                if key != "step":
+                    self._tensorboard.add_scalar(key, value, step)
+
+    def _start_tensorboard(self) -> Any:
+        """What it has of steps that are done again is hidden."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(self._path.parent / "tensorboard", purge_step=self._first + 1)
 
     def _start_wandb(self) -> Any:
         import wandb

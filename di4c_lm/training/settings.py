@@ -145,3 +145,12 @@ class WandbConfig:
     def unused(self) -> dict[str, str]:
         """Where a run would be shown."""
         return dict.fromkeys(("project", "entity") if self.mode == "disabled" else (), "where wandb.mode=disabled")
+
+
+@section
+class TensorboardConfig:
+    """TensorBoard."""
+
+    enabled: bool = setting(
+        False, "true: the curves are written to the run's folder, for `tensorboard --logdir outputs`"
+    )

@@ -91,7 +91,7 @@ def test_letters_that_the_terminal_lacks_are_no_error() -> None:
 
 def file_of(path: Path) -> list[str]:
     """The lines of a log without their times."""
-    return [line.split(" ", 2)[2] for line in path.read_text().splitlines()]
+    return [line.split(" ", 2)[2] for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def test_a_log_file_has_the_lines_of_the_terminal_and_is_appended_to(

@@ -37,6 +37,7 @@ def test_a_run_may_be_made_longer(make: Callable[..., ToySettings]) -> None:
 WATCHING = {
     "zero": {"stage": 2},
     "wandb": {"project": "other"},
+    "tensorboard": {"enabled": True},
     "eval": {"num_samples": 3},
     "train": {
         "steps": 6,
@@ -57,7 +58,7 @@ def test_what_may_change_when_a_run_goes_on(make: Callable[..., ToySettings]) ->
     folder = run(make())
     watching = {key: value for key, value in WATCHING.items() if key not in ("eval", "wandb")}
     assert run(make(**watching)) == folder and len(metrics(folder)) >= 4
-    text = (Path(__file__).parents[2] / "docs" / "fault_tolerance.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "how_to" / "resume.md").read_text(encoding="utf-8")
     assert all(key in text for key in (*WATCHING, *WATCHING["train"]))
 
 

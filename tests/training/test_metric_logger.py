@@ -8,8 +8,8 @@ import types
 import pytest
 
 from di4c_lm.training import metric_logger as metric_loggers
-from di4c_lm.training.metric_logger import MetricLogger
-from di4c_lm.training.settings import WandbConfig
+from di4c_lm.training.metric_logger import MetricLogger, check_tensorboard
+from di4c_lm.training.settings import TensorboardConfig, WandbConfig
 
 
 def write(run_dir, first, last, *, total=20, every=1, **options):
@@ -71,3 +71,23 @@ def test_wandb_is_asked_only_if_wanted_and_resumes_the_same_run(tmp_path, monkey
         write(tmp_path, first, first + 1, wandb=WandbConfig(mode="offline"))
     assert calls[0] == calls[3] == ("offline", (tmp_path / "wandb_id.txt").read_text(), "di4c-lm")
     assert calls[1:3] == [(1, 1.0), ("finish", 0)] and calls[4:] == [(2, 2.0), ("finish", 0)]
+
+
+def test_tensorboard_reads_back_what_was_logged_of_a_resumed_run_too(tmp_path):
+    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    write(tmp_path, 0, 3)
+    assert not (tmp_path / "tensorboard").exists()
+    for first, last in ((0, 9), (6, 12)):
+        write(tmp_path, first, last, tensorboard=TensorboardConfig(enabled=True))
+    read = accumulators.EventAccumulator(str(tmp_path / "tensorboard"))
+    read.Reload()
+    assert set(read.Tags()["scalars"]) == {"loss", "lr", "tokens_per_s"}
+    assert [(event.step, event.value) for event in read.Scalars("loss")] == [(n, float(n)) for n in range(1, 13)]
+
+
+def test_tensorboard_without_its_package_is_refused_by_name(monkeypatch):
+    check_tensorboard(TensorboardConfig())
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    check_tensorboard(TensorboardConfig())
+    with pytest.raises(ValueError, match=r"tensorboard.enabled must be false, got true: .* the extra \[train\]"):
+        check_tensorboard(TensorboardConfig(enabled=True))
