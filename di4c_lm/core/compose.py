@@ -134,14 +134,14 @@ def refuse_unused(settings: Sequence[Any], overrides: Sequence[tuple[str, Any]])
 def help_text(settings: Any, configs: Path | None, domain: str, program: str) -> str:
     """The usage, the groups with what may be said of them, and every key with its value and its line of help."""
     groups, unused = _Groups(type(settings), configs, domain), unused_keys(settings)
-    lines = [f"usage: {program} [key=value ...]", "", *_summary(type(settings)), ""]
+    lines = [f"usage: {program} [key=value ...]", "", *summary(type(settings)), ""]
     for group, options in groups.options().items():
         lines += [f"{group}=", *(_columns(f"  {option}", line) for option, line in options.items()), ""]
     lines += ["Keys, with their values:"]
     for key, value, one in leaves(settings):
         if one.is_section:
             kind = f"={kind_of(one.registry, value)}" if one.registry else ""
-            lines += ["", _columns(f"{key}{kind}", one.help or " ".join(_summary(type(value))))]
+            lines += ["", _columns(f"{key}{kind}", one.help or " ".join(summary(type(value))))]
         else:
             reason = _reason(unused, key)
             lines.append(_columns(f"  {key}={_word(value)}", f"{one.help}{f' (no effect {reason})' if reason else ''}"))
@@ -194,7 +194,7 @@ class _Groups:
         for name, files in self._files.items():
             one, options = self._fields.get(name), {}
             if one and one.registry:
-                options = {kind: " ".join(_summary(one.section_class(kind))) for kind in one.registry}
+                options = {kind: " ".join(summary(one.section_class(kind))) for kind in one.registry}
             elif one:
                 options = {kind: getattr(one.hint, "KINDS", {}).get(kind, "") for kind in one.kinds}
             options |= {preset: _first_comment(path) for preset, path in files.items()}
@@ -352,7 +352,7 @@ def _first_comment(path: Path) -> str:
     return first.lstrip("# ") if first.startswith("#") else ""
 
 
-def _summary(settings: type) -> list[str]:
+def summary(settings: type) -> list[str]:
     """The first paragraph of a class's docstring."""
     return [line.strip() for line in (settings.__doc__ or "").strip().partition("\n\n")[0].splitlines()]
 

@@ -108,6 +108,11 @@ class Field:
         kind = fields(self.hint).get("kind") if dataclasses.is_dataclass(self.hint) else None
         return get_args(kind.hint) if kind else ()
 
+    @property
+    def allowed(self) -> str:
+        """What its value must be."""
+        return _describe(self.hint)
+
     def section_class(self, kind: Any = None) -> type:
         """The class of the section; of a choice, the one of this kind."""
         if self.registry is None:
@@ -124,7 +129,7 @@ class Field:
                 return value
             return _read(self.hint, value, text=text)
         except (ValueError, TypeError, IndexError):
-            raise SettingError(key, value, _describe(self.hint)) from None
+            raise SettingError(key, value, self.allowed) from None
 
 
 @functools.cache

@@ -99,6 +99,7 @@ class ToyData:
         (folder / "toy.json").write_text(json.dumps({"sequences": len(self.tokens)}))
 
 
+# --8<-- [start:domain]
 class ToyDomain:
     """See `di4c_lm.domains.domain.Domain`."""
 
@@ -138,3 +139,4 @@ class ToyDomain:
 
 
 DOMAIN = ToyDomain()
+# --8<-- [end:domain]

@@ -25,11 +25,12 @@ from di4c_lm.samplers.trajectory import sample
 LENGTH, MASK = 4, 2
 
 
+# --8<-- [start:mixture]
 @section
 class PairSettings(MixtureSettings):
     """λ is one of two, as likely as the other."""
 
-    freeze_backbone: bool = setting(False, "whether the teacher's weights stay as they are")
+    freeze_backbone: bool = setting(False, "keep the teacher's weights and train λ's alone")
 
     def wrap(self, network: Network) -> "Pair":
         return Pair(self, network, shares_backbone=self.freeze_backbone)
@@ -50,6 +51,9 @@ class Pair(Mixture):
 
     def drive(self, stages: BlockStages, lam: Latents) -> Rows:
         return Rows(stages.features()[:, None] + self.latent_pair(lam.value), stages.output_head)
+
+
+# --8<-- [end:mixture]
 
 
 @pytest.fixture
