@@ -148,6 +148,11 @@ def help_text(settings: Any, configs: Path | None, domain: str, program: str) ->
     return "\n".join(lines) + "\n"
 
 
+def options(settings: type, configs: Path | None = None, domain: str = "") -> dict[str, dict[str, str]]:
+    """For each group what may be said of it, presets, kinds and `<path>`, with a line of help each."""
+    return _Groups(settings, configs, domain).options()
+
+
 class _NoKey(ValueError):
     """There is no such key."""
 

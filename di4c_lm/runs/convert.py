@@ -19,13 +19,15 @@ WRITERS = {"di4c": own.write, "mdlm": mdlm.write, "sdtt": sdtt.write}
 class Settings:
     """Convert a checkpoint between the formats of MDLM, SDTT, Di4C and this project."""
 
-    source: str = setting("", "a folder, a .ckpt file, or a hub name (owner/model)")
-    target: str = setting("", "the folder to write; with to=mdlm|sdtt a name in .ckpt is a Lightning file")
-    to: str = setting("", "the format to write: di4c, mdlm or sdtt")
-    weights: Literal["ema", "raw"] = setting("ema", "which, where the source has both")
+    source: str = setting("", "checkpoint to read: a folder, a .ckpt file, or a hub name (owner/model)")
+    target: str = setting("", "folder to write; with to=mdlm or to=sdtt a name that ends in .ckpt is a Lightning file")
+    to: str = setting("", "format to write: di4c, mdlm or sdtt")
+    weights: Literal["ema", "raw"] = setting(
+        "ema", "which weights to read from a source that has both: the moving average or the raw ones"
+    )
     revision: str | None = setting(None, "branch, tag or commit of a hub name")
     num_heads: int | None = setting(None, "attention heads, where the source does not say")
-    length: int | None = setting(None, "tokens a sequence, where the source does not say")
+    length: int | None = setting(None, "tokens in a sequence, where the source does not say")
 
 
 def convert(settings: Settings) -> None:

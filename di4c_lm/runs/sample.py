@@ -34,32 +34,46 @@ class Settings:
         None,
         "a run's folder, one that save_pretrained wrote, a hub name, or with `tokenizer` any checkpoint; null: the newest run",
     )
-    outputs: str = setting("outputs", "where runs live")
-    tokenizer: str | None = setting(None, "of a checkpoint that comes without: a folder, file or hub name")
-    revision: str | None = setting(None, "of a checkpoint on the hub")
-    weights: Literal["ema", "raw"] = setting("ema", "of a checkpoint that holds both")
-    steps: int = setting(8, "network calls, or what the sampler makes of them")
-    num_samples: int = setting(4, "of each prompt")
-    batch_size: int = setting(16, "samples at once")
-    prompt: Texts = setting((), "how the texts begin")
-    prompts_file: str | None = setting(None, 'one prompt a line; .jsonl: one object with "prompt" a line')
-    length: int | None = setting(None, "tokens; null: the model's context. More takes sampler=blocks")
-    sampler: Any = choice(SAMPLERS, Ancestral(), "how the reverse process is walked")
-    grid: tuple[float, ...] | str = setting(
-        "uniform", "uniform, cosine, published, optimised, fewest, or times such as [1,0.5,0]"
+    outputs: str = setting(
+        "outputs", "folder that holds the runs, the newest of which is meant where no model is given"
     )
-    hybrid_last: int = setting(0, "steps at the end that the teacher takes")
-    teacher: str | None = setting(None, "of a hybrid; null: the run's")
-    temperature: float = setting(1.0, "of the states, after λ is sampled")
-    top_p: float = setting(1.0, "probability of the likeliest states that are kept")
-    noise: Literal["exact", "legacy_fp32"] = setting("exact", "legacy_fp32: the published code's")
-    end: Literal["sample", "argmax"] = setting("sample", "what the last step takes")
-    hold_lambda: bool = setting(False, "one λ a sample in place of one a call")
-    seed: int = setting(0, "of all samples")
-    device: Literal["auto", "cpu", "cuda"] = setting("cpu", "that computes")
-    show_steps: bool = setting(False, "print the first sample of each batch after each step")
-    text: str | None = setting(None, "file for the texts, blank lines between them")
-    jsonl: str | None = setting(None, "file for one object a sample")
+    tokenizer: str | None = setting(
+        None, "tokenizer of a checkpoint that comes without one: a folder, file or hub name"
+    )
+    revision: str | None = setting(None, "branch, tag or commit of a checkpoint on the hub")
+    weights: Literal["ema", "raw"] = setting(
+        "ema", "which weights to read from a checkpoint that holds both: the moving average or the raw ones"
+    )
+    steps: int = setting(8, "sampling steps: network calls for each text, but for samplers that count them otherwise")
+    num_samples: int = setting(4, "texts for each prompt")
+    batch_size: int = setting(16, "texts in a batch")
+    prompt: Texts = setting((), "how the texts begin; may be given several times")
+    prompts_file: str | None = setting(None, 'file with a prompt per line; of a .jsonl file the field "prompt"')
+    length: int | None = setting(
+        None, "tokens in a text; null: as many as the model's context. More takes sampler=blocks"
+    )
+    sampler: Any = choice(SAMPLERS, Ancestral(), "how text is sampled, step by step")
+    grid: tuple[float, ...] | str = setting(
+        "uniform", "times of the steps: uniform, cosine, published, optimised, fewest, or a list such as [1,0.5,0]"
+    )
+    hybrid_last: int = setting(0, "number of last steps that the teacher takes")
+    teacher: str | None = setting(None, "teacher of the last steps; null: the run's")
+    temperature: float = setting(1.0, "divides the logits, after λ is sampled; below 1 texts are more conservative")
+    top_p: float = setting(
+        1.0, "nucleus sampling: keep the fewest likeliest tokens that together have this probability"
+    )
+    noise: Literal["exact", "legacy_fp32"] = setting(
+        "exact", "exact: inverse CDF in float64; legacy_fp32: float32 noise, as in the published code"
+    )
+    end: Literal["sample", "argmax"] = setting(
+        "sample", "what the last step takes: a sample, or the likeliest tokens (argmax)"
+    )
+    hold_lambda: bool = setting(False, "keep one λ for all steps of a text; else each network call has its own")
+    seed: int = setting(0, "random seed of all texts")
+    device: Literal["auto", "cpu", "cuda"] = setting("cpu", "where the model runs; auto: a GPU if there is one")
+    show_steps: bool = setting(False, "print the first text of each batch after each step")
+    text: str | None = setting(None, "file to write the texts to, with blank lines between")
+    jsonl: str | None = setting(None, "file to write an object per text to, one per line")
 
     OLD_KEYS = {"sampler=hybrid": "hybrid_last=<steps of the teacher>"}
 

@@ -2,43 +2,80 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
-from di4c_lm.core.compose import summary
+from di4c_lm.__main__ import Command, commands
+from di4c_lm.core.compose import CONFIGS, PRESETS, compose, options, summary
 from di4c_lm.core.settings import Field, fields, join, kind_of
+from di4c_lm.domains.domain import find_domain
+from di4c_lm.runs.evaluate import EVALUATIONS
 
 
 @dataclass(frozen=True)
-class Command:
-    """What the reference must know of a command."""
+class Entry:
+    """What the reference says of a command: its words, a line, its settings, and what may be said of its groups."""
 
-    program: str  # as it is typed
+    program: str
     help: str
-    settings: type
-    options: Mapping[str, Mapping[str, str]] = field(
-        default_factory=dict
-    )  # what may be said of a group, and a line on each
+    settings: Any
+    options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @property
-    def page(self) -> str:
-        """The path of its page."""
+    def path(self) -> str:
+        """Of its page."""
         return f"reference/{'_'.join(self.program.split()[1:])}.md"
 
 
-def page(command: Command) -> str:
-    """The command's page, as Markdown.
+def entries() -> list[Entry]:
+    """Every command of `di4c`, in the order of its help."""
+    return [_entry(program, command) for program, command in _leaves("di4c", commands())]
 
-    Args:
-        command: its words, its settings and its presets.
-    """
-    lines = [f"# `{command.program}`", "", _text(command.help[:1].upper() + command.help[1:] + "."), ""]
-    lines += ["```sh", f"{command.program} [key=value ...]", "```", ""]
+
+def _leaves(above: str, below: Mapping[str, Command]) -> Iterator[tuple[str, Command]]:
+    for name, command in below.items():
+        if command.module:
+            yield f"{above} {name}", command
+        else:
+            yield from _leaves(f"{above} {name}", command.below)
+
+
+def _entry(program: str, command: Command) -> Entry:
+    verb, name = program.split()[1], program.split()[-1]
+    if verb == "train":
+        settings = find_domain(name).settings
+        return Entry(program, command.help, settings(), options(settings, CONFIGS, name))
+    if verb == "eval":
+        one = EVALUATIONS[name]
+        return Entry(program, command.help, compose(one.settings_class(), one.said), options(one.settings_class()))
+    settings = import_module(command.module).Settings
+    return Entry(program, command.help, settings(), options(settings))
+
+
+def contents(found: Sequence[Entry]) -> str:
+    """A table of the commands, each with its page."""
+    rows = [f"| [`{one.program}`]({one.path.rpartition('/')[2]}) | {_text(one.help)} |" for one in found]
+    return "\n".join(["| command | |", "| --- | --- |", *rows])
+
+
+def page(entry: Entry) -> str:
+    """A command's page, as Markdown."""
+    lines = [
+        f"# `{entry.program}`",
+        "",
+        _sentence(entry.help),
+        "",
+        "```sh",
+        f"{entry.program} [key=value ...]",
+        "```",
+        "",
+    ]
     for group in PRESETS:
-        if group in command.options:
-            lines += [f"## `{group}=`", "", *_kinds(group, command.options[group]), ""]
-    return "\n".join([*lines, "## Keys", "", *_keys("", command.settings(), kind="")])
+        if group in entry.options:
+            lines += [f"## `{group}=`", "", *_kinds(group, entry.options[group]), ""]
+    return "\n".join([*lines, *_keys("", entry.settings, entry.options, kind="")])
 
 
 def documented(text: str) -> set[tuple[str, str]]:
@@ -69,31 +106,37 @@ def keys(settings: type, above: str = "", kind: str = "") -> Iterator[tuple[str,
                 yield from keys(one.section_class(said), key, f"{key}={said}")
 
 
-def _section(key: str, one: Field, value: Any, *, kind: str = "") -> list[str]:
+def _section(key: str, one: Field, value: Any, options: Mapping[str, Mapping[str, str]], *, kind: str) -> list[str]:
     """A section's keys, or those of each kind of a choice, and the sections below."""
     if one.registry is None:
         where = f" where `{kind}`" if kind else ""
         lines = [f"{'###' if kind else '##'} `{key}`{where}", "", _text(" ".join(summary(type(value)))), ""]
-        lines += [*_kinds(key, one.hint.KINDS), ""] if hasattr(one.hint, "KINDS") else []
-        return lines + _keys(key, value, kind=kind)
+        lines += [*_kinds(key, options[key]), ""] if key in options else []
+        return lines + _keys(key, value, options, kind=kind)
     default = kind_of(one.registry, value)
-    lines = [f"## `{key}=`", "", _text(f"{one.help[:1].upper()}{one.help[1:]}. The default is `{default}`."), ""]
-    lines += [*_kinds(key, {said: " ".join(summary(one.section_class(said))) for said in one.registry}), ""]
+    lines = [
+        f"## `{key}=`",
+        "",
+        f"{_sentence(one.help)} The default is `{default}`.",
+        "",
+        *_kinds(key, options[key]),
+        "",
+    ]
     for said, entry in one.registry.items():
         chosen = value if said == default else entry()
         if fields(type(chosen)):
-            lines += [f"### `{key}={said}`", "", *_keys(key, chosen, kind=f"{key}={said}")]
+            lines += [f"### `{key}={said}`", "", *_keys(key, chosen, options, kind=f"{key}={said}")]
     return lines
 
 
-def _keys(key: str, value: Any, *, kind: str) -> list[str]:
+def _keys(key: str, value: Any, options: Mapping[str, Mapping[str, str]], *, kind: str) -> list[str]:
     """The table of a section's own keys, then its sections."""
     below = fields(type(value))
     plain = {name: one for name, one in below.items() if not one.is_section or (one.registry and kind)}
     lines = _table(key, plain, value) if plain else []
     for name, one in below.items():
         if name not in plain:
-            lines += _section(join(key, name), one, getattr(value, name), kind=kind)
+            lines += _section(join(key, name), one, getattr(value, name), options, kind=kind)
     return lines
 
 
@@ -111,6 +154,10 @@ def _table(key: str, plain: Mapping[str, Field], value: Any) -> list[str]:
 
 def _kinds(key: str, lines: Mapping[str, str]) -> list[str]:
     return ["| | |", "| --- | --- |", *(f"| `{key}={kind}` | {_text(line)} |" for kind, line in lines.items())]
+
+
+def _sentence(line: str) -> str:
+    return _text(f"{line[:1].upper()}{line[1:]}.")
 
 
 def _text(line: str) -> str:

@@ -37,14 +37,15 @@ class Settings:
     """Which settings make a better student: a study of settings by seeds, each run in a process of its own."""
 
     study: str = setting("markov", "a file of configs/study/, or the path of a .yaml file")
-    seeds: Ints = setting((0, 1, 2), "of training, data order and samples")
-    settings: tuple[str, ...] = setting((), "names of the study's settings; [] for all")
+    seeds: Ints = setting((0, 1, 2), "random seeds of training, data order and samples: a run for each")
+    settings: tuple[str, ...] = setting((), "names of the study's settings to run; []: all")
     jobs: int = setting(1, "runs side by side")
-    threads: int = setting(0, "CPU threads a run; 0: the cores shared out among the jobs")
+    threads: int = setting(0, "CPU threads per run; 0: the cores divided among the jobs")
     equal_time: bool = setting(
-        False, "run settings that cost another time than the recipe once more, with as many updates as its time allows"
+        False,
+        "repeat each setting whose training time differs from the recipe's, with as many updates as take the recipe's time",
     )
-    out: str | None = setting(None, "where runs are kept; null: outputs/ablate/<study>")
+    out: str | None = setting(None, "folder that keeps the runs; null: outputs/ablate/<study>")
     json: bool = setting(
         False, "run the study's recipe alone where no settings are named, and print its rows as one object at the end"
     )

@@ -23,10 +23,10 @@ Results = dict[str, dict[str, Any]]  # by way
 class BenchSettings:
     """What every benchmark may be told."""
 
-    threads: int = setting(2, "of the CPU, for each process")
-    repeat: int = setting(1, "measurements of each way, of which the fastest counts")
-    ways: str = setting("", "the ways that are measured, with commas between; absent: all that are compared by default")
-    device: Literal["auto", "cpu", "cuda"] = setting("auto", "auto: CUDA where there is a GPU")
+    threads: int = setting(2, "CPU threads of each process")
+    repeat: int = setting(1, "measurements of each way; the fastest counts")
+    ways: str = setting("", "ways to measure, with commas between; empty: all that are compared by default")
+    device: Literal["auto", "cpu", "cuda"] = setting("auto", "cpu, cuda, or auto: cuda where there is a GPU")
     json: bool = setting(False, "print the results as one object on the last line")
 
     WAYS: ClassVar[tuple[str, ...]] = ()

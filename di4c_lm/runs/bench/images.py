@@ -29,17 +29,17 @@ STEP = 0.005  # of the teacher
 class Settings(BenchSettings):
     """Time and memory of one Di4C training step of the U-Net: the objective that trains, and the published way."""
 
-    L: int = setting(16, "λ an image")
-    B: int = setting(8, "images")
-    size: int = setting(32, "rows and columns")
-    channels: int = setting(3, "colours")
-    S: int = setting(256, "levels")
+    L: int = setting(16, "L, samples of λ per image")
+    B: int = setting(8, "B, images in a batch")
+    size: int = setting(32, "rows and columns of an image")
+    channels: int = setting(3, "colour channels of an image")
+    S: int = setting(256, "S, levels of a pixel")
     width: int = setting(128, "channels of the network at its finest scale")
-    multipliers: Ints = setting((1, 2, 2, 2), "of the channels at each scale")
-    blocks: int = setting(2, "residual blocks a scale")
+    multipliers: Ints = setting((1, 2, 2, 2), "channels of each scale, as factors on `width`")
+    blocks: int = setting(2, "residual blocks per scale")
     t: float = setting(0.5, "time of x_t")
-    chunk_rows: int = setting(0, "rows of logits read at once; 0: as many as the device has room for")
-    recompute: bool = setting(False, "activations are made anew in the backward pass, in both ways")
+    chunk_rows: int = setting(0, "rows of logits held at once; 0: 2^23 logits on a CPU, 2^26 on a GPU")
+    recompute: bool = setting(False, "recompute activations in the backward pass, in both ways")
 
     WAYS = ("lean", "plain")
 

@@ -32,15 +32,17 @@ _STREAMED_MB = 5.0  # of text, in each streaming trial
 class Settings(BenchSettings):
     """How fast text becomes shards (prepare), and batches from shards and from text (shards, streaming)."""
 
-    repeat: int = setting(3, "measurements of each, of which the fastest counts")
-    path: str = setting("", "files or a folder of text")
-    copies: int = setting(4, "of the text, so that what is done once a run does not count for more than it would")
-    tokenizer: str = setting("gpt2", "folder, file or hub name")
-    text_key: str = setting("text", "of the documents")
-    length: int = setting(1024, "positions of a sequence")
-    batch_size: int = setting(8, "sequences of a batch")
-    batches: int = setting(400, "of each trial with shards")
-    consumed: float = setting(0.0, "tokens/s that a model uses up; 0: not told")
+    repeat: int = setting(3, "measurements of each; the fastest counts")
+    path: str = setting("", "text to load: files or a folder, as data.path takes them")
+    copies: int = setting(
+        4, "copies of the text that are read, so that what happens once per run weighs as little as in a long run"
+    )
+    tokenizer: str = setting("gpt2", "tokenizer: a folder, file or hub name")
+    text_key: str = setting("text", "field of a record that holds the text")
+    length: int = setting(1024, "D, tokens in a sequence")
+    batch_size: int = setting(8, "sequences in a batch")
+    batches: int = setting(400, "batches read in each measurement of shards")
+    consumed: float = setting(0.0, "tokens/s that a model consumes, to compare with; 0: no comparison")
 
     WAYS = ("prepare", "shards", "streaming")
 

@@ -28,19 +28,21 @@ PHASES = ("teacher sampling", "student on x_u", "student on x_t", "loss", "backw
 class Settings(BenchSettings):
     """Time and memory of one Di4C training step without the optimiser: the objective that trains, and the published way."""
 
-    D: int = setting(256, "positions")
-    L: int = setting(16, "λ a sequence")
-    B: int = setting(1, "sequences")
-    S: int = setting(50258, "states")
-    H: int = setting(768, "width")
+    D: int = setting(256, "D, positions")
+    L: int = setting(16, "L, samples of λ per sequence")
+    B: int = setting(1, "B, sequences in a batch")
+    S: int = setting(50258, "S, states: the vocabulary and MASK")
+    H: int = setting(768, "H, width of the network")
     blocks: int = setting(2, "blocks of the network")
     heads: int = setting(12, "attention heads")
-    path: Literal["token", "adaln"] = setting("token", "kind of mixture")
-    inject_at: int = setting(0, "block that λ enters at")
-    matmul: Literal["same", "bf16"] = setting("same", "bf16: products of the lean output head in bfloat16")
-    dtype: Literal["float32", "bfloat16"] = setting("float32", "of the networks")
+    path: Literal["token", "adaln"] = setting("token", "kind of mixture: how λ enters")
+    inject_at: int = setting(0, "index of the block before which λ enters")
+    matmul: Literal["same", "bf16"] = setting(
+        "same", "type in which the output head multiplies: same as the network, or bf16"
+    )
+    dtype: Literal["float32", "bfloat16"] = setting("float32", "type of the networks' weights and activations")
     t: float = setting(0.5, "time of x_t")
-    chunk_rows: int = setting(0, "rows of logits read at once; 0: as many as the device has room for")
+    chunk_rows: int = setting(0, "rows of logits held at once; 0: 2^23 logits on a CPU, 2^26 on a GPU")
 
     WAYS = ("lean", "plain")
 

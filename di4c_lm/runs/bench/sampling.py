@@ -33,15 +33,17 @@ from di4c_lm.samplers.trajectory import sample
 class Settings(BenchSettings):
     """Seconds a step and tokens/s of ancestral sampling: ours, the published way, and ours without λ."""
 
-    steps: int = setting(16, "of a trajectory")
-    B: int = setting(4, "sequences")
-    D: int = setting(256, "positions")
-    S: int = setting(50258, "states")
-    H: int = setting(768, "width")
+    steps: int = setting(16, "sampling steps")
+    B: int = setting(4, "B, sequences in a batch")
+    D: int = setting(256, "D, positions")
+    S: int = setting(50258, "S, states: the vocabulary and MASK")
+    H: int = setting(768, "H, width of the network")
     blocks: int = setting(2, "blocks of the network")
     heads: int = setting(12, "attention heads")
-    mixture: Literal["none", "token", "codes", "class_chain"] = setting("none", "of a student, which no cache helps")
-    classes: int = setting(512, "mixture=class_chain: classes")
+    mixture: Literal["none", "token", "codes", "class_chain"] = setting(
+        "none", "kind of mixture of the student that is timed; none: the teacher's kind of network"
+    )
+    classes: int = setting(512, "classes of a mixture=class_chain")
 
     WAYS = ("fast", "plain", "teacher")
     BY_DEFAULT = ("fast", "plain")

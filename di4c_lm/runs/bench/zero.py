@@ -20,16 +20,16 @@ class Settings(BenchSettings):
     """Seconds a step and peak memory of a rank of Di4C's training, by ZeRO stage, without and with CPU offload."""
 
     ranks: int = setting(2, "processes; with CUDA one GPU each")
-    threads: int = setting(1, "of the CPU, for each rank")
-    B: int = setting(2, "sequences a rank")
-    D: int = setting(64, "positions")
-    S: int = setting(5001, "states")
-    H: int = setting(512, "width")
-    L: int = setting(2, "λ a sequence")
+    threads: int = setting(1, "CPU threads of each rank")
+    B: int = setting(2, "B, sequences in a rank's batch")
+    D: int = setting(64, "D, positions")
+    S: int = setting(5001, "S, states: the vocabulary and MASK")
+    H: int = setting(512, "H, width of the network")
+    L: int = setting(2, "L, samples of λ per sequence")
     blocks: int = setting(8, "blocks of the network")
     heads: int = setting(8, "attention heads")
-    steps: int = setting(3, "timed, after one to warm up; the fastest counts")
-    dtype: Literal["float32", "bfloat16"] = setting("float32", "of the forward and backward passes")
+    steps: int = setting(3, "updates that are timed, after one to warm up; the fastest counts")
+    dtype: Literal["float32", "bfloat16"] = setting("float32", "type of the forward and backward passes")
 
     WAYS = ("0", "1", "2", "3", "1+offload", "2+offload", "3+offload")
 

@@ -29,8 +29,8 @@ from di4c_lm.runs.folder import parse_run
 class Settings:
     """What this machine offers, what a run will take, and whether it can go; the other keys are those of the run."""
 
-    ranks: int | None = setting(None, "to plan for; null: those of the launcher")
-    trial_steps: int = setting(3, "updates that are timed, after a first one; 0: none")
+    ranks: int | None = setting(None, "ranks to plan for; null: those of the launcher, or one")
+    trial_steps: int = setting(3, "updates of the run to time, after a first one; 0: no trial")
     json: bool = setting(False, "print the report as one object in place of the text")
 
     def __post_init__(self) -> None:

@@ -27,19 +27,19 @@ class Settings:
     """Encode images to the codes of a VQGAN once, so that no training runs it: `source`, `out` and `vqgan` are needed."""
 
     source: str = setting(
-        "", "a folder of class folders, tars (a file or a folder of them), or a data set of the hub such as imagenet"
+        "", "images: a folder of class folders, tars (a file or a folder of them), or a data set on the hub"
     )
-    out: str = setting("", "the folder of codes to write")
-    vqgan: str = setting("", "a folder, or Taming's last.ckpt with its YAML beside it")
-    split: str = setting("train", "of a data set of the hub")
-    classes: str = setting("", "names of the classes of tars, one a line in a file, or their number")
-    crop: bool = setting(False, "cut and resize images of another size or mode")
-    mirror: bool = setting(False, "add each image turned left to right")
+    out: str = setting("", "folder of codes to write")
+    vqgan: str = setting("", "the VQGAN: a folder, or Taming's last.ckpt with its YAML beside it")
+    split: str = setting("train", "split of a data set on the hub")
+    classes: str = setting("", "classes of tars: a file of their names, one per line, or their number")
+    crop: bool = setting(False, "crop and resize images of another size or mode; without it they are an error")
+    mirror: bool = setting(False, "also encode each image mirrored left to right")
     skip_bad: bool = setting(False, "skip and count images that cannot be read")
     part: str = setting("1/1", "p/n: every n-th image, from the p-th on")
-    shard_images: int = setting(10_000, "images read for a shard")
-    batch_size: int = setting(64, "images encoded at once")
-    device: Literal["auto", "cpu", "cuda"] = setting("auto", "auto: CUDA where there is a GPU")
+    shard_images: int = setting(10_000, "images per shard")
+    batch_size: int = setting(64, "images in a batch")
+    device: Literal["auto", "cpu", "cuda"] = setting("auto", "cpu, cuda, or auto: cuda where there is a GPU")
 
     def __post_init__(self) -> None:
         at_least(self, 1, "shard_images", "batch_size")

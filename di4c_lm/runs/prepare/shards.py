@@ -25,27 +25,33 @@ from di4c_lm.training.settings import RunConfig
 
 
 @section
-class PrepareConfig:
+class Settings:
     """Text to packed, memory-mapped shards: `out` and one of `path` and `dataset` are needed."""
 
-    out: str = setting("", "the folder to make")
+    out: str = setting("", "folder of shards to write")
     path: str = setting(
         "",
-        ".jsonl, .txt (each also .gz, .zst) or .parquet: files, folders, fsspec URLs (s3://, hf://, ...), joined by commas",
+        "text to read: .jsonl, .txt, .md (also .gz, .zst), .json or .parquet; files, folders or fsspec URLs, with commas between",
     )
-    dataset: str = setting("", "a hub name, or a folder of data files in the hub's layout; streamed")
-    split: str = setting("train", "of `dataset`")
+    dataset: str = setting(
+        "", "data set to read in place of `path`: a hub name, or a folder in the hub's layout; streamed"
+    )
+    split: str = setting("train", "split of `dataset`")
     text_key: str = setting("text", "field of a record that holds the text")
     tokenizer: str = setting(
-        "gpt2", "a folder, file or hub name; train: a BPE of vocab_size entries trained on the corpus"
+        "gpt2", "tokenizer: a folder, file or hub name; train: a BPE of vocab_size entries trained on the corpus"
     )
-    vocab_size: int = setting(1024, "tokenizer=train: its entries")
-    length: int = setting(1024, "D, tokens a sequence")
-    wrap: bool = setting(False, "BOS and EOS at both ends of each sequence, the MDLM and SDTT convention")
-    validation_share: float = setting(0.001, "of the documents")
-    shard_tokens: int = setting(33_554_432, "about so many a file; what a kill loses at most")
-    skip_bad: bool = setting(False, "pass over records and files that cannot be read, and count them")
-    cache_dir: str | None = setting(None, "of trained tokenizers; absent: $DI4C_CACHE, else ~/.cache/di4c_lm")
+    vocab_size: int = setting(1024, "entries of a tokenizer trained here")
+    length: int = setting(1024, "D, tokens in a sequence")
+    wrap: bool = setting(False, "put BOS and EOS at the ends of each sequence, as MDLM and SDTT do")
+    validation_share: float = setting(0.001, "share of the documents that is kept for validation")
+    shard_tokens: int = setting(
+        33_554_432, "tokens per file, about; at most so many are lost when the command is killed"
+    )
+    skip_bad: bool = setting(False, "skip records and files that cannot be read, and count them")
+    cache_dir: str | None = setting(
+        None, "folder that keeps trained tokenizers; null: $DI4C_CACHE, else ~/.cache/di4c_lm"
+    )
 
     def unused(self) -> dict[str, str]:
         """The other way to a corpus, and to a tokenizer."""
@@ -70,7 +76,7 @@ class PrepareConfig:
         return DataConfig(kind=kind, path=self.path or None, streaming=True, **plain)
 
 
-def write_shards(settings: PrepareConfig) -> None:
+def write_shards(settings: Settings) -> None:
     """Prepare, and say what was made and how fast. Raises as `prepare` and `load_tokenizer`."""
     check(settings.out, "out", settings.out, "a folder to make")
     check(bool(settings.path) != bool(settings.dataset), "path", settings.path, "a path, or a dataset, and not both")
@@ -125,4 +131,4 @@ def description(folder: str, index: Index) -> str:
     )
 
 
-main = functools.partial(run_command, "di4c prepare shards", PrepareConfig, write_shards)
+main = functools.partial(run_command, "di4c prepare shards", Settings, write_shards)

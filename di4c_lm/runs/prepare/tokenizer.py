@@ -19,10 +19,10 @@ from di4c_lm.runs.command import run_command
 class Settings:
     """Cut a BPE down to the entries that a corpus uses."""
 
-    tokenizer: str = setting("gpt2", "folder, file or hub name of a byte-level BPE")
-    path: str = setting("", "the corpus: a file or folder, as data.path takes it")
-    text_key: str = setting("text", "field of a jsonl or parquet record that holds the text")
-    out: str = setting("", "folder that the new tokenizer is written to")
+    tokenizer: str = setting("gpt2", "the byte-level BPE to cut down: a folder, file or hub name")
+    path: str = setting("", "corpus: files or a folder, as data.path takes them")
+    text_key: str = setting("text", "field of a record that holds the text")
+    out: str = setting("", "folder to write the new tokenizer to")
 
 
 def write_restricted(settings: Settings) -> None:

@@ -67,7 +67,7 @@ def test_help_names_every_key(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_tool_reads_a_corpus_as_a_run_does() -> None:
-    config = prepare_shards.PrepareConfig(path="a.jsonl", length=32).data()
+    config = prepare_shards.Settings(path="a.jsonl", length=32).data()
     assert config == DataConfig(
         kind="files", path="a.jsonl", dataset="", length=32, tokenizer="gpt2", validation_share=0.001, streaming=True
     )
