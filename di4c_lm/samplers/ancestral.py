@@ -109,8 +109,11 @@ def legacy_step(
         row_N = masked_BD[:, position].nonzero().squeeze(1)
         if len(row_N):
             logits_NS = call.logits(row_N, torch.full_like(row_N, position))
-            q_NS = posterior((logits_NS / temperature).log_softmax(1), process, t, s)
-            x_s[row_N, position] = sample_categorical_fp32(q_NS, u_BS[row_N])
+            log_p_NS = (logits_NS / temperature).log_softmax(1)
+            q_NS = posterior(log_p_NS, process, t, s)
+            x_s[row_N, position] = state_N = sample_categorical_fp32(q_NS, u_BS[row_N])
+            if trajectory.log_p_BD is not None:
+                trajectory.log_p_BD[row_N, position] = log_p_NS.gather(1, state_N[:, None])[:, 0].double()
     return x_s
 
 

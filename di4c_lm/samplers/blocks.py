@@ -48,7 +48,12 @@ class Blocks:
         while True:
             start = max(0, end - context)
             given, before, after = x[:, start:end], x[:, :start], x[:, end:]
-            window = dataclasses.replace(trajectory, fixed_BD=~process.unknown(given))
+            log_p_BD = trajectory.log_p_BD
+            window = dataclasses.replace(
+                trajectory,
+                fixed_BD=~process.unknown(given),
+                log_p_BD=None if log_p_BD is None else log_p_BD[:, start:end],
+            )
             for inside in self.inner.steps(window, given):
                 x = torch.cat([before, inside, after], 1)
                 yield x

@@ -19,6 +19,7 @@ from di4c_lm.processes.process import Process
 from di4c_lm.processes.rng import KeyedRng, Rng, uniform
 
 P = TypeVar("P")
+OnScored = Callable[[Int64[Tensor, "B D"], Float64[Tensor, "B D"]], None]  # states, and ln p of their tokens
 Noise = Literal["exact", "legacy_fp32"]
 _ROWS, _LEVEL_ROWS = 2**8, 2**14  # read at once
 _KINDS = {MaskedProcess: "a masked process", GaussianChain: "a chain on ordered levels"}
@@ -167,7 +168,8 @@ class Calls:
 class Trajectory:
     """What a sampler has at hand for B sequences: the process, the network's predictions, chance, and which step it is.
 
-    Positions in `fixed_BD` were given and never change.
+    Positions in `fixed_BD` were given and never change. `log_p_BD`, where it is wanted, is kept up to date: at each position the logarithm
+    of the probability with which its last state was sampled from a call, 0 before.
     """
 
     process: Process
@@ -177,6 +179,7 @@ class Trajectory:
     fixed_BD: Bool[Tensor, "B D"]
     calls: Calls
     teacher: Calls | None = None  # of the hybrid
+    log_p_BD: Float64[Tensor, "B D"] | None = None
     progress: float = field(default=1.0, init=False)  # from 0 in the first step to 1 in the last
     ends: bool = field(default=False, init=False)  # whether this step is the last
     _turn: Calls | None = field(default=None, init=False, repr=False)
@@ -248,8 +251,10 @@ class Trajectory:
         x_0, log_p_BD = x_t.clone(), torch.zeros_like(u_BD)
         for at_C, p_CS in self._read(call, needed_BD) if call else ():
             x_0[at_C] = state_C = p_CS.argmax(1) if self.greedy else sample_categorical(p_CS, u_BD[at_C])
-            if scored:
+            if scored or self.log_p_BD is not None:
                 log_p_BD[at_C] = log_share(p_CS, state_C)
+        if self.log_p_BD is not None:
+            self.log_p_BD[needed_BD] = log_p_BD[needed_BD]
         return x_0, log_p_BD
 
     def distribution(self, x_t: Int64[Tensor, "B D"], t: Float64[Tensor, ""]) -> Float[Tensor, "B D S"]:
@@ -349,6 +354,7 @@ def sample(
     cond: Tensor | None = None,
     teacher: Denoiser | None = None,
     on_step: Callable[[Int64[Tensor, "B D"]], None] | None = None,
+    on_scored: OnScored | None = None,
 ) -> Sample:
     """Sample x_0 down the grid `times`, from 1 to 0, keeping what is certain in `x_init` (prompts, infilling) as it is.
 
@@ -363,6 +369,8 @@ def sample(
         cond: (B, ...), passed to the network.
         teacher: takes the last `decoding.hybrid_last` steps.
         on_step: sees every state.
+        on_scored: sees every state too, with the logarithms of the probabilities of its tokens: those of the calls that they were sampled
+            from, given λ and after temperature and top_p; 0 where nothing was sampled.
 
     Raises `ValueError` for an empty `x_init`, a grid that does not descend from 1 to 0, and settings that do not fit process or network.
 
@@ -415,11 +423,14 @@ def sample(
         fixed_BD=~process.unknown(x_init),
         calls=own,
         teacher=others,
+        log_p_BD=None if on_scored is None else torch.zeros(x_init.shape, dtype=torch.float64, device=x_init.device),
     )
     x = x_init
     for x in sampler.steps(trajectory, x_init):
         if on_step is not None:
             on_step(x)
+        if on_scored is not None and trajectory.log_p_BD is not None:
+            on_scored(x, trajectory.log_p_BD)
     assert not (isinstance(process, MaskedProcess) and bool(process.unknown(x).any()))
     return Sample(x, (own.made + (others.made if others else 0)) / len(x_init))
 
@@ -439,6 +450,7 @@ def sample_keyed(
     teacher: Denoiser | None = None,
     device: torch.device | str = "cpu",
     on_step: Callable[[Int64[Tensor, "B D"]], None] | None = None,
+    on_scored: OnScored | None = None,
 ) -> Sample:
     """`sample` for N sequences of D positions, `shape`, in batches; sequence n depends on (seed, n) alone, whatever the batch.
 
@@ -462,6 +474,7 @@ def sample_keyed(
             cond=None if cond is None else cond[number_B].to(device),
             teacher=teacher,
             on_step=on_step,
+            on_scored=on_scored,
         )
         rows.append(found.x.cpu())
         calls += found.nfe * len(number_B)
