@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from di4c_lm.checkpoints.files import CONFIG_FILE, PICKLE_FILE, WEIGHTS_FILE
-from di4c_lm.core.retry import is_network_failure, look_for_hub, with_retries
+from di4c_lm.core.retry import look_for_hub, with_retries
 
 OFFLINE_WAY = f"teacher=<folder with {WEIGHTS_FILE} (or {PICKLE_FILE}) + {CONFIG_FILE}>, as `hf download` writes it"
+_CODEC_FILES = (f"*/{WEIGHTS_FILE}", f"*/{CONFIG_FILE}")  # of a model of images as codes
 _TOKENIZER_FILES = ("tokenizer*.json", "*.model", "vocab.json", "merges.txt", "special_tokens_map.json")
 
 
@@ -22,7 +23,7 @@ def snapshot(name: str, revision: str | None = None, cache_dir: str | Path | Non
     what = f"{name} at revision {revision or 'main'}"
 
     def download() -> str:
-        wanted = [*_files(WEIGHTS_FILE), CONFIG_FILE, *_TOKENIZER_FILES]
+        wanted = [*_files(WEIGHTS_FILE), CONFIG_FILE, *_TOKENIZER_FILES, *_CODEC_FILES]
         folder = snapshot_download(name, revision=revision, cache_dir=cache_dir, allow_patterns=wanted)
         if not any((Path(folder) / file).is_file() for file in (WEIGHTS_FILE, f"{WEIGHTS_FILE}.index.json")):
             wanted = _files(PICKLE_FILE)
@@ -34,7 +35,7 @@ def snapshot(name: str, revision: str | None = None, cache_dir: str | Path | Non
         return Path(with_retries(download, what, OFFLINE_WAY))
     except (HfHubHTTPError, HFValidationError, EntryNotFoundError) as error:
         raise ValueError(
-            f"{what}: neither a file or folder here nor a model that the hub gives us: {_first_line(error)}. "
+            f"{what}: neither a file or folder here nor a model that the hub gives us: {first_line(error)}. "
             f"Instead: {OFFLINE_WAY}"
         ) from error
 
@@ -45,43 +46,6 @@ def _files(name: str) -> list[str]:
     return [name, f"{name}.index.json", f"{stem}-*-of-*.{suffix}"]
 
 
-def push_to_hub(folder: Path | str, name: str, *, revision: str | None = None, private: bool = True) -> str:
-    """Upload a checkpoint's folder as model `name` (made where absent), on branch `revision`; returns the commit's address.
-
-    The token is the one of `hf auth login` or $HF_TOKEN.
-
-    Raises:
-        ValueError: the folder holds no checkpoint, or the hub refuses the name, the branch or the token.
-        ConnectionError: the hub did not answer after several attempts.
-    """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    folder = Path(folder)
-    absent = [file for file in (WEIGHTS_FILE, CONFIG_FILE) if not (folder / file).is_file()]
-    if absent:
-        raise ValueError(f"{folder}: expected {WEIGHTS_FILE} and {CONFIG_FILE}, lacking {', '.join(absent)}")
-
-    def upload() -> str:
-        api = HfApi()
-        api.create_repo(name, private=private, exist_ok=True)
-        if revision is not None:
-            api.create_branch(name, branch=revision, exist_ok=True)
-        commit = api.upload_folder(
-            folder_path=folder,
-            repo_id=name,
-            revision=revision,
-            commit_message="Upload a di4c-lm checkpoint",
-            ignore_patterns=[".*"],
-        )
-        return str(commit.commit_url)
-
-    try:
-        return with_retries(upload, f"upload of {folder} to {name}", f"the folder is whole in {folder}")
-    except (HfHubHTTPError, HFValidationError) as error:
-        assert not is_network_failure(error)
-        raise ValueError(f"{name}: the hub refuses the upload of {folder}: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What a library says is wrong, without what it adds."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -18,7 +18,7 @@ FORMATS: dict[str, tuple[ModuleType, ...]] = {
     "pixels": (own, tauldr),
     "codes": (own, maskgit),
 }
-ARCHITECTURE = {"text": "di4c_lm.DIT", "pixels": "di4c_lm.UNet", "codes": "di4c_lm.MaskGit"}
+ARCHITECTURE: dict[DomainName, str] = {"text": "di4c_lm.DIT", "pixels": "di4c_lm.UNet", "codes": "di4c_lm.MaskGit"}
 _STUDENT = "student"  # where a run leaves it
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _FILE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")

@@ -8,7 +8,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
+import pytest
+
+MDLM, SDTT = "kuleshov-group/mdlm-owt", "jdeschena/sdtt"
+REVISION = "baselines_kld_step_70000"
 SHA = {"main": "0" * 39 + "1", "baselines_kld_step_70000": "0" * 39 + "2"}
 
 
@@ -133,3 +138,15 @@ def serving() -> Iterator[Hub]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """The files of a folder, as the hub holds them."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def point_at(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What HF_ENDPOINT does where it is set before the import."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", url)
+    template = url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)

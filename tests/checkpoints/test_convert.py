@@ -138,4 +138,4 @@ def test_command_refuses_bad_input_with_exit_2(tmp_path, capsys):
 def test_command_has_help():
     done = run_tool("convert_checkpoint", "--help")
     assert done.returncode == 0
-    assert all(key in done.stdout for key in ("weights=", "where the source has both"))
+    assert all(key in done.stdout for key in ("weights=", "a source that has both"))

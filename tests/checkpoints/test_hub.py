@@ -1,52 +1,14 @@
 """Against a local server that answers as the hub does, failures included."""
 
 import logging
-import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from di4c_lm.checkpoints import own
-from di4c_lm.checkpoints.hub import push_to_hub, snapshot
+from di4c_lm.checkpoints.hub import snapshot
 from di4c_lm.checkpoints.load import load_checkpoint, read_checkpoint
-from tests.checkpoints.formats import LENGTH, mdlm_config, named, training_config, write_folder
+from tests.checkpoints.formats import LENGTH, mdlm_config, named, write_folder
 from tests.checkpoints.helpers import assert_same_tensors, tiny
-from tests.checkpoints.hub_server import SHA, Hub, serving
-
-MDLM, SDTT = "kuleshov-group/mdlm-owt", "jdeschena/sdtt"
-REVISION = "baselines_kld_step_70000"
-
-
-def _files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def _point_at(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What HF_ENDPOINT does where it is set before the import."""
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", url)
-    template = url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A hub with MDLM's model, and SDTT's in one revision besides main; an empty cache; no wait between attempts."""
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(time, "sleep", lambda _: None)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_TOKEN", "hf_test")
-    first, seventh = tiny(), tiny(seed=7)
-    with serving() as served:
-        _point_at(served.url, monkeypatch)
-        mdlm = write_folder(tmp_path / "mdlm", named(first), mdlm_config(first))
-        (mdlm / "modeling_mdlm.py").write_text("raise SystemExit")
-        served.files[(MDLM, "main")] = _files(mdlm)
-        round_7 = write_folder(tmp_path / "sdtt", named(seventh, "backbone.backbone."), training_config(seventh))
-        served.files[(SDTT, REVISION)] = _files(round_7)
-        yield served
+from tests.checkpoints.hub_server import MDLM, REVISION, SDTT, files_of, point_at
 
 
 def test_a_model_is_loaded_by_name_and_its_code_is_not_even_fetched(hub, tmp_path):
@@ -59,7 +21,7 @@ def test_a_model_is_loaded_by_name_and_its_code_is_not_even_fetched(hub, tmp_pat
 def test_a_pickled_model_is_fetched_only_where_there_is_no_other(hub, tmp_path, both):
     pickled = write_folder(tmp_path / "bin", named(tiny(seed=2)), mdlm_config(tiny()), pickled=True)
     files = hub.files[(MDLM, "main")]
-    hub.files[(MDLM, "main")] = {**(files if both else {}), **_files(pickled)}
+    hub.files[(MDLM, "main")] = {**(files if both else {}), **files_of(pickled)}
     loaded = load_checkpoint(MDLM)
     assert_same_tensors(loaded.tensors(), tiny(seed=0 if both else 2).tensors())
     assert any("pytorch_model.bin" in request for request in hub.requests) != both
@@ -94,7 +56,7 @@ def test_an_error_after_all_attempts_names_the_offline_way(hub):
 
 
 def test_a_server_that_is_not_there_names_the_offline_way(hub, monkeypatch):
-    _point_at("http://127.0.0.1:9", monkeypatch)
+    point_at("http://127.0.0.1:9", monkeypatch)
     with pytest.raises(ConnectionError, match="Offline: teacher=<folder"):
         load_checkpoint(MDLM)
 
@@ -124,35 +86,6 @@ def test_a_repository_without_weights_says_what_it_holds(hub):
         ValueError, match="expected model.safetensors or pytorch_model.bin, or their .index.json, found config.json"
     ):
         load_checkpoint(MDLM)
-
-
-def test_push_sends_the_folder_and_it_loads_as_it_was(hub, tmp_path):
-    own.save(tmp_path / "student", tiny(seed=3), length=LENGTH)
-    (tmp_path / "student" / "tokenizer.json").write_text("{}")
-    (tmp_path / "student" / ".tmp-x").mkdir()
-    (tmp_path / "student" / ".tmp-x" / "half").write_text("half")
-    hub.failures = [503]
-    address = push_to_hub(tmp_path / "student", "me/student")
-    assert address == f"{hub.url}/me/student/commit/{SHA['main']}"
-    assert set(hub.pushed) == {"config.json", "model.safetensors", "tokenizer.json"}
-    (tmp_path / "back").mkdir()
-    for name, content in hub.pushed.items():
-        (tmp_path / "back" / name).write_bytes(content)
-    assert_same_tensors(load_checkpoint(tmp_path / "back").tensors(), tiny(seed=3).tensors())
-
-
-def test_push_refuses_a_folder_without_a_checkpoint(hub, tmp_path):
-    with pytest.raises(ValueError, match="lacking model.safetensors, config.json"):
-        push_to_hub(tmp_path, "me/student")
-    assert hub.requests == []
-
-
-def test_push_with_a_token_that_the_hub_refuses(hub, tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-    own.save(tmp_path / "student", tiny(), length=LENGTH)
-    with pytest.raises(ValueError, match="the hub refuses the upload"):
-        push_to_hub(tmp_path / "student", "me/student")
-    assert hub.pushed == {}
 
 
 def test_attempts_are_logged(hub, caplog):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from di4c_lm.checkpoints import own
 from di4c_lm.checkpoints.files import CONFIG_FILE
-from di4c_lm.checkpoints.load import read_checkpoint
+from di4c_lm.checkpoints.load import find, read_checkpoint
 from di4c_lm.checkpoints.vqgan import load_vqgan, save_vqgan
 from di4c_lm.core.cache import Cache, key_of
 from di4c_lm.core.settings import to_dict
@@ -135,7 +135,7 @@ class CodeModel:
 
         Raises `ValueError` as the readers do, for a codec that is not the one it was saved with, and where none is named.
         """
-        path = Path(source).expanduser()
+        path = find(source)
         saved = (path / name for name in (CODEC, VQGAN) if (path / name / CONFIG_FILE).is_file())
         beside = next(saved, None) if codec is None else codec
         if beside is None:

@@ -94,15 +94,18 @@ class TextModel:
         self.denoiser.to(device)
         return self
 
-    def push_to_hub(self, name: str) -> None:
-        """Upload what `save_pretrained` writes to the hub repository `name`."""
+    def push_to_hub(self, name: str, **options: Any) -> str:
+        """Upload what `save_pretrained` writes to the hub repository `name`, with a card; see `checkpoints.push.push_to_hub`.
+
+        The card of a model that is pushed from its run's folder, by that function, says also what it was made from and what was measured.
+        """
         from tempfile import TemporaryDirectory
 
-        from di4c_lm.checkpoints.hub import push_to_hub
+        from di4c_lm.checkpoints.push import push_to_hub
 
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder)
-            push_to_hub(Path(folder), name)
+            return push_to_hub(Path(folder), name, **options)
 
     def encode_prompts(
         self, prompts: list[str], num_samples: int, *, length: int | None = None
