@@ -1,0 +1,157 @@
+"""Figures of the documentation: each is rendered from a result file, `docs/results/<name>.json`, at the place that a comment marks.
+
+    <!-- table: copula_markov -->                   a view of the file as a table; a second name chooses another view
+    <!-- end -->
+    <!-- made: copula_markov -->                    how the figures of the file were made
+    <!-- end -->
+    <!-- value: quick_start; model=teacher; steps=2; {gen_ppl:,} -->622<!-- end -->      a figure within a sentence
+
+A result file holds `manifest`, how its figures were made; `rows`, flat objects; and `views`. A view has `columns`, pairs of a heading and
+a template that the row fills; with `pivot` also a column for each value of that key, under its `heads`, filled by `cells`. Where a
+template is a list, the first that the row has all keys for is taken.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from di4c_lm.core.markdown import markdown_table
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "docs" / "results"
+FACTS = (
+    "date",
+    "source",
+    "commit",
+    "command",
+    "data",
+    "model",
+    "training",
+    "evaluator",
+    "samples",
+    "seeds",
+    "interval",
+    "machine",
+    "counting",
+)  # that every manifest states
+SAID = {
+    "data": "Data",
+    "model": "Models",
+    "training": "Training",
+    "evaluator": "Evaluated by",
+    "samples": "Samples",
+    "seeds": "Seeds",
+    "interval": "Intervals",
+    "note": "Besides",
+    "machine": "Machine",
+    "counting": "Counting",
+    "commit": "Commit",
+    "source": "Source",
+}
+MARKED = re.compile(r"<!-- (table|made|value): ([^>]*?) -->(.*?)<!-- end -->", re.DOTALL)
+
+
+def read_result(name: str, folder: Path = RESULTS) -> dict[str, Any]:
+    """The result file called `name`. Raises `ValueError` for one that is absent, or lacks a part or a fact of its making."""
+    path = folder / f"{name}.json"
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such result file")
+    result = json.loads(path.read_text(encoding="utf-8"))
+    absent = [part for part in ("manifest", "rows", "views") if not result.get(part)]
+    absent += [f"manifest.{fact}" for fact in FACTS if not result.get("manifest", {}).get(fact)]
+    if absent:
+        raise ValueError(f"{path}: lacks {', '.join(absent)}")
+    return result
+
+
+def table(result: Mapping[str, Any], view: str = "default") -> str:
+    """A view of a result as Markdown. Raises `ValueError` for one that there is not."""
+    if view not in result["views"]:
+        raise ValueError(f"view must be one of {', '.join(result['views'])}, got {view!r}")
+    shown, rows = result["views"][view], result["rows"]
+    columns = shown["columns"]
+    if "pivot" not in shown:
+        return markdown_table(
+            [head for head, _ in columns], [[_filled(one, row) for _, one in columns] for row in rows]
+        )
+    groups: dict[tuple[str, ...], dict[str, str]] = {}
+    for row in rows:
+        if cell := _filled(shown["cells"], row, default=""):
+            lead = tuple(_filled(one, row) for _, one in columns)
+            groups.setdefault(lead, {})[str(row[shown["pivot"]])] = cell
+    heads = shown["heads"]
+    lines = [[*lead, *(cells.get(key, "") for key in heads)] for lead, cells in groups.items()]
+    return markdown_table([*(head for head, _ in columns), *heads.values()], lines)
+
+
+def made(result: Mapping[str, Any]) -> str:
+    """How the figures of a result were made, in a paragraph."""
+    facts = dict(result["manifest"])
+    commands = {
+        "not recorded": "by a command that was not recorded",
+        "trial code": "by trial code that is not in this repository",
+    }
+    head = f"Made {commands.get(facts['command'], 'by `' + facts['command'] + '`')}"
+    said = [f"{heading}: {facts[key]}" for key, heading in SAID.items() if facts.get(key)]
+    return ". ".join([f"{head}, {facts['date']}", *said]) + "."
+
+
+def value(result: Mapping[str, Any], chosen: Mapping[str, str], template: str) -> str:
+    """What the one row with the `chosen` values fills into `template`. Raises `ValueError` unless there is exactly one."""
+    rows = [row for row in result["rows"] if all(str(row.get(key)) == said for key, said in chosen.items())]
+    if len(rows) != 1:
+        raise ValueError(f"expected one row with {dict(chosen)}, found {len(rows)}")
+    return _filled(template, rows[0])
+
+
+def render(text: str, folder: Path = RESULTS) -> str:
+    """A page with all its figures from the result files. Raises `ValueError` for a mark that names what there is not."""
+
+    def rendered(mark: re.Match[str]) -> str:
+        kind, what, _ = mark.groups()
+        try:
+            if kind == "table":
+                name, *view = what.split()
+                shown = f"\n{table(read_result(name, folder), *view)}\n"
+            elif kind == "made":
+                shown = f"\n{made(read_result(what, folder))}\n"
+            else:
+                name, *choices, template = what.split("; ")
+                pairs = dict(one.split("=", 1) for one in choices)
+                shown = value(read_result(name, folder), pairs, template)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"<!-- {kind}: {what} -->: {error}") from error
+        return f"<!-- {kind}: {what} -->{shown}<!-- end -->"
+
+    return MARKED.sub(rendered, text)
+
+
+def pages() -> Iterator[Path]:
+    """Those that may show figures."""
+    yield ROOT / "README.md"
+    yield from sorted((ROOT / "docs").rglob("*.md"))
+
+
+def unmarked_tables(text: str) -> list[str]:
+    """Lines of tables with two or more cells that are figures, where no mark says where they come from."""
+    figure = re.compile(r"[-+−]?[\d,]*\.?\d+( ± .*| \(.*| / .*|, .*)?")
+    bare = MARKED.sub("", text)
+    return [
+        line
+        for line in bare.splitlines()
+        if line.startswith("|")
+        and sum(bool(figure.fullmatch(cell.strip())) for cell in line.strip("|").split("|")) >= 2
+    ]
+
+
+def _filled(template: str | Sequence[str], row: Mapping[str, Any], default: str | None = None) -> str:
+    """The first template whose keys the row has; `default`, or an error, where there is none."""
+    for one in [template] if isinstance(template, str) else template:
+        keys = re.findall(r"{(\w+)", one)
+        if all(row.get(key) is not None for key in keys):
+            return one.format_map(row)
+    if default is None:
+        raise ValueError(f"no value for {template!r} in {dict(row)}")
+    return default
