@@ -10,10 +10,11 @@ from di4c_lm.checkpoints import lightning, maskgit, mdlm, own, sdtt, tauldr
 from di4c_lm.checkpoints.files import CONFIG_FILE, PICKLE_FILE, WEIGHTS_FILE
 from di4c_lm.checkpoints.hub import OFFLINE_WAY, snapshot
 from di4c_lm.checkpoints.weights import Hints, Weights
+from di4c_lm.core.files import read_json
 
 DomainName = Literal["text", "pixels", "codes"]
 # The formats of a domain, each a module with `recognises(path)`, `read(path, hints)` and most with `write(path, weights)`.
-FORMATS: dict[str, tuple[ModuleType, ...]] = {
+FORMATS: dict[DomainName, tuple[ModuleType, ...]] = {
     "text": (own, mdlm, sdtt, lightning),
     "pixels": (own, tauldr),
     "codes": (own, maskgit),
@@ -66,6 +67,20 @@ def read_checkpoint(
 def recognise(source: str | Path, domain: DomainName, revision: str | None = None) -> None:
     """Raise as `read_checkpoint` does where there is nothing at `source`, or no checkpoint of the domain by its form; no tensor is read."""
     _format_of(find(source, revision), domain)
+
+
+def domain_of(path: Path) -> DomainName:
+    """The domain of the checkpoint at a local path. Raises `ValueError` where it is of no known format."""
+    if own.recognises(path):
+        domain_by: dict[str, DomainName] = {architecture: domain for domain, architecture in ARCHITECTURE.items()}
+        named = read_json(path / CONFIG_FILE)["architecture"]
+        if named in domain_by:
+            return domain_by[named]
+    for domain, formats in FORMATS.items():
+        if any(one.recognises(path) for one in formats):
+            return domain
+    _format_of(path, "text")
+    raise AssertionError("a format that is none has been refused")
 
 
 def find(source: str | Path, revision: str | None = None, cache_dir: str | Path | None = None) -> Path:

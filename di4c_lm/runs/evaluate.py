@@ -1,10 +1,15 @@
 """Measure the models of a run: `di4c eval <what> [run=<dir>] [key=value ...]`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
+from di4c_lm.core.compose import compose
+from di4c_lm.core.files import read_json
+from di4c_lm.core.settings import check
+from di4c_lm.domains.domain import FinishedRun
 from di4c_lm.runs.command import run_command
 
 
@@ -22,6 +27,7 @@ class Evaluation:
         return _found(self.settings)
 
 
+_RESULTS = ("gen_ppl", "report", "images")  # evaluations that leave <name>.json in a run's report
 _CONFIG, _SUITE = "di4c_lm.measure.text.suite:ReportConfig", "di4c_lm.domains.text.domain:suite"
 EVALUATIONS = {
     "gen_ppl": Evaluation(
@@ -64,6 +70,37 @@ def main(argv: Sequence[str]) -> int:
     name = argv[0]
     one = EVALUATIONS[name]
     return run_command(f"di4c eval {name}", one.settings_class(), _found(one.work), [*one.said, *argv[1:]])
+
+
+def evaluate(
+    run: Path | str, settings: Mapping[str, Any] | None = None, /, *, what: str | None = None, **more: Any
+) -> dict[str, Any]:
+    """Measure the models of a run, write its report, and return what the report's JSON file holds.
+
+    Example:
+        >>> found = di4c_lm.evaluate("outputs/stories", steps=[1, 2], num_samples=8)
+        >>> sorted({row["model"] for row in found["rows"]})
+        ['data', 'student', 'teacher']
+
+    Args:
+        run: the run's folder.
+        settings: by key, as `di4c eval <what> --help` lists them.
+        what: gen_ppl, report or images; absent, gen_ppl of text, images of images.
+        more: settings whose keys have no dot.
+
+    Returns:
+        `manifest`, `rows` (one a model and number of steps) and `comparisons`.
+
+    Raises:
+        ValueError: no such run or key, a value that does not fit.
+    """
+    what = what or ("gen_ppl" if FinishedRun.read(Path(run)).domain.name == "text" else "images")
+    check(what in _RESULTS, "what", what, f"one of {', '.join(_RESULTS)}")
+    one = EVALUATIONS[what]
+    chosen = compose(one.settings_class(), [*(settings or {}).items(), *more.items(), ("run", str(run))])
+    _found(one.work)(chosen)
+    name = f"{what}_conditional" if getattr(chosen, "conditional", False) else what
+    return read_json(chosen.folder(Path(run)) / f"{name}.json")
 
 
 def _found(place: str) -> Any:

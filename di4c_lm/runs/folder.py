@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from di4c_lm.core.compose import CONFIGS, compose_rounds, overrides_of, parse
+from di4c_lm.core.compose import CONFIGS, Override, compose, compose_rounds, overrides_of, parse
 from di4c_lm.core.files import lock, write_text
 from di4c_lm.core.settings import identity, run_hash, to_dict
 from di4c_lm.core.terminal import errors_end, log_to_file
@@ -20,12 +20,17 @@ _PATHS = ("path", "tokenizer", "config")  # keys, below any section, that may sa
 _RESUMABLE = {"rounds", "train.steps", "train.micro_batch_size", "train.gradient_accumulation"}
 
 
+def compose_run(domain: Domain, overrides: Sequence[Override]) -> tuple[Any, list[Any]]:
+    """The settings of a run, and those of its rounds. Raises `ValueError` as `compose` does."""
+    settings = compose(domain.settings, overrides, CONFIGS, domain.name)
+    return settings, compose_rounds(settings, overrides, CONFIGS, domain.name, run_dir(domain, settings))
+
+
 def parse_run(domain: Domain, argv: Sequence[str], *, program: str) -> tuple[Any, list[Any]]:
     """The settings of a run from its command line, and those of its rounds. `--help` and bad input end the program."""
-    settings = parse(domain.settings, argv, CONFIGS, domain.name, program=program)
+    parse(domain.settings, argv, CONFIGS, domain.name, program=program)
     with errors_end():
-        folder = run_dir(domain, settings)
-        return settings, compose_rounds(settings, overrides_of(argv), CONFIGS, domain.name, folder)
+        return compose_run(domain, overrides_of(argv))
 
 
 def run_dir(domain: Domain, settings: Any) -> Path:

@@ -103,7 +103,7 @@ def write_samples(settings: Settings) -> None:
     prompts = _prompts(settings)
     model, teacher = _models(settings)
     x_init = model.encode_prompts(prompts, settings.num_samples, length=settings.length)
-    tokens_ND, nfe = model.sample(
+    tokens_ND, nfe = model.sample_tokens(
         len(x_init),
         settings.steps,
         seed=settings.seed,

@@ -61,7 +61,7 @@ def test_a_model_is_saved_with_its_vqgan(tmp_path: Path, mixture: MixtureSetting
     model.save_pretrained(tmp_path)
     loaded = CodeModel.from_pretrained(tmp_path)
     assert loaded.schedule == "cosine" and fingerprint(loaded.codec) == fingerprint(model.codec)
-    ours, theirs = (one.sample(torch.tensor([0, 2, 1]), 2, seed=3)[0] for one in (model, loaded))
+    ours, theirs = (one.sample_codes(torch.tensor([0, 2, 1]), 2, seed=3)[0] for one in (model, loaded))
     assert torch.equal(ours, theirs)
     with pytest.raises(ValueError, match="trained on the codes of the codec"):
         CodeModel.from_pretrained(tmp_path, coder(seed=5))
@@ -76,7 +76,7 @@ def test_a_model_is_saved_with_its_patch_codec(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     loaded = CodeModel.from_pretrained(tmp_path)
     assert isinstance(loaded.codec, PatchCodec) and fingerprint(loaded.codec) == fingerprint(codec)
-    codes = model.sample(torch.tensor([0, 2]), 2, seed=0)[0]
+    codes = model.sample_codes(torch.tensor([0, 2]), 2, seed=0)[0]
     assert np.array_equal(loaded.decode(codes), model.decode(codes))
     with pytest.raises(ValueError, match="trained on the codes of the codec"):
         CodeModel.from_pretrained(tmp_path, coder())
@@ -114,9 +114,11 @@ def test_images_do_not_depend_on_their_batch(steps: int) -> None:
 @pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "tau_leaping"])
 def test_samplers_go_by_name_and_any_of_them_is_guided(name: str) -> None:
     model = CodeModel(denoiser=denoiser(), codec=coder())
-    codes, nfe = model.sample(torch.tensor([0, 2]), 2, seed=0, sampler=name)
+    codes, nfe = model.sample_codes(torch.tensor([0, 2]), 2, seed=0, sampler=name)
     assert codes.shape == (2, 4) and int(codes.max()) < CODES
-    _, guided = model.sample(torch.tensor([0, 2]), 2, seed=0, sampler=name, guidance=1.0, guidance_ramp="constant")
+    _, guided = model.sample_codes(
+        torch.tensor([0, 2]), 2, seed=0, sampler=name, guidance=1.0, guidance_ramp="constant"
+    )
     assert nfe < guided
 
 
@@ -133,13 +135,13 @@ def test_codes_of_images_decode_to_the_reconstruction() -> None:
 def test_what_cannot_be_drawn_is_refused() -> None:
     model = CodeModel(denoiser=denoiser(), codec=coder())
     with pytest.raises(ValueError, match="class must be 0 to 2, or -1 for none, got 3"):
-        model.sample(torch.tensor([0, 3]), 2, seed=0)
+        model.sample_codes(torch.tensor([0, 3]), 2, seed=0)
     with pytest.raises(ValueError, match="guidance must be 0 where no condition"):
-        model.sample(None, 2, seed=0, num_samples=2, guidance=2.0)
+        model.sample_codes(None, 2, seed=0, num_samples=2, guidance=2.0)
     with pytest.raises(ValueError, match="num_samples must be at least 1, got 0"):
-        model.sample(None, 2, seed=0)
+        model.sample_codes(None, 2, seed=0)
     with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
-        model.sample(torch.tensor([0]), 0, seed=0)
+        model.sample_codes(torch.tensor([0]), 0, seed=0)
     with pytest.raises(ValueError, match="schedule must be one of root, linear, square, cosine, arccos, got 'flat'"):
         CodeModel(denoiser=denoiser(), codec=coder(), schedule="flat")
     with pytest.raises(ValueError, match="codes: expected 0 to 4, got 5 to 5"):

@@ -46,7 +46,7 @@ def test_a_model_is_saved_with_its_chain(tmp_path: Path) -> None:
     model().save_pretrained(tmp_path)
     again = CifarModel.from_pretrained(tmp_path)
     assert again.chain == model().chain and again.shape == (4, 4, 1)
-    assert torch.equal(again.sample(3, 2, seed=0)[0], model().sample(3, 2, seed=0)[0])
+    assert torch.equal(again.sample_states(3, 2, seed=0)[0], model().sample_states(3, 2, seed=0)[0])
     weights = dataclasses.replace(own.read(tmp_path), extra={"chain": {"rate_sigma": -1.0}})
     own.write(tmp_path, weights)
     with pytest.raises(ValueError, match="its chain is not one of ours: .*rate_sigma must be above 0"):
@@ -59,11 +59,11 @@ def test_images_are_sampled_for_a_report() -> None:
     assert images.shape == (5, 4, 4, 1) and images.dtype == np.uint8
     assert set(np.unique(images)) <= {0, 64, 128, 191, 255}
     assert nfe == 5
-    whole, _ = model().sample(5, 3, seed=7, batch_size=5, **how)
-    parts, _ = model().sample(5, 3, seed=7, batch_size=2, **how)
+    whole, _ = model().sample_states(5, 3, seed=7, batch_size=5, **how)
+    parts, _ = model().sample_states(5, 3, seed=7, batch_size=2, **how)
     assert torch.equal(whole, parts)
     with pytest.raises(ValueError, match="num_samples must be at least 1, got 0"):
-        model().sample(0, 1, seed=0)
+        model().sample_states(0, 1, seed=0)
 
 
 def settings_of(*words: str) -> PixelSettings:
@@ -104,13 +104,13 @@ def test_what_a_sampler_cannot_be_is_said_before_anything_is_loaded(words: tuple
 
 @pytest.mark.parametrize("name", ["ancestral", "analytic", "tau_leaping", "predictor_corrector"])
 def test_samplers_go_by_name(name: str) -> None:
-    states, nfe = model().sample(3, 2, seed=0, sampler=name)
+    states, nfe = model().sample_states(3, 2, seed=0, sampler=name)
     assert states.shape == (3, 16) and nfe == (3 if name == "predictor_corrector" else 2)
 
 
 def test_a_sampler_for_masks_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="sampler=confidence needs a masked process, got GaussianChain"):
-        model().sample(3, 2, seed=0, sampler="confidence")
+        model().sample_states(3, 2, seed=0, sampler="confidence")
 
 
 def blank(shape: tuple[int, int, int], levels: int) -> PixelData:
@@ -125,7 +125,7 @@ def test_a_teacher_is_read_from_a_folder_or_a_published_file(tmp_path: Path) -> 
     for name in ("ours", "published.pt"):
         config = PixelSettings(chain=CHAIN)
         found = DOMAIN.read(tmp_path / name, config, blank((4, 4, 1), 5))
-        assert torch.equal(found.sample(2, 2, seed=0)[0], model().sample(2, 2, seed=0)[0])
+        assert torch.equal(found.sample_states(2, 2, seed=0)[0], model().sample_states(2, 2, seed=0)[0])
     with pytest.raises(ValueError, match=r"ours: its images have .* \(4, 4, 1, 5\), the data's \(8, 8, 1, 17\)"):
         DOMAIN.read(tmp_path / "ours", PixelSettings(), blank((8, 8, 1), 17))
 

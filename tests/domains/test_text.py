@@ -44,7 +44,7 @@ def test_what_is_saved_is_loaded_and_writes_the_same(model: TextModel, tmp_path:
     model.save_pretrained(tmp_path)
     again = TextModel.from_pretrained(tmp_path)
     assert (again.length, len(again.tokenizer)) == (12, len(model.tokenizer))
-    assert torch.equal(again.sample(5, 3, seed=1)[0], model.sample(5, 3, seed=1)[0])
+    assert torch.equal(again.sample_tokens(5, 3, seed=1)[0], model.sample_tokens(5, 3, seed=1)[0])
 
 
 def test_a_checkpoint_of_another_tokenizer_is_refused(model: TextModel, tmp_path: Path) -> None:
@@ -68,18 +68,18 @@ def test_an_exported_head_writes_the_same_beside_its_teacher(model: TextModel, t
     teacher.save_pretrained(tmp_path / "teacher")
     student.save_pretrained(tmp_path / "head", backbone="../teacher")
     student.save_pretrained(tmp_path / "merged")
-    expected = student.sample(5, 3, seed=1)[0]
+    expected = student.sample_tokens(5, 3, seed=1)[0]
     for name in ("head", "merged"):
-        assert torch.equal(TextModel.from_pretrained(tmp_path / name).sample(5, 3, seed=1)[0], expected), name
+        assert torch.equal(TextModel.from_pretrained(tmp_path / name).sample_tokens(5, 3, seed=1)[0], expected), name
     sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("head", "merged")]
     assert sizes[0] < sizes[1] / 2
 
 
 def test_a_sample_depends_on_its_number_and_the_seed_alone(model: TextModel) -> None:
-    whole, _ = model.sample(9, 4, seed=1, batch_size=9)
-    parts, _ = model.sample(9, 4, seed=1, batch_size=2)
+    whole, _ = model.sample_tokens(9, 4, seed=1, batch_size=9)
+    parts, _ = model.sample_tokens(9, 4, seed=1, batch_size=2)
     assert torch.equal(whole, parts)
-    assert not torch.equal(whole, model.sample(9, 4, seed=2)[0])
+    assert not torch.equal(whole, model.sample_tokens(9, 4, seed=2)[0])
 
 
 def test_prompts_and_gaps_are_kept(model: TextModel) -> None:
@@ -88,7 +88,7 @@ def test_prompts_and_gaps_are_kept(model: TextModel) -> None:
     assert x_init.shape == (6, 12)
     given = x_init != model.process.mask_id
     assert 0 < int(given[0].sum()) < 12
-    tokens, nfe = model.sample(6, 2, seed=0, x_init=x_init)
+    tokens, nfe = model.sample_tokens(6, 2, seed=0, x_init=x_init)
     assert torch.equal(tokens[given], x_init[given])
     assert int(tokens.max()) < model.process.mask_id
     assert nfe <= 2
@@ -101,7 +101,7 @@ def test_a_prompt_longer_than_the_sequence_is_refused(model: TextModel) -> None:
 
 def test_rows_of_x_init_must_be_the_samples(model: TextModel) -> None:
     with pytest.raises(ValueError, match="x_init: expected 3 rows"):
-        model.sample(3, 2, seed=0, x_init=torch.zeros(2, 12, dtype=torch.long))
+        model.sample_tokens(3, 2, seed=0, x_init=torch.zeros(2, 12, dtype=torch.long))
 
 
 def test_another_tokenizer_is_refused(model: TextModel, tmp_path: Path) -> None:

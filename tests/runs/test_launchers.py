@@ -100,7 +100,7 @@ def test_the_student_loads_without_deepspeed_and_writes(finished: Path) -> None:
     code = (
         "import sys; from di4c_lm.domains.text.model import TextModel\n"
         f"model = TextModel.from_pretrained({str(finished / 'student')!r})\n"
-        "tokens, nfe = model.sample(3, 2, seed=0)\n"
+        "tokens, nfe = model.sample_tokens(3, 2, seed=0)\n"
         "assert tokens.shape == (3, 16) and int(tokens.max()) < model.denoiser.mask_id and nfe <= 2\n"
         "assert not {'deepspeed', 'datasets', 'wandb'} & set(sys.modules)\n"
     )

@@ -66,7 +66,7 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> tuple[Files, Files]:
         patch.setattr(loop, "update", third)
         assert recipe.run(DOMAIN, settings, rounds) == 0
     model = TextModel.from_pretrained(folder / "run" / "student")
-    model.sample(4, 2, seed=0, on_step=between(step))
+    model.sample_tokens(4, 2, seed=0, on_step=between(step))
     return update, step
 
 

@@ -26,6 +26,7 @@ from di4c_lm.data.records.shards import Shards, ShardSource, is_shards
 from di4c_lm.domains.codes.settings import CodeSettings
 from di4c_lm.domains.domain import FinishedRun, Pretraining
 from di4c_lm.domains.images import image_checks, load_images, report
+from di4c_lm.domains.probabilities import Probabilities
 from di4c_lm.measure.images.report import ImageReportConfig
 from di4c_lm.networks.maskgit import MaskGit, check_classes
 from di4c_lm.networks.vqgan import VqGan
@@ -85,7 +86,7 @@ def encode_images(
 
 
 @dataclass(frozen=True, kw_only=True)
-class CodeModel:
+class CodeModel(Probabilities):
     """A transformer on codes with the codec they come from, as written by `save_pretrained`.
 
     `schedule` is one of `MASKGIT_SCHEDULES`. Raises `ValueError` where the two do not belong together, and for an unknown schedule.
@@ -155,7 +156,7 @@ class CodeModel:
             schedule=schedule or weights.extra.get("schedule", SCHEDULE),
         )
 
-    def sample(
+    def sample_codes(
         self,
         labels: Int64[Tensor, " N"] | None,
         steps: int,
@@ -191,6 +192,16 @@ class CodeModel:
         )
         return found.x, found.nfe
 
+    def sample(
+        self, num_samples: int = 1, *, steps: int = 8, seed: int = 0, labels: Sequence[int] | None = None, **how: Any
+    ) -> UInt8[ndarray, "N H W C"]:
+        """Images, each by (seed, its number) alone: one a class where `labels` name any, else `num_samples` of no class told.
+
+        `how` goes to `sample_codes`. Raises `ValueError` as that does.
+        """
+        classes = None if labels is None else np.asarray(labels, dtype=np.int64)
+        return self.images(num_samples, steps, seed, classes, **how)[0]
+
     def decode(self, codes: Int64[Tensor, "N D"], *, batch_size: int = 64) -> UInt8[ndarray, "N H W C"]:
         """The images of codes. Raises `ValueError` for codes that are none."""
         device = _device_of(self.codec)
@@ -199,9 +210,9 @@ class CodeModel:
     def images(
         self, num: int, steps: int, seed: int, labels: Int64[ndarray, " N"] | None, **how: Any
     ) -> tuple[UInt8[ndarray, "N H W C"], float]:
-        """Images of asked classes, and the mean NFE, as reports on images ask for them; `how` goes to `sample`."""
+        """Images of asked classes, and the mean NFE, as reports on images ask for them; `how` goes to `sample_codes`."""
         classes = None if labels is None else torch.from_numpy(labels)
-        codes_ND, nfe = self.sample(classes, steps, seed=seed, num_samples=num, **how)
+        codes_ND, nfe = self.sample_codes(classes, steps, seed=seed, num_samples=num, **how)
         return self.decode(codes_ND), nfe
 
     @property

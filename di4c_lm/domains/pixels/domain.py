@@ -14,12 +14,13 @@ from torch import Tensor
 
 from di4c_lm.checkpoints import own
 from di4c_lm.checkpoints.load import read_checkpoint
-from di4c_lm.core.settings import to_dict
+from di4c_lm.core.settings import check, to_dict
 from di4c_lm.data.batches import first_sequences
 from di4c_lm.data.images.images import ImageSource, Shape, Split, images_of, to_bytes
 from di4c_lm.domains.domain import FinishedRun, Pretraining
 from di4c_lm.domains.images import image_checks, load_images, report
 from di4c_lm.domains.pixels.settings import PixelSettings
+from di4c_lm.domains.probabilities import Probabilities
 from di4c_lm.measure.images.report import ImageReportConfig
 from di4c_lm.networks.unet import UNet
 from di4c_lm.objectives.denoising import Denoising
@@ -32,7 +33,7 @@ _CHAIN = "chain"  # in a checkpoint's extra
 
 
 @dataclass(frozen=True, kw_only=True)
-class CifarModel:
+class CifarModel(Probabilities):
     """A U-Net with the chain whose x_t it reads."""
 
     denoiser: Any  # a UNet, or a mixture on one
@@ -67,7 +68,7 @@ class CifarModel:
             raise ValueError(f"{source}: its chain is not one of ours: {error!r}") from error
         return cls(denoiser=weights.build(source).to(device), chain=chain)
 
-    def sample(
+    def sample_states(
         self,
         num_samples: int,
         steps: int,
@@ -98,11 +99,18 @@ class CifarModel:
         )
         return found.x, found.nfe
 
+    def sample(
+        self, num_samples: int = 1, *, steps: int = 8, seed: int = 0, labels: None = None, **how: Any
+    ) -> UInt8[ndarray, "N H W C"]:
+        """Images, each by (seed, its number) alone; `how` goes to `sample_states`. Raises `ValueError` as that does, and for classes."""
+        check(labels is None, "labels", labels, "left out: this model knows no classes")
+        return self.images(num_samples, steps, seed, **how)[0]
+
     def images(
         self, num: int, steps: int, seed: int, labels: None = None, **how: Any
     ) -> tuple[UInt8[ndarray, "N H W C"], float]:
-        """Images and the mean NFE, as reports on images ask for them; `how` goes to `sample`."""
-        states_ND, nfe = self.sample(num, steps, seed=seed, **how)
+        """Images and the mean NFE, as reports on images ask for them; `how` goes to `sample_states`."""
+        states_ND, nfe = self.sample_states(num, steps, seed=seed, **how)
         return to_bytes(images_of(states_ND, self.shape), self.chain.num_states), nfe
 
     @property

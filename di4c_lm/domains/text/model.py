@@ -1,5 +1,6 @@
 """Text: a masked process on tokens, DiT networks, their checkpoints and tokenizers, and how they write."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from di4c_lm.checkpoints.weights import Weights
 from di4c_lm.core.settings import to_dict
 from di4c_lm.data.text.tokenizers import fingerprint, read_tokenizer, save_tokenizer
 from di4c_lm.domains.domain import FinishedRun, sampling
+from di4c_lm.domains.probabilities import Probabilities
 from di4c_lm.measure.text.samples import TextRun
 from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.processes.rng import KeyedRng
@@ -23,7 +25,7 @@ from di4c_lm.samplers.registry import fit_context
 from di4c_lm.samplers.trajectory import Decoding, Sampler, name_of, sample_keyed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from transformers import PreTrainedTokenizerFast
 
@@ -36,7 +38,7 @@ _GRID_KEYS = 2**40  # the numbers of those, apart from those of samples
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextModel:
+class TextModel(Probabilities):
     """A denoiser of text with its tokenizer, as written by `save_pretrained`."""
 
     denoiser: Any  # a DIT, or what stands in for one
@@ -125,6 +127,55 @@ class TextModel:
         return x_ND
 
     def sample(
+        self,
+        num_samples: int = 1,
+        *,
+        steps: int = 8,
+        prompt: str | Sequence[str] = "",
+        length: int | None = None,
+        seed: int = 0,
+        **how: Any,
+    ) -> list[str]:
+        """Texts, `num_samples` of each prompt; a prompt may hold the tokenizer's mask token where text is to be filled in.
+
+        Example:
+            >>> model = di4c_lm.load("outputs/stories")
+            >>> texts = model.sample(2, steps=4, prompt="Once upon")
+            >>> [text.startswith("Once upon") for text in texts]
+            [True, True]
+
+        Args:
+            num_samples: texts of each prompt.
+            steps: network calls, or what the sampler makes of them.
+            prompt: how the texts begin: one, or several.
+            length: tokens; absent, the model's context. More takes `sampler="blocks"`.
+            seed: text n depends on it and on n alone.
+            how: see `sample_tokens`.
+
+        Raises:
+            ValueError: a prompt that does not fit, or settings as `sample_tokens` refuses them.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        x_init = self.encode_prompts(prompts, num_samples, length=length)
+        tokens_ND, _ = self.sample_tokens(len(x_init), steps, seed=seed, x_init=x_init, **how)
+        return self.tokenizer.batch_decode(tokens_ND)
+
+    def encode(self, texts: str | Sequence[str]) -> Int64[Tensor, "N D"]:
+        """The tokens of texts, as `logits` and `log_prob` take them: a row each, filled up with MASK to the model's length.
+
+        Example:
+            >>> model = di4c_lm.load("outputs/stories")
+            >>> x = model.encode("Once upon a time")
+            >>> model.logits(x).shape == (1, model.length, len(model.tokenizer))  # log p(x_0 | x_t = x) at each position
+            True
+            >>> bool(model.log_prob(x) < 0)  # log p of the text's tokens, jointly, in one call, nothing known
+            True
+
+        Raises `ValueError` for a text that is longer.
+        """
+        return self.encode_prompts([texts] if isinstance(texts, str) else list(texts), 1)
+
+    def sample_tokens(
         self,
         num_samples: int,
         steps: int,

@@ -49,7 +49,7 @@ def tail_probe(
 
     The network says the same everywhere: `rare` tokens of probability 1.5e-8 `steps` each, and two common ones; float32 exponential noise
     samples the rare ones about a third as often as it should. What is probed is the path that samples of `model`, a dataclass, take: its
-    network is replaced, and `settings` go to its `sample`. Enough positions are sampled for `expected` rare tokens.
+    network is replaced, and `settings` go to its `sample_tokens`. Enough positions are sampled for `expected` rare tokens.
     """
     p = min(1.5e-8 * steps, 0.5 / rare)
     length = max(1, round(expected / (p * rare * _BATCH)))
@@ -57,7 +57,7 @@ def tail_probe(
     bias_S = torch.full((num_states,), math.log(p))
     bias_S[rare : rare + _COMMON] = math.log((1 - rare * p) / _COMMON)
     probe: Any = dataclasses.replace(model, denoiser=_Constant(bias_S), length=length)
-    tokens, _ = probe.sample(_BATCH, steps, seed=seed, batch_size=_BATCH, **settings)
+    tokens, _ = probe.sample_tokens(_BATCH, steps, seed=seed, batch_size=_BATCH, **settings)
     from scipy.stats import binom
 
     seen, trials = int((tokens < rare).sum()), tokens.numel()

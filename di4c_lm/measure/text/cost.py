@@ -21,7 +21,7 @@ def sampling_cost(
 ) -> dict[str, Any]:
     """One row: batch, nfe, seconds (median, fastest, slowest of `repeats` batches after one unmeasured), tokens_per_s, peak_mib.
 
-    `settings` go to `TextModel.sample`. peak_mib: on a GPU what was allocated at most; on Linux by how much the process' memory rose
+    `settings` go to `TextModel.sample_tokens`. peak_mib: on a GPU what was allocated at most; on Linux by how much the process' memory rose
     above its level before (the unmeasured batch included); elsewhere None.
     """
     device = next(model.denoiser.parameters()).device
@@ -29,7 +29,7 @@ def sampling_cost(
     seconds, nfe = [], 0.0
     for repeat in range(repeats + 1):
         start = time.perf_counter()
-        _, nfe = model.sample(batch, steps, seed=seed + repeat, batch_size=batch, **settings)
+        _, nfe = model.sample_tokens(batch, steps, seed=seed + repeat, batch_size=batch, **settings)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - start)

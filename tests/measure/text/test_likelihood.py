@@ -68,7 +68,7 @@ def test_no_bound_promises_more_probability_than_there_is(codes: int, steps: int
     model = text_model(codes=codes)
     bound = step_bound(model, TEXTS, steps=steps, draws=60, lambdas=8, seed=0)
     assert float((-bound).exp().sum()) < 1.1
-    drawn, _ = model.sample(2000, steps, seed=1, batch_size=2000)
+    drawn, _ = model.sample_tokens(2000, steps, seed=1, batch_size=2000)
     number = (drawn * torch.tensor([16, 4, 1])).sum(1)
     frequency = torch.bincount(number, minlength=64).double() / 2000
     entropy = -float(torch.xlogy(frequency, frequency).sum())
