@@ -21,7 +21,11 @@ def executed(path: Path, folder: Path) -> nbformat.NotebookNode:
     """The notebook at `path` with the outputs of a run in `folder`. Raises `nbclient.exceptions.CellExecutionError`."""
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(
-        notebook, timeout=TIMEOUT_S, resources={"metadata": {"path": str(folder)}}, record_timing=False, store_widget_state=False
+        notebook,
+        timeout=TIMEOUT_S,
+        resources={"metadata": {"path": str(folder)}},
+        record_timing=False,
+        store_widget_state=False,
     )
     return client.execute()
 
