@@ -74,7 +74,12 @@ def _processes(argv: Sequence[str]) -> tuple[int | None, list[str]]:
 
 
 def _launch(processes: int, words: Sequence[str]) -> NoReturn:
-    """Become DeepSpeed's launcher on this machine, which starts `python -m di4c_lm <words>` on each rank."""
-    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(processes)]
+    """Become DeepSpeed's launcher on this machine, which starts `python -m di4c_lm <words>` on each rank.
+
+    The command reads its words in order, so the launcher is not to put one of its own before them; ranks know their number by $LOCAL_RANK.
+    """
+    from di4c_lm.training.distributed import free_port
+
+    place = ["--num_gpus", str(processes), "--master_port", str(free_port()), "--no_local_rank"]
     sys.stdout.flush()
-    os.execv(sys.executable, [*launcher, "--module", "di4c_lm", *words])
+    os.execv(sys.executable, [sys.executable, "-m", "deepspeed.launcher.runner", *place, "--module", "di4c_lm", *words])

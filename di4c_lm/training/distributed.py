@@ -126,12 +126,16 @@ def _meet(backend: str, timeout: timedelta) -> None:
     except (dist.DistNetworkError, OSError) as error:
         if "EADDRINUSE" not in str(error):
             raise ValueError(f"MASTER_PORT={port}: the ranks cannot meet there: {error}") from error
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            free = probe.getsockname()[1]
         raise ValueError(
-            f"MASTER_PORT={port} is taken, by another run perhaps: say `deepspeed --master_port {free}`, which is free"
+            f"MASTER_PORT={port} is taken, by another run perhaps: say `deepspeed --master_port {free_port()}`, which is free"
         ) from error
+
+
+def free_port() -> int:
+    """One of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
 
 
 def set_threads(threads: int) -> None:

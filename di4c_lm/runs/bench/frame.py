@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -85,15 +84,10 @@ def run_benchmark(
     return 0
 
 
-def free_port() -> int:
-    """One of this machine that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def run_apart(command: Sequence[str], way: str, settings: BenchSettings) -> dict[str, Any]:
     """What the first of a way's processes prints on its last line; ends the program if one of them fails."""
+    from di4c_lm.training.distributed import free_port
+
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     count = settings.processes
     ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)} | place for rank in range(count)]
