@@ -33,7 +33,7 @@ def commands() -> dict[str, Command]:
     """All words that may follow `di4c`."""
     runs = "di4c_lm.runs"
     train = {
-        "text": "text, from an MDLM-like teacher or one that is trained first; also where no domain is said",
+        "text": "text, from a teacher such as MDLM or one that is trained first; the default",
         "cifar10": "pixels, from a tauLDR teacher",
         "imagenet": "codes of images, from a MaskGIT teacher",
     }
@@ -44,28 +44,28 @@ def commands() -> dict[str, Command]:
     }
     bench = {
         "loss": "time and memory of a Di4C training step on text, against the plain way",
-        "images": "the same of tauLDR's U-Net",
+        "images": "time and memory of a Di4C training step of tauLDR's U-Net, against the plain way",
         "sampling": "time of a sampling step, against the plain way or the teacher",
         "zero": "time and memory of a rank by ZeRO stage",
         "loader": "speed of preparing and loading text",
     }
     return {
         "train": Command(
-            "distil a student, or a chain of them",
+            "distil a student of text, cifar10 or imagenet, or a chain of them",
             below={name: Command(line, f"{runs}.train", (name,)) for name, line in train.items()},
             otherwise="text",
         ),
-        "sample": Command("write text, or draw images, with a student or teacher", f"{runs}.sample"),
-        "eval": Command("measure the models of a run", below=_evaluations()),
+        "sample": Command("write text with a student or teacher", f"{runs}.sample"),
+        "eval": Command("measure the models of a run, and write a report", below=_evaluations()),
         "prepare": Command(
-            "make data ready",
+            "make shards of text, codes of images, or a smaller tokenizer",
             below={name: Command(line, f"{runs}.prepare.{name}") for name, line in prepare.items()},
         ),
         "convert": Command("write a checkpoint in another format", f"{runs}.convert"),
         "doctor": Command("what this machine offers, what a run takes, and whether it can go", f"{runs}.doctor.doctor"),
-        "ablate": Command("compare settings over seeds", f"{runs}.ablate.ablate"),
+        "ablate": Command("run a study of settings over seeds, and compare them", f"{runs}.ablate.ablate"),
         "bench": Command(
-            "time and memory, against the plain way",
+            "measure time and memory, against the plain way",
             below={name: Command(line, f"{runs}.bench.{name}") for name, line in bench.items()},
         ),
     }

@@ -19,6 +19,7 @@ from di4c_lm.core.settings import (
     Field,
     SettingError,
     build,
+    class_of,
     fields,
     join,
     kind_of,
@@ -199,7 +200,7 @@ class _Groups:
         for name, files in self._files.items():
             one, options = self._fields.get(name), {}
             if one and one.registry:
-                options = {kind: " ".join(summary(one.section_class(kind))) for kind in one.registry}
+                options = {kind: _kind_line(entry) for kind, entry in one.registry.items()}
             elif one:
                 options = {kind: getattr(one.hint, "KINDS", {}).get(kind, "") for kind in one.kinds}
             options |= {preset: _first_comment(path) for preset, path in files.items()}
@@ -355,6 +356,12 @@ def _read_preset(path: Path) -> dict[str, Any]:
 def _first_comment(path: Path) -> str:
     first = path.read_text(encoding="utf-8").partition("\n")[0]
     return first.lstrip("# ") if first.startswith("#") else ""
+
+
+def _kind_line(entry: Any) -> str:
+    """What a kind is, by its class, and the settings that its name stands for where it is one of several of a class."""
+    said = [f"{key}={_word(value)}" for key, value in getattr(entry, "keywords", {}).items()]
+    return " ".join([*summary(class_of(entry)), *([f"({', '.join(said)})"] if said else [])])
 
 
 def summary(settings: type) -> list[str]:

@@ -23,7 +23,7 @@ def load(
 ) -> Any:
     """The model at `source`, ready to sample from: text, pixels of CIFAR-10, or codes of ImageNet, as its files say.
 
-    Example:
+    Examples:
         >>> model = di4c_lm.load("outputs/stories")
         >>> len(model.sample(2, steps=4, prompt="Once"))
         2
@@ -34,12 +34,12 @@ def load(
     Args:
         source: a run's folder, one that `save_pretrained` wrote or that was pushed to the hub, a hub name, or a checkpoint of the field's
             formats.
-        which: of a run's models.
-        tokenizer: of a text checkpoint that comes without: a folder, a file or a hub name.
-        codec: of a checkpoint of codes that comes without: the folder of its VQGAN.
-        revision: of a hub name.
-        weights: of a checkpoint that holds both, the averaged or the raw.
-        device: where the model goes.
+        which: student or teacher, where `source` is a run; of a chain of rounds the name of a round.
+        tokenizer: the tokenizer of a text checkpoint that comes without one: a folder, a file or a hub name.
+        codec: the folder of the VQGAN, of a checkpoint of codes that comes without it.
+        revision: branch, tag or commit, where `source` is a hub name.
+        weights: ema or raw, of a checkpoint that holds both the moving average and the raw weights.
+        device: where the model runs, such as cpu or cuda.
 
     Returns:
         A `TextModel`, `CifarModel` or `CodeModel`, in evaluation mode.

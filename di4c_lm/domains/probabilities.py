@@ -39,8 +39,8 @@ class Probabilities:
             x_t: a noised sequence a row; in text the tokenizer's mask token, whose id is `process.mask_id`, stands for what is hidden.
             t: its time in (0, 1]; absent, the share of masked positions.
             labels: classes of images, where the network takes them.
-            num_lambdas: samples of λ, where it is sampled.
-            seed: of these.
+            num_lambdas: samples of λ to average over, where λ is not summed out.
+            seed: random seed of these samples.
 
         Raises:
             ValueError: states, times or classes that there are not.

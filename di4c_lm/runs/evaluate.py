@@ -77,7 +77,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure the models of a run, write its report, and return what the report's JSON file holds.
 
-    Example:
+    Examples:
         >>> found = di4c_lm.evaluate("outputs/stories", steps=[1, 2], num_samples=8)
         >>> sorted({row["model"] for row in found["rows"]})
         ['data', 'student', 'teacher']

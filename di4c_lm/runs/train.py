@@ -22,7 +22,7 @@ def main(argv: Sequence[str]) -> NoReturn:
     with errors_end():
         arguments = launch_if_asked(("train", name), words)
         domain = find_domain(name)
-    settings, rounds = parse_run(domain, arguments, program=f"di4c train {name}")
+    settings, rounds = parse_run(domain, arguments, program=f"di4c train {name} [--nproc <number>]")
     from di4c_lm.runs.recipe import run
     from di4c_lm.training.distributed import shutdown
 
@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> NoReturn:
 def train(settings: Mapping[str, Any] | None = None, /, *, domain: str = "text", **more: Any) -> Path:
     """Distil a student in this process, and report on it.
 
-    Example:
+    Examples:
         >>> teacher = "outputs/stories/teacher"
         >>> given = {"data.length": 16, "data.tokenizer": teacher, "evaluator.path": "outputs/stories/evaluator"}
         >>> run = di4c_lm.train({**given, "train.steps": 2, "run.name": "short"}, data="stories.jsonl", teacher=teacher)

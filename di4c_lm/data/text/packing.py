@@ -198,7 +198,7 @@ def pack(
     rows = Rows(length, frame)
     blocks = [rows.push(run) for run in runs]
     if len(rows.rest_N):
-        logger.info("the last %d tokens, less than a sequence, were dropped", len(rows.rest_N))
+        logger.info("%d tokens at the end, less than a sequence of %d, are left out", len(rows.rest_N), length)
     return np.concatenate(blocks) if blocks else np.empty((0, length), np.uint16)
 
 

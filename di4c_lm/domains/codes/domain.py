@@ -195,9 +195,20 @@ class CodeModel(Probabilities):
     def sample(
         self, num_samples: int = 1, *, steps: int = 8, seed: int = 0, labels: Sequence[int] | None = None, **how: Any
     ) -> UInt8[ndarray, "N H W C"]:
-        """Images, each by (seed, its number) alone: one a class where `labels` name any, else `num_samples` of no class told.
+        """Images as bytes, decoded from sampled codes.
 
-        `how` goes to `sample_codes`. Raises `ValueError` as that does.
+        Args:
+            num_samples: how many images, where no `labels` are given.
+            steps: network calls for each, but for samplers that count them otherwise.
+            seed: image n depends on it and on n alone.
+            labels: the class of each image, one image for each; absent, images without a class.
+            how: `sampler`, `grid`, `teacher` and fields of `Decoding` such as `guidance`, as `sample_codes` takes them.
+
+        Returns:
+            (N, rows, columns, channels), 0 to 255.
+
+        Raises:
+            ValueError: sizes or settings that do not fit, classes out of range, or guidance without classes.
         """
         classes = None if labels is None else np.asarray(labels, dtype=np.int64)
         return self.images(num_samples, steps, seed, classes, **how)[0]

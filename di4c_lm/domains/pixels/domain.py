@@ -102,7 +102,21 @@ class CifarModel(Probabilities):
     def sample(
         self, num_samples: int = 1, *, steps: int = 8, seed: int = 0, labels: None = None, **how: Any
     ) -> UInt8[ndarray, "N H W C"]:
-        """Images, each by (seed, its number) alone; `how` goes to `sample_states`. Raises `ValueError` as that does, and for classes."""
+        """Images as bytes.
+
+        Args:
+            num_samples: how many images.
+            steps: network calls for each, but for samplers that count them otherwise.
+            seed: image n depends on it and on n alone.
+            labels: to be left out, since this model knows no classes.
+            how: `sampler`, `grid`, `teacher` and fields of `Decoding`, as `sample_states` takes them.
+
+        Returns:
+            (N, rows, columns, channels), 0 to 255.
+
+        Raises:
+            ValueError: sizes or settings that do not fit, or classes.
+        """
         check(labels is None, "labels", labels, "left out: this model knows no classes")
         return self.images(num_samples, steps, seed, **how)[0]
 

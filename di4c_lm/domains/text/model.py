@@ -138,7 +138,7 @@ class TextModel(Probabilities):
     ) -> list[str]:
         """Texts, `num_samples` of each prompt; a prompt may hold the tokenizer's mask token where text is to be filled in.
 
-        Example:
+        Examples:
             >>> model = di4c_lm.load("outputs/stories")
             >>> texts = model.sample(2, steps=4, prompt="Once upon")
             >>> [text.startswith("Once upon") for text in texts]
@@ -163,7 +163,7 @@ class TextModel(Probabilities):
     def encode(self, texts: str | Sequence[str]) -> Int64[Tensor, "N D"]:
         """The tokens of texts, as `logits` and `log_prob` take them: a row each, filled up with MASK to the model's length.
 
-        Example:
+        Examples:
             >>> model = di4c_lm.load("outputs/stories")
             >>> x = model.encode("Once upon a time")
             >>> model.logits(x).shape == (1, model.length, len(model.tokenizer))  # log p(x_0 | x_t = x) at each position

@@ -29,11 +29,11 @@ STEP = 0.005  # of the teacher
 class Settings(BenchSettings):
     """Time and memory of one Di4C training step of the U-Net: the objective that trains, and the published way."""
 
-    L: int = setting(16, "L, samples of λ per image")
-    B: int = setting(8, "B, images in a batch")
+    L: int = setting(16, "samples of λ per image")
+    B: int = setting(8, "images in a batch")
     size: int = setting(32, "rows and columns of an image")
     channels: int = setting(3, "colour channels of an image")
-    S: int = setting(256, "S, levels of a pixel")
+    S: int = setting(256, "levels of a pixel")
     width: int = setting(128, "channels of the network at its finest scale")
     multipliers: Ints = setting((1, 2, 2, 2), "channels of each scale, as factors on `width`")
     blocks: int = setting(2, "residual blocks per scale")

@@ -28,11 +28,11 @@ PHASES = ("teacher sampling", "student on x_u", "student on x_t", "loss", "backw
 class Settings(BenchSettings):
     """Time and memory of one Di4C training step without the optimiser: the objective that trains, and the published way."""
 
-    D: int = setting(256, "D, positions")
-    L: int = setting(16, "L, samples of λ per sequence")
-    B: int = setting(1, "B, sequences in a batch")
-    S: int = setting(50258, "S, states: the vocabulary and MASK")
-    H: int = setting(768, "H, width of the network")
+    D: int = setting(256, "positions in a sequence")
+    L: int = setting(16, "samples of λ per sequence")
+    B: int = setting(1, "sequences in a batch")
+    S: int = setting(50258, "states: the vocabulary and MASK")
+    H: int = setting(768, "width of the network")
     blocks: int = setting(2, "blocks of the network")
     heads: int = setting(12, "attention heads")
     path: Literal["token", "adaln"] = setting("token", "kind of mixture: how λ enters")

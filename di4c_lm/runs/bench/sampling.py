@@ -34,10 +34,10 @@ class Settings(BenchSettings):
     """Seconds a step and tokens/s of ancestral sampling: ours, the published way, and ours without λ."""
 
     steps: int = setting(16, "sampling steps")
-    B: int = setting(4, "B, sequences in a batch")
-    D: int = setting(256, "D, positions")
-    S: int = setting(50258, "S, states: the vocabulary and MASK")
-    H: int = setting(768, "H, width of the network")
+    B: int = setting(4, "sequences in a batch")
+    D: int = setting(256, "positions in a sequence")
+    S: int = setting(50258, "states: the vocabulary and MASK")
+    H: int = setting(768, "width of the network")
     blocks: int = setting(2, "blocks of the network")
     heads: int = setting(12, "attention heads")
     mixture: Literal["none", "token", "codes", "class_chain"] = setting(

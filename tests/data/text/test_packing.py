@@ -45,7 +45,7 @@ def test_a_frame_stands_around_each_sequence(lists: list[list[int]], length: int
 def test_what_is_dropped_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", logger="di4c_lm"):
         assert pack(runs_of([[1, 2, 3, 4, 5, 6, 7, 8]]), 3).shape == (2, 3)
-    assert "last 2 tokens" in caplog.text
+    assert "2 tokens at the end" in caplog.text
 
 
 def test_no_room_within_a_frame_is_an_error() -> None:
