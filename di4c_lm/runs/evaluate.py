@@ -9,8 +9,6 @@ from typing import Any
 from di4c_lm.core.compose import compose
 from di4c_lm.core.files import read_json
 from di4c_lm.core.settings import check
-from di4c_lm.domains.domain import FinishedRun
-from di4c_lm.runs.command import run_command
 
 
 @dataclass(frozen=True)
@@ -67,6 +65,8 @@ EVALUATIONS = {
 
 def main(argv: Sequence[str]) -> int:
     """Measure what the first word names, write the report, print its table; bad input ends with exit status 2."""
+    from di4c_lm.runs.command import run_command
+
     name = argv[0]
     one = EVALUATIONS[name]
     return run_command(f"di4c eval {name}", one.settings_class(), _found(one.work), [*one.said, *argv[1:]])
@@ -94,6 +94,8 @@ def evaluate(
     Raises:
         ValueError: no such run or key, a value that does not fit.
     """
+    from di4c_lm.domains.domain import FinishedRun
+
     what = what or ("gen_ppl" if FinishedRun.read(Path(run)).domain.name == "text" else "images")
     check(what in _RESULTS, "what", what, f"one of {', '.join(_RESULTS)}")
     one = EVALUATIONS[what]

@@ -2,11 +2,12 @@
 
 import os
 from collections.abc import Callable, Collection, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from di4c_lm.core.files import check_writable
-from di4c_lm.core.terminal import message_of
+from di4c_lm.core.terminal import message_of, not_installed
 from di4c_lm.domains.domain import Domain
 from di4c_lm.networks.base import use_flash
 from di4c_lm.runs.folder import CHECKPOINTS, check_settings, run_dir
@@ -22,6 +23,7 @@ def checks(domain: Domain, settings: Any) -> Mapping[str, Check]:
     """Each check by what it looks at, those of the machine first and those that read most last. None writes anything."""
     folder, attention = run_dir(domain, settings), getattr(settings.model, "attention", "auto")
     return {
+        "eval.skip": lambda: check_installed(reports=not settings.eval.skip),
         "run.device": lambda: choose_device(settings.run.device, 0),
         "model.attention": lambda: attention != "flash" or use_flash(attention),
         "run.dir": lambda: check_folder(domain, settings, folder),
@@ -49,6 +51,13 @@ def faults(domain: Domain, settings: Any) -> list[str]:
         except (ValueError, OSError) as error:
             found.append(message_of(error))
     return found
+
+
+def check_installed(*, reports: bool) -> None:
+    """Raise `ValueError` for an absent module without which nothing is trained, or nothing reported; it names the extra."""
+    for module in ("deepspeed", *(("matplotlib", "scipy", "sklearn") if reports else ())):
+        if find_spec(module) is None:
+            raise ValueError(not_installed(module))
 
 
 def check_folder(domain: Domain, settings: Any, folder: Path) -> None:
