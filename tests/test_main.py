@@ -81,7 +81,8 @@ def test_several_processes_are_started_once(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(SystemExit):
         main(["train", "cifar10", "--nproc", "3", "train.steps=1"])
-    assert started[0][3:] == ["--num_gpus", "3", "--module", "di4c_lm", "train", "cifar10", "train.steps=1"]
+    assert started[0][3:6] == ["--num_gpus", "3", "--master_port"]
+    assert started[0][7:] == ["--no_local_rank", "--module", "di4c_lm", "train", "cifar10", "train.steps=1"]
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(SystemExit) as end:
         main(["train", "--nproc", "3"])

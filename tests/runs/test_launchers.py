@@ -74,7 +74,10 @@ def metrics_of(run_dir: Path) -> list[dict]:
 def finished(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished miniature of the default run on two ranks."""
     run_dir = tmp_path_factory.mktemp("runs") / "two"
-    done = launch(text, run_dir, "train.steps=4", "zero.stage=2", ranks=2)
+    words = command(text, run_dir, "train.steps=4", "zero.stage=2")[2:]
+    start = [sys.executable, "-m", "di4c_lm", "train", "--nproc", "2"]
+    done = subprocess.run([*start, *words], cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+    assert "2 rank(s)" in done.stdout + done.stderr
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return run_dir
 
