@@ -173,7 +173,10 @@ BAD = [
     ("objective=di5c", "objective must be one of likelihood, di4c, sdtt, mdlm, denoising, got 'di5c'"),
     ("objective.kind=di5c", "objective.kind must be one of likelihood, di4c, sdtt, mdlm, denoising, got 'di5c'"),
     ("teacher.kind=x", "teacher.kind must be one of train, pretrained, random, got 'x'"),
-    ("experiment=nothing", "experiment must be one of chain_copula, chain_sdtt, minute, paper_owt, paper_sdtt, got 'nothing'"),
+    (
+        "experiment=nothing",
+        "experiment must be one of chain_copula, chain_sdtt, minute, paper_owt, paper_sdtt, got 'nothing'",
+    ),
     ("experiment=cifar10_paper", "experiment must be one of chain_copula"),
     ("study=markov", "there is no key study"),
     # keys without effect
