@@ -82,16 +82,6 @@ def finished(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_dir
 
 
-def test_the_command_starts_ranks_of_its_own(text: Path, finished: Path, tmp_path: Path) -> None:
-    words = command(text, tmp_path / "run", f"teacher={finished / 'teacher'}", "train.steps=2")[2:]
-    words = [word for word in words if not word.startswith(("data.vocab_size", "evaluator", "eval."))]
-    own = [sys.executable, "-m", "di4c_lm", "train", "--nproc", "2", *words]
-    told = [f"data.tokenizer={finished / 'teacher'}", "eval.skip=true"]
-    done = subprocess.run([*own, *told], cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert "2 rank(s)" in done.stdout + done.stderr and len(metrics_of(tmp_path / "run")) == 2
-
-
 def test_the_journal_has_every_promised_number(finished: Path) -> None:
     rows = metrics_of(finished)
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
