@@ -21,23 +21,10 @@ _METRICS = {
     "fid": "FID",
     "inception_score": "Inception Score",
 }
-_TEXT = """from di4c_lm.domains.text.model import TextModel
-
-model = TextModel.from_pretrained({name!r})
-x, nfe = model.sample(4, steps=4, seed=0)
-print(model.tokenizer.batch_decode(x))"""
-_PIXELS = """from di4c_lm.domains.pixels.domain import CifarModel
-
-model = CifarModel.from_pretrained({name!r})
-images, nfe = model.images(4, steps=4, seed=0, labels=None)"""
-_CODES = """from di4c_lm.domains.codes.domain import CodeModel
-
-model = CodeModel.from_pretrained({name!r})
-images, nfe = model.images(4, steps=4, seed=0, labels=None)"""
-_KINDS = {  # of `architecture`: what it writes, the hub's name of the task, how to load it
-    "di4c_lm.DIT": ("text", "text-generation", _TEXT),
-    "di4c_lm.UNet": ("images", "unconditional-image-generation", _PIXELS),
-    "di4c_lm.MaskGit": ("images as codes", None, _CODES),
+_KINDS = {  # of `architecture`: what it writes, the hub's name of the task, what a sample is
+    "di4c_lm.DIT": ("text", "text-generation", "a list of texts"),
+    "di4c_lm.UNet": ("images", "unconditional-image-generation", "an array of bytes: images, rows, columns, channels"),
+    "di4c_lm.MaskGit": ("images as codes", None, "an array of bytes: images, rows, columns, channels"),
 }
 _BODY = """# {name}
 
@@ -54,7 +41,10 @@ _BODY = """# {name}
 With the package di4c-lm installed from its checkout or wheel. The files hold tensors and settings, and no code:
 
 ```python
-{load}
+import di4c_lm
+
+model = di4c_lm.load({name!r})
+samples = model.sample(4, steps=4)  # {samples}
 ```
 
 ## Licence and citation
@@ -78,7 +68,7 @@ def model_card(folder: Path, name: str, *, licence: str = "unknown") -> "ModelCa
     from huggingface_hub import ModelCard, ModelCardData
 
     config = read_json(folder / CONFIG_FILE)
-    writes, task, load = _KINDS[config["architecture"]]
+    writes, task, samples = _KINDS[config["architecture"]]
     path = folder.resolve().parent / _SETTINGS
     settings = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
     data = ModelCardData(
@@ -95,7 +85,7 @@ def model_card(folder: Path, name: str, *, licence: str = "unknown") -> "ModelCa
         what=_what(config, writes),
         facts=markdown_table(("", ""), [(key, value) for key, value in _facts(settings).items() if value]),
         measured=_measured(path.parent),
-        load=load.format(name=name),
+        samples=samples,
         licence=_LICENCE if licence == "unknown" else f"`{licence}`, as its author says.",
     )
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")

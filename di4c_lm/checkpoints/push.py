@@ -9,7 +9,7 @@ from di4c_lm.checkpoints import own
 from di4c_lm.checkpoints.card import CARD, model_card
 from di4c_lm.checkpoints.files import CONFIG_FILE, WEIGHTS_FILE
 from di4c_lm.checkpoints.hub import first_line
-from di4c_lm.checkpoints.load import ARCHITECTURE, DomainName, find, read_checkpoint
+from di4c_lm.checkpoints.load import domain_of, find, read_checkpoint
 from di4c_lm.core.files import read_json
 from di4c_lm.core.retry import is_network_failure, with_retries
 
@@ -61,11 +61,9 @@ def push_to_hub(
 def stage(folder: Path, place: Path, name: str, licence: str) -> Path:
     """What is uploaded, in the folder `place`: links to the model's files, all its weights, and its card."""
     shutil.copytree(folder.resolve(), place, copy_function=os.symlink, ignore=shutil.ignore_patterns(*_LEFT_OUT))
-    config = read_json(folder / CONFIG_FILE)
-    backbone = config.get("backbone")
+    backbone = read_json(folder / CONFIG_FILE).get("backbone")
     if backbone is not None and (folder / backbone["path"]).exists():
-        domains: dict[str, DomainName] = {architecture: one for one, architecture in ARCHITECTURE.items()}
-        own.write(place, read_checkpoint(folder, domains[config["architecture"]]))
+        own.write(place, read_checkpoint(folder, domain_of(folder)))
     if not (place / CARD).exists():
         model_card(folder, name, licence=licence).save(place / CARD)
     return place

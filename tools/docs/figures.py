@@ -183,7 +183,7 @@ def draw_two_tokens() -> Any:
         tables["product of the marginals" if components == 1 else f"mixture, L = {components}"] = (table, nats)
     figure = _figure(10.4, 3.2)
     for axes, (title, (table, nats)) in zip(figure.subplots(1, 4), tables.items(), strict=True):
-        axes.imshow(table, cmap="Blues", vmin=0, vmax=0.45)
+        axes.imshow(table.numpy(), cmap="Blues", vmin=0, vmax=0.45)
         for i in range(3):
             for j in range(3):
                 colour = "white" if table[i, j] > 0.25 else _INK
