@@ -1,4 +1,4 @@
-"""Write the figures of README.md and docs/ anew from the result files, see tools/docs/results.py:
+"""Write the figures of README.md and docs/, and the picture of samples, anew from the result files; see tools/docs/results.py:
 
 python tools/render_docs.py [check=true]
 """
@@ -10,7 +10,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from di4c_lm.core.settings import section, setting
 from di4c_lm.runs.command import run_command
-from tools.docs.results import ROOT, pages, render
+from tools.docs.results import ROOT, pages, read_result, render
+from tools.docs.samples import PICTURE, draw
 
 
 @section
@@ -21,12 +22,13 @@ class Settings:
 
 
 def render_docs(settings: Settings) -> str:
-    """Render every page; what was done. Raises `ValueError` for pages that differ where they are only checked."""
+    """Render every page, and the picture; what was done. Raises `ValueError` for pages that differ where they are only checked."""
     differing = []
-    for path in pages():
+    made = [*((path, render) for path in pages()), (PICTURE, lambda before: draw(read_result(PICTURE.stem)))]
+    for path, render_one in made:
         try:
-            before = path.read_text(encoding="utf-8")
-            after = render(before)
+            before = path.read_text(encoding="utf-8") if path.is_file() else ""
+            after = render_one(before)
         except ValueError as error:
             raise ValueError(f"{path.relative_to(ROOT)}: {error}") from error
         if after != before:
