@@ -48,6 +48,11 @@ def test_no_formula_is_left_as_it_was_written(site: Path) -> None:
     assert [path for path in site.rglob("*.html") if "arithmatex" in path.read_text(encoding="utf-8")] == []
 
 
+def test_the_font_of_formulas_is_there(site: Path) -> None:
+    fonts = re.findall(r'url\("(.+?)"\)', (site / "assets" / "site.css").read_text(encoding="utf-8"))
+    assert fonts and all((site / "assets" / font).stat().st_size > 10_000 for font in fonts)
+
+
 def test_each_command_has_its_page(site: Path) -> None:
     assert "mixture.sinkhorn_iterations" in (site / "reference" / "train_text.html").read_text(encoding="utf-8")
 
@@ -57,6 +62,11 @@ def test_formulas_become_mathml() -> None:
     assert inline.startswith("<p>at <math") and "<msub>" in inline and 'display="inline"' in inline
     block = to_mathml(r'<div class="arithmatex">\[\begin{aligned} a &amp;= b \\ c &amp;= d \end{aligned}\]</div>')
     assert block.count("<mtr>") == 2 and "&amp;" not in block
+
+
+def test_a_function_stands_apart_from_what_it_is_of() -> None:
+    shown = to_mathml(r'<span class="arithmatex">\(\log p + \log(p) + \log_2 p\)</span>')
+    assert shown.count("<mspace") == 1 and "<msub><mi>log</mi><mn>2</mn></msub>" in shown
 
 
 @pytest.mark.parametrize("latex", [r"\nonsense{x}", r"a &amp; b"])

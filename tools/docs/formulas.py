@@ -5,6 +5,12 @@ import re
 from latex2mathml.converter import convert
 
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
+_FUNCTION = re.compile(r"(?<!<msub>)(?<!<msup>)(?<!<munder>)(<mi>(?:log|exp|min|max)</mi>)(?!<mo)")
+_SAID_OTHERWISE = {
+    r"{aligned}": r"{split}",
+    r"\bar{": r"\overline{",
+    r"\bar ": r"\overline ",
+}  # what the converter knows, or sets better
 _NOT_READ = re.compile(r"<m[io]>(?:&|&amp;|\\[A-Za-z]+)</m[io]>")
 
 
@@ -22,10 +28,13 @@ def to_mathml(html: str) -> str:
 
 def _converted(match: re.Match[str]) -> str:
     latex = _unescape(match[3]).strip()
-    mathml = convert(latex.replace("{aligned}", "{split}"), display="block" if match[2] == "[" else "inline")
+    for said, other in _SAID_OTHERWISE.items():
+        latex = latex.replace(said, other)
+    mathml = convert(latex, display="block" if match[2] == "[" else "inline")
     left = _NOT_READ.search(mathml)
     if left:
         raise ValueError(f"a formula must be LaTeX that latex2mathml knows, got {left[0]} of {latex}")
+    mathml = _FUNCTION.sub(r'\1<mspace width="0.167em" />', mathml)
     return f'<div class="formula">{mathml}</div>' if match[2] == "[" else mathml
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import nbconvert
+import ziamath
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
@@ -17,6 +18,9 @@ TOP = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
 }  # pages of the site that stand beside README.md
+MATH_FONT = (
+    Path(ziamath.__file__).parent / "fonts" / "STIXTwoMath-Regular.ttf"
+)  # browsers set MathML well with such a font alone
 COMMANDS = "<!-- commands -->"  # where the page on the command line lists them
 
 
@@ -29,7 +33,7 @@ def on_config(config: Any) -> Any:
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Pages of commands, notebooks, and what stands beside README.md."""
+    """Pages of commands, notebooks and what stands beside README.md, and the font of formulas."""
     for one in reference.entries():
         files.append(File.generated(config, one.path, content=reference.page(one)))
     for source, path in TOP.items():
@@ -41,6 +45,7 @@ def on_files(files: Files, config: Any) -> Files:
         files.append(File.generated(config, path, content=f"[This page as a notebook]({notebook.name})\n\n{text}"))
         for name, content in resources["outputs"].items():
             files.append(File.generated(config, f"notebooks/{name}", content=content))
+    files.append(File.generated(config, f"assets/{MATH_FONT.name}", abs_src_path=str(MATH_FONT)))
     return files
 
 
