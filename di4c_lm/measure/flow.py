@@ -20,7 +20,7 @@ class Samples:
     """What one model gave at one step count, `seeds` blocks of equally many; real data and canaries have 0 steps."""
 
     name: str
-    kind: Literal["model", "canary", "data"] = "model"
+    kind: Literal["model", "baseline", "canary", "data"] = "model"
     steps: int = 0
     nfe: float = 0.0
     seeds: int = 1

@@ -80,7 +80,7 @@ def evaluate(
     Examples:
         >>> found = di4c_lm.evaluate("outputs/stories", steps=[1, 2], num_samples=8)
         >>> sorted({row["model"] for row in found["rows"]})
-        ['data', 'student', 'teacher']
+        ['data', 'ngram_2', 'ngram_3', 'ngram_5', 'student', 'teacher', 'token_bigram']
 
     Args:
         run: the run's folder.

@@ -27,6 +27,7 @@ from di4c_lm.runs import recipe
 from di4c_lm.samplers.first_hitting import FirstHitting
 
 MODEL = DitConfig(hidden_size=16, num_blocks=2, num_heads=2, cond_dim=8)
+COUNTED = ["ngram_2", "ngram_3", "ngram_5", "token_bigram"]
 TEXTS = ["the cat sat on the mat and the dog sat on the log", "one two three four five six seven eight nine ten"] * 20
 
 
@@ -186,7 +187,7 @@ def finished(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_chain_is_measured_side_by_side(finished: Path) -> None:
     report = json.loads((finished / "report" / "gen_ppl.json").read_text())
-    assert list(dict.fromkeys(row["model"] for row in report["rows"])) == ["data", "mdlm", "likelihood"]
+    assert list(dict.fromkeys(row["model"] for row in report["rows"])) == ["data", "mdlm", "likelihood", *COUNTED]
     assert set(report["manifest"]["checkpoints"]) == {"mdlm", "likelihood"}
     assert load_run(finished).evaluator == str(finished / "evaluator")
 
@@ -202,7 +203,7 @@ def test_models_are_compared_in_one_table(finished: Path, tmp_path: Path) -> Non
     chosen = {"steps": (1,), "num_samples": 4, "bootstrap": 20, "report": str(tmp_path), "device": "cpu"}
     compare(CompareConfig(run=str(finished), models=models, **chosen))
     rows = json.loads((tmp_path / "gen_ppl.json").read_text())["rows"]
-    assert [row["model"] for row in rows] == ["data", "a", "student"]
+    assert [row["model"] for row in rows] == ["data", "a", "student", *COUNTED]
 
 
 def test_the_report_samples_as_the_run_says(finished: Path, tmp_path: Path) -> None:
@@ -213,7 +214,9 @@ def test_the_report_samples_as_the_run_says(finished: Path, tmp_path: Path) -> N
     for models in ((), (f"other={finished / 'round_2'}",)):
         report(run, chosen, models=models)
         found = json.loads((tmp_path / "gen_ppl.json").read_text())
-        assert [row["nfe"] for row in found["rows"] if row["model"] != "data"] == [16] * (1 if models else 2)
+        assert [row["nfe"] for row in found["rows"] if row["model"] not in ("data", *COUNTED)] == [16] * (
+            1 if models else 2
+        )
         assert found["manifest"]["sampler"] == "first_hitting"
 
 

@@ -118,6 +118,11 @@ def test_the_report_has_its_rows_intervals_and_manifest(finished: Path) -> None:
         ("teacher", 2),
         ("student", 1),
         ("student", 2),
+        ("ngram_2", 1),
+        ("ngram_3", 1),
+        ("ngram_5", 1),
+        ("token_bigram", 1),
+        ("token_bigram", 2),
     }
     for row in report["rows"]:
         assert row["gen_ppl_low"] <= row["gen_ppl"] <= row["gen_ppl_high"]

@@ -53,10 +53,12 @@ class TextData:
         return first_sequences(self.source(seed), self.length)
 
     def save(self, folder: Path) -> None:
-        """Leave the validation set: which sequences it holds depends on files that a finished run may have lost."""
+        """Leave the validation set, and the training text that n-grams are counted from: a finished run may have lost its files."""
         from safetensors.torch import save_file
 
-        save_file({"validation": self.corpus.validation.int()}, str(folder / VALIDATION))
+        training_ND = first_sequences(self.corpus.train, self.length)
+        kept = {"validation": self.corpus.validation.int(), "training": training_ND.int().contiguous()}
+        save_file(kept, str(folder / VALIDATION))
 
 
 class TextDomain:

@@ -229,12 +229,14 @@ def load_run(run: Path | FinishedRun) -> TextRun:
     finished = run if isinstance(run, FinishedRun) else FinishedRun.read(run)
     trained, settings = finished.folder / EVALUATOR, finished.settings
     models = {name: TextModel.from_pretrained(path) for name, path in finished.models.items()}
+    kept = read_safetensors(finished.folder / VALIDATION)
     return TextRun(
         settings=to_dict(settings),
         folder=finished.folder,
         models=models,
         paths=dict(finished.models),
-        validation=read_safetensors(finished.folder / VALIDATION)["validation"].long(),
+        validation=kept["validation"].long(),
+        training=kept["training"].long() if "training" in kept else None,
         evaluator=str(trained) if trained.is_dir() else settings.evaluator.path,
         sampler=name_of(settings.sampler),
         how={name: sampling(settings, name, models) for name in models},

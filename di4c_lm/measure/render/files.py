@@ -94,9 +94,11 @@ def _check_finite(report: Mapping[str, Any]) -> None:
 
 def _wide(rows: Sequence[Row]) -> str:
     out = io.StringIO(newline="")
-    writer = csv.DictWriter(out, fieldnames=list(rows[0]))
+    writer = csv.DictWriter(out, fieldnames=list(dict.fromkeys(name for row in rows for name in row)))
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows(
+        {key: "+".join(value) if isinstance(value, list) else value for key, value in row.items()} for row in rows
+    )
     return out.getvalue()
 
 

@@ -5,7 +5,9 @@ and nothing of our models.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,16 @@ from di4c_lm.measure.text.perplexity import Document, token_weighted
 from di4c_lm.measure.text.samples import Reader, Reading, Sampler, TextSamples, examples, sampled
 
 DATA = "data"
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A sampler that needs no network, or no training; `steps` where they are not those of the models."""
+
+    sampler: Sampler
+    steps: tuple[int, ...] | None = None
+
+
 PERPLEXITY = Panel("gen_ppl", "generative perplexity", "lower is more fluent", log=True)
 SAMPLE_ENTROPY = Panel("entropy", "sample entropy (nats)", "the validation set is the mark")
 LAYOUT = Layout(
@@ -51,6 +63,9 @@ class GenPplConfig(Measurement, Reading):
 
     evaluator: str | None = setting(None, "a folder or hub name, e.g. gpt2-large; null: the run's own evaluator")
     seed: int = setting(0, "random seed of sampling, of the choice of validation sequences and of the bootstrap")
+    baselines: bool = setting(
+        True, "measure n-grams of the training text, and the teacher's marginals with token bigrams, beside the models"
+    )
     conditional: bool = setting(False, "continue prompts cut from the validation set; num_samples then has no effect")
     prompts: int = setting(256, "prompts cut from the validation set")
     continuations: int = setting(5, "continuations sampled from each prompt")
@@ -69,7 +84,9 @@ class GenPplConfig(Measurement, Reading):
     def unused(self) -> dict[str, str]:
         """What only the conditional form has a use for. (`num_samples` says itself that the other alone reads it.)"""
         names = ("prompts", "continuations", "prompt_length", "continuation_length")
-        return {} if self.conditional else dict.fromkeys(names, "where conditional=false")
+        if self.conditional:
+            return {"baselines": "where conditional=true: n-grams continue no prompts"}
+        return dict.fromkeys(names, "where conditional=false")
 
     def fitted(self, length: int) -> "GenPplConfig":
         """With both lengths of the conditional form set for samples of `length` tokens. Raises `ValueError` where they do not fit."""
@@ -140,12 +157,19 @@ FLUENCY = Metric(
 )
 
 
-def measure(samplers: Mapping[str, Sampler], data_ND: Int[Tensor, "N D"], reader: Reader) -> Measured:
+def measure(
+    samplers: Mapping[str, Sampler],
+    data_ND: Int[Tensor, "N D"],
+    reader: Reader,
+    baselines: Mapping[str, Baseline] | None = None,
+) -> Measured:
     """Every sampler at every step count, all from the seed `settings.seed`, and the validation set; `reader.settings` say how.
 
     A row holds model, steps, nfe, gen_ppl (token-weighted), entropy (nats, within a sample, over all its tokens), each with `_low` and
     `_high` of a 95 % bootstrap over samples, num_samples; besides gen_ppl_doc (document-weighted), corpus_entropy, distinct_2,
-    judge_tokens, seconds. The row "data" has steps 0 and nfe 0.0: as many validation sequences, chosen without replacement.
+    judge_tokens, seconds. `baselines` have rows of their own, whose `kind` is baseline, and a row of a model then says which of them it is
+    `beaten_by`: those with the lower gen_ppl at the same number of steps, n-grams at any, their whole interval below that of the model. The
+    row "data" has steps 0 and nfe 0.0: as many validation sequences, chosen without replacement.
 
     In the conditional form (Di4C, section 5.3) samplers continue prompts cut from the validation set. The NLL is of the continuation given
     its prompt, entropy and diversity are of the continuations alone, intervals resample prompts with all their continuations, and the row
@@ -177,18 +201,29 @@ def measure(samplers: Mapping[str, Sampler], data_ND: Int[Tensor, "N D"], reader
                 raise ValueError(f"sampler {one.name!r} at {one.steps} steps changed its prompts")
             yield dataclasses.replace(one, tokens=one.tokens[:, :end])
 
+    def counted() -> Iterator[TextSamples]:
+        for name, baseline in (baselines or {}).items():
+            chosen_steps = settings.steps if baseline.steps is None else baseline.steps
+            how: dict[str, Any] = {"length": length, "steps": chosen_steps, "seeds": (settings.seed,)}
+            for one in sampled({name: baseline.sampler}, given, **how, progress=False):
+                yield dataclasses.replace(one, kind="baseline")
+
     resampling = {"resamples": settings.bootstrap, "seed": settings.seed}
     rows: list[Row] = []
     shown: list[Row] = []
     quantities: dict[tuple[str, int], dict[str, Resampled]] = {}
-    for one in samples():
+    for one in itertools.chain(samples(), counted()):
         shown += examples(one, reader.tokenizer)
         nll_N, tokens_N = reader.nll(reader.evaluators[0], reader.documents(reader.evaluators[0], one), one.name)
         found = quantities[one.name, one.steps] = perplexities(one, nll_N, tokens_N) | entropy(one, reader)
         row: Row = {"model": one.name, "steps": one.steps, "nfe": float(one.nfe), **columns(found, **resampling)}
+        row |= {"kind": "baseline"} if one.kind == "baseline" else {}
         row |= {"num_samples": len(one.tokens), "corpus_entropy": corpus_entropy(one.own)}
         row |= {"distinct_2": distinct_n(one.own, 2) if one.own.shape[1] >= 2 else 1.0}
         rows.append(row | {"judge_tokens": int(tokens_N.sum()), "seconds": round(one.seconds, 3)})
+    if baselines:
+        against = [row for row in rows if row.get("kind") == "baseline"]
+        rows = [row | ({"beaten_by": beaten_by(row, against)} if row["model"] in samplers else {}) for row in rows]
     comparisons = [
         difference(
             metric, {"of": a, "minus": b, "steps": n}, quantities[a, n][metric], quantities[b, n][metric], **resampling
@@ -198,6 +233,39 @@ def measure(samplers: Mapping[str, Sampler], data_ND: Int[Tensor, "N D"], reader
         for metric in ("gen_ppl", "entropy")
     ]
     return Measured(rows=rows, comparisons=comparisons, examples=shown)
+
+
+def beaten_by(row: Row, baselines: Sequence[Row]) -> list[str]:
+    """The names of the baselines with a lower generative perplexity, by their intervals; those that take steps at the same number."""
+    better = [
+        one
+        for one in baselines
+        if one["gen_ppl_high"] < row["gen_ppl_low"] and (one["nfe"] == 0 or one["steps"] == row["steps"])
+    ]
+    return [one["model"] for one in better]
+
+
+def verdict(rows: Sequence[Row]) -> str:
+    """A sentence a model: at which numbers of steps counting beats it; nothing without baselines."""
+    lines = []
+    for name in dict.fromkeys(row["model"] for row in rows if "beaten_by" in row):
+        of_model = [row for row in rows if row["model"] == name]
+        beaten = {row["steps"]: row["beaten_by"] for row in of_model if row["beaten_by"]}
+        by = ", ".join(dict.fromkeys(one for names in beaten.values() for one in names))
+        if len(beaten) == len(of_model):
+            lines.append(f"counting beats {name} at every number of steps, by generative perplexity: {by}")
+        elif beaten:
+            lines.append(
+                f"counting beats {name} at {', '.join(map(str, beaten))} steps, by generative perplexity: {by}"
+            )
+        else:
+            lines.append(f"no n-gram and no token bigram beats {name} by generative perplexity")
+    held_out = {row["model"]: row["validation_ppl"] for row in rows if "validation_ppl" in row}
+    if lines and held_out:
+        bounded = {row["model"] for row in rows if "beaten_by" in row}
+        said = [f"{name} {'at most ' if name in bounded else ''}{value:.4g}" for name, value in held_out.items()]
+        lines.append(f"perplexity of validation text: {', '.join(said)}")
+    return "\n".join(lines)
 
 
 def gen_ppl_table(found: Measured) -> str:
@@ -211,7 +279,8 @@ def gen_ppl_table(found: Measured) -> str:
         ("95 %", lambda row: f"{row['entropy_low']:.3f} to {row['entropy_high']:.3f}"),
         ("samples", lambda row: str(row["num_samples"])),
     ]
-    return with_differences(table(found.rows, columns), found.comparisons)
+    said = verdict(found.rows)
+    return with_differences(table(found.rows, columns), found.comparisons) + (f"\n\n{said}" if said else "")
 
 
 def _short(value: float) -> str:

@@ -20,14 +20,16 @@ from di4c_lm.measure.statistics.bootstrap import Resampled, exp_mean
 from di4c_lm.measure.text import gen_ppl, suite
 from di4c_lm.measure.text.canaries import periodic, shuffled, tail_probe, tiled
 from di4c_lm.measure.text.cost import cost_part
+from di4c_lm.measure.text.counting import BIGRAM, NgramModel, bigram_sampler, ngram_sampler, ngrams, perplexity
 from di4c_lm.measure.text.evaluator import Evaluator, evaluator_facts, load_evaluator
-from di4c_lm.measure.text.gen_ppl import GenPplConfig, gen_ppl_table, measure
+from di4c_lm.measure.text.gen_ppl import Baseline, GenPplConfig, gen_ppl_table, measure
 from di4c_lm.measure.text.likelihood import likelihood_part, marginal_bound
 from di4c_lm.measure.text.mixture import mixture_part
 from di4c_lm.measure.text.samples import Reader, TextRun, TextSamples, sampled, sampler_of
 from di4c_lm.measure.text.suite import Bench, ReportConfig, measure_suite, split_held_out, suite_table
 from di4c_lm.training.metric_logger import read_metrics
 
+_BOUND_DRAWS = 8  # times a validation sequence
 _NOISE = {"exact": "float64", "legacy_fp32": "float32"}
 _PROBE_STEPS, _FLOAT32_SAMPLES = 64, 32
 
@@ -48,7 +50,12 @@ def gen_ppl_report(run: TextRun, settings: GenPplConfig) -> str:
         name: sampler_of(model, settings.batch_size, **run.how.get(name, {})) for name, model in run.models.items()
     }
     reader = Reader(tokenizer=student.tokenizer, evaluators=(evaluator,), settings=settings)
-    found = measure(samplers, run.validation, reader)
+    counted = {}
+    if settings.baselines and not settings.conditional and run.training is not None:
+        counted = ngrams(run.training, len(student.tokenizer))
+    found = measure(samplers, run.validation, reader, baselines(run, settings, counted))
+    likelihoods = held_out(run, settings, counted) if counted else {}
+    found.rows[:] = [{**row, **likelihoods.get(row["model"], {})} for row in found.rows]
     lengths = ("prompts", "continuations", "prompt_length", "continuation_length")
     facts = _manifest(
         run,
@@ -72,6 +79,28 @@ def gen_ppl_report(run: TextRun, settings: GenPplConfig) -> str:
         pictures={"training": training_curves(read_metrics(run.folder))},
     )
     return with_page(gen_ppl_table(found), paths)
+
+
+def baselines(run: TextRun, settings: GenPplConfig, counted: Mapping[str, NgramModel]) -> dict[str, Baseline]:
+    """What models are measured beside, by name: n-grams of the training text, and token bigrams over the teacher's marginals."""
+    found = {name: Baseline(ngram_sampler(model, run.student.length), (1,)) for name, model in counted.items()}
+    name, teacher = next(iter(run.models.items()))
+    if run.training is None or not counted:
+        return found
+    bigrams = bigram_sampler(teacher, run.training, settings.batch_size, run.how.get(name, {}))
+    return found | ({BIGRAM: Baseline(bigrams)} if bigrams else {})
+
+
+def held_out(run: TextRun, settings: GenPplConfig, counted: Mapping[str, NgramModel]) -> dict[str, dict[str, float]]:
+    """`validation_ppl`, a token, by model: of n-grams exact, of models without λ MDLM's bound on it."""
+    chosen_ND = run.validation[: settings.num_samples].cpu()
+    found = {name: perplexity(model, chosen_ND) for name, model in counted.items()}
+    for name, model in run.models.items():
+        if not model.denoiser.has_latents:
+            how: dict[str, Any] = {"draws": _BOUND_DRAWS, "lambdas": 1, "batch_size": settings.batch_size}
+            nats_N = marginal_bound(model, chosen_ND, seed=settings.seed, **how)
+            found[name] = float((nats_N.sum() / chosen_ND.numel()).exp())
+    return {name: {"validation_ppl": value} for name, value in found.items()}
 
 
 def _move(run: TextRun, wanted: str) -> str:

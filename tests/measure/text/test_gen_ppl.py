@@ -13,7 +13,7 @@ from di4c_lm.core.compose import parse
 from di4c_lm.core.settings import fields
 from di4c_lm.measure.flow import Measured
 from di4c_lm.measure.text.evaluator import Evaluator
-from di4c_lm.measure.text.gen_ppl import GenPplConfig, measure
+from di4c_lm.measure.text.gen_ppl import Baseline, GenPplConfig, beaten_by, measure, verdict
 from di4c_lm.measure.text.perplexity import Document, score
 from di4c_lm.measure.text.samples import Reader
 from tests.measure.tiny import gpt2, letters, words
@@ -62,6 +62,48 @@ def test_rows_are_those_of_the_interface() -> None:
         assert r["entropy_low"] <= r["entropy"] <= r["entropy_high"]
         assert r["num_samples"] == 12 and r["judge_tokens"] == 12 * (LENGTH - 1)
     assert rows[-1]["entropy"] == 0 and rows[-1]["gen_ppl_low"] == pytest.approx(rows[-1]["gen_ppl_high"])
+
+
+def test_baselines_have_rows_of_their_own_and_models_say_which_beat_them() -> None:
+    baselines = {"ngram_2": Baseline(constant, (1,)), "token_bigram": Baseline(uniform)}
+    reader = Reader(tokenizer=TOKENIZER, evaluators=(EVALUATOR,), settings=SETTINGS, progress=False)
+    found = measure({"student": uniform}, HELD_OUT, reader, baselines)
+    assert [(row["model"], row["steps"], row.get("kind")) for row in found.rows] == [
+        ("data", 0, None),
+        ("student", 1, None),
+        ("student", 4, None),
+        ("ngram_2", 1, "baseline"),
+        ("token_bigram", 1, "baseline"),
+        ("token_bigram", 4, "baseline"),
+    ]
+    assert [row["model"] for row in found.rows if "beaten_by" in row] == ["student"] * 2
+    assert {row["of"] for row in found.comparisons} <= {"student"}
+
+
+def row(model: str, steps: int, low: float, high: float, **more: Any) -> dict[str, Any]:
+    return {"model": model, "steps": steps, "gen_ppl_low": low, "gen_ppl_high": high, **more}
+
+
+def test_a_model_is_beaten_where_the_whole_interval_is_below_its_own() -> None:
+    ngram, near = row("ngram_5", 1, 60, 70, nfe=0), row("ngram_2", 1, 80, 101, nfe=0)
+    bigram = row("token_bigram", 4, 60, 70, nfe=4)
+    every = [ngram, near, bigram]
+    assert beaten_by(row("student", 4, 100, 110), every) == ["ngram_5", "token_bigram"]
+    assert beaten_by(row("student", 8, 100, 110), every) == ["ngram_5"]
+    assert beaten_by(row("student", 8, 65, 75), every) == []
+
+
+def test_the_verdict_says_at_which_steps_counting_wins() -> None:
+    beaten, free = {"beaten_by": ["ngram_5"]}, {"beaten_by": []}
+    rows = [row("teacher", 1, 9, 9, **beaten, validation_ppl=52.51), row("teacher", 2, 9, 9, **beaten)]
+    rows += [row("student", 1, 9, 9, **free), row("student", 2, 9, 9, **beaten), row("copula", 1, 9, 9, **free)]
+    assert verdict([*rows, row("ngram_5", 1, 9, 9, validation_ppl=18.3)]).splitlines() == [
+        "counting beats teacher at every number of steps, by generative perplexity: ngram_5",
+        "counting beats student at 2 steps, by generative perplexity: ngram_5",
+        "no n-gram and no token bigram beats copula by generative perplexity",
+        "perplexity of validation text: teacher at most 52.51, ngram_5 18.3",
+    ]
+    assert verdict([row("data", 0, 9, 9)]) == ""
 
 
 def test_a_row_is_the_perplexity_of_what_was_sampled() -> None:
