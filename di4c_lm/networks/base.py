@@ -331,7 +331,7 @@ def use_flash(choice: str) -> bool:
     present = importlib.util.find_spec("flash_attn") is not None
     if choice == "flash" and not (present and torch.cuda.is_available()):
         missing = "a GPU" if present else "the package flash-attn (the extra `flash`)"
-        raise ValueError(f"model.attention='flash' needs {missing}; allowed here: auto, sdpa")
+        raise ValueError(f"model.attention must be auto or sdpa without {missing}, got 'flash'")
     if choice == "auto" and not present:
         logger.info("flash-attn is not installed: attention runs on PyTorch's scaled_dot_product_attention")
     return choice != "sdpa" and present and torch.cuda.is_available()

@@ -75,7 +75,7 @@ def choose_device(device: str, local_rank: int) -> torch.device:
     if device == "cpu":
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise ValueError("run.device='cuda' is impossible: this machine has no usable GPU; use run.device=cpu or auto")
+        raise ValueError("run.device must be cpu or auto where no GPU can be used, got 'cuda'")
     count = torch.cuda.device_count()
     if local_rank >= count:
         raise ValueError(f"local rank {local_rank} has no GPU of its own: this machine has {count}")

@@ -37,9 +37,11 @@ def check_resume(folder: Path, how: Literal["auto", "never", "must"]) -> None:
     """Raise `ValueError` if `how` is `never` and there are checkpoints in `folder`, or `must` and there are none."""
     found = sorted(snapshots(folder))
     if how == "never" and found:
-        raise ValueError(f"train.resume='never', but {folder} holds {found[-1].name}: choose another run.dir")
+        raise ValueError(
+            f"train.resume must be auto or must where {folder} holds {found[-1].name}, got 'never'; or choose another run.dir"
+        )
     if how == "must" and not found:
-        raise ValueError(f"train.resume='must', but {folder} holds no checkpoint")
+        raise ValueError(f"train.resume must be auto or never where {folder} holds no checkpoint, got 'must'")
 
 
 class CheckpointError(RunError):
@@ -161,7 +163,7 @@ class Checkpoint:
         whole = [path for path in sorted(snapshots(folder), reverse=True) if damage(path) is None]
         path = _first(gather_objects(str(whole[0]) if whole else None))
         if path is None:
-            raise ValueError(f"train.reset_optimizer=false, but {folder} holds no checkpoint that is whole")
+            raise ValueError(f"train.reset_optimizer must be true where {folder} holds no whole checkpoint, got false")
         newest = Path(path)
         manifest = read_manifest(newest)
         _check_shapes(newest, manifest["parameters"], self._partition)

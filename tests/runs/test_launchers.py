@@ -188,7 +188,7 @@ def test_a_killed_run_resumes_to_the_same_losses(finished: Path, text: Path, tmp
 @pytest.mark.parametrize(
     ("script", "words", "said"),
     [
-        ("train_lm.py", ["run.device=cuda"], "no usable GPU"),
+        ("train_lm.py", ["run.device=cuda"], "no GPU can be used"),
         ("train_cifar10.py", ["data.source=/nowhere/at/all"], "/nowhere/at/all"),
         ("train_imagenet.py", ["data=/nowhere"], "data.path: there is no file or folder /nowhere"),
         ("train_imagenet.py", ["objective.num_lambdas=many"], "objective.num_lambdas"),

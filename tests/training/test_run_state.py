@@ -111,7 +111,7 @@ def test_the_newest_are_kept(tmp_path):
 def test_never_and_must(tmp_path):
     assert not Registry(tmp_path).checkpoint.resume("auto")
     assert not Registry(tmp_path).checkpoint.resume("never")
-    with pytest.raises(ValueError, match="must.*holds no checkpoint"):
+    with pytest.raises(ValueError, match="holds no checkpoint, got 'must'"):
         Registry(tmp_path / "absent").checkpoint.resume("must")
     Registry(tmp_path).save(1)
     with pytest.raises(ValueError, match="never.*step_00000001"):

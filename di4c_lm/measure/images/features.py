@@ -17,6 +17,7 @@ from torch import Tensor
 
 from di4c_lm.core.files import read_json
 from di4c_lm.core.retry import foreign_reason
+from di4c_lm.core.terminal import not_installed
 from di4c_lm.measure.render.manifest import weights_hash
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
@@ -91,9 +92,10 @@ def inception_features(
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3  # pyright: ignore[reportMissingImports]
     except (ImportError, RuntimeError) as error:
-        raise ValueError(
-            f"features='inception': torch-fidelity cannot be imported ({error}): pip install 'di4c-lm[images]'"
-        ) from error
+        reason = (
+            not_installed("torch_fidelity") if isinstance(error, ModuleNotFoundError) else f"torch-fidelity: {error}"
+        )
+        raise ValueError(f"features must be classifier or a folder, got 'inception': {reason}") from error
     try:
         torch.load(
             file, map_location="cpu", weights_only=True
