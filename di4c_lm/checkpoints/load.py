@@ -83,6 +83,22 @@ def domain_of(path: Path) -> DomainName:
     raise AssertionError("a format that is none has been refused")
 
 
+def stated_length(folder: Path) -> int | None:
+    """The tokens a sequence that the `config.json` of a text checkpoint states, if it does; no tensor is read."""
+    path = folder / CONFIG_FILE
+    try:
+        config = read_json(path) if path.is_file() else {}
+    except ValueError:  # the reader of the checkpoint will say what is wrong with it
+        return None
+    model = config.get("model")
+    stated = [
+        config.get("length"),
+        config.get("model_length"),
+        model.get("length") if isinstance(model, dict) else None,
+    ]
+    return next((one for one in stated if type(one) is int and one >= 1), None)
+
+
 def find(source: str | Path, revision: str | None = None, cache_dir: str | Path | None = None) -> Path:
     """The local folder or file of a path or hub name; of a run's folder, that of its student. Raises as `read_checkpoint` does."""
     path = Path(source).expanduser()

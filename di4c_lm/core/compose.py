@@ -73,11 +73,14 @@ def compose(
 ) -> S:
     """The defaults of `settings`, then the presets that are said, then the overrides.
 
-    `base` are overrides that come before the others and may be without effect. Raises `ValueError` for a key that there is not, that its
-    value cannot be that of, or that has no effect beside the others; it names the key, the value, and what is allowed.
+    What the settings then imply of keys that nobody said comes last: `settings.implied(said)`, a mapping of keys to values, where they have
+    such a method. `base` are overrides that come before the others and may be without effect. Raises `ValueError` for a key that there is
+    not, that its value cannot be that of, or that has no effect beside the others; it names the key, the value, and what is allowed.
     """
     tree, pairs = to_dict(settings()), [_pair(one) for one in (*base, *overrides)]
+    said: set[str] = set()
     for layer in _Groups(settings, configs, domain).layers(pairs):
+        said |= {key for key, _ in layer}
         for key, value in sorted(layer, key=lambda pair: pair[0].removesuffix(".kind").count(".")):  # kinds come first
             try:
                 _assign(settings, tree, key, value)
@@ -86,6 +89,10 @@ def compose(
             except SettingError as error:
                 raise ValueError(_moved(settings, key, value) or error) from None
     composed = build(settings, tree, text=True)
+    implied = composed.implied(said) if hasattr(composed, "implied") else {}
+    for key, value in implied.items():
+        _assign(settings, tree, key, value)
+    composed = build(settings, tree, text=True) if implied else composed
     if not getattr(composed, "rounds", ()):
         refuse_unused([composed], pairs[len(base) :])
     return composed

@@ -33,9 +33,8 @@ def train(settings: Mapping[str, Any] | None = None, /, *, domain: str = "text",
     """Distil a student in this process, and report on it.
 
     Examples:
-        >>> teacher = "outputs/stories/teacher"
-        >>> given = {"data.length": 16, "data.tokenizer": teacher, "evaluator.path": "outputs/stories/evaluator"}
-        >>> run = di4c_lm.train({**given, "train.steps": 2, "run.name": "short"}, data="stories.jsonl", teacher=teacher)
+        >>> given = {"train.steps": 2, "run.name": "short", "evaluator.path": "outputs/stories/evaluator"}
+        >>> run = di4c_lm.train(given, data="stories.jsonl", teacher="outputs/stories/teacher")
         >>> print(run)
         outputs/short
 

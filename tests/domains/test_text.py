@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from di4c_lm.checkpoints.load import stated_length
 from di4c_lm.core.compose import CONFIGS, compose, compose_rounds
 from di4c_lm.data.batches import PackedSource
 from di4c_lm.data.text.corpus import Corpus
@@ -253,6 +254,39 @@ def test_a_teacher_of_another_tokenizer_or_a_truncated_one_is_refused(
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(ValueError, match=str(weights)):
         recipe.run(DOMAIN, settings(text, tmp_path / "run", f"teacher={tmp_path / 'teacher'}")[0])
+
+
+def test_a_given_teacher_brings_its_tokenizer_and_its_length(model: TextModel, tmp_path: Path) -> None:
+    def data(*words: str) -> DataConfig:
+        return compose(TextSettings, words, CONFIGS, "text").data
+
+    model.save_pretrained(tmp_path / "run" / "student")
+    for folder in (tmp_path / "run", tmp_path / "run" / "student"):
+        found = data(f"teacher={folder}")
+        assert (found.tokenizer, found.length) == (str(tmp_path / "run" / "student"), 12)
+    said = data(f"teacher={tmp_path / 'run'}", "data.length=8", "data.tokenizer=gpt2")
+    assert (said.tokenizer, said.length) == ("gpt2", 8)
+    assert data(f"teacher={tmp_path / 'run'}", "data.vocab_size=300").tokenizer == "train"
+    assert (data().tokenizer, data("teacher=random").length) == ("train", 64)
+    (tmp_path / "run" / "student" / "tokenizer.json").unlink()
+    assert data(f"teacher={tmp_path / 'run'}").tokenizer == "train"
+
+
+@pytest.mark.parametrize(
+    ("folder", "config", "length"),
+    [
+        ("mdlm", {"model_type": "mdlm", "model_length": 1024}, 1024),
+        ("sdtt", {"model": {"n_blocks": 2, "length": 128}}, 128),
+        ("none", {"length": "many"}, None),
+    ],
+)
+def test_the_length_that_a_config_states(folder: str, config: dict, length: int | None, tmp_path: Path) -> None:
+    (tmp_path / folder).mkdir()
+    assert stated_length(tmp_path / folder) is None
+    (tmp_path / folder / "config.json").write_text(json.dumps(config))
+    assert stated_length(tmp_path / folder) == length
+    (tmp_path / folder / "config.json").write_text("{")
+    assert stated_length(tmp_path / folder) is None
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ class DataConfig:
     dataset: str = setting("Skylion007/openwebtext", "name of a data set on the Hugging Face hub")
     split: str = setting("train", "which split of data.dataset is read")
     text_key: str = setting("text", "field of a record that holds the text; a.b: field b of the object in field a")
-    length: int = setting(64, "D, tokens in a sequence")
+    length: int = setting(64, "D, tokens in a sequence; where it is not said, those of a given teacher in a folder")
     streaming: bool = setting(False, "read documents during training, as they are needed, and never hold the corpus")
     shuffle_buffer: int = setting(10_000, "sequences held at once to shuffle a stream")
     validation_share: float = setting(0.05, "share of the documents that is kept out of training, for validation")
@@ -37,7 +37,8 @@ class DataConfig:
         0.0, "share of the documents that only the trained evaluator reads; 0: it is trained on the training set"
     )
     tokenizer: str = setting(
-        "train", "train: train a BPE on the corpus (shards bring their own); else a folder, file or hub name"
+        "train",
+        "train: train a BPE on the corpus (shards bring their own); else a folder, file or hub name; where it is not said, that of a given teacher whose folder holds one",
     )
     vocab_size: int = setting(1024, "entries of a tokenizer trained here")
     max_lost: float = setting(

@@ -1,10 +1,14 @@
 """Settings of a run on text. Times are in [0, 1] (1 is pure noise), sizes in tokens or sequences, learning rates per optimiser step."""
 
-from collections.abc import Mapping
-from typing import ClassVar
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
 
+from di4c_lm.checkpoints.files import CONFIG_FILE
+from di4c_lm.checkpoints.load import stated_length
 from di4c_lm.core.settings import Ints, check, section, setting
 from di4c_lm.data.text.settings import DataConfig
+from di4c_lm.domains.domain import STUDENT
 from di4c_lm.domains.settings import RunSettings, TeacherConfig, closing
 from di4c_lm.measure.text.evaluator import EvaluatorConfig
 from di4c_lm.measure.text.gen_ppl import GenPplConfig
@@ -67,6 +71,23 @@ class TextSettings(RunSettings):
         path, skip = self.evaluator.path, self.eval.skip
         allowed = "a folder or hub name, or eval.skip=true, where data.streaming=true or data.kind=shards"
         check(path != "train" or self.data.at_hand or skip, "evaluator.path", path, allowed)
+
+    def implied(self, said: Collection[str]) -> dict[str, Any]:
+        """The tokenizer and the length of a given teacher that has them beside it, where `said` does not hold their keys.
+
+        Only folders on this machine are looked at.
+        """
+        folder = Path(self.teacher.path or "").expanduser()
+        if self.teacher.kind != "pretrained" or not folder.is_dir():
+            return {}
+        folder = folder / STUDENT if (folder / STUDENT / CONFIG_FILE).is_file() else folder
+        found: dict[str, Any] = {}
+        if (folder / "tokenizer.json").is_file() and "data.vocab_size" not in said:
+            found["data.tokenizer"] = str(folder)
+        length = stated_length(folder)
+        if length is not None:
+            found["data.length"] = length
+        return {key: value for key, value in found.items() if key not in said}
 
     def closing_report(self) -> GenPplConfig:
         """The closing report's settings, as `di4c eval gen_ppl` takes them."""
