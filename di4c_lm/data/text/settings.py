@@ -38,7 +38,7 @@ class DataConfig:
     )
     tokenizer: str = setting(
         "train",
-        "train: train a BPE on the corpus (shards bring their own); else a folder, file or hub name; where it is not said, that of a given teacher whose folder holds one",
+        "train: train a BPE on the corpus (shards bring their own); else a folder, file or hub name. Not said: a given teacher's",
     )
     vocab_size: int = setting(1024, "entries of a tokenizer trained here")
     max_lost: float = setting(
