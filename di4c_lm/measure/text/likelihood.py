@@ -182,12 +182,10 @@ def _split_last_word(model: TextModel, number: int, text: str) -> tuple[list[int
 def likelihood_part(run: TextRun, settings: Any, *_: Any) -> dict[str, list[Row]]:
     """Perplexity bounds of validation and zero-shot text, each of the one-token-a-step limit and of each step count, and last words."""
     limit, seed = settings.likelihood_sequences, settings.seeds[0]
-    sets = {"held-out": run.validation[:limit]}
+    sets = {"held-out": run.some_validation(limit, seed)}
     if settings.zero_shot is not None:
         sets |= zero_shot_sets(Path(settings.zero_shot), run.student, limit=limit)
-    texts = (
-        read_texts(Path(settings.lambada))[:limit] if settings.lambada else _texts(run.student, run.validation[:limit])
-    )
+    texts = read_texts(Path(settings.lambada))[:limit] if settings.lambada else _texts(run.student, sets["held-out"])
     resampling = {"resamples": settings.bootstrap, "seed": seed}
     rows, words = [], []
     quantities: dict[str, dict[tuple[str, str], Resampled]] = {name: {} for name in run.models}

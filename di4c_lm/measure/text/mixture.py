@@ -117,7 +117,10 @@ def latent_modes(model: TextModel, *, lambdas: int, batch_size: int) -> dict[str
 def mixture_part(run: TextRun, settings: Any, evaluators: Sequence[Evaluator], *_: Any) -> dict[str, list[Row]]:
     """Of each model with λ: correlations captured at several times, and samples with λ resampled, frozen, averaged."""
     found: dict[str, list[Row]] = {"correlation": [], "latent_modes": [], "comparisons": []}
-    x_ND, shared = run.validation[: settings.likelihood_sequences], ("num_samples", "batch_size", "bootstrap")
+    x_ND, shared = (
+        run.some_validation(settings.likelihood_sequences, settings.seeds[0]),
+        ("num_samples", "batch_size", "bootstrap"),
+    )
     shared = (*shared, "evaluator_batch_size", "eos", "retokenize", "overflow")
     config = GenPplConfig(
         steps=(settings.mixture_steps,), seed=settings.seeds[0], **{key: getattr(settings, key) for key in shared}

@@ -93,7 +93,7 @@ def baselines(run: TextRun, settings: GenPplConfig, counted: Mapping[str, NgramM
 
 def held_out(run: TextRun, settings: GenPplConfig, counted: Mapping[str, NgramModel]) -> dict[str, dict[str, float]]:
     """`validation_ppl`, a token, by model: of n-grams exact, of models without λ MDLM's bound on it."""
-    chosen_ND = run.validation[: settings.num_samples].cpu()
+    chosen_ND = run.some_validation(settings.num_samples, settings.seed).cpu()
     found = {name: perplexity(model, chosen_ND) for name, model in counted.items()}
     for name, model in run.models.items():
         if not model.denoiser.has_latents:
@@ -139,10 +139,10 @@ def bound_report(run: TextRun, settings: GenPplConfig, *, draws: int) -> str:
     """Bound the validation perplexity of the run's models without λ, write `report/bound.json`, and return a line a model.
 
     A row holds model, bound_ppl = exp(nats a token) with `_low` and `_high` of a 95 % bootstrap over sequences, sequences and draws:
-    `draws` times for each of the first `settings.num_samples` validation sequences. The file carries the manifest of gen_ppl.json, which
-    is written before it.
+    `draws` times for each of at most `settings.num_samples` validation sequences, chosen at random. The file carries the manifest of
+    gen_ppl.json, which is written before it.
     """
-    x_ND = run.validation[: settings.num_samples]
+    x_ND = run.some_validation(settings.num_samples, settings.seed)
     _move(run, settings.device)
     rows: list[Row] = []
     for name, model in run.models.items():

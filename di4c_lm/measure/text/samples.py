@@ -40,6 +40,11 @@ class TextRun:
         default_factory=dict
     )  # name of a model to what its `sample` takes for it
 
+    def some_validation(self, count: int, seed: int) -> Int[Tensor, "M D"]:
+        """At most `count` validation sequences, chosen at random: the first ones are of a few documents, and say little of the others."""
+        order_N = torch.randperm(len(self.validation), generator=torch.Generator().manual_seed(seed))
+        return self.validation[order_N[:count]]
+
     @property
     def student(self) -> Any:
         """What was trained, in a chain the last."""

@@ -1,11 +1,14 @@
 """Samples of all seeds, and how an evaluator reads them."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from di4c_lm.measure.text.evaluator import Evaluator
-from di4c_lm.measure.text.samples import Reader, Reading, TextSamples, sampled
+from di4c_lm.measure.text.samples import Reader, Reading, TextRun, TextSamples, sampled
 from tests.measure.tiny import gpt2, words
 
 TOKENIZER = words(*"abcdefg")
@@ -50,3 +53,14 @@ def test_settings_reach_the_evaluator() -> None:
     whole = Reader(tokenizer=TOKENIZER, evaluators=(evaluator,), settings=Reading(eos="first"), progress=False)
     _, tokens = whole.nll(evaluator, reader.documents(evaluator, samples), "m")
     assert tokens.tolist() == [2.0]  # the token after the first, and EOS
+
+
+def test_validation_sequences_are_chosen_from_all_documents() -> None:
+    """The first of a corpus are of one document."""
+    place: dict[str, Any] = {"settings": {}, "folder": Path(), "models": {}, "paths": {}, "evaluator": ""}
+    run = TextRun(validation=torch.arange(100)[:, None], **place)
+    chosen = run.some_validation(20, seed=0)[:, 0]
+    assert len(set(chosen.tolist())) == 20 and chosen.max() > 60
+    assert torch.equal(chosen, run.some_validation(20, seed=0)[:, 0])
+    assert not torch.equal(chosen, run.some_validation(20, seed=1)[:, 0])
+    assert sorted(run.some_validation(200, seed=0)[:, 0].tolist()) == list(range(100))
