@@ -55,7 +55,8 @@ def commands() -> dict[str, Command]:
             below={name: Command(line, f"{runs}.train", (name,)) for name, line in train.items()},
             otherwise="text",
         ),
-        "sample": Command("write text with a student or teacher", f"{runs}.sample"),
+        "sample": Command("write text, or make images, with a student or teacher", f"{runs}.sample"),
+        "demo": Command("a page where models are sampled side by side, step by step", f"{runs}.demo.demo"),
         "eval": Command("measure the models of a run, and write a report", below=_evaluations()),
         "prepare": Command(
             "make shards of text, codes of images, or a smaller tokenizer",

@@ -152,7 +152,9 @@ def help_text(settings: Any, configs: Path | None, domain: str, program: str) ->
             lines += ["", _columns(f"{key}{kind}", one.help or " ".join(summary(type(value))))]
         else:
             reason = _reason(unused, key)
-            lines.append(_columns(f"  {key}={_word(value)}", f"{one.help}{f' (no effect {reason})' if reason else ''}"))
+            lines.append(
+                _columns(f"  {key}={as_said(value)}", f"{one.help}{f' (no effect {reason})' if reason else ''}")
+            )
     return "\n".join(lines) + "\n"
 
 
@@ -367,7 +369,7 @@ def _first_comment(path: Path) -> str:
 
 def _kind_line(entry: Any) -> str:
     """What a kind is, by its class, and the settings that its name stands for where it is one of several of a class."""
-    said = [f"{key}={_word(value)}" for key, value in getattr(entry, "keywords", {}).items()]
+    said = [f"{key}={as_said(value)}" for key, value in getattr(entry, "keywords", {}).items()]
     return " ".join([*summary(class_of(entry)), *([f"({', '.join(said)})"] if said else [])])
 
 
@@ -380,6 +382,6 @@ def _columns(key: str, line: str) -> str:
     return f"{key:<{_HELP_COLUMN}}  {line}".rstrip()
 
 
-def _word(value: Any) -> str:
+def as_said(value: Any) -> str:
     """A value as it is said on the command line."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))

@@ -18,6 +18,7 @@ EXTRAS = {  # module: the extra of this package that brings it
     **dict.fromkeys(("deepspeed", "datasets", "wandb", "tensorboard"), "train"),
     **dict.fromkeys(("matplotlib", "scipy", "sklearn", "mauve", "nltk"), "eval"),
     **dict.fromkeys(("torch_fidelity", "torchvision"), "images"),
+    **dict.fromkeys(("starlette", "uvicorn"), "demo"),
     "flash_attn": "flash",
 }
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
@@ -69,19 +70,26 @@ def errors_end() -> Iterator[None]:
     """
     try:
         yield
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in EXTRAS:
-            raise
-        fail(not_installed(str(error.name)))
-    except (*_FORESEEN, RunError) as error:
-        fail(message_of(error))
-    except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
-            raise
-        fail(f"out of memory: {error or 'an allocation failed'}; take smaller batches or a smaller model")
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         raise SystemExit(INTERRUPTED) from None
+    except Exception as error:
+        line = foreseen(error)
+        if line is None:
+            raise
+        fail(line)
+
+
+def foreseen(error: BaseException) -> str | None:
+    """The line that a user is shown of an error that is foreseen (see `errors_end`); of another, None."""
+    if isinstance(error, ModuleNotFoundError):
+        name = error.name or ""
+        return not_installed(name) if name.partition(".")[0] in EXTRAS else None
+    if isinstance(error, (*_FORESEEN, RunError)):
+        return _in_one_line(message_of(error))
+    if _is_out_of_memory(error):
+        return f"out of memory: {error or 'an allocation failed'}; take smaller batches or a smaller model"
+    return None
 
 
 def not_installed(module: str) -> str:
@@ -114,7 +122,7 @@ def _in_one_line(message: str) -> str:
 def _is_out_of_memory(error: BaseException) -> bool:
     """Python's own error, or one of PyTorch's."""
     named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return named or "can't allocate memory" in str(error)
+    return named or isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def say_all_letters() -> None:

@@ -4,6 +4,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -19,7 +20,7 @@ from di4c_lm.processes.process import Process
 from di4c_lm.processes.rng import KeyedRng, Rng, uniform
 
 P = TypeVar("P")
-OnScored = Callable[[Int64[Tensor, "B D"], Float64[Tensor, "B D"]], None]  # states, and ln p of their tokens
+OnScored = Callable[[Int64[Tensor, "B D"], Float64[Tensor, "B D"], int], None]  # states, ln p of their tokens, the step
 Noise = Literal["exact", "legacy_fp32"]
 _ROWS, _LEVEL_ROWS = 2**8, 2**14  # read at once
 _KINDS = {MaskedProcess: "a masked process", GaussianChain: "a chain on ordered levels"}
@@ -369,8 +370,8 @@ def sample(
         cond: (B, ...), passed to the network.
         teacher: takes the last `decoding.hybrid_last` steps.
         on_step: sees every state.
-        on_scored: sees every state too, with the logarithms of the probabilities of its tokens: those of the calls that they were sampled
-            from, given λ and after temperature and top_p; 0 where nothing was sampled.
+        on_scored: sees `x_init` as step 0, and the state after each further step, with the logarithms of the probabilities of its tokens:
+            those of the calls that they were sampled from, given λ and after temperature and top_p; 0 where nothing was sampled.
 
     Raises `ValueError` for an empty `x_init`, a grid that does not descend from 1 to 0, and settings that do not fit process or network.
 
@@ -426,11 +427,11 @@ def sample(
         log_p_BD=None if on_scored is None else torch.zeros(x_init.shape, dtype=torch.float64, device=x_init.device),
     )
     x = x_init
-    for x in sampler.steps(trajectory, x_init):
-        if on_step is not None:
+    for step, x in enumerate(chain([x_init], sampler.steps(trajectory, x_init))):
+        if on_step is not None and step:
             on_step(x)
         if on_scored is not None and trajectory.log_p_BD is not None:
-            on_scored(x, trajectory.log_p_BD)
+            on_scored(x, trajectory.log_p_BD, step)
     assert not (isinstance(process, MaskedProcess) and bool(process.unknown(x).any()))
     return Sample(x, (own.made + (others.made if others else 0)) / len(x_init))
 

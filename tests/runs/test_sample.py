@@ -4,42 +4,23 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from di4c_lm.checkpoints.mdlm import write
-from di4c_lm.data.text.settings import DataConfig
-from di4c_lm.data.text.tokenizers import load_tokenizer
 from di4c_lm.domains.text.model import TextModel
-from di4c_lm.mixtures.adaln import AdaLNSettings
-from di4c_lm.mixtures.base import MixtureSettings, NoMixture
-from di4c_lm.networks.dit import DIT, DitConfig
 from di4c_lm.runs import sample as tool
-
-TEXTS = ["the cat sat on the mat and the dog sat on the log", "one two three four five six seven eight nine ten"] * 20
-
-
-def text_model(folder: Path, mixture: MixtureSettings) -> TextModel:
-    tokenizer = load_tokenizer(DataConfig(vocab_size=300), TEXTS, folder)
-    model = DitConfig(hidden_size=16, num_blocks=2, num_heads=2, cond_dim=8)
-    denoiser = mixture.fresh(DIT, model, {"num_states": len(tokenizer)})
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in denoiser.parameters():
-            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
-    return TextModel(denoiser=denoiser.eval(), tokenizer=tokenizer, length=12)
 
 
 @pytest.fixture(scope="module")
-def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def student(texts: dict[str, TextModel], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("student")
-    text_model(tmp_path_factory.mktemp("cache"), AdaLNSettings(distribution="codebook")).save_pretrained(folder)
+    texts["student"].save_pretrained(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def teacher(texts: dict[str, TextModel], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("teacher")
-    text_model(tmp_path_factory.mktemp("cache"), NoMixture()).save_pretrained(folder)
+    texts["teacher"].save_pretrained(folder)
     return folder
 
 

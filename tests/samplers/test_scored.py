@@ -39,8 +39,9 @@ def scored(name: str, options: dict, decoding: Decoding, x_init: Tensor) -> tupl
         KeyedRng(0, torch.arange(len(x_init))),
         sampler=make_sampler(name, options),
         decoding=decoding,
-        on_scored=lambda x, log_p: seen.append((x.clone(), log_p.clone())),
+        on_scored=lambda x, log_p, step: seen.insert(step, (x.clone(), log_p.clone())),
     )
+    assert torch.equal(seen[0][0], x_init) and not bool(seen[0][1].any())
     return found.x, seen
 
 

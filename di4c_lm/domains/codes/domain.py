@@ -1,10 +1,11 @@
 """Images as codes: a codec, a masked process on its codes, MaskGIT's transformers."""
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -95,6 +96,7 @@ class CodeModel(Probabilities):
     denoiser: Any  # a MaskGit, or a mixture on one
     codec: Codec
     schedule: str = SCHEDULE
+    usual_sampler: ClassVar[str] = "confidence"
 
     def __post_init__(self) -> None:
         made, read_ = (f"{one.num_codes} codes, {one.length} an image" for one in (self.codec, self.denoiser))
@@ -164,9 +166,10 @@ class CodeModel(Probabilities):
         seed: int,
         num_samples: int = 0,
         batch_size: int = 64,
-        sampler: Sampler | str = "confidence",
+        sampler: Sampler | str = usual_sampler,
         grid: str | Sequence[float] = "uniform",
         teacher: "CodeModel | None" = None,
+        on_step: Callable[[Int64[Tensor, "B D"]], None] | None = None,
         **decoding: Any,
     ) -> tuple[Int64[Tensor, "N D"], float]:
         """Codes of an image of each class in `labels`, or of `num_samples` images of no class told; and the mean NFE.
@@ -189,6 +192,7 @@ class CodeModel(Probabilities):
             cond=labels,
             teacher=None if teacher is None else teacher.denoiser,
             device=next(self.denoiser.parameters()).device,
+            on_step=on_step,
         )
         return found.x, found.nfe
 
@@ -217,6 +221,16 @@ class CodeModel(Probabilities):
         """The images of codes. Raises `ValueError` for codes that are none."""
         device = _device_of(self.codec)
         return np.concatenate([to_images(self.codec.decode(rows.to(device))) for rows in codes.split(batch_size)])
+
+    def state_images(self, states: Int64[Tensor, "N D"]) -> UInt8[ndarray, "N H W 4"]:
+        """The images of states along the way, in colour and opacity: nothing is seen where a code is masked."""
+        masked_ND = self.process.unknown(states)
+        images = self.decode(torch.where(masked_ND, 0, states))
+        height, width = images.shape[1:3]
+        side = math.isqrt(height * width // states.shape[1])  # pixels along a side of what one code stands for
+        shown = (~masked_ND).view(-1, height // side, width // side, 1).cpu().numpy().astype(np.uint8) * 255
+        colours = np.broadcast_to(images, (*images.shape[:3], 3))
+        return np.concatenate([colours, shown.repeat(side, 1).repeat(side, 2)], 3)
 
     def images(
         self, num: int, steps: int, seed: int, labels: Int64[ndarray, " N"] | None, **how: Any

@@ -39,6 +39,7 @@ class CifarModel(Probabilities):
     denoiser: Any  # a UNet, or a mixture on one
     chain: GaussianChain
     num_classes: ClassVar[int] = 0  # that can be asked for
+    usual_sampler: ClassVar[str] = "ancestral"
 
     @property
     def process(self) -> GaussianChain:
@@ -75,9 +76,10 @@ class CifarModel(Probabilities):
         *,
         seed: int,
         batch_size: int = 64,
-        sampler: Sampler | str = "ancestral",
+        sampler: Sampler | str = usual_sampler,
         grid: str | Sequence[float] = "uniform",
         teacher: "CifarModel | None" = None,
+        on_step: Callable[[Int64[Tensor, "B D"]], None] | None = None,
         **decoding: Any,
     ) -> tuple[Int64[Tensor, "N D"], float]:
         """States of `num_samples` images, and the mean NFE. Image n depends on (seed, n) alone.
@@ -96,6 +98,7 @@ class CifarModel(Probabilities):
             decoding=Decoding(**{"end": "argmax", **decoding}),
             teacher=None if teacher is None else teacher.denoiser,
             device=next(self.denoiser.parameters()).device,
+            on_step=on_step,
         )
         return found.x, found.nfe
 
@@ -125,7 +128,11 @@ class CifarModel(Probabilities):
     ) -> tuple[UInt8[ndarray, "N H W C"], float]:
         """Images and the mean NFE, as reports on images ask for them; `how` goes to `sample_states`."""
         states_ND, nfe = self.sample_states(num, steps, seed=seed, **how)
-        return to_bytes(images_of(states_ND, self.shape), self.chain.num_states), nfe
+        return self.state_images(states_ND), nfe
+
+    def state_images(self, states: Int64[Tensor, "N D"]) -> UInt8[ndarray, "N H W C"]:
+        """The images of states, those along the way too."""
+        return to_bytes(images_of(states, self.shape), self.chain.num_states)
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from jaxtyping import Int64
@@ -13,7 +13,7 @@ from di4c_lm.checkpoints import own
 from di4c_lm.checkpoints.files import read_safetensors
 from di4c_lm.checkpoints.load import read_checkpoint
 from di4c_lm.checkpoints.weights import Weights
-from di4c_lm.core.settings import to_dict
+from di4c_lm.core.settings import check, to_dict
 from di4c_lm.data.text.tokenizers import fingerprint, read_tokenizer, save_tokenizer
 from di4c_lm.domains.domain import FinishedRun, sampling
 from di4c_lm.domains.probabilities import Probabilities
@@ -22,7 +22,7 @@ from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.processes.rng import KeyedRng
 from di4c_lm.samplers.grids import grid_for
 from di4c_lm.samplers.registry import fit_context
-from di4c_lm.samplers.trajectory import Decoding, Sampler, name_of, sample_keyed
+from di4c_lm.samplers.trajectory import Decoding, OnScored, Sampler, name_of, sample_keyed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -44,6 +44,7 @@ class TextModel(Probabilities):
     denoiser: Any  # a DIT, or what stands in for one
     tokenizer: "PreTrainedTokenizerFast"
     length: int  # D, tokens a sequence
+    usual_sampler: ClassVar[str] = "ancestral"
 
     @property
     def process(self) -> MaskedProcess:
@@ -114,12 +115,14 @@ class TextModel(Probabilities):
     ) -> Int64[Tensor, "N D"]:
         """Starting sequences: each of the prompts in turn, `num_samples` times over, then MASK.
 
-        A prompt may itself hold the tokenizer's mask token, where text is to be filled in. Raises `ValueError` for a prompt longer than the
-        sequence.
+        A prompt may itself hold the tokenizer's mask token, where text is to be filled in. Raises `ValueError` for a prompt that is no
+        text, or longer than the sequence.
         """
         length = length or self.length
         x_ND = torch.full((len(prompts) * num_samples, length), self.process.mask_id)
         for row, prompt in enumerate(prompt for prompt in prompts for _ in range(num_samples)):
+            whole = not any("\ud800" <= letter <= "\udfff" for letter in prompt)
+            check(whole, "prompt", prompt[:60], "valid Unicode, without surrogates")
             ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
             if len(ids) > length:
                 raise ValueError(f"prompt of {len(ids)} tokens exceeds the sequence of {length}: {prompt[:60]!r}")
@@ -183,10 +186,11 @@ class TextModel(Probabilities):
         seed: int,
         batch_size: int = 64,
         x_init: Int64[Tensor, "N D"] | None = None,
-        sampler: "Sampler | str" = "ancestral",
+        sampler: "Sampler | str" = usual_sampler,
         grid: "str | Sequence[float]" = "uniform",
         teacher: "TextModel | None" = None,
         on_step: "Callable[[Int64[Tensor, 'B D']], None] | None" = None,
+        on_scored: OnScored | None = None,
         **decoding: Any,
     ) -> tuple[Int64[Tensor, "N D"], float]:
         """Tokens of `num_samples` sequences, and the mean NFE.
@@ -220,6 +224,7 @@ class TextModel(Probabilities):
             teacher=None if teacher is None else teacher.denoiser,
             device=device,
             on_step=on_step,
+            on_scored=on_scored,
         )
         return found.x, found.nfe
 

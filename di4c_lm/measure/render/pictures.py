@@ -152,13 +152,32 @@ def sample_sheet(images: Mapping[str, UInt8[ndarray, "N H W C"]]) -> bytes:
     return _png(lambda buffer: sheet.save(buffer, format="PNG"))
 
 
-def strip(images: UInt8[ndarray, "N H W C"]) -> UInt8[ndarray, "h w 3"]:
-    """Images side by side with a white line between them, small ones magnified by whole numbers."""
+def tiles(images: UInt8[ndarray, "N H W C"], across: int) -> bytes:
+    """PNG of images in rows of `across`, with white or, of four channels, transparent lines between them."""
+    from PIL import Image
+
+    absent = -len(images) % across
+    channels = max(3, images.shape[3])
+    room = np.pad(images, ((0, absent), (0, 0), (0, 0), (0, 0)), constant_values=_blank(channels))
+    rows = [strip(row) for row in np.split(room, len(room) // across)]
+    framed = [np.pad(row, ((0, 2), (0, 0), (0, 0)), constant_values=_blank(channels)) for row in rows]
+    sheet = Image.fromarray(np.concatenate(framed)[:-2, :-2])
+    return _png(lambda buffer: sheet.save(buffer, format="PNG"))
+
+
+def strip(images: UInt8[ndarray, "N H W C"]) -> UInt8[ndarray, "h w c"]:
+    """Images side by side with a line between them, small ones magnified by whole numbers: in three channels, or four as they are."""
     scale = max(1, -(-_SHOWN_ROWS // images.shape[1]))
     large = images.repeat(scale, 1).repeat(scale, 2)
-    coloured = np.broadcast_to(large, (*large.shape[:3], 3))
-    framed = np.pad(coloured, ((0, 0), (0, 0), (0, 2), (0, 0)), constant_values=255)
-    return np.ascontiguousarray(framed.transpose(1, 0, 2, 3).reshape(framed.shape[1], -1, 3))
+    channels = max(3, images.shape[3])
+    coloured = np.broadcast_to(large, (*large.shape[:3], channels))
+    framed = np.pad(coloured, ((0, 0), (0, 0), (0, 2), (0, 0)), constant_values=_blank(channels))
+    return np.ascontiguousarray(framed.transpose(1, 0, 2, 3).reshape(framed.shape[1], -1, channels))
+
+
+def _blank(channels: int) -> int:
+    """White, or where there are four channels what is seen through."""
+    return 0 if channels == 4 else 255
 
 
 def _png(save: Any) -> bytes:
