@@ -53,9 +53,16 @@ def parse(settings: type[S], argv: Sequence[str], configs: Path | None = None, d
 
 
 def overrides_of(argv: Sequence[str]) -> list[str]:
-    """A command line without what a launcher adds to it, and without `--help`; `--show-steps` is show_steps=true."""
+    """A command line without what a launcher adds to it, and without `--help`.
+
+    `--train.steps 5` and `--train.steps=5` are train.steps=5, `--show-steps` is show_steps=true.
+    """
     said = [word for word in argv if word not in _HELP and not word.startswith(_LAUNCHER_FLAGS)]
-    return [_flag(word) if word.startswith("--") else word for word in said]
+    found: list[str] = []
+    for word in said:
+        is_value = bool(found) and found[-1].startswith("--") and "=" not in word and not word.startswith("--")
+        found[-1:] = [f"{found[-1]}={word}"] if is_value else [*found[-1:], word]
+    return [_flag(word) if word.startswith("--") else word for word in found]
 
 
 def _flag(word: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from di4c_lm.core.compose import CONFIGS, compose, compose_rounds, help_text, leaves, parse
+from di4c_lm.core.compose import CONFIGS, compose, compose_rounds, help_text, leaves, overrides_of, parse
 from di4c_lm.core.settings import build, fields, identity, run_hash, to_dict
 from di4c_lm.domains.codes.settings import CodeSettings
 from di4c_lm.domains.pixels.settings import PixelSettings
@@ -376,3 +376,20 @@ def test_every_key_and_every_kind_has_a_line_of_help(name: str) -> None:
     assert [key for key, _, one in lines if not one.is_section and not one.help] == []
     shown = help_text(DOMAINS[name](), CONFIGS, name, "x").partition("Keys, ")[0].splitlines()
     assert [line for line in shown if line.startswith("  ") and len(line.split()) < 2] == []
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        (["--train.steps", "5", "seed=1"], ["train.steps=5", "seed=1"]),
+        (["--train.steps=5"], ["train.steps=5"]),
+        (["--show-steps", "prompt=a b"], ["show_steps=true", "prompt=a b"]),
+        (["--json", "--top-p", "0.9"], ["json=true", "top_p=0.9"]),
+        (["--prompt", "-1"], ["prompt=-1"]),
+        (["a=--b", "c"], ["a=--b", "c"]),
+        (["--local_rank=0", "-h", "a=1", "--help"], ["a=1"]),
+        ([], []),
+    ],
+)
+def test_options_are_said_in_the_ways_that_people_type_them(said: list[str], meant: list[str]) -> None:
+    assert overrides_of(said) == meant

@@ -21,7 +21,7 @@ from typing import Any, TypeAlias, final
 import numpy as np
 from jaxtyping import UInt8
 
-from di4c_lm.core.retry import look_for_hub
+from di4c_lm.core.retry import is_local, look_for_hub
 from di4c_lm.data.images.builtin import digits, photograph_patches
 from di4c_lm.data.images.cifar import is_cifar_folder, load_cifar_folder
 from di4c_lm.data.images.images import ImageSet, Split
@@ -314,7 +314,7 @@ def raw_images(source: str, *, split: str = "train", classes: tuple[str, ...] = 
         return tar_images(path, classes=classes) if any(path.glob("*.tar*")) else folder_images(path)
     if path.is_file() and ".tar" in path.suffixes:
         return tar_images(path, classes=classes)
-    if not _is_hub_name(source):
+    if is_local(source) or source.endswith(".tar"):
         found = "another kind of file" if path.exists() else "nothing"
         raise ValueError(f"{source}: expected {', '.join(BUILT_IN)}, {OFFLINE_WAY} or a hub name, found {found}")
     return hub_images(source, split)
@@ -390,18 +390,13 @@ def _parts(source: str) -> list[RawImages]:
     if (path / "train").is_dir():
         folders = [path / "train", *(path / name for name in _HELD_OUT if (path / name).is_dir())]
         return [raw_images(str(folder)) for folder in folders[:2]]
-    if not _is_hub_name(source):
+    if is_local(source) or source.endswith(".tar"):
         return [raw_images(source)]
     look_for_hub()
     splits = ask_hub(
         lambda datasets: datasets.get_dataset_split_names(HUB_NAMES.get(source, source)), source, OFFLINE_WAY
     )
     return [hub_images(source, name) for name in ("train", *(name for name in _HELD_OUT if name in splits))[:2]]
-
-
-def _is_hub_name(source: str) -> bool:
-    path = Path(source).expanduser()
-    return not (path.exists() or path.suffix == ".tar" or source.startswith((".", "/", "~")) or source.count("/") > 1)
 
 
 def _same_classes(train: ImageSet, held_out: ImageSet) -> Split:

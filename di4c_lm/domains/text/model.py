@@ -11,7 +11,7 @@ from torch import Tensor
 
 from di4c_lm.checkpoints import own
 from di4c_lm.checkpoints.files import read_safetensors
-from di4c_lm.checkpoints.load import read_checkpoint
+from di4c_lm.checkpoints.load import find, read_checkpoint
 from di4c_lm.checkpoints.weights import Weights
 from di4c_lm.core.settings import check, to_dict
 from di4c_lm.data.text.tokenizers import fingerprint, read_tokenizer, save_tokenizer
@@ -68,7 +68,7 @@ class TextModel(Probabilities):
 
         Raises `ValueError` for an absent, truncated or foreign checkpoint, or a tokenizer that is not the one it was saved with.
         """
-        folder = _folder(source)
+        folder = find(source)
         weights = read_checkpoint(folder)
         tokenizer = read_tokenizer(str(folder), f"{source}: its tokenizer")
         weights = fitted(weights, tokenizer, source)
@@ -268,12 +268,3 @@ def fitted(weights: Weights, tokenizer: "PreTrainedTokenizerFast", source: objec
             f"data.tokenizer, for instance data.tokenizer={source}"
         )
     return weights
-
-
-def _folder(source: Path | str) -> Path:
-    path = Path(source)
-    if path.exists() or isinstance(source, Path) or str(source).startswith((".", "/")):
-        return path
-    from di4c_lm.checkpoints.hub import snapshot
-
-    return Path(snapshot(str(source)))

@@ -84,11 +84,11 @@ def test_any_flipped_byte_of_an_index_is_found(tmp_path_factory: pytest.TempPath
 
 
 def test_an_absent_index_and_another_format_are_named(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"absent: no index.json: expected a folder that .*prepare_shards.py"):
+    with pytest.raises(ValueError, match=r"absent: no index.json: expected a folder that .*di4c prepare shards"):
         Index.read(tmp_path / "absent")
     plain = json.loads((folder / INDEX).read_text())
     write_index(folder, {**plain, "format": 9})
-    with pytest.raises(ValueError, match="not of format 2 or 1 .*: make the shards again with tools/prepare_shards.py"):
+    with pytest.raises(ValueError, match="not of format 2 or 1 .*: make the shards again with .di4c prepare shards."):
         Index.read(folder)
 
 
