@@ -18,7 +18,7 @@ EXTRAS = {  # module: the extra of this package that brings it
     **dict.fromkeys(("deepspeed", "datasets", "wandb", "tensorboard"), "train"),
     **dict.fromkeys(("matplotlib", "scipy", "sklearn", "mauve", "nltk"), "eval"),
     **dict.fromkeys(("torch_fidelity", "torchvision"), "images"),
-    **dict.fromkeys(("starlette", "uvicorn"), "demo"),
+    **dict.fromkeys(("anyio", "starlette", "uvicorn"), "demo"),
     "flash_attn": "flash",
 }
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)

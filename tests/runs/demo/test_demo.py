@@ -86,6 +86,14 @@ def test_a_taken_port_is_named_with_a_free_one(capsys: pytest.CaptureFixture, ru
     assert re.search(rf"port={port} is taken, .*: say port=\d+, which is free", capsys.readouterr().err)
 
 
+def test_without_its_extra_the_command_says_what_brings_it(capsys: pytest.CaptureFixture, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    with pytest.raises(SystemExit) as ended:
+        demo.main([])
+    assert ended.value.code == 2
+    assert "uvicorn is not installed: the extra [demo] of di4c-lm brings it" in capsys.readouterr().err
+
+
 def test_the_command_serves_until_it_is_interrupted(run: Path) -> None:
     command = [sys.executable, "-m", "di4c_lm", "demo", f"model={run}", "port=0", "device=cpu"]
     env = {**os.environ, "PYTHONPATH": str(Path(demo.__file__).parents[3])}
