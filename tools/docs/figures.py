@@ -75,7 +75,7 @@ def two_tokens(components: int) -> tuple[Float[Tensor, "S S"], float]:
     return joint_N.exp().view(3, 3), float((weight_N * (weight_N.log() - joint_N)).sum())
 
 
-def captured(components: int, *, chain: MarkovChain = STUDY, samples: int = 10_000) -> float:
+def captured(components: int, *, chain: MarkovChain = STUDY, samples: int = 20_000) -> float:
     """Nats of correlation, -E corr(x), that a mixture of so many products fitted to the chain's samples holds on fresh ones."""
     train_ND, fresh_ND = (chain.sample(samples, torch.Generator().manual_seed(seed)) for seed in (1, 2))
     weight_N = torch.full((samples,), 1 / samples, dtype=torch.float64)

@@ -59,6 +59,7 @@ def plot(rows: Sequence[Row], panels: Sequence[Panel], *, data: str, title: str 
 def training_curves(metrics: Sequence[Row]) -> bytes:
     """PNG of loss and gradient norm against updates, of a run's logged steps; empty where there are fewer than two."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     if len(metrics) < 2:
         return b""
@@ -69,6 +70,7 @@ def training_curves(metrics: Sequence[Row]) -> bytes:
         axes.plot(*zip(*shown, strict=True), color=_COLOURS[0], linewidth=1.6)
         axes.set_title(label, loc="left", fontsize=11.5, color=INK, fontweight="bold", pad=10)
         axes.set_xlabel("updates", color=INK)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _plain(axes)
     return _png(lambda buffer: figure.savefig(buffer, format="png", facecolor="white"))
 

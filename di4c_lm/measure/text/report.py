@@ -3,12 +3,14 @@
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from di4c_lm.core.files import write_json
 from di4c_lm.core.fingerprints import fingerprint
+from di4c_lm.core.retry import is_local
 from di4c_lm.core.settings import to_dict
 from di4c_lm.core.terminal import Stages
 from di4c_lm.measure.flow import Row, columns, nfe_of
@@ -128,7 +130,8 @@ def _manifest(
 
 
 def _subtitle(facts: Mapping[str, Any]) -> str:
-    evaluators = ", ".join(str(one["name"]) for one in facts["judge"].get("judges", [facts["judge"]]))
+    names = [str(one["name"]) for one in facts["judge"].get("judges", [facts["judge"]])]
+    evaluators = ", ".join(Path(name).name if is_local(name) else name for name in names)
     return (
         f"{facts['time']} · commit {facts['commit'][:12]} · {facts['length']} tokens a sample · sampler {facts['sampler']}, "
         f"noise {facts['dtypes']['noise']} · evaluated by {evaluators} · 95 % intervals below each number"
