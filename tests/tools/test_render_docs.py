@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 
-from tools import render_docs
+from di4c_lm.core.settings import to_dict
+from di4c_lm.domains.text.settings import TextSettings
+from tests.measure.render.rows import ROWS
+from tools import keep_result, render_docs
 from tools.docs import results
 from tools.docs.results import FACTS, RESULTS, ROOT, pages, read_result, render, unmarked_tables
 
@@ -121,3 +124,34 @@ def test_a_page_that_differs_is_named_and_written_anew(folder: Path, monkeypatch
 def test_tables_without_a_mark_are_noticed() -> None:
     assert results.unmarked_tables("| a | 1.5 | 2,000 |\n| b | x | 3 |") == ["| a | 1.5 | 2,000 |"]
     assert results.unmarked_tables("<!-- table: toy -->\n| a | 1 | 2 |\n<!-- end -->") == []
+
+
+def report_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    run = to_dict(TextSettings()) | {"mixture": {"kind": "class_chain"}, "objective": {"kind": "likelihood"}}
+    facts = {"time": "2026-11-27T01:00:00", "commit": "abc", "seed": 0, "length": 64, "judge": {"name": "/a/evaluator"}}
+    return {
+        "manifest": {**facts, "config": {"run": run}, "machine": {"platform": "Linux"}, "versions": {"torch": "2"}},
+        "rows": rows,
+    }
+
+
+def test_a_report_is_kept_with_its_manifest_and_can_be_shown(tmp_path: Path) -> None:
+    (tmp_path / "gen_ppl.json").write_text(json.dumps(report_of(ROWS)))
+    words = [f"report={tmp_path / 'gen_ppl.json'}", "name=kept", "command=di4c train text", "counting=not measured"]
+    assert keep_result.main([*words, f"out={tmp_path}"]) == 0
+    result = read_result("kept", tmp_path)
+    assert result["manifest"]["training"] == (
+        "teacher 1,500 updates of 32; student `objective=likelihood`, 200 updates of 16"
+    )
+    assert result["manifest"]["commit"] == "abc" and "/a/" not in (tmp_path / "kept.json").read_text()
+    shown = render("<!-- table: kept --><!-- end --> <!-- table: kept entropy --><!-- end -->", tmp_path)
+    assert "| student |  | 1,000 (900 to 1,100) | 500 (450 to 550) | 250 (225 to 275) |" in shown
+    assert "| validation text | 3.50 |" in shown
+
+
+@pytest.mark.parametrize("words", [["name=x"], ["report={}/other.json", "name=x", "command=c", "counting=n"]])
+def test_what_is_no_report_of_text_is_refused(words: list[str], tmp_path: Path) -> None:
+    (tmp_path / "other.json").write_text(json.dumps({"manifest": {"config": {}}, "rows": [{"fid": 1.0}]}))
+    with pytest.raises(SystemExit) as ended:
+        keep_result.main([word.format(tmp_path) for word in words])
+    assert ended.value.code == 2

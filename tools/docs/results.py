@@ -155,3 +155,59 @@ def _filled(template: str | Sequence[str], row: Mapping[str, Any], default: str 
     if default is None:
         raise ValueError(f"no value for {template!r} in {dict(row)}")
     return default
+
+
+def of_report(report: Mapping[str, Any], *, command: str, counting: str, note: str = "") -> dict[str, Any]:
+    """The result of a run's closing report on text: its figures to six digits, and its manifest's facts in words.
+
+    Raises `ValueError` for a report of another kind.
+    """
+    facts = report["manifest"]
+    run = facts["config"].get("run", {})
+    absent = [key for key in ("data", "model", "mixture", "teacher", "train", "objective") if key not in run]
+    if absent or "gen_ppl" not in report["rows"][0]:
+        raise ValueError("report must be report/gen_ppl.json of a run on text")
+    data, model, teacher, train = run["data"], run["model"], run["teacher"], run["train"]
+    pretrained = f"{teacher['pretrain']['steps']:,} updates of {teacher['pretrain']['batch_size']}"
+    metrics = [key + end for key in ("gen_ppl", "entropy") for end in ("", "_low", "_high")]
+    rows = [
+        {
+            "model": "validation text" if row["model"] == "data" else row["model"],
+            "steps": row["steps"],
+            **{key: float(f"{row[key]:.6g}") for key in metrics},
+        }
+        for row in report["rows"]
+    ]
+    steps = sorted({row["steps"] for row in rows})
+    heads = {str(n): "no steps" if n == 0 else f"{n} step{'s' if n > 1 else ''}" for n in steps}
+    view = {"columns": [["", "{model}"]], "pivot": "steps", "heads": heads}
+    interval = "{gen_ppl:,.0f} ({gen_ppl_low:,.0f} to {gen_ppl_high:,.0f})"
+    return {
+        "manifest": {
+            "date": facts["time"][:10],
+            "source": "the run's own report/gen_ppl.json",
+            "commit": facts["commit"],
+            "command": command,
+            "data": f"`data={data['kind']}`, {facts['length']} tokens of {data['tokenizer']}, {data['vocab_size']:,} entries",
+            "model": f"{model['num_blocks']} blocks of width {model['hidden_size']}; student: `mixture={run['mixture']['kind']}`",
+            "training": f"teacher {pretrained if teacher['kind'] == 'train' else teacher['path'] or 'random'}; student "
+            f"`objective={run['objective']['kind']}`, {train['steps']:,} updates of {train['micro_batch_size']}",
+            "evaluator": Path(str(facts["judge"]["name"])).name,
+            "samples": f"{max(row['num_samples'] for row in report['rows']):,} a cell",
+            "seeds": f"one: {facts['seed']}",
+            "interval": "95 % bootstrap over samples",
+            "machine": f"{facts['machine']['platform']}, torch {facts['versions']['torch']}",
+            "counting": counting,
+            **({"note": note} if note else {}),
+        },
+        "views": {"default": {**view, "cells": [interval]}, "entropy": {**view, "cells": ["{entropy:.2f}"]}},
+        "rows": rows,
+    }
+
+
+def as_text(result: Mapping[str, Any]) -> str:
+    """A result file: a line a view and a line a row."""
+    manifest = json.dumps(result["manifest"], indent=2, ensure_ascii=False).replace("\n", "\n  ")
+    views = ",\n".join(f"    {json.dumps(k)}: {json.dumps(v, ensure_ascii=False)}" for k, v in result["views"].items())
+    rows = ",\n".join(f"    {json.dumps(row, ensure_ascii=False)}" for row in result["rows"])
+    return f'{{\n  "manifest": {manifest},\n  "views": {{\n{views}\n  }},\n  "rows": [\n{rows}\n  ]\n}}\n'
