@@ -1,6 +1,6 @@
 """Keep the figures of a run's closing report for the documentation, as docs/results/<name>.json:
 
-python tools/keep_result.py report=outputs/<run>/report/gen_ppl.json name=<name> command="..." counting="..."
+python tools/keep_result.py report=outputs/<run>/report/gen_ppl.json name=<name> command="..."
 """
 
 import functools
@@ -23,14 +23,14 @@ class Settings:
     report: str = setting("", "report/gen_ppl.json of a run on text")
     name: str = setting("", "what the result is called")
     command: str = setting("", "the command that made the run")
-    counting: str = setting("", "what n-grams of the training text do to it, or that they were not measured")
+    counting: str = setting("", "what n-grams of the training text do to it; empty: what the report says")
     note: str = setting("", "whatever else a reader should know")
     out: str = setting(str(RESULTS), "folder that the file is written to")
 
 
 def keep_result(settings: Settings) -> str:
     """Write the result file; where it is and how it is shown. Raises `ValueError` for a report of another kind."""
-    for key in ("report", "name", "command", "counting"):
+    for key in ("report", "name", "command"):
         check(getattr(settings, key) != "", key, getattr(settings, key), "given")
     report = read_result(Path(settings.report))
     result = of_report(report, command=settings.command, counting=settings.counting, note=settings.note)

@@ -156,7 +156,7 @@ def _measured(run: Path) -> str:
     lines = [
         [
             str(row["model"]),
-            str(row["steps"] or "–"),
+            str(row["steps"] if row["nfe"] else "–"),
             *(_interval(row, name) for name in metrics),
             str(row["num_samples"]),
         ]
@@ -165,10 +165,14 @@ def _measured(run: Path) -> str:
     head = ["model", "steps", *(_METRICS[name] for name in metrics), "samples"]
     name = _shown(str(facts["judge"].get("name")))
     evaluator = "the evaluator that the run trained" if name == "evaluator" else f"`{name}`"
+    verdict = (
+        "\n".join(f"- {line}" for line in report.get("verdict", ()))
+        or "- no baseline that needs no network was measured"
+    )
     return (
-        f"{markdown_table(head, lines)}\n\nWith 95 % bootstrap intervals over samples, evaluated by {evaluator} on {facts['time'][:10]} "
-        f"(commit `{facts['commit'][:12]}`, seed {facts['seed']}). Figures of another evaluator do not compare with these. No baseline "
-        "that needs no network stands beside them here."
+        f"{verdict}\n\n{markdown_table(head, lines)}\n\nWith 95 % bootstrap intervals over samples, evaluated by {evaluator} "
+        f"on {facts['time'][:10]} (commit `{facts['commit'][:12]}`, seed {facts['seed']}). Figures of another evaluator do not "
+        "compare with these."
     )
 
 

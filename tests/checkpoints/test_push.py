@@ -25,6 +25,7 @@ from tests.domains import test_codes
 from tests.measure.models import text_model
 from tests.measure.render.rows import ROWS
 
+VERDICT = "counting beats student at every number of steps"
 MANIFEST = {"time": "2026-11-20T10:00:00", "commit": "abc123", "seed": 0, "judge": {"name": "/home/me/run/evaluator"}}
 
 
@@ -33,7 +34,9 @@ def run_in(folder: Path, *overrides: str, head: bool = False) -> Path:
     folder.mkdir()
     write_settings(folder, compose(TextSettings, overrides, CONFIGS, "text"))
     (folder / "report").mkdir()
-    (folder / "report" / "gen_ppl.json").write_text(json.dumps({"manifest": MANIFEST, "rows": ROWS}))
+    (folder / "report" / "gen_ppl.json").write_text(
+        json.dumps({"manifest": MANIFEST, "rows": ROWS, "verdict": [VERDICT]})
+    )
     model = text_model(codes=3, window="classes")
     model.save_pretrained(folder / "student")
     if head:
@@ -81,7 +84,11 @@ def test_a_student_is_sent_from_its_run_and_loads_from_the_hub_by_the_code_of_it
     assert header.datasets == ["Skylion007/openwebtext"] and header.pipeline_tag == "text-generation"
     assert "evaluated by the evaluator that the run trained on 2026-11-20 (commit `abc123`, seed 0)" in card.text
     assert "| student | 2 | 500 (450 to 550) | 3.5 (3.4 to 3.6) | 8 |" in card.text
-    assert "mixture=class_chain" in card.text and "not the method of the Di4C paper" in card.text
+    assert (
+        f"- {VERDICT}" in card.text
+        and "mixture=class_chain" in card.text
+        and "not the method of the Di4C paper" in card.text
+    )
     assert "/home/me" not in card.content and str(tmp_path) not in card.content
     found: dict[str, Any] = {}
     exec(code_in(card), found)

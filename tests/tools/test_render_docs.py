@@ -136,20 +136,21 @@ def report_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def test_a_report_is_kept_with_its_manifest_and_can_be_shown(tmp_path: Path) -> None:
-    (tmp_path / "gen_ppl.json").write_text(json.dumps(report_of(ROWS)))
-    words = [f"report={tmp_path / 'gen_ppl.json'}", "name=kept", "command=di4c train text", "counting=not measured"]
+    (tmp_path / "gen_ppl.json").write_text(json.dumps(report_of(ROWS) | {"verdict": ["counting beats student"]}))
+    words = [f"report={tmp_path / 'gen_ppl.json'}", "name=kept", "command=di4c train text"]
     assert keep_result.main([*words, f"out={tmp_path}"]) == 0
     result = read_result("kept", tmp_path)
     assert result["manifest"]["training"] == (
         "teacher 1,500 updates of 32; student `objective=likelihood`, 200 updates of 16"
     )
+    assert result["manifest"]["counting"] == "counting beats student"
     assert result["manifest"]["commit"] == "abc" and "/a/" not in (tmp_path / "kept.json").read_text()
     shown = render("<!-- table: kept --><!-- end --> <!-- table: kept entropy --><!-- end -->", tmp_path)
     assert "| student |  | 1,000 (900 to 1,100) | 500 (450 to 550) | 250 (225 to 275) |" in shown
     assert "| validation text | 3.50 |" in shown
 
 
-@pytest.mark.parametrize("words", [["name=x"], ["report={}/other.json", "name=x", "command=c", "counting=n"]])
+@pytest.mark.parametrize("words", [["name=x"], ["report={}/other.json", "name=x", "command=c"]])
 def test_what_is_no_report_of_text_is_refused(words: list[str], tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text(json.dumps({"manifest": {"config": {}}, "rows": [{"fid": 1.0}]}))
     with pytest.raises(SystemExit) as ended:

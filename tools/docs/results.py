@@ -157,12 +157,13 @@ def _filled(template: str | Sequence[str], row: Mapping[str, Any], default: str 
     return default
 
 
-def of_report(report: Mapping[str, Any], *, command: str, counting: str, note: str = "") -> dict[str, Any]:
+def of_report(report: Mapping[str, Any], *, command: str, counting: str = "", note: str = "") -> dict[str, Any]:
     """The result of a run's closing report on text: its figures to six digits, and its manifest's facts in words.
 
+    What counting does to the models is said by `counting`, or by the report itself where it measured that.
     Raises `ValueError` for a report of another kind.
     """
-    facts = report["manifest"]
+    facts, verdict = report["manifest"], report.get("verdict", ())
     run = facts["config"].get("run", {})
     absent = [key for key in ("data", "model", "mixture", "teacher", "train", "objective") if key not in run]
     if absent or "gen_ppl" not in report["rows"][0]:
@@ -173,7 +174,7 @@ def of_report(report: Mapping[str, Any], *, command: str, counting: str, note: s
     rows = [
         {
             "model": "validation text" if row["model"] == "data" else row["model"],
-            "steps": row["steps"],
+            "steps": row["steps"] if row["nfe"] else 0,
             **{key: float(f"{row[key]:.6g}") for key in metrics},
         }
         for row in report["rows"]
@@ -197,7 +198,7 @@ def of_report(report: Mapping[str, Any], *, command: str, counting: str, note: s
             "seeds": f"one: {facts['seed']}",
             "interval": "95 % bootstrap over samples",
             "machine": f"{facts['machine']['platform']}, torch {facts['versions']['torch']}",
-            "counting": counting,
+            "counting": counting or "; ".join(verdict) or "not measured",
             **({"note": note} if note else {}),
         },
         "views": {"default": {**view, "cells": [interval]}, "entropy": {**view, "cells": ["{entropy:.2f}"]}},

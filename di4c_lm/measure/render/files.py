@@ -49,7 +49,7 @@ def write_report(
 
     Args:
         report: manifest, rows, comparisons and further tables, lists of flat rows; alarms; of text `examples`, rows of model, steps,
-            prompt and text.
+            prompt and text, and `verdict`, sentences on what counting does to the models.
         pictures: PNGs by name, written beside and shown on the page, those that are not empty.
 
     Raises `ValueError` for a number that JSON cannot hold (infinite, NaN), naming its row; then nothing is written.

@@ -42,7 +42,7 @@ def page(
     details: Mapping[str, str],
     pictures: Mapping[str, bytes],
 ) -> str:
-    """Alarms, pictures, tables, examples and manifest of a report, as `write_report` takes it, as one page of HTML.
+    """A report, as `write_report` takes it, as one page of HTML: alarms, what counting does, pictures, tables, examples, manifest.
 
     All that it shows is in it, the `pictures` (PNGs by what they show; those that are empty are left out) among it: it opens anywhere.
     """
@@ -51,6 +51,10 @@ def page(
         f"<title>{html.escape(title)}</title><style>{_STYLE}</style>",
         f"<h1>{html.escape(title)}</h1><p class=sub>{html.escape(subtitle)}</p>",
         _alarms(report),
+        *(
+            f"<p class={'alarm' if 'counting beats' in line else 'fine'}>{html.escape(line)}</p>"
+            for line in report.get("verdict", ())
+        ),
     ]
     for shows, picture in pictures.items():
         if picture:

@@ -24,7 +24,7 @@ from di4c_lm.measure.text.canaries import periodic, shuffled, tail_probe, tiled
 from di4c_lm.measure.text.cost import cost_part
 from di4c_lm.measure.text.counting import BIGRAM, NgramModel, bigram_sampler, ngram_sampler, ngrams, perplexity
 from di4c_lm.measure.text.evaluator import Evaluator, evaluator_facts, load_evaluator
-from di4c_lm.measure.text.gen_ppl import Baseline, GenPplConfig, gen_ppl_table, measure
+from di4c_lm.measure.text.gen_ppl import Baseline, GenPplConfig, gen_ppl_table, measure, verdict
 from di4c_lm.measure.text.likelihood import likelihood_part, marginal_bound
 from di4c_lm.measure.text.mixture import mixture_part
 from di4c_lm.measure.text.samples import Reader, TextRun, TextSamples, sampled, sampler_of
@@ -74,7 +74,8 @@ def gen_ppl_report(run: TextRun, settings: GenPplConfig) -> str:
     paths = write_report(
         settings.folder(run.folder),
         "gen_ppl_conditional" if settings.conditional else "gen_ppl",
-        {"manifest": facts, "rows": found.rows, "comparisons": found.comparisons, "examples": found.examples},
+        {"manifest": facts, "rows": found.rows, "comparisons": found.comparisons, "examples": found.examples}
+        | {"verdict": verdict(found.rows).splitlines()},
         gen_ppl.LAYOUT,
         title=f"{kind} generation: {most:,} samples of {student.length:,} tokens, 95 % intervals",
         subtitle=_subtitle(facts),

@@ -62,3 +62,9 @@ def test_references_are_noticed() -> None:
         "<p style='background:url(x.png)'>",
     ):
         assert references(one), one
+
+
+def test_what_counting_does_stands_before_the_tables() -> None:
+    text = shown(ROWS, verdict=["counting beats student", "no n-gram and no token bigram beats teacher"])
+    assert text.index("<p class=alarm>counting beats student</p>") < text.index("<table")
+    assert "<p class=fine>no n-gram and no token bigram beats teacher</p>" in text
