@@ -223,10 +223,10 @@ class SequentialRows(Rows):
             changed_M1H, target_M1 = (features_MH + change_MH)[:, None], target_M[:, None]
             read = read_mixture(changed_M1H, positions.position, self.output_head, target_M1, chunk_rows=chunk_rows)
             return read.target_log_p[:, 0, 0]
-        chunks = row_chunks(len(target_M), rows_at_once(self.output_head, chunk_rows))
+        chunks = row_chunks(max(1, len(target_M)), rows_at_once(self.output_head, chunk_rows))
         read = partial(checkpoint, self._log_p_of_few, use_reentrant=False)
         parts = [read(*(one[c] for one in (features_MH, change_MH, positions.position, target_M))) for c in chunks]
-        return torch.cat(parts) if parts else change_MH.sum(1)
+        return torch.cat(parts)
 
     def _change(self, ordered: Ordered, x_0: Int64[Tensor, "B D"]) -> Float[Tensor, "B N H"]:
         """What the head says of each position given those of `x_0` before; sequences of like counts of positions go together."""

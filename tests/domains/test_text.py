@@ -217,7 +217,7 @@ def test_a_sequential_student_is_trained_resumed_measured_and_loaded(
     assert any(bool(value.any()) for name, value in states[0].items() if name.endswith("out.weight"))
     student = TextModel.from_pretrained(folders["whole"] / "student")
     assert student.denoiser.settings.layers == 2
-    assert torch.equal(student.sample(2, 2, seed=0)[0], student.sample(3, 2, seed=0, batch_size=1)[0][:2])
+    assert torch.equal(student.sample_tokens(2, 2, seed=0)[0], student.sample_tokens(3, 2, seed=0, batch_size=1)[0][:2])
 
 
 def test_the_bound_on_the_validation_set_is_reported(finished: Path) -> None:
