@@ -210,7 +210,7 @@ def test_a_sequential_student_is_trained_resumed_measured_and_loaded(
             )
         assert recipe.run(DOMAIN, config) == 0
     rows = json.loads((folders["whole"] / "report" / "gen_ppl.json").read_text())["rows"]
-    assert {row["model"] for row in rows} == {"data", "teacher", "student"}
+    assert {row["model"] for row in rows} == {"data", "teacher", "student", *COUNTED}
     states = [load_file(folder / "student" / "model.safetensors") for folder in folders.values()]
     assert all(name.startswith("latent_head.") for name in states[0]), "the teacher's weights stand once, in its folder"
     assert all(torch.equal(states[0][name], value) for name, value in states[1].items()), "resumed, it is the same"
