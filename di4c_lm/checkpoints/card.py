@@ -23,6 +23,7 @@ _METRICS = {
 }
 _KINDS = {  # of `architecture`: what it writes, the hub's name of the task, what a sample is
     "di4c_lm.DIT": ("text", "text-generation", "a list of texts"),
+    "di4c_lm.Decoder": ("text", "text-generation", "a list of texts"),
     "di4c_lm.UNet": ("images", "unconditional-image-generation", "an array of bytes: images, rows, columns, channels"),
     "di4c_lm.MaskGit": ("images as codes", None, "an array of bytes: images, rows, columns, channels"),
 }

@@ -1,7 +1,7 @@
 """Files read and written with care: whole or not at all, tensors only, errors that name path, expectation and finding."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +45,22 @@ def read_weights_file(folder: Path) -> dict[str, Tensor]:
         if (folder / name).is_file():
             return read(folder / name)
         if (folder / f"{name}.index.json").is_file():
-            return {key: tensor for shard in _shards(folder, name) for key, tensor in read(shard).items()}
+            return _read_shards(folder, name, read)
     inside = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
     raise ValueError(f"{folder}: expected {WEIGHTS_FILE} or {PICKLE_FILE}, or their .index.json, found {inside}")
+
+
+def _read_shards(folder: Path, name: str, read: Callable[[Path], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors of all shards, which are mapped and not yet read. Raises `ValueError` where one is not as the index says."""
+    path = folder / f"{name}.index.json"
+    found: dict[str, Tensor] = {}
+    for shard, names in _shards(folder, name).items():
+        tensors = read(shard)
+        if absent := sorted(names - set(tensors)):
+            more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
+            raise ValueError(f"{path}: expected in {shard.name} {', '.join(absent[:3])}{more}, which it does not hold")
+        found |= tensors
+    return found
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
@@ -57,13 +70,18 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     return content
 
 
-def _shards(folder: Path, name: str) -> list[Path]:
-    """The files that an index names, all of them in its folder. Raises `ValueError` for another form, and for absent files."""
+def _shards(folder: Path, name: str) -> dict[Path, set[str]]:
+    """The files that an index names, all of them in its folder, and the tensors of each.
+
+    Raises `ValueError` for another form, and for absent files.
+    """
     path = folder / f"{name}.index.json"
     where = read_json(path).get("weight_map")
     if not isinstance(where, dict) or not all(isinstance(file, str) for file in where.values()):
         raise ValueError(f"{path}: expected 'weight_map', a file for each tensor")
-    shards = [folder / file for file in sorted(set(where.values()))]
+    shards: dict[Path, set[str]] = {}
+    for tensor, file in sorted(where.items(), key=lambda item: item[1]):
+        shards.setdefault(folder / file, set()).add(tensor)
     strange = [shard.name for shard in shards if shard.parent != folder or not shard.is_file()]
     if strange:
         raise ValueError(f"{path}: expected these files beside it, found none: {', '.join(strange)}")

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-from di4c_lm.checkpoints import lightning, maskgit, mdlm, own, sdtt, tauldr
+from di4c_lm.checkpoints import decoders, dream, lightning, llada, llama, maskgit, mdlm, own, sdtt, tauldr
 from di4c_lm.checkpoints.files import CONFIG_FILE, PICKLE_FILE, WEIGHTS_FILE
 from di4c_lm.checkpoints.hub import OFFLINE_WAY, snapshot
 from di4c_lm.checkpoints.weights import Hints, Weights
@@ -15,11 +15,15 @@ from di4c_lm.core.files import read_json
 DomainName = Literal["text", "pixels", "codes"]
 # The formats of a domain, each a module with `recognises(path)`, `read(path, hints)` and most with `write(path, weights)`.
 FORMATS: dict[DomainName, tuple[ModuleType, ...]] = {
-    "text": (own, mdlm, sdtt, lightning),
+    "text": (own, mdlm, llada, dream, llama, sdtt, lightning),
     "pixels": (own, tauldr),
     "codes": (own, maskgit),
 }
-ARCHITECTURE: dict[DomainName, str] = {"text": "di4c_lm.DIT", "pixels": "di4c_lm.UNet", "codes": "di4c_lm.MaskGit"}
+ARCHITECTURES: dict[DomainName, tuple[str, ...]] = {
+    "text": ("di4c_lm.DIT", decoders.ARCHITECTURE),
+    "pixels": ("di4c_lm.UNet",),
+    "codes": ("di4c_lm.MaskGit",),
+}
 _STUDENT = "student"  # where a run leaves it
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _FILE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
@@ -51,8 +55,9 @@ def read_checkpoint(
     """
     path = find(source, revision, cache_dir)
     weights = _format_of(path, domain).read(path, Hints(**hints))
-    if weights.architecture != ARCHITECTURE[domain]:
-        raise ValueError(f"{path}: expected architecture={ARCHITECTURE[domain]!r}, found {weights.architecture!r}")
+    if weights.architecture not in ARCHITECTURES[domain]:
+        expected = " or ".join(map(repr, ARCHITECTURES[domain]))
+        raise ValueError(f"{path}: expected architecture={expected}, found {weights.architecture!r}")
     if weights.backbone is None:
         return weights
     beside = path / weights.backbone.path
@@ -72,7 +77,7 @@ def recognise(source: str | Path, domain: DomainName, revision: str | None = Non
 def domain_of(path: Path) -> DomainName:
     """The domain of the checkpoint at a local path. Raises `ValueError` where it is of no known format."""
     if own.recognises(path):
-        domain_by: dict[str, DomainName] = {architecture: domain for domain, architecture in ARCHITECTURE.items()}
+        domain_by: dict[str, DomainName] = {name: domain for domain, names in ARCHITECTURES.items() for name in names}
         named = read_json(path / CONFIG_FILE)["architecture"]
         if named in domain_by:
             return domain_by[named]
@@ -127,6 +132,8 @@ def _format_of(path: Path, domain: DomainName) -> ModuleType:
     inside = ", ".join(sorted(one.name for one in path.iterdir())) or "nothing"
     if not (path / CONFIG_FILE).is_file():
         raise ValueError(f"{path}: expected {WEIGHTS_FILE} and {CONFIG_FILE}, found {inside}. It takes: {OFFLINE_WAY}")
+    if domain == "text":
+        decoders.refuse_unknown(path / CONFIG_FILE, llada.FORMAT, dream.FORMAT, llama.FORMAT)
     raise ValueError(
         f"{path / CONFIG_FILE}: expected the config of one of the formats {names}: model_type=mdlm, model.n_blocks or architecture"
     )

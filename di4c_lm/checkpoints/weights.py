@@ -11,6 +11,7 @@ from torch import Tensor
 
 from di4c_lm.mixtures.base import Mixture, MixtureSettings, NoMixture
 from di4c_lm.networks.base import Network, check_tensors
+from di4c_lm.networks.decoder import Decoder, DecoderConfig
 from di4c_lm.networks.dit import DIT, DitConfig
 from di4c_lm.networks.maskgit import MaskGit, MaskGitConfig
 from di4c_lm.networks.unet import UNet, UnetConfig
@@ -25,10 +26,17 @@ class Architecture:
     network: type[Network]
     model: type[Any]
     sizes: Mapping[str, int | None]
+    keeps_dtype: bool = False  # whether it may be run in the narrow dtype of a file
 
 
 ARCHITECTURES = {
     "di4c_lm.DIT": Architecture(network=DIT, model=DitConfig, sizes={"num_states": 2, "length": 1}),
+    "di4c_lm.Decoder": Architecture(
+        network=Decoder,
+        model=DecoderConfig,
+        sizes={"num_states": 2, "num_rows": 2, "mask_id": 0, "length": 1},
+        keeps_dtype=True,
+    ),
     "di4c_lm.MaskGit": Architecture(
         network=MaskGit, model=MaskGitConfig, sizes={"num_codes": 1, "num_classes": 1, "length": 1}
     ),
@@ -43,6 +51,10 @@ class Hints:
     weights: WhichWeights = "ema"
     num_heads: int | None = None
     length: int | None = None  # positions of a text
+    mask_id: int | None = None  # of a decoder
+    shift: bool | None = (
+        None  # of a decoder: whether the logits of a token stand one position before it; absent: as its format has it
+    )
     num_codes: int | None = None  # of images as codes
     shape: tuple[int, int, int] = (32, 32, 3)  # rows, columns, channels of images
     num_states: int = 256  # levels of their pixels
@@ -106,13 +118,19 @@ class Weights:
         denoiser = self.blank(source)
         check_tensors(self.tensors, denoiser.tensors(whole=self.backbone is None), source)
 
-    def build(self, source: object) -> Any:
-        """The network or mixture, strictly loaded, on the CPU, in float32 (float64 stays), in evaluation mode. Raises as `check` does."""
+    def build(self, source: object, *, keep_dtype: bool = False) -> Any:
+        """The network or mixture, strictly loaded, on the CPU, in float32 (float64 stays), in evaluation mode. Raises as `check` does.
+
+        With `keep_dtype` a decoder without λ stays in the dtype of its file.
+        """
         assert self.backbone is None, "the network's tensors are elsewhere"
         denoiser = self.blank(source)
         check_tensors(self.tensors, denoiser.tensors(), source)
-        double = any(tensor.dtype == torch.float64 for tensor in self.tensors.values())
-        dtype = torch.float64 if double else torch.float32
+        dtypes = {tensor.dtype for tensor in self.tensors.values()}
+        dtype = torch.float64 if torch.float64 in dtypes else torch.float32
+        plain = isinstance(self.mixture, NoMixture) and ARCHITECTURES[self.architecture].keeps_dtype
+        if keep_dtype and plain and dtypes == {torch.bfloat16}:
+            dtype = torch.bfloat16
         denoiser.load({name: tensor.to(dtype, copy=True) for name, tensor in self.tensors.items()}, assign=True)
         return denoiser.eval()
 
@@ -122,7 +140,7 @@ class Weights:
         if self.backbone is None and depth > len(self.tensors):  # before a network of absurd depth is laid out
             raise ValueError(f"{source}: {depth} blocks cannot be made of {len(self.tensors)} tensors")
         kind = ARCHITECTURES[self.architecture].network
-        sizes = {name: size for name, size in self.sizes.items() if name != "length" or kind is not DIT}
+        sizes = {name: size for name, size in self.sizes.items() if name != "length" or kind not in (DIT, Decoder)}
         try:
             with torch.device("meta"):
                 return self.mixture.fresh(kind, self.model, sizes)
@@ -133,8 +151,10 @@ class Weights:
         """Without the rows of a vocabulary that was padded beyond `num_states` to a round size; any other stays as it is.
 
         Trainers pad to multiples of 64 or 128. No text has these rows, so nothing that is said of text changes but for the share of
-        probability that the network left on them.
+        probability that the network left on them. A decoder keeps its rows; those that no token stands for are no states of it.
         """
+        if "num_rows" in self.sizes:
+            return replace(self, sizes={**self.sizes, "num_states": min(num_states, self.sizes["num_rows"])})
         padded = self.sizes.get("num_states", 0)
         if not num_states < padded <= math.ceil(num_states / 128) * 128 or padded % 64:
             return self

@@ -296,7 +296,6 @@ class Network(nn.Module, ABC):
         return [1.0] * self.config.num_blocks
 
     kept_beside: ClassVar[int] = 0  # see `Mixture`
-    joint_over: ClassVar[str] = "masked"
 
     def owns(self, name: str) -> bool:
         """Whether a tensor belongs to λ: none does."""
@@ -323,7 +322,7 @@ class Network(nn.Module, ABC):
 
     def may_share(self) -> bool:
         """Whether equal rows have equal results and no gradient: no dropout, none recorded."""
-        return not torch.is_grad_enabled() and not (self.training and self.config.dropout)
+        return not torch.is_grad_enabled() and not (self.training and getattr(self.config, "dropout", 0.0))
 
 
 @cache
@@ -340,23 +339,24 @@ def use_flash(choice: str) -> bool:
 
 def attend(
     q: Float[Tensor, "N D heads dim"],
-    k: Float[Tensor, "N K heads dim"],
-    v: Float[Tensor, "N K heads dim"],
+    k: Float[Tensor, "N D groups dim"],
+    v: Float[Tensor, "N D groups dim"],
     *,
     flash: bool = False,
     dropout: float = 0.0,
-    causal: bool = False,
 ) -> Float[Tensor, "N D heads dim"]:
-    """softmax(q k^T / sqrt(dim)) v over all positions, or those up to its own, with `dropout` on the weights, always on.
+    """softmax(q k^T / sqrt(dim)) v over all positions, with `dropout` on the weights, always on.
 
+    Where there are fewer keys and values than queries, each serves as many heads of queries, one beside the other.
     `flash` needs half-precision tensors on a GPU; others take PyTorch's path.
     """
     if flash and q.is_cuda and q.dtype in (torch.float16, torch.bfloat16):
         from flash_attn import flash_attn_func  # pyright: ignore[reportMissingImports]
 
-        return flash_attn_func(q, k, v, dropout_p=dropout, causal=causal)
-    q, k, v = (one.transpose(1, 2) for one in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=causal).transpose(1, 2)
+        return flash_attn_func(q, k, v, dropout_p=dropout)
+    heads = (one.transpose(1, 2) for one in (q, k, v))
+    out = F.scaled_dot_product_attention(*heads, dropout_p=dropout, enable_gqa=q.shape[2] != k.shape[2])
+    return out.transpose(1, 2)
 
 
 class Rotary(torch.nn.Module):
@@ -366,7 +366,7 @@ class Rotary(torch.nn.Module):
 
     def __init__(self, dim: int, base: float = 10_000.0) -> None:
         super().__init__()
-        self.register_buffer("inv_freq", 1.0 / base ** (torch.arange(0, dim, 2).float() / dim))
+        self.register_buffer("inv_freq", frequencies(dim, base))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Rotary":  # noqa: FBT001, FBT002 (torch's)
         """Casts leave the frequencies exact: rounded to bfloat16 they would turn late positions by radians."""
@@ -378,18 +378,30 @@ class Rotary(torch.nn.Module):
 
     def forward(self, num_rotated: int, num_extra: int) -> tuple[Float[Tensor, "P half"], Float[Tensor, "P half"]]:
         """Cosines and sines of `num_rotated` positions followed by `num_extra` that are not turned."""
-        device = self.inv_freq.device
-        position_P = torch.cat([torch.arange(num_rotated, device=device), torch.zeros(num_extra, device=device)])
-        phase = position_P.float()[:, None] * self.inv_freq.float()
-        return phase.cos(), phase.sin()
+        return phases(self.inv_freq, num_rotated, num_extra)
+
+
+def frequencies(dim: int, base: float, device: torch.device | None = None) -> Float[Tensor, " half"]:
+    """base^(-2k / dim), in float32: what each pair of a head's channels turns by from one position to the next."""
+    return 1.0 / base ** (torch.arange(0, dim, 2, device=device).float() / dim)
+
+
+def phases(
+    inv_freq: Float[Tensor, " half"], num_rotated: int, num_extra: int
+) -> tuple[Float[Tensor, "P half"], Float[Tensor, "P half"]]:
+    """Cosines and sines of `num_rotated` positions followed by `num_extra` that are not turned."""
+    device = inv_freq.device
+    position_P = torch.cat([torch.arange(num_rotated, device=device), torch.zeros(num_extra, device=device)])
+    phase = position_P.float()[:, None] * inv_freq.float()
+    return phase.cos(), phase.sin()
 
 
 def rotate(
-    x: Float[Tensor, "N P heads dim"], cos: Float[Tensor, "*N P half"], sin: Float[Tensor, "*N P half"]
+    x: Float[Tensor, "N P heads dim"], cos: Float[Tensor, "P half"], sin: Float[Tensor, "P half"]
 ) -> Float[Tensor, "N P heads dim"]:
     """Turn the pairs (x[i], x[i + dim/2]) by each position's phase."""
     first, second = x.chunk(2, dim=-1)
-    cos, sin = cos.unsqueeze(-2).to(x.dtype), sin.unsqueeze(-2).to(x.dtype)
+    cos, sin = cos[:, None].to(x.dtype), sin[:, None].to(x.dtype)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 

@@ -173,7 +173,10 @@ def test_tensors_that_do_not_fit_are_all_listed(tmp_path, kind):
         ({"n_blocks": 10**9}, "1000000000 blocks cannot be made of 31 tensors"),
         ({"n_blocks": "two"}, "n_blocks='two', expected int"),
         ({"dropout": 2.0}, r"dropout must be in \[0, 1\), got 2.0"),
-        ({"model_type": "gpt2"}, "expected the config of one of the formats own, mdlm, sdtt, lightning"),
+        (
+            {"model_type": "gpt2"},
+            "expected the config of one of the formats own, mdlm, llada, dream, llama, sdtt, lightning",
+        ),
     ],
 )
 def test_a_config_that_contradicts_the_tensors_is_refused(tmp_path, changes, complaint):

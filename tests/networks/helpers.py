@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from di4c_lm.networks.decoder import Decoder, DecoderConfig
 from di4c_lm.networks.dit import DIT, DitConfig
 from di4c_lm.networks.maskgit import MaskGit, MaskGitConfig
 from di4c_lm.networks.unet import UNet, UnetConfig
@@ -28,6 +29,11 @@ def dit_config(**settings: Any) -> DitConfig:
     return DitConfig(**{"hidden_size": 16, "num_blocks": BLOCKS, "num_heads": 2, "cond_dim": 8, **settings})
 
 
+def decoder_config(**settings: Any) -> DecoderConfig:
+    small = {"hidden_size": 16, "num_blocks": BLOCKS, "num_heads": 4, "num_kv_heads": 2, "head_dim": 6, "mlp_size": 24}
+    return DecoderConfig(**{**small, **settings})
+
+
 def maskgit_config(**settings: Any) -> MaskGitConfig:
     small = {"hidden_size": 16, "num_blocks": BLOCKS, "num_heads": 2, "mlp_size": 24, "dropout": 0.0}
     return MaskGitConfig(**{**small, **settings})
@@ -39,6 +45,11 @@ def unet_config(**settings: Any) -> UnetConfig:
 
 def dit(*, seed: int = 0, **settings: Any) -> DIT:
     return fill(DIT(dit_config(**settings), num_states=STATES), seed=seed)
+
+
+def decoder(*, num_rows: int = STATES + 2, mask_id: int = 4, **settings: Any) -> Decoder:
+    """Two rows of its vocabulary are no states, and MASK is in the middle of them."""
+    return fill(Decoder(decoder_config(**settings), num_states=STATES, mask_id=mask_id, num_rows=num_rows))
 
 
 def maskgit(**settings: Any) -> MaskGit:
