@@ -128,6 +128,10 @@ def in_epochs(
 class Source(Protocol):
     """Anything that can say which sequences lie at the positions start, ..., start + count - 1."""
 
+    def __len__(self) -> int:
+        """The number of sequences; those at positions from here on are of the next epoch."""
+        ...
+
     @property
     def identity(self) -> str:
         """The same for the same sequences in the same places, whatever the seed."""
@@ -321,5 +325,4 @@ def first_sequences(source: Source | Stream, length: int, num_tokens: int = 4_00
     count = max(1, num_tokens // length)
     if isinstance(source, Stream):
         return source.of_rank(0, 1).take(count).x
-    batch = source.read(0, count)
-    return batch.x[batch.epoch == batch.epoch[0]]
+    return source.read(0, min(count, len(source))).x

@@ -181,6 +181,9 @@ class RunSettings:
         if not self.objective.takes_mixture:
             return
         self.mixture.check_num_lambdas(self.objective.num_lambdas)
+        allowed = f"likelihood where mixture={kind_of(MIXTURES, self.mixture)}, whose marginals are not known"
+        is_asked = self.objective.needs_marginals and not self.mixture.has_marginals
+        check(not is_asked, "objective", kind_of(OBJECTIVES, self.objective), allowed)
         inputs, kind = getattr(self.objective, "distil_inputs", "shared"), kind_of(MIXTURES, self.mixture)
         each = kind in ("token", "adaln")
         check(each or inputs == "shared", "objective.distil_inputs", inputs, f"shared where mixture={kind}")

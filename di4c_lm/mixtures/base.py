@@ -132,6 +132,7 @@ class MixtureSettings(ABC):
     """What the settings of every kind of mixture can do."""
 
     freeze_backbone: bool
+    has_marginals: ClassVar[bool] = True  # whether the distribution of one position, λ averaged out, is known
 
     @abstractmethod
     def wrap(self, network: Network) -> "Mixture":
@@ -222,6 +223,7 @@ class Mixture(nn.Module, ABC):
     """
 
     has_latents: ClassVar[bool] = True
+    joint_over: Any = "masked"  # the positions that training takes together: all `masked`, or those `revealed` by the next step of a grid
     is_late = True  # whether λ enters behind the first block, so that equal sequences may share what comes before
     settings: Any
     network: Any

@@ -35,6 +35,11 @@ def token_classes(
     return torch.where(seen_S, class_S, -1), pairs.log_ratio(class_S, num_classes)
 
 
+def pair_log_ratios(tokens: Int64[Tensor, "N D"], num_states: int) -> Float[Tensor, "S S"]:
+    """log p(a, b) / p(a) p(b) of tokens a, b of neighbours, in nats."""
+    return _Pairs.counted(tokens, num_states).log_ratio(torch.arange(num_states), num_states)
+
+
 @dataclass(frozen=True)
 class _Pairs:
     """How often token `here` stands before token `there`, for the pairs that occur, and how often each token is in a pair."""

@@ -8,6 +8,7 @@ from di4c_lm.mixtures.adaln import AdaLNSettings
 from di4c_lm.mixtures.base import MixtureSettings, NoMixture
 from di4c_lm.mixtures.class_chain import ClassChainSettings
 from di4c_lm.mixtures.codes import CodesSettings
+from di4c_lm.mixtures.sequential import SequentialSettings
 from di4c_lm.mixtures.token import TokenSettings
 
 MIXTURES: dict[str, type[MixtureSettings]] = {
@@ -16,6 +17,7 @@ MIXTURES: dict[str, type[MixtureSettings]] = {
     "adaln": AdaLNSettings,
     "codes": CodesSettings,
     "class_chain": ClassChainSettings,
+    "sequential": SequentialSettings,
 }
 
 

@@ -296,6 +296,7 @@ class Network(nn.Module, ABC):
         return [1.0] * self.config.num_blocks
 
     kept_beside: ClassVar[int] = 0  # see `Mixture`
+    joint_over: ClassVar[str] = "masked"
 
     def owns(self, name: str) -> bool:
         """Whether a tensor belongs to λ: none does."""
@@ -339,13 +340,14 @@ def use_flash(choice: str) -> bool:
 
 def attend(
     q: Float[Tensor, "N D heads dim"],
-    k: Float[Tensor, "N D groups dim"],
-    v: Float[Tensor, "N D groups dim"],
+    k: Float[Tensor, "N K groups dim"],
+    v: Float[Tensor, "N K groups dim"],
     *,
     flash: bool = False,
     dropout: float = 0.0,
+    causal: bool = False,
 ) -> Float[Tensor, "N D heads dim"]:
-    """softmax(q k^T / sqrt(dim)) v over all positions, with `dropout` on the weights, always on.
+    """softmax(q k^T / sqrt(dim)) v over all positions, or those up to its own, with `dropout` on the weights, always on.
 
     Where there are fewer keys and values than queries, each serves as many heads of queries, one beside the other.
     `flash` needs half-precision tensors on a GPU; others take PyTorch's path.
@@ -353,9 +355,10 @@ def attend(
     if flash and q.is_cuda and q.dtype in (torch.float16, torch.bfloat16):
         from flash_attn import flash_attn_func  # pyright: ignore[reportMissingImports]
 
-        return flash_attn_func(q, k, v, dropout_p=dropout)
-    heads = (one.transpose(1, 2) for one in (q, k, v))
-    out = F.scaled_dot_product_attention(*heads, dropout_p=dropout, enable_gqa=q.shape[2] != k.shape[2])
+        return flash_attn_func(q, k, v, dropout_p=dropout, causal=causal)
+    q, k, v = (one.transpose(1, 2) for one in (q, k, v))
+    grouped = q.shape[1] != k.shape[1]
+    out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=causal, enable_gqa=grouped)
     return out.transpose(1, 2)
 
 
@@ -397,11 +400,11 @@ def phases(
 
 
 def rotate(
-    x: Float[Tensor, "N P heads dim"], cos: Float[Tensor, "P half"], sin: Float[Tensor, "P half"]
+    x: Float[Tensor, "N P heads dim"], cos: Float[Tensor, "*N P half"], sin: Float[Tensor, "*N P half"]
 ) -> Float[Tensor, "N P heads dim"]:
     """Turn the pairs (x[i], x[i + dim/2]) by each position's phase."""
     first, second = x.chunk(2, dim=-1)
-    cos, sin = cos[:, None].to(x.dtype), sin[:, None].to(x.dtype)
+    cos, sin = cos.unsqueeze(-2).to(x.dtype), sin.unsqueeze(-2).to(x.dtype)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 

@@ -49,6 +49,7 @@ class Di4C(ObjectiveSettings):
     teacher_step: TeacherStep = setting(TeacherStep(), "how the teacher steps from x_t to x_u")
 
     takes_mixture: ClassVar[bool] = True
+    needs_marginals: ClassVar[bool] = True
     num_distributions: ClassVar[int] = 2
     label: ClassVar[str] = "distil"
 

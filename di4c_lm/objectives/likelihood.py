@@ -6,7 +6,7 @@ diffusion, Liu et al. 2024), probabilistic circuits over them (CoDD, arXiv 2603.
 1992, from whose class pairs the chain begins.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -18,6 +18,7 @@ from di4c_lm.objectives.objective import Objective, ObjectiveSettings
 from di4c_lm.processes.denoiser import Positions
 from di4c_lm.processes.masked import Times, above
 from di4c_lm.processes.process import Process
+from di4c_lm.processes.rng import uniform
 
 
 @section
@@ -42,17 +43,23 @@ class Likelihood(ObjectiveSettings):
 
 
 class LikelihoodObjective(Objective):
-    """The negative log-likelihood of x_0 at the masked positions of x_t, all of them jointly."""
+    """The negative log-likelihood of x_0 at the masked positions of x_t, jointly: of all, or of those that a step of the grid reveals."""
 
+    process: Any  # a `Process`; of a mixture over what a step reveals a `MaskedProcess`
     settings: Likelihood
 
     def forward(self, batch: Batch) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Mean over the batch in nats a sequence, and the mean of corr(x_0); the other terms of Di4C, by the same names, are 0."""
         rng, x_0, settings = batch_rng(self.seed, batch), batch.x, self.settings
         cond_B = classes_of(batch, settings.label_drop, rng)
-        t_B = above(settings.times.sample(len(x_0), rng, device=x_0.device), self.process.min_time)
+        t_B, s_B = settings.times.sample_steps(len(x_0), rng, device=x_0.device)
+        t_B = above(t_B, self.process.min_time)
         x_t = self.process.corrupt(x_0, t_B, rng)
-        positions = Positions.where(self.process.unknown(x_t))
+        if self.student.joint_over == "revealed":
+            u_BD = uniform(rng, tuple(x_0.shape), x_0.device)
+            positions = Positions.where(self.process.revealed(x_t, t_B[:, None], s_B[:, None], u_BD))
+        else:
+            positions = Positions.where(self.process.unknown(x_t))
         lam = self.student.training_latents(len(x_0), settings.num_lambdas, rng, x_0.device)
         reading = self.student(x_t, t_B.float(), lam, cond_B).read(
             positions, positions.gather(x_0)[:, None], chunk_rows=settings.chunk_rows

@@ -25,6 +25,7 @@ class ObjectiveSettings:
 
     needs_teacher: ClassVar[bool] = True  # whether a run begins from a teacher
     takes_mixture: ClassVar[bool] = False  # whether the student is a mixture, and the teacher may be one
+    needs_marginals: ClassVar[bool] = False  # whether those of the mixture, λ averaged out, are part of it
     antithetic: ClassVar[bool] = False  # whether batches are to be stratified, one t in each of G equal parts
     num_distributions: ClassVar[int] = 0  # over the states, one a position each, that a step holds beside the student's
     label: ClassVar[str]  # what a progress bar shows

@@ -1,8 +1,8 @@
 """What is asked of a network: a prediction in two factors, hidden features and the output head that reads some of them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, final, runtime_checkable
+from typing import Any, ClassVar, Protocol, final, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,10 @@ NO_CLASS = -1  # the class of an example whose class is hidden
 LOGITS_ON_CPU, LOGITS_ON_GPU = 2**23, 2**26  # in a chunk: little memory there, work enough for the card here
 _BLOCK = 2**13  # states whose products are held at once in a dtype narrower than the logits'
 _SAMPLED_ROWS = 256  # rows of probabilities held at once
+
+At = tuple[Int64[Tensor, " N"], Int64[Tensor, " N"]]  # positions of sequences: the rows, and the positions
+# Positions that are sampled together, with their logits; it is sent the states that were sampled there before it goes on.
+Walk = Generator[tuple[At, Float[Tensor, "N S"]], Int64[Tensor, " N"] | None, None]
 
 
 def widest(dtype: torch.dtype) -> torch.dtype:
@@ -191,10 +195,18 @@ class Prediction:
 
     features: Float[Tensor, "B L D H"]
     output_head: OutputHead
+    is_product: ClassVar[bool] = (
+        True  # whether the positions are independent given λ, so that they can be sampled in any order
+    )
 
     def logits(self, row_N: Int64[Tensor, " N"], position_N: Int64[Tensor, " N"]) -> Float[Tensor, "N S"]:
         """A fresh tensor of the logits at some positions of some sequences, of each the first row."""
         return self.output_head.logits(self.features[row_N, 0, position_N], position_N)
+
+    def walk(self, where: Bool[Tensor, "B D"], rows: int) -> Walk:
+        """All positions `where`, as they can be sampled: of a product in any order, about `rows` at once, whatever the states are."""
+        for at in zip(*(index_M.split(rows) for index_M in where.nonzero(as_tuple=True)), strict=True):
+            yield at, self.logits(*at)
 
     def log_probs(self) -> Float[Tensor, "B L D S"]:
         """Normalised log-probabilities at every position, materialised: for small S, samplers and tests."""
@@ -261,6 +273,17 @@ def rows_at_once(output_head: OutputHead, chunk_rows: int) -> int:
     return chunk_rows or max(1, (LOGITS_ON_GPU if on_gpu else LOGITS_ON_CPU) // output_head.num_states)
 
 
+def sample_along(walk: Walk, choose: Callable[[At, Float[Tensor, "N S"]], Int64[Tensor, " N"]]) -> None:
+    """Let `choose` sample the states at all positions of a walk, each after those that it depends on."""
+    state_N = None
+    while True:
+        try:
+            at, logits_NS = walk.send(state_N)
+        except StopIteration:
+            return
+        state_N = choose(at, logits_NS)
+
+
 def predictor(denoiser: Denoiser, cond: Int64[Tensor, " B"] | None = None) -> Predict:
     """`predict` of `Process.reverse` by a network: one λ a sequence, a call for those that need one, then x_0 ~ p(x_0 | x_t; λ)."""
 
@@ -271,11 +294,14 @@ def predictor(denoiser: Denoiser, cond: Int64[Tensor, " B"] | None = None) -> Pr
         if not bool(run_B.any()):
             return x_0
         at_run = (None if of_all is None else of_all[run_B] for of_all in (lam, cond))
-        prediction = denoiser(x_t[run_B], t[run_B].float(), *at_run)
-        place_B = run_B.cumsum(0) - 1
-        for at_C in zip(*(index_M.split(_SAMPLED_ROWS) for index_M in needed_BD.nonzero(as_tuple=True)), strict=True):
-            p_CS = prediction.logits(place_B[at_C[0]], at_C[1]).softmax(1)
-            x_0[at_C] = sample_categorical(p_CS, u_BD[at_C])
+        prediction, row_R = denoiser(x_t[run_B], t[run_B].float(), *at_run), run_B.nonzero().squeeze(1)
+
+        def choose(at: At, logits_NS: Tensor) -> Tensor:
+            at = row_R[at[0]], at[1]
+            x_0[at] = state_N = sample_categorical(logits_NS.softmax(1), u_BD[at])
+            return state_N
+
+        sample_along(prediction.walk(needed_BD[run_B], _SAMPLED_ROWS), choose)
         return x_0
 
     return predict

@@ -138,6 +138,12 @@ class Times:
         self, num_examples: int, rng: Rng, *, delta: float = 0.0, device: torch.device | str = "cpu"
     ) -> Float[Tensor, " B"]:
         """One time an example."""
+        return self.sample_steps(num_examples, rng, delta=delta, device=device)[0]
+
+    def sample_steps(
+        self, num_examples: int, rng: Rng, *, delta: float = 0.0, device: torch.device | str = "cpu"
+    ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+        """(t, s), one pair an example: a step of its grid, and from a time that is of none to 0."""
         place_B, low_B, kind_B, grid_B = uniform(rng, (num_examples, 4), device).unbind(1)
         t_B = 1 - place_B
         if self.distribution == "paper":
@@ -145,7 +151,9 @@ class Times:
         counts_K = torch.tensor(self.grid_steps, device=device)
         num_steps_B = counts_K[(low_B * len(counts_K)).long()]
         on_grid_B = ((grid_B * num_steps_B).floor() + 1) / num_steps_B
-        return torch.where(kind_B < self.grid_share, on_grid_B, t_B)
+        is_grid_B = kind_B < self.grid_share
+        t_B = torch.where(is_grid_B, on_grid_B, t_B)
+        return t_B, torch.where(is_grid_B, t_B - 1 / num_steps_B, 0.0).clamp_min(0)
 
 
 def above(t: Float[Tensor, " B"], floor: float | Float[Tensor, " B"]) -> Float[Tensor, " B"]:

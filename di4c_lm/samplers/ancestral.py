@@ -102,6 +102,10 @@ def legacy_step(
     call = trajectory.call(x, trajectory.every(network_time), masked_BD.any(1))
     if call is None:
         return x
+    if not call.conditional.is_product:
+        raise ValueError(
+            "decoding.noise must be exact for a mixture whose positions are sampled in order, got legacy_fp32"
+        )
     num_states, temperature = call.conditional.output_head.num_states, trajectory.decoding.temperature
     x_s = x.clone()
     for position in range(x.shape[1]):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from di4c_lm.core.settings import check, section, setting
 from di4c_lm.processes.categorical import sample_categorical
-from di4c_lm.processes.denoiser import Denoiser, Prediction
+from di4c_lm.processes.denoiser import At, Denoiser, Prediction, Walk, sample_along
 from di4c_lm.processes.gaussian import GaussianChain
 from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.processes.process import Process
@@ -90,18 +90,34 @@ def log_share(p_NS: Float[Tensor, "N S"], state_N: Int64[Tensor, " N"]) -> Float
 class Call:
     """What the network says of the sequences that were run; with `free`, the prediction without condition, the logits are guided."""
 
-    place_B: Int64[Tensor, " B"]  # of each sequence among those that were run
+    run_B: Bool[Tensor, " B"]
     conditional: Prediction
     free: Prediction | None = None
     guidance: float = 0.0
 
     def logits(self, row_N: Int64[Tensor, " N"], position_N: Int64[Tensor, " N"]) -> Float[Tensor, "N S"]:
         """A fresh tensor of logits at positions of sequences; guided, (1 + w) conditional - w free."""
-        logits_NS = self.conditional.logits(self.place_B[row_N], position_N)
-        if self.free is None:
-            return logits_NS
-        free_NS = self.free.logits(self.place_B[row_N], position_N)
-        return logits_NS.mul_(1 + self.guidance).sub_(free_NS.mul_(self.guidance))
+        at = (self.run_B.cumsum(0) - 1)[row_N], position_N
+        return self._guided([one.logits(*at) for one in self._predictions])
+
+    def walk(self, where: Bool[Tensor, "B D"], rows: int) -> Walk:
+        """See `Prediction.walk`; guided, the two predictions go the same way, and hear of the same states."""
+        run_R, state_N = self.run_B.nonzero().squeeze(1), None
+        walks = [one.walk(where[self.run_B], rows) for one in self._predictions]
+        while True:
+            try:
+                found = [walk.send(state_N) for walk in walks]
+            except StopIteration:
+                return
+            row_N, position_N = found[0][0]
+            state_N = yield (run_R[row_N], position_N), self._guided([logits_NS for _, logits_NS in found])
+
+    @property
+    def _predictions(self) -> list[Prediction]:
+        return [self.conditional] if self.free is None else [self.conditional, self.free]
+
+    def _guided(self, logits: list[Float[Tensor, "N S"]]) -> Float[Tensor, "N S"]:
+        return logits[0].mul_(1 + self.guidance).sub_(logits[1].mul_(self.guidance)) if len(logits) > 1 else logits[0]
 
 
 class Calls:
@@ -136,16 +152,16 @@ class Calls:
         num_run, lam = int(run_B.sum()), None if self._lam is None else self._lam[run_B]
         if num_run == 0:
             return None
-        place_B, cond = run_B.cumsum(0) - 1, None if self._cond is None else self._cond[run_B]
+        cond = None if self._cond is None else self._cond[run_B]
         if lam is None and cond is None and self._timeless:
-            return Call(place_B, self._reused(x_BD, t_B, run_B))
+            return Call(run_B, self._reused(x_BD, t_B, run_B))
         self.made += num_run * (2 if guidance else 1)
         asked = x_BD[run_B], t_B[run_B].float(), lam
         if not guidance:
-            return Call(place_B, self._denoiser(*asked, cond))
+            return Call(run_B, self._denoiser(*asked, cond))
         together = getattr(self._denoiser, "guided", None)  # a mixture's, under one λ
         both = together(*asked, cond) if together else [self._denoiser(*asked, given) for given in (cond, None)]
-        return Call(place_B, both[0], both[1], guidance)
+        return Call(run_B, both[0], both[1], guidance)
 
     def _reused(self, x_BD: Tensor, t_B: Tensor, run_B: Tensor) -> Prediction:
         if self._cached is None or self._cached[0].shape != x_BD.shape:
@@ -250,10 +266,16 @@ class Trajectory:
         """
         call, u_BD = self.call(x_t, t_B, needed_BD.any(1)), self.uniform()
         x_0, log_p_BD = x_t.clone(), torch.zeros_like(u_BD)
-        for at_C, p_CS in self._read(call, needed_BD) if call else ():
-            x_0[at_C] = state_C = p_CS.argmax(1) if self.greedy else sample_categorical(p_CS, u_BD[at_C])
+
+        def choose(at: At, logits_NS: Tensor) -> Tensor:
+            p_NS = self.weigh(logits_NS)
+            x_0[at] = state_N = p_NS.argmax(1) if self.greedy else sample_categorical(p_NS, u_BD[at])
             if scored or self.log_p_BD is not None:
-                log_p_BD[at_C] = log_share(p_CS, state_C)
+                log_p_BD[at] = log_share(p_NS, state_N)
+            return state_N
+
+        if call:
+            sample_along(call.walk(needed_BD, self._rows), choose)
         if self.log_p_BD is not None:
             self.log_p_BD[needed_BD] = log_p_BD[needed_BD]
         return x_0, log_p_BD
@@ -263,19 +285,22 @@ class Trajectory:
         everywhere_BD = torch.ones_like(x_t, dtype=torch.bool)
         call = self.call(x_t, self.every(t), everywhere_BD.any(1))
         assert call is not None
-        return torch.cat([p_CS for _, p_CS in self._read(call, everywhere_BD)]).view(*x_t.shape, -1)
+        found = [self.weigh(logits_NS) for _, logits_NS in call.walk(everywhere_BD, self._rows)]
+        return torch.cat(found).view(*x_t.shape, -1)
 
     def call(self, x_t: Int64[Tensor, "B D"], t_B: Float64[Tensor, " B"], run_B: Bool[Tensor, " B"]) -> Call | None:
         """The network's prediction for the sequences where `run_B`, by whoever takes this step; None for none."""
         ramp = self.progress if self.decoding.guidance_ramp == "linear" else 1.0
         return (self._turn or self.calls)(x_t, t_B, run_B, self.rng, guidance=self.decoding.guidance * ramp)
 
-    def _read(self, call: Call, where_BD: Bool[Tensor, "B D"]) -> Iterator[tuple[tuple[Tensor, Tensor], Tensor]]:
-        """Probabilities at positions, so many at once: a masked process has many states, whose sum no one needs, a chain on levels few."""
+    def weigh(self, logits_NS: Float[Tensor, "N S"]) -> Float[Tensor, "N S"]:
+        """Probabilities, those of a masked process, which has many states, without the sum that no one needs; `logits_NS` is used up."""
         masked = isinstance(self.process, MaskedProcess)
-        size, weigh = (_ROWS, self.decoding.weights) if masked else (_LEVEL_ROWS, self.decoding.probabilities)
-        for at_C in zip(*(index_M.split(size) for index_M in where_BD.nonzero(as_tuple=True)), strict=True):
-            yield at_C, weigh(call.logits(*at_C))
+        return (self.decoding.weights if masked else self.decoding.probabilities)(logits_NS)
+
+    @property
+    def _rows(self) -> int:
+        return _ROWS if isinstance(self.process, MaskedProcess) else _LEVEL_ROWS
 
 
 @runtime_checkable

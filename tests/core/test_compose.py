@@ -234,6 +234,7 @@ def test_bad_input_names_the_key_and_no_other(overrides: str, message: str) -> N
     "name, override, message",
     [
         ("cifar10", "mixture=adaln", "mixture must be token, codes or class_chain for a U-Net, got 'adaln'"),
+        ("cifar10", "mixture=sequential", "mixture must be token, codes or class_chain for a U-Net, got 'sequential'"),
         ("cifar10", "model.width=6", "model.width must be a multiple of 4, at least 4, got 6"),
         ("cifar10", "chain.min_time=1", "chain.min_time must be in [0, 1), got 1.0"),
         ("cifar10", "mixture.codebook_size=0", "mixture.codebook_size must be at least 1, got 0"),

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from di4c_lm.checkpoints.load import stated_length
 from di4c_lm.core.compose import CONFIGS, compose, compose_rounds
@@ -191,6 +192,32 @@ def test_a_chain_is_measured_side_by_side(finished: Path) -> None:
     assert list(dict.fromkeys(row["model"] for row in report["rows"])) == ["data", "mdlm", "likelihood", *COUNTED]
     assert set(report["manifest"]["checkpoints"]) == {"mdlm", "likelihood"}
     assert load_run(finished).evaluator == str(finished / "evaluator")
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_a_sequential_student_is_trained_resumed_measured_and_loaded(
+    finished: Path, text: Path, tmp_path: Path, stage: int
+) -> None:
+    teacher, words = finished / "round_1" / "student", ["recipe=sequential", "mixture.layers=2", f"zero.stage={stage}"]
+    words += [f"teacher={teacher}", "train.save_every=1", "train.steps=2", "train.micro_batch_size=2"]
+    own = [word for word in TINY if not word.startswith(("mixture.", "model."))]
+    folders = {name: tmp_path / name for name in ("whole", "cut")}
+    for name, folder in folders.items():
+        config = compose(TextSettings, [f"data={text}", *own, *words, f"run.dir={folder}"], CONFIGS, "text")
+        if name == "cut":
+            shutil.copytree(
+                folders["whole"] / "checkpoints" / "step_00000001", folder / "checkpoints" / "step_00000001"
+            )
+        assert recipe.run(DOMAIN, config) == 0
+    rows = json.loads((folders["whole"] / "report" / "gen_ppl.json").read_text())["rows"]
+    assert {row["model"] for row in rows} == {"data", "teacher", "student", *COUNTED}
+    states = [load_file(folder / "student" / "model.safetensors") for folder in folders.values()]
+    assert all(name.startswith("latent_head.") for name in states[0]), "the teacher's weights stand once, in its folder"
+    assert all(torch.equal(states[0][name], value) for name, value in states[1].items()), "resumed, it is the same"
+    assert any(bool(value.any()) for name, value in states[0].items() if name.endswith("out.weight"))
+    student = TextModel.from_pretrained(folders["whole"] / "student")
+    assert student.denoiser.settings.layers == 2
+    assert torch.equal(student.sample_tokens(2, 2, seed=0)[0], student.sample_tokens(3, 2, seed=0, batch_size=1)[0][:2])
 
 
 def test_the_bound_on_the_validation_set_is_reported(finished: Path) -> None:

@@ -53,7 +53,9 @@ def test_earlier_settings_are_read(latent: dict[str, Any] | None, expected: Any)
 
 
 def test_what_is_unknown_is_refused() -> None:
-    with pytest.raises(ValueError, match="mixture must be one of none, token, adaln, codes, class_chain, got 'head'"):
+    with pytest.raises(
+        ValueError, match="mixture must be one of none, token, adaln, codes, class_chain, sequential, got 'head'"
+    ):
         read_settings({"kind": "head"})
     with pytest.raises(ValueError, match="window is no key"):
         read_settings({"kind": "token", "window": 1})

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from di4c_lm.mixtures.sequential import SequentialSettings
 from di4c_lm.objectives.likelihood import Likelihood
 from di4c_lm.processes.masked import Times
 from tests.objectives.helpers import (
@@ -25,7 +26,11 @@ from tests.objectives.helpers import (
 IDS = (0, 1, 2, 3, 4, 5)
 
 
-@pytest.mark.parametrize("latent", [CODES, TOKEN, CLASSES], ids=["codes", "token", "classes"])
+@pytest.mark.parametrize(
+    "latent",
+    [CODES, TOKEN, CLASSES, SequentialSettings(order="random", candidates=2, freeze_backbone=False)],
+    ids=["codes", "token", "classes", "sequential"],
+)
 @pytest.mark.parametrize("settings", [{}, {"times": Times()}, {"chunk_rows": 5}], ids=["default", "uniform", "chunks"])
 def test_a_batch_of_text_is_the_mean_of_its_examples(latent: Any, settings: dict[str, Any]) -> None:
     of = Likelihood(num_lambdas=4, **settings).build(text_network(latent), MASKED, seed=3)
@@ -92,3 +97,32 @@ def test_every_parameter_of_lambda_learns() -> None:
     for name in of.student.state_dict():
         if name.startswith("latent"):
             assert bool(found[f"student.{name}"].abs().max() > 0), name
+
+
+@pytest.mark.parametrize("positions", ["masked", "revealed"])
+def test_what_the_next_step_of_the_grid_reveals_is_taken_together(positions: Any) -> None:
+    """Of t = (j + 1) / 4 a share of 1 / (j + 1) of what is masked, on average; or all of it."""
+    network = text_network(SequentialSettings(positions=positions, freeze_backbone=False))
+    seen, read = watch(network), []
+    forward = network.forward
+
+    def noted(*inputs: Any) -> Any:
+        rows = forward(*inputs)
+        at = type(rows).read
+
+        def reading(self: Any, positions: Any, *more: Any, **how: Any) -> Any:
+            read.append(positions)
+            return at(self, positions, *more, **how)
+
+        return type("Noted", (type(rows),), {"read": reading})(**vars(rows))
+
+    network.forward = noted
+    times = Times(grid_share=1.0, grid_steps=(4,))
+    Likelihood(times=times).build(network, MASKED, seed=0)(text_batch(*range(600)))
+    x_t, t_B = seen[0][:2]
+    masked_B = (x_t == MASK).sum(1).double()
+    read_B = torch.bincount(read[0].example, minlength=len(x_t)).double()
+    for step in range(1, 5):
+        here = (t_B * 4).round() == step
+        share = float(read_B[here].sum() / masked_B[here].sum())
+        assert abs(share - (1 / step if positions == "revealed" else 1)) < 0.06, (step, share)

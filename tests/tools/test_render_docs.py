@@ -136,7 +136,10 @@ def report_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def test_a_report_is_kept_with_its_manifest_and_can_be_shown(tmp_path: Path) -> None:
-    (tmp_path / "gen_ppl.json").write_text(json.dumps(report_of(ROWS) | {"verdict": ["counting beats student"]}))
+    counted = {**ROWS[1], "model": "ngram_3", "nfe": 0.0}
+    (tmp_path / "gen_ppl.json").write_text(
+        json.dumps(report_of([*ROWS, counted]) | {"verdict": ["counting beats student"]})
+    )
     words = [f"report={tmp_path / 'gen_ppl.json'}", "name=kept", "command=di4c train text"]
     assert keep_result.main([*words, f"out={tmp_path}"]) == 0
     result = read_result("kept", tmp_path)
@@ -148,6 +151,9 @@ def test_a_report_is_kept_with_its_manifest_and_can_be_shown(tmp_path: Path) -> 
     shown = render("<!-- table: kept --><!-- end --> <!-- table: kept entropy --><!-- end -->", tmp_path)
     assert "| student |  | 1,000 (900 to 1,100) | 500 (450 to 550) | 250 (225 to 275) |" in shown
     assert "| validation text | 3.50 |" in shown
+    assert "| n-grams of the training text, 2 tokens of context | 1,000 (900 to 1,100) |" in shown
+    short = render("<!-- table: kept short --><!-- end -->", tmp_path)
+    assert "|  | none | 1 | 2 | 4 |" in short and "| student |  | 1,000 | 500 | 250 |" in short
 
 
 @pytest.mark.parametrize("words", [["name=x"], ["report={}/other.json", "name=x", "command=c"]])

@@ -129,14 +129,15 @@ REAL = {
     for how in ("kept", "recomputed")
 }
 REAL |= {
-    f"{dtype} {stage} classes, kept": {
+    f"{dtype} {stage} {path}, kept": {
         "real": True,
         "steps": 2,
         "stage": stage,
         "dtype": dtype,
-        "path": "classes",
+        "path": path,
         **config,
     }
+    for path in ("classes", "sequential")
     for dtype, stage, config in (("float32", 0, {}), ("float32", 3, {"config": "release.json"}), ("bfloat16", 2, {}))
 }
 BAD = {f"bad {s}": {"stage": s, "bad": [12 * 8 + 7, 13 * 8 + 6]} for s in range(4)}  # in the last rank's share
@@ -208,8 +209,9 @@ def test_the_real_objective_moves_all_that_is_trained_and_nothing_else(name, two
         assert torch.equal(tensors[key], value) == (not value.requires_grad), key
 
 
-def test_token_classes_train_alike_at_stages_0_and_3(two_ranks, read_trace):
-    zero, three = (read_trace(two_ranks / f"float32 {stage} classes, kept") for stage in (0, 3))
+@pytest.mark.parametrize("path", ["classes", "sequential"])
+def test_a_head_trains_alike_at_stages_0_and_3(path, two_ranks, read_trace):
+    zero, three = (read_trace(two_ranks / f"float32 {stage} {path}, kept") for stage in (0, 3))
     assert zero[0]["loss"] > 1
     for one, other in zip(zero, three, strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)

@@ -130,6 +130,7 @@ def real_objective(spec: dict[str, Any]) -> Any:
     """Di4C on small DiTs: λ's path is trained, and goes unused by the teacher."""
     from di4c_lm.mixtures.adaln import AdaLNSettings
     from di4c_lm.mixtures.class_chain import ClassChainSettings
+    from di4c_lm.mixtures.sequential import SequentialSettings
     from di4c_lm.mixtures.token import TokenSettings
     from di4c_lm.networks.dit import DIT, DitConfig
     from di4c_lm.objectives.di4c import Di4C
@@ -143,6 +144,8 @@ def real_objective(spec: dict[str, Any]) -> Any:
         nn.init.normal_(parameter, std=0.2)
     if spec.get("path") == "classes":
         mixture: Any = ClassChainSettings(codebook_size=5, init_scale=2.0)
+    elif spec.get("path") == "sequential":
+        mixture = SequentialSettings(order="random", candidates=4)
     else:
         kind = {"adaln": AdaLNSettings, "token": TokenSettings}[spec.get("path", "adaln")]
         mixture = kind(inject_at=1, init_scale=2.0)
@@ -152,7 +155,7 @@ def real_objective(spec: dict[str, Any]) -> Any:
     student.activation_checkpointing = spec.get("checkpointing", False)
     frozen = teacher.to(torch.bfloat16 if spec.get("dtype") == "bfloat16" else torch.float32)
     chosen = Di4C(num_lambdas=3, delta=0.3, teacher_step=TeacherStep(distribution="fraction", size=0.5))
-    chosen = Likelihood() if spec.get("path") == "classes" else chosen
+    chosen = Likelihood(num_lambdas=2) if spec.get("path") in ("classes", "sequential") else chosen
     return chosen.build(student, MaskedProcess(S), seed=0, teacher=frozen)
 
 

@@ -170,10 +170,13 @@ def of_report(report: Mapping[str, Any], *, command: str, counting: str = "", no
         raise ValueError("report must be report/gen_ppl.json of a run on text")
     data, model, teacher, train = run["data"], run["model"], run["teacher"], run["train"]
     pretrained = f"{teacher['pretrain']['steps']:,} updates of {teacher['pretrain']['batch_size']}"
+    evaluator = Path(str(facts["judge"]["name"])).name
+    trained_here = f"a BPE of {data['vocab_size']:,} entries, trained on them"
+    tokenizer = trained_here if data["tokenizer"] == "train" else Path(data["tokenizer"]).name
     metrics = [key + end for key in ("gen_ppl", "entropy") for end in ("", "_low", "_high")]
     rows = [
         {
-            "model": "validation text" if row["model"] == "data" else row["model"],
+            "model": _called(row["model"]),
             "steps": row["steps"] if row["nfe"] else 0,
             **{key: float(f"{row[key]:.6g}") for key in metrics},
         }
@@ -189,21 +192,35 @@ def of_report(report: Mapping[str, Any], *, command: str, counting: str = "", no
             "source": "the run's own report/gen_ppl.json",
             "commit": facts["commit"],
             "command": command,
-            "data": f"`data={data['kind']}`, {facts['length']} tokens of {data['tokenizer']}, {data['vocab_size']:,} entries",
+            "data": f"`data={data['kind']}`, {facts['length']} tokens of {tokenizer}",
             "model": f"{model['num_blocks']} blocks of width {model['hidden_size']}; student: `mixture={run['mixture']['kind']}`",
             "training": f"teacher {pretrained if teacher['kind'] == 'train' else teacher['path'] or 'random'}; student "
             f"`objective={run['objective']['kind']}`, {train['steps']:,} updates of {train['micro_batch_size']}",
-            "evaluator": Path(str(facts["judge"]["name"])).name,
+            "evaluator": "the evaluator that the run trained" if evaluator == "evaluator" else evaluator,
             "samples": f"{max(row['num_samples'] for row in report['rows']):,} a cell",
             "seeds": f"one: {facts['seed']}",
             "interval": "95 % bootstrap over samples",
-            "machine": f"{facts['machine']['platform']}, torch {facts['versions']['torch']}",
+            "machine": f"{facts['machine']['platform'].partition('-')[0]}, torch {facts['versions']['torch']}",
             "counting": counting or "; ".join(verdict) or "not measured",
             **({"note": note} if note else {}),
         },
-        "views": {"default": {**view, "cells": [interval]}, "entropy": {**view, "cells": ["{entropy:.2f}"]}},
+        "views": {
+            "default": {**view, "cells": [interval]},
+            "entropy": {**view, "cells": ["{entropy:.2f}"]},
+            "short": {**view, "heads": {str(n): str(n or "none") for n in steps}, "cells": ["{gen_ppl:,.0f}"]},
+        },
         "rows": rows,
     }
+
+
+def _called(model: str) -> str:
+    """A model of a report as readers know it."""
+    if order := re.fullmatch(r"ngram_(\d+)", model):
+        context = int(order[1]) - 1
+        return f"n-grams of the training text, {context} token{'s' if context > 1 else ''} of context"
+    return {"data": "validation text", "token_bigram": "teacher's marginals with token bigrams, nothing learned"}.get(
+        model, model
+    )
 
 
 def as_text(result: Mapping[str, Any]) -> str:

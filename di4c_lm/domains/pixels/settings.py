@@ -74,7 +74,7 @@ class PixelSettings(RunSettings):
             objective,
             "likelihood, di4c or denoising on pixels, whose noise is no mask",
         )
-        check(kind != "adaln", "mixture", kind, "token, codes or class_chain for a U-Net")
+        check(kind not in ("adaln", "sequential"), "mixture", kind, "token, codes or class_chain for a U-Net")
         at, distribution = getattr(self.mixture, "inject_at", 0), getattr(self.mixture, "distribution", "uniform")
         check(at == 0, "mixture.inject_at", at, "0 for a U-Net")
         allowed = "uniform, stratified or codebook for a U-Net"

@@ -16,6 +16,7 @@ from torch import Tensor
 from di4c_lm.measure.text.samples import Sampler, TextModel, sampler_of
 from di4c_lm.mixtures.base import Mixture
 from di4c_lm.mixtures.class_chain import ClassChainSettings
+from di4c_lm.mixtures.class_counts import pair_log_ratios
 
 ORDERS = (2, 3, 5)  # of the n-grams that reports have
 BIGRAM = "token_bigram"
@@ -163,9 +164,9 @@ def bigram_sampler(
     network, num_states = teacher.denoiser, teacher.denoiser.num_states
     if num_states > _MOST_STATES or isinstance(network, Mixture):
         return None
-    settings = ClassChainSettings(codebook_size=num_states)
     rng = torch.Generator().manual_seed(0)
-    chain = settings.over(network, rng, model=network.config, sequences=lambda: tokens_ND).eval()
+    chain = ClassChainSettings(codebook_size=num_states).over(network, rng, model=network.config).eval()
+    chain.latent_head.tie_neighbours(pair_log_ratios(tokens_ND, num_states))
     return sampler_of(replace(teacher, denoiser=chain), batch_size, **how)
 
 

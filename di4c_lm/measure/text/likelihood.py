@@ -84,6 +84,35 @@ def step_bound(
     return torch.cat(found)
 
 
+@torch.no_grad()
+def joint_gain(
+    model: TextModel,
+    teacher: TextModel,
+    x_ND: Int64[Tensor, "N D"],
+    *,
+    t: float,
+    lambdas: int,
+    seed: int,
+    batch_size: int = 64,
+) -> tuple[Float64[Tensor, " N"], Float64[Tensor, " N"]]:
+    """Nats of each sequence at its masked positions, given x_t: what the model gains on the product of the teacher's marginals, and that.
+
+    First: log mean_λ Π_d p(x^d | x_t; λ) - Σ_d log p_teacher(x^d | x_t); second: the sum over d. x_t depends on (seed, number of the
+    sequence, t) alone. Of a λ that is not enumerated the gain is too small on average, never too large (Jensen).
+    """
+    device = next(model.denoiser.parameters()).device
+    gains, products = [], []
+    for number_B in torch.arange(len(x_ND)).split(batch_size):
+        rng, x_BD = KeyedRng(seed, number_B.to(device)), x_ND[number_B].to(device)
+        t_B = torch.full((len(x_BD),), t, dtype=torch.float64, device=device)
+        masked_BD = uniform(rng, tuple(x_BD.shape), device) < t
+        x_t, positions = torch.where(masked_BD, model.process.mask_id, x_BD), Positions.where(masked_BD)
+        product_B = _read(teacher, x_t, t_B, positions, x_BD, rng, lambdas).product[:, 0]
+        gains.append((_read(model, x_t, t_B, positions, x_BD, rng, lambdas).joint[:, 0] - product_B).cpu())
+        products.append(product_B.cpu())
+    return torch.cat(gains), torch.cat(products)
+
+
 def _read(
     model: TextModel, x_t: Tensor, t_B: Tensor, positions: Positions, x_BD: Tensor, rng: KeyedRng, lambdas: int
 ) -> Reading:

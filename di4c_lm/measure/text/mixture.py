@@ -13,7 +13,7 @@ from di4c_lm.measure.text.evaluator import Evaluator
 from di4c_lm.measure.text.gen_ppl import DATA, GenPplConfig, measure
 from di4c_lm.measure.text.samples import Reader, Sampler, TextModel, TextRun, sampler_of
 from di4c_lm.processes.categorical import sample_categorical
-from di4c_lm.processes.denoiser import OutputHead, Positions, Prediction, row_chunks, rows_at_once
+from di4c_lm.processes.denoiser import At, OutputHead, Positions, Prediction, rows_at_once, sample_along
 from di4c_lm.processes.rng import KeyedRng, uniform
 from di4c_lm.samplers.grids import uniform_grid
 from di4c_lm.samplers.trajectory import sample_keyed
@@ -52,24 +52,21 @@ def total_correlation(
         t_B = torch.full((len(x_BD),), t, dtype=torch.float64, device=device)
         masked_BD = uniform(rng, tuple(x_BD.shape), device) < t
         x_t = torch.where(masked_BD, model.process.mask_id, x_BD)
-        positions = Positions.where(masked_BD)
+        positions, own_BD = Positions.where(masked_BD), x_t.clone()
         one = model.denoiser.sample_latents(len(x_BD), 1, rng, device)
-        u_M = uniform(rng, tuple(x_BD.shape), device)[masked_BD]
-        own_M = _sample(model.denoiser(x_t, t_B.float(), one), positions, u_M)
-        targets_M2 = torch.stack([own_M, positions.gather(x_BD)], 1)
+        u_BD = uniform(rng, tuple(x_BD.shape), device)
+
+        def choose(at: At, logits_NS: Tensor, u_BD: Tensor = u_BD, own_BD: Tensor = own_BD) -> Tensor:
+            own_BD[at] = state_N = sample_categorical(logits_NS.softmax(1), u_BD[at])
+            return state_N
+
+        prediction = model.denoiser(x_t, t_B.float(), one)
+        sample_along(prediction.walk(masked_BD, rows_at_once(prediction.output_head, 0)), choose)
+        targets_M2 = torch.stack([positions.gather(own_BD), positions.gather(x_BD)], 1)
         reading = predict(model, x_t, t_B, rng, lambdas=lambdas).read(positions, targets_M2)
         own.append((reading.joint - reading.product)[:, 0].cpu())
         text.append((reading.joint - reading.product)[:, 1].cpu())
     return torch.cat(own), torch.cat(text)
-
-
-def _sample(prediction: Prediction, positions: Positions, u_M: Float64[Tensor, " M"]) -> Int64[Tensor, " M"]:
-    """One token a position under the one λ of its sequence."""
-    sampled = [
-        sample_categorical(prediction.logits(positions.example[rows], positions.position[rows]).softmax(1), u_M[rows])
-        for rows in row_chunks(len(u_M), rows_at_once(prediction.output_head, 0))
-    ]
-    return torch.cat(sampled) if sampled else positions.position.clone()
 
 
 @final

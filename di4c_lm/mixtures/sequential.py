@@ -1,0 +1,365 @@
+"""λ as the uniforms by which tokens are sampled one after the other: a small causal transformer behind a network.
+
+With f_i the network's features of the i-th position to be sampled, and the same output head W for all,
+
+    p(x_R | x_t) = Π_i p(x_i | x_1 ... x_{i-1}; x_t),    p(· | ...) = softmax W(f_i + change_i)
+
+where change_i is made of the features of the first i positions, of the tokens sampled at those before i, and of what is known beside it. It
+is 0 before training, and always of the first position: where a call reveals a single token, the network's own distribution holds. The
+network is run once a call, the head once a token. Relatives: one more layer that learns the sequential samples of a frozen diffusion
+model (ADJUST, Bansal and Sanghavi 2025), last layers causal in a random order (Campbell et al. 2025).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from di4c_lm.core.settings import at_least, check, section, setting
+from di4c_lm.losses.reading import Reading, read_mixture
+from di4c_lm.mixtures.base import Latents, Mixture, MixtureSettings, code_uniforms
+from di4c_lm.networks.base import Network, Rotary, Rows, attend, product, rotate, use_flash
+from di4c_lm.processes.denoiser import Positions, Walk, row_chunks, rows_at_once
+from di4c_lm.processes.rng import Rng, uniform
+
+_FURTHEST = 8  # distances from one position to the next that are told apart, in both directions
+_TOGETHER = 8  # sequences that the head takes at once in a loss, so that short ones are not padded to the longest
+_EMBEDDING_STD = 0.1
+
+
+@section
+class SequentialSettings(MixtureSettings):
+    """λ of the uniforms by which the tokens of a call are sampled one after the other, by causal layers behind the network."""
+
+    layers: int = setting(1, "causal layers, of the network's width and heads")
+    candidates: int = setting(
+        0,
+        "likeliest states of the network that are changed, the rest keep their weights; 0, or more than there are: all",
+    )
+    order: Literal["left_to_right", "random"] = setting("left_to_right", "in which the positions are sampled")
+    positions: Literal["masked", "revealed"] = setting(
+        "revealed", "that training takes together: all that are masked, or those that the next step of a grid reveals"
+    )
+    context: int = setting(2, "positions on each side whose tokens, as far as they are known, are read directly")
+    freeze_backbone: bool = setting(True, "whether the teacher's weights stay as they are, and λ's alone are trained")
+
+    has_marginals: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "layers")
+        at_least(self, 0, "candidates", "context")
+
+    def wrap(self, network: Network) -> "SequentialMixture":
+        """See `MixtureSettings.wrap`."""
+        return SequentialMixture(self, network)
+
+
+@dataclass(frozen=True)
+class Ordered:
+    """N positions of each of B sequences in the order in which they are sampled; of some sequences the last are none of them."""
+
+    place: Int64[Tensor, "B N"]
+    is_asked: Bool[Tensor, "B N"]
+    rank: Int64[Tensor, "B D"]  # of each position; N where it is none
+
+    @classmethod
+    def of(cls, where: Bool[Tensor, "B D"], key: Float[Tensor, "B D"]) -> "Ordered":
+        """The positions `where`, by rising keys."""
+        count = max(1, int(where.sum(1).max()))
+        place_BN = key.masked_fill(~where, torch.inf).sort(dim=1, stable=True)[1][:, :count]
+        is_asked_BN = where.gather(1, place_BN)
+        rank_BN = torch.arange(count, device=key.device).expand_as(place_BN).masked_fill(~is_asked_BN, count)
+        rank_BD = torch.full_like(place_BN[:, :1], count).expand_as(where).scatter(1, place_BN, rank_BN)
+        return cls(place_BN, is_asked_BN, rank_BD)
+
+    @property
+    def distance(self) -> Int64[Tensor, "B N"]:
+        """From the position before to each, 0 for the first, within what is told apart; counted from 0."""
+        step_BP = (self.place[:, 1:] - self.place[:, :-1]).clamp(-_FURTHEST, _FURTHEST)
+        return F.pad(step_BP, (1, 0)) + _FURTHEST
+
+
+class CausalBlock(nn.Module):
+    """Attention to the positions sampled so far, and an MLP."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm1 = nn.LayerNorm(width)
+        self.attn_qkv = nn.Linear(width, 3 * width, bias=False)
+        self.attn_out = nn.Linear(width, width, bias=False)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width))
+
+    def forward(
+        self,
+        x: Float[Tensor, "B N H"],
+        cos: Tensor,
+        sin: Tensor,
+        cache: list[Tensor],
+        flash: bool,  # noqa: FBT001
+    ) -> Float[Tensor, "B N H"]:
+        """The stream of N more positions; `cache`, keys and values of those before, takes in theirs."""
+        q, k, v = self.attn_qkv(self.norm1(x)).unflatten(2, (3, self.num_heads, -1)).unbind(2)
+        new = [rotate(k, cos, sin), v]
+        cache[:] = [torch.cat(pair, 1) for pair in zip(cache, new, strict=True)] if cache else new
+        is_causal = len(cache[0][0]) == x.shape[1]
+        mixed = attend(rotate(q, cos, sin), *cache, flash=flash, causal=is_causal)
+        x = x + self.attn_out(mixed.flatten(2))
+        return x + self.mlp(self.norm2(x))
+
+
+class SequentialHead(nn.Module):
+    """From features, positions and tokens to the change of the features: embeddings, causal layers, and a last map from zero."""
+
+    def __init__(self, settings: SequentialSettings, network: Network) -> None:
+        super().__init__()
+        width, heads = network.width, network.config.num_heads
+        self.offsets = [offset for offset in range(-settings.context, settings.context + 1) if offset]
+        self.nothing = network.num_states  # beside the states, MASK among them: no position there
+        self.attention = network.config.attention
+        self.rotary = Rotary(width // heads)
+        self.of_features = nn.Linear(width, width)
+        self.of_distance = nn.Embedding(2 * _FURTHEST + 1, width)
+        self.of_token = nn.Embedding(network.num_states + 1, width)
+        self.of_tokens = nn.Linear((1 + len(self.offsets)) * width, width, bias=False)
+        self.blocks = nn.ModuleList(CausalBlock(width, heads) for _ in range(settings.layers))
+        self.norm = nn.LayerNorm(width)
+        self.out = nn.Linear(width, width)
+        nn.init.normal_(self.of_distance.weight, std=_EMBEDDING_STD)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(
+        self,
+        features: Float[Tensor, "B N H"],
+        place: Int64[Tensor, "B N"],
+        distance: Int64[Tensor, "B N"],
+        last: Int64[Tensor, "B N"],
+        near: Int64[Tensor, "B N C"],
+        caches: Sequence[list[Tensor]] | None = None,
+    ) -> Float[Tensor, "B N H"]:
+        """What is added to the features of N positions, one after the other.
+
+        Args:
+            place: the positions.
+            distance: from the position before to each, as `Ordered.distance` counts it.
+            last: the token that was sampled before.
+            near: the tokens beside each position, `offsets` from it.
+            caches: of each layer, keys and values of the positions before the first of these, to which theirs are added.
+        """
+        x = self.of_features(F.layer_norm(features, features.shape[-1:]).to(self.of_features.weight.dtype))
+        token_BNT = torch.cat([last[..., None], near], 2)
+        x = x + self.of_distance(distance) + self.of_tokens(self.of_token(token_BNT).flatten(2))
+        cos, sin = (table[place] for table in self.rotary(int(place.max()) + 1, 0))
+        flash = use_flash(self.attention) if x.is_cuda else False
+        for block, cache in zip(self.blocks, caches or [[] for _ in self.blocks], strict=True):
+            x = block(x, cos, sin, cache, flash)
+        return self.out(self.norm(x)).to(features.dtype)
+
+    def beside(
+        self, values: Int64[Tensor, "B D"], place: Int64[Tensor, "B N"], outside: int | None = None
+    ) -> Int64[Tensor, "B N C"]:
+        """The values `offsets` from each position, `outside` (by default no token) where there is none."""
+        reach = max([0, *self.offsets])
+        padded_BP = F.pad(values, (reach, reach), value=self.nothing if outside is None else outside)
+        shift_C = torch.tensor(self.offsets, device=place.device, dtype=place.dtype)
+        at_BNC = place[..., None] + reach + shift_C
+        return padded_BP.gather(1, at_BNC.flatten(1)).view(at_BNC.shape)
+
+
+@dataclass(frozen=True)
+class SequentialRows(Rows):
+    """What the network says of each position by itself, L = 1, and the head that says how they go together.
+
+    Where it is asked about positions one by one (their marginals, divergences, the product) it answers for each as if no other were
+    sampled with it: with the network's own distribution. `order` holds the keys by which positions are ordered, one set a λ.
+    """
+
+    head: SequentialHead
+    x_t: Int64[Tensor, "B D"]
+    order: Float[Tensor, "B K D"]
+    candidates: int
+    is_product: ClassVar[bool] = False
+
+    def read(
+        self,
+        positions: Positions,
+        targets: Int64[Tensor, "M T"],
+        distributions: Sequence[Float[Tensor, "M S"]] = (),
+        *,
+        components: bool = False,
+        chunk_rows: int = 0,
+    ) -> Reading:
+        """See `Rows.read`: `joint` is of these positions alone, sampled after one another, in the mean over the orders."""
+        frozen = not self.features.requires_grad
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+            alone = super().read(positions, targets, distributions, components=components, chunk_rows=chunk_rows)
+        joint = []
+        for target_M in targets.unbind(1):
+            log_p = [self._log_p(positions, target_M, key_BD, chunk_rows) for key_BD in self.order.unbind(1)]
+            joint.append(torch.stack([positions.per_example(log_p_M) for log_p_M in log_p]).logsumexp(0))
+        log_K = torch.tensor(float(self.order.shape[1]), dtype=torch.float64).log()
+        return replace(alone, joint=torch.stack(joint, 1) - log_K if joint else alone.joint)
+
+    def _log_p(
+        self, positions: Positions, target_M: Int64[Tensor, " M"], key_BD: Float[Tensor, "B D"], chunk_rows: int
+    ) -> Float[Tensor, " M"]:
+        """log p(x_i | x_1 ... x_{i-1}; x_t) of the targets, in the order of the keys."""
+        at = positions.example, positions.position
+        where_BD, x_0 = torch.zeros_like(self.x_t, dtype=torch.bool), self.x_t.clone()
+        where_BD[at], x_0[at] = True, target_M
+        ordered = Ordered.of(where_BD, key_BD)
+        rank_M = ordered.rank[at]
+        change_MH = self._change(ordered, x_0)[positions.example, rank_M] * (rank_M > 0)[:, None]
+        features_MH = self.features[positions.example, 0, positions.position]
+        if not self.few:
+            changed_M1H, target_M1 = (features_MH + change_MH)[:, None], target_M[:, None]
+            read = read_mixture(changed_M1H, positions.position, self.output_head, target_M1, chunk_rows=chunk_rows)
+            return read.target_log_p[:, 0, 0]
+        chunks = row_chunks(max(1, len(target_M)), rows_at_once(self.output_head, chunk_rows))
+        read = partial(checkpoint, self._log_p_of_few, use_reentrant=False)
+        parts = [read(*(one[c] for one in (features_MH, change_MH, positions.position, target_M))) for c in chunks]
+        return torch.cat(parts)
+
+    def _change(self, ordered: Ordered, x_0: Int64[Tensor, "B D"]) -> Float[Tensor, "B N H"]:
+        """What the head says of each position given those of `x_0` before; sequences of like counts of positions go together."""
+        num_ranks, x_t, by_count_B = ordered.place.shape[1], self.x_t, ordered.is_asked.sum(1).argsort(stable=True)
+        change_BNH = self.features.new_zeros(*ordered.place.shape, self.features.shape[3])
+        for row_G in by_count_B.split(_TOGETHER):
+            count = max(1, int(ordered.is_asked[row_G].sum(1).max()))
+            place_GN, rank_N = ordered.place[row_G, :count], torch.arange(count, device=row_G.device)
+            last_GN = F.pad(x_0[row_G].gather(1, place_GN[:, :-1]), (1, 0), value=self.head.nothing)
+            is_known_GNC = self.head.beside(ordered.rank[row_G], place_GN, num_ranks) < rank_N[:, None]
+            known_GNC, seen_GNC = (self.head.beside(x[row_G], place_GN) for x in (x_0, x_t))
+            near_GNC = torch.where(is_known_GNC, known_GNC, seen_GNC)
+            features_GNH = self.features[row_G[:, None], 0, place_GN]
+            part_GNH = self.head(features_GNH, place_GN, ordered.distance[row_G, :count], last_GN, near_GNC)
+            change_BNH[row_G[:, None], rank_N] = part_GNH
+        return change_BNH
+
+    @property
+    def few(self) -> int:
+        """How many states are changed; 0: all."""
+        return self.candidates if self.candidates < self.output_head.num_states else 0
+
+    def _log_p_of_few(self, features_NH: Tensor, change_NH: Tensor, position_N: Tensor, target_N: Tensor) -> Tensor:
+        """log p(target): the candidates' weights are changed, the others' are not, and the normaliser is the sum of both."""
+        logits_NS = self.output_head.logits(features_NH, position_N)
+        candidate_NC = logits_NS.detach().topk(self.few, 1).indices
+        changed_NC = self.output_head.target_logits(features_NH + change_NH, position_N, candidate_NC)
+        of_rest_N = logits_NS.scatter(1, candidate_NC, -torch.inf).logsumexp(1)
+        log_norm_N = torch.logaddexp(changed_NC.logsumexp(1), of_rest_N)
+        is_target_NC = candidate_NC == target_N[:, None]
+        own_N = logits_NS.gather(1, target_N[:, None])[:, 0]
+        changed_N = changed_NC.masked_fill(~is_target_NC, 0.0).sum(1)
+        return torch.where(is_target_NC.any(1), changed_N, own_N) - log_norm_N
+
+    @torch.no_grad()
+    def walk(self, where: Bool[Tensor, "B D"], rows: int) -> Walk:
+        """See `Prediction.walk`: one position of each sequence after the other, by keys and values that are kept."""
+        ordered, tokens_BD = Ordered.of(where, self.order[:, 0]), self.x_t.clone()
+        row_B, distance_BN = torch.arange(len(where), device=where.device), ordered.distance
+        last_B1 = torch.full_like(ordered.place[:, :1], self.head.nothing)
+        caches: list[list[Tensor]] = [[] for _ in self.head.blocks]
+        for rank, unchanged in enumerate(self._unchanged(ordered)):
+            place_B1, is_asked_B = ordered.place[:, rank : rank + 1], ordered.is_asked[:, rank]
+            features_B1H = self.features[row_B, 0, place_B1[:, 0]][:, None]
+            near_B1C, distance_B1 = self.head.beside(tokens_BD, place_B1), distance_BN[:, rank : rank + 1]
+            change_B1H = self.head(features_B1H, place_B1, distance_B1, last_B1, near_B1C, caches)
+            changed_NH = (features_B1H + change_B1H * bool(rank))[is_asked_B, 0]
+            at = row_B[is_asked_B], place_B1[is_asked_B, 0]
+            state_N = yield at, self._changed(changed_NH, at[1], *unchanged)
+            assert state_N is not None
+            tokens_BD[at] = state_N
+            last_B1 = tokens_BD.gather(1, place_B1)
+
+    def _unchanged(self, ordered: Ordered) -> Iterator[tuple[Tensor, ...]]:
+        """For the positions of each rank the network's logits and its candidates, as many ranks at once as there is room for.
+
+        Where all states are changed there is nothing to know of them.
+        """
+        is_asked_NB = ordered.is_asked.T
+        if not self.few:
+            yield from (() for _ in is_asked_NB)
+            return
+        for ranks in row_chunks(len(is_asked_NB), max(1, rows_at_once(self.output_head, 0) // is_asked_NB.shape[1])):
+            rank_M, row_M = is_asked_NB[ranks].nonzero(as_tuple=True)
+            place_M = ordered.place[row_M, rank_M + ranks.start]
+            logits_MS = self.output_head.logits(self.features[row_M, 0, place_M], place_M)
+            candidate_MC = logits_MS.topk(self.few, 1).indices
+            counts = is_asked_NB[ranks].sum(1).tolist()
+            yield from zip(logits_MS.split(counts), candidate_MC.split(counts), strict=True)
+
+    def _changed(
+        self, features_NH: Float[Tensor, "N H"], position_N: Int64[Tensor, " N"], *unchanged: Tensor
+    ) -> Float[Tensor, "N S"]:
+        """The logits, given the changed features."""
+        if not unchanged:
+            return self.output_head.logits(features_NH, position_N)
+        logits_NS, candidate_NC = unchanged
+        changed_NC = self.output_head.target_logits(features_NH, position_N, candidate_NC)
+        return logits_NS.scatter(1, candidate_NC, changed_NC)
+
+
+class SequentialMixture(Mixture):
+    """`latent_head` behind a transformer."""
+
+    settings: SequentialSettings
+
+    def __init__(self, settings: SequentialSettings, network: Network) -> None:
+        check(network.image_shape is None, "mixture", "sequential", "token, codes or class_chain for a U-Net")
+        super().__init__(settings, network, shares_backbone=settings.freeze_backbone)
+        self.latent_head = SequentialHead(settings, network)
+
+    @property
+    def joint_over(self) -> str:
+        """See `Mixture.joint_over`."""
+        return self.settings.positions
+
+    def sample_latents(self, num_batch: int, num_lambdas: int, rng: Rng, device: torch.device) -> Latents:
+        """See `Mixture.sample_latents`: one float64 uniform (B, L, 1) a sample, which orders the positions where their order is random.
+
+        The other uniforms, one a token, are the sampler's.
+        """
+        check(num_lambdas >= 1, "num_lambdas", num_lambdas, "at least 1")
+        return Latents(uniform(rng, (num_batch, num_lambdas, 1), device))
+
+    def training_latents(self, num_batch: int, num_lambdas: int, rng: Rng, device: torch.device) -> Latents:
+        """See `Mixture.training_latents`: one where the order is given."""
+        return self.sample_latents(num_batch, self.num_components(num_lambdas), rng, device)
+
+    def num_components(self, limit: int) -> int:
+        """See `Mixture.num_components`: orders, of which there is but one unless it is random."""
+        return limit if self.settings.order == "random" else 1
+
+    def num_calls(self, limit: int) -> int:
+        """See `Mixture.num_calls`: 1, for all orders."""
+        return 1
+
+    @property
+    def kept_beside(self) -> int:
+        """See `Mixture.kept_beside`: the activations of the causal layers."""
+        return 20 * self.settings.layers * self.network.width
+
+    def forward(self, x_t: Int64[Tensor, "B D"], t: Float[Tensor, " B"], lam: Any = None, cond: Any = None) -> Rows:
+        """See `Mixture.forward`. A frozen network records no gradient, so that equal sequences share a row."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.shares_backbone):
+            rows = super().forward(x_t, t, lam, cond)
+        if lam is None:
+            return rows
+        num_positions, shape = x_t.shape[1], (len(x_t), lam.num_lambdas, x_t.shape[1])
+        key_D = torch.arange(num_positions, device=x_t.device, dtype=torch.float64)
+        key_BKD = code_uniforms(lam, num_positions) if self.settings.order == "random" else key_D.expand(shape)
+        few = self.settings.candidates
+        return SequentialRows(rows.features, rows.output_head, self.latent_head, x_t, key_BKD, few)
+
+    def drive(self, stages: Any, lam: Latents) -> Rows:
+        """See `Mixture.drive`: the network as it is."""
+        return product(stages)
