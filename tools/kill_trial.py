@@ -32,8 +32,7 @@ from di4c_lm.mixtures.adaln import AdaLNSettings
 from di4c_lm.networks.dit import DIT, DitConfig
 from di4c_lm.objectives.di4c import Di4C
 from di4c_lm.processes.masked import MaskedProcess
-from di4c_lm.runs.bench.frame import free_port
-from di4c_lm.training.distributed import init_distributed
+from di4c_lm.training.distributed import free_port, init_distributed
 from di4c_lm.training.loop import train
 from di4c_lm.training.settings import OptimConfig, TrainConfig, ZeroConfig
 

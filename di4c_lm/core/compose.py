@@ -96,7 +96,7 @@ def compose(
             except SettingError as error:
                 raise ValueError(_moved(settings, key, value) or error) from None
     composed = build(settings, tree, text=True)
-    implied = composed.implied(said) if hasattr(composed, "implied") else {}
+    implied: Mapping[str, Any] = getattr(composed, "implied", lambda said: {})(said)
     for key, value in implied.items():
         _assign(settings, tree, key, value)
     composed = build(settings, tree, text=True) if implied else composed

@@ -1,9 +1,7 @@
 """Cross-entropy of x_0 given x_t: a denoiser of any process from data alone, such as the teachers of images."""
 
-from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -51,11 +49,11 @@ class DenoisingObjective(Objective):
 
     def forward(self, batch: Batch) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Mean over the batch of the cross-entropy in nats a position, known positions counting as 0."""
-        loss = self.cross_entropy(batch, torch.ones_like).mean() / batch.x.shape[1]
+        loss = self.cross_entropy(batch)[0].mean() / batch.x.shape[1]
         return loss, {"cross_entropy": loss.detach()}
 
-    def cross_entropy(self, batch: Batch, weight: Callable[[Tensor], Tensor]) -> Float[Tensor, " B"]:
-        """-Σ_d log p(x_0^d | x_t) times weight(t) of each example, in nats a sequence."""
+    def cross_entropy(self, batch: Batch) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+        """-Σ_d log p(x_0^d | x_t) of each example, in nats a sequence, and its t."""
         rng = batch_rng(self.seed, batch)
         cond_B = classes_of(batch, self.settings.label_drop, rng)
         u_B = uniform(rng, (len(batch.x),), batch.x.device)
@@ -64,4 +62,4 @@ class DenoisingObjective(Objective):
         positions = Positions.where(self.process.unknown(x_t))
         prediction = self.student(x_t, t_B.float(), None, cond_B)
         reading = prediction.read(positions, positions.gather(batch.x)[:, None], chunk_rows=self.settings.chunk_rows)
-        return -weight(t_B).double() * reading.joint[:, 0]
+        return -reading.joint[:, 0], t_B

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from di4c_lm.core.settings import at_least, check, section, setting
+from di4c_lm.core.settings import at_least, check, section, setting, unit
 from di4c_lm.data.batches import Batch
 from di4c_lm.losses.mdlm import log_linear_weight
 from di4c_lm.objectives.denoising import Denoising, DenoisingObjective
@@ -24,11 +24,17 @@ class Mdlm(Denoising):
         8, "times t sampled for each validation sequence in the closing report's perplexity bound"
     )
 
+    weight_power: float = setting(
+        1.0,
+        "power of 1/t that weighs a masked token in the loss; 1: the bound, 0: all tokens alike; the bound is reported",
+    )
+
     label: ClassVar[str] = "mdlm"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(self, 1, "bound_draws")
+        unit(self, "weight_power")
 
     @property
     def needs_teacher(self) -> bool:
@@ -53,6 +59,8 @@ class MdlmObjective(DenoisingObjective):
     """Training a masked-diffusion model from data by its continuous-time bound, one t an example, times as in `DenoisingObjective`."""
 
     def forward(self, batch: Batch) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """Mean over the batch of the bound in nats a sequence, and the same a token."""
-        loss = self.cross_entropy(batch, log_linear_weight).mean()
-        return loss, {"bound_per_token": loss.detach() / batch.x.shape[1]}
+        """Mean over the batch of the weighted loss, in nats a sequence (at `weight_power` 1 the bound itself), and the bound a token."""
+        nats_B, t_B = self.cross_entropy(batch)
+        bound_B, power = log_linear_weight(t_B).double() * nats_B, self.settings.weight_power
+        loss_B = bound_B * (2 - power) * t_B.double() ** (1 - power)
+        return loss_B.mean(), {"bound_per_token": bound_B.mean().detach() / batch.x.shape[1]}

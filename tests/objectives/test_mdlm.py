@@ -92,3 +92,27 @@ def test_what_a_run_must_know() -> None:
     assert not Mdlm().needs_teacher and Mdlm(init="teacher").needs_teacher
     assert Mdlm().antithetic and not Mdlm(times="iid").antithetic
     assert Mdlm(init="teacher").label == "mdlm"
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+def test_the_weight_of_a_token_is_a_power_of_one_over_t_and_the_bound_is_reported_all_the_same(power: float) -> None:
+    batch, whole = text_batch(*range(40)), objective()
+    of = Mdlm(weight_power=power).build(text_network(None, 1), MASKED, seed=0)
+    nats_B, t_B = whole.cross_entropy(batch)
+    loss, told = of(batch)
+    expected_B = (2 - power) * nats_B / t_B.double() ** power
+    torch.testing.assert_close(loss, expected_B.mean())
+    torch.testing.assert_close(told["bound_per_token"], whole(batch)[1]["bound_per_token"])
+    assert torch.equal(loss, whole(batch)[0]) == (power == 1)
+
+
+def test_a_masked_token_weighs_one_on_average_whatever_the_power() -> None:
+    """E_t of the share of masked tokens, t, times (2 - p) t^-p is 1: rates and clipping need not be found anew."""
+    t = torch.linspace(1e-4, 1, 100_001, dtype=torch.float64)
+    for power in (0.0, 0.5, 1.0):
+        assert float(((2 - power) * t ** (1 - power)).mean()) == pytest.approx(1, abs=1e-3)
+
+
+def test_a_power_outside_of_0_to_1_is_named() -> None:
+    with pytest.raises(ValueError, match=r"weight_power must be in \[0, 1\], got 1.5"):
+        Mdlm(weight_power=1.5)
