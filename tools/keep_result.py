@@ -24,6 +24,7 @@ class Settings:
     name: str = setting("", "what the result is called")
     command: str = setting("", "the command that made the run")
     counting: str = setting("", "what n-grams of the training text do to it; empty: what the report says")
+    evaluator: str = setting("", "what the evaluator is; empty: the name of its folder")
     note: str = setting("", "whatever else a reader should know")
     out: str = setting(str(RESULTS), "folder that the file is written to")
 
@@ -33,7 +34,9 @@ def keep_result(settings: Settings) -> str:
     for key in ("report", "name", "command"):
         check(getattr(settings, key) != "", key, getattr(settings, key), "given")
     report = read_result(Path(settings.report))
-    result = of_report(report, command=settings.command, counting=settings.counting, note=settings.note)
+    result = of_report(
+        report, command=settings.command, counting=settings.counting, evaluator=settings.evaluator, note=settings.note
+    )
     path = Path(settings.out) / f"{settings.name}.json"
     write_text(path, as_text(result))
     return f"{path}: shown by <!-- table: {settings.name} --> and `python tools/render_docs.py`"

@@ -157,10 +157,13 @@ def _filled(template: str | Sequence[str], row: Mapping[str, Any], default: str 
     return default
 
 
-def of_report(report: Mapping[str, Any], *, command: str, counting: str = "", note: str = "") -> dict[str, Any]:
+def of_report(
+    report: Mapping[str, Any], *, command: str, counting: str = "", evaluator: str = "", note: str = ""
+) -> dict[str, Any]:
     """The result of a run's closing report on text: its figures to six digits, and its manifest's facts in words.
 
-    What counting does to the models is said by `counting`, or by the report itself where it measured that.
+    What counting does to the models is said by `counting`, or by the report itself where it measured that; what the evaluator is by
+    `evaluator`, or by the name of its folder.
     Raises `ValueError` for a report of another kind.
     """
     facts, verdict = report["manifest"], report.get("verdict", ())
@@ -170,7 +173,8 @@ def of_report(report: Mapping[str, Any], *, command: str, counting: str = "", no
         raise ValueError("report must be report/gen_ppl.json of a run on text")
     data, model, teacher, train = run["data"], run["model"], run["teacher"], run["train"]
     pretrained = f"{teacher['pretrain']['steps']:,} updates of {teacher['pretrain']['batch_size']}"
-    evaluator = Path(str(facts["judge"]["name"])).name
+    read_by = Path(str(facts["judge"]["name"])).name
+    teacher_name = Path(teacher["path"]).name if teacher["path"] else "random"
     trained_here = f"a BPE of {data['vocab_size']:,} entries, trained on them"
     tokenizer = trained_here if data["tokenizer"] == "train" else Path(data["tokenizer"]).name
     metrics = [key + end for key in ("gen_ppl", "entropy") for end in ("", "_low", "_high")]
@@ -194,9 +198,9 @@ def of_report(report: Mapping[str, Any], *, command: str, counting: str = "", no
             "command": command,
             "data": f"`data={data['kind']}`, {facts['length']} tokens of {tokenizer}",
             "model": f"{model['num_blocks']} blocks of width {model['hidden_size']}; student: `mixture={run['mixture']['kind']}`",
-            "training": f"teacher {pretrained if teacher['kind'] == 'train' else teacher['path'] or 'random'}; student "
+            "training": f"teacher {pretrained if teacher['kind'] == 'train' else teacher_name}; student "
             f"`objective={run['objective']['kind']}`, {train['steps']:,} updates of {train['micro_batch_size']}",
-            "evaluator": "the evaluator that the run trained" if evaluator == "evaluator" else evaluator,
+            "evaluator": evaluator or ("the evaluator that the run trained" if read_by == "evaluator" else read_by),
             "samples": f"{max(row['num_samples'] for row in report['rows']):,} a cell",
             "seeds": f"one: {facts['seed']}",
             "interval": "95 % bootstrap over samples",
