@@ -104,6 +104,19 @@ def stated_length(folder: Path) -> int | None:
     return next((one for one in stated if type(one) is int and one >= 1), None)
 
 
+def stated_mask(folder: Path) -> int | None:
+    """The id of the mask of a decoder's folder, of ours or of its format, if it says one; no tensor is read."""
+    path = folder / CONFIG_FILE
+    try:
+        config = read_json(path) if path.is_file() else {}
+        if config.get("architecture") == decoders.ARCHITECTURE:
+            return config.get("mask_id")
+        given = next((one.FORMAT for one in (llada, dream, llama) if one.recognises(folder)), None)
+        return None if given is None else decoders.mask_of(folder, config.get(given.keys["mask_id"]), None)
+    except ValueError:  # the reader of the checkpoint will say what is wrong with it
+        return None
+
+
 def find(source: str | Path, revision: str | None = None, cache_dir: str | Path | None = None) -> Path:
     """The local folder or file of a path or hub name; of a run's folder, that of its student. Raises as `read_checkpoint` does."""
     path = Path(source).expanduser()

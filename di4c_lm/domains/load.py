@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from di4c_lm.checkpoints.load import domain_of, find
+from di4c_lm.checkpoints.load import domain_of, find, stated_mask
 from di4c_lm.checkpoints.weights import WhichWeights
 from di4c_lm.core.settings import check
 from di4c_lm.domains.domain import PARTS, STUDENT, FinishedRun, Model, find_domain
@@ -78,5 +78,5 @@ def _with_tokenizer(
     allowed = f"a folder, file or hub name, since {source} comes without one"
     if tokenizer is None or tokenizer == "train":
         check(False, "tokenizer", tokenizer, allowed)
-    found = load_tokenizer(DataConfig(tokenizer=str(tokenizer)), (), Path())
+    found = load_tokenizer(DataConfig(tokenizer=str(tokenizer), mask_id=stated_mask(path)), (), Path())
     return model.from_checkpoint(path, found, weights=weights, device=device)

@@ -1,18 +1,25 @@
 """Convert a checkpoint between the formats of MDLM, SDTT, Di4C and this project, without loss:
 
-di4c convert source=<folder, .ckpt or hub name> target=<folder> to=di4c|mdlm|sdtt
+di4c convert source=<folder, .ckpt or hub name> target=<folder> to=di4c|mdlm|sdtt|llada|dream|llama
 """
 
 import functools
 from pathlib import Path
 from typing import Literal
 
-from di4c_lm.checkpoints import lightning, mdlm, own, sdtt
+from di4c_lm.checkpoints import dream, lightning, llada, llama, mdlm, own, sdtt
 from di4c_lm.checkpoints.load import read_checkpoint
 from di4c_lm.core.settings import check, section, setting
 from di4c_lm.runs.command import run_command
 
-WRITERS = {"di4c": own.write, "mdlm": mdlm.write, "sdtt": sdtt.write}
+WRITERS = {
+    "di4c": own.write,
+    "mdlm": mdlm.write,
+    "sdtt": sdtt.write,
+    "llada": llada.write,
+    "dream": dream.write,
+    "llama": llama.write,
+}
 
 
 @section
@@ -21,13 +28,17 @@ class Settings:
 
     source: str = setting("", "checkpoint to read: a folder, a .ckpt file, or a hub name (owner/model)")
     target: str = setting("", "folder to write; with to=mdlm or to=sdtt a name that ends in .ckpt is a Lightning file")
-    to: str = setting("", "format to write: di4c, mdlm or sdtt")
+    to: str = setting("", "format to write: di4c, mdlm or sdtt; of a decoder di4c, llada, dream or llama")
     weights: Literal["ema", "raw"] = setting(
         "ema", "which weights to read from a source that has both: the moving average or the raw ones"
     )
     revision: str | None = setting(None, "branch, tag or commit of a hub name")
     num_heads: int | None = setting(None, "attention heads, where the source does not say")
     length: int | None = setting(None, "tokens in a sequence, where the source does not say")
+    mask_id: int | None = setting(None, "id of MASK, where neither the source nor its tokenizer says")
+    shift: bool | None = setting(
+        None, "of a decoder: the logits of a token stand one position before it; null: as its format has it"
+    )
 
 
 def convert(settings: Settings) -> None:
@@ -41,6 +52,8 @@ def convert(settings: Settings) -> None:
         weights=settings.weights,
         num_heads=settings.num_heads,
         length=settings.length,
+        mask_id=settings.mask_id,
+        shift=settings.shift,
     )
     target = Path(settings.target)
     write = lightning.write if target.suffix == ".ckpt" and settings.to != "di4c" else WRITERS[settings.to]

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +98,8 @@ def config_of(kind: str, model: Any, **changes: Any) -> dict[str, Any]:
             "n_kv_heads": shape.num_key_value_heads,
             "mlp_hidden_size": shape.intermediate_size,
             "mlp_ratio": 4,
-            "vocab_size": ROWS,
-            "embedding_size": ROWS,
+            "vocab_size": shape.vocab_size,
+            "embedding_size": shape.vocab_size,
             "rms_norm_eps": shape.rms_norm_eps,
             "rope_theta": 5000.0,
             "weight_tying": False,
@@ -106,11 +107,8 @@ def config_of(kind: str, model: Any, **changes: Any) -> dict[str, Any]:
             "mask_token_id": MASK,
         }
     else:
-        kept = {
-            **_SIZES,
-            "head_dim": getattr(shape, "head_dim", None),
-            "tie_word_embeddings": shape.tie_word_embeddings,
-        }
+        kept = {name: getattr(shape, name, value) for name, value in _SIZES.items()}
+        kept |= {"rope_theta": 5000.0, "head_dim": getattr(shape, "head_dim", None)}
         name = {"dream": "DreamModel", "llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
         architecture = name.get(kind, "A2DQwen3LMHeadModel")
         found = {"architectures": [architecture], "hidden_act": "silu", "mask_token_id": MASK, **kept}
@@ -133,10 +131,16 @@ def _olmo(name: str) -> str:
 
 
 def write_decoder(
-    folder: Path, kind: str, *, dtype: torch.dtype = torch.float32, layout: str = "whole", **changes: Any
+    folder: Path,
+    kind: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    layout: str = "whole",
+    sizes: Mapping[str, Any] | None = None,
+    **changes: Any,
 ) -> Path:
     """A folder as it lies on disk after a download: whole, in two shards (`shards`), or pickled (`bin`, `bin_shards`)."""
-    model = reference(kind)
+    model = reference(kind, **(sizes or {}))
     tensors = {name: tensor.to(dtype) for name, tensor in tensors_of(kind, model).items()}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config_of(kind, model, **changes)))

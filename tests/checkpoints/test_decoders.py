@@ -210,3 +210,26 @@ def test_formats_that_cannot_say_a_network(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="to=llada takes a decoder, got di4c_lm.DIT"):
         llada.write(tmp_path / "no", read_checkpoint(tmp_path / "dit"))
     assert config_of("llama", reference("llama"))["rope_theta"] == 5000.0
+
+
+def test_a_released_model_says_what_transformers_says_of_real_text(shared: Path) -> None:
+    """SmolLM2-135M, which was made to read forwards, read in both directions."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = shared / "evaluator"
+    if not (folder / "model.safetensors").is_file():
+        pytest.skip("the folder that DI4C_SHARED names holds no SmolLM2-135M under `evaluator`")
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    ids = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)(text, return_tensors="pt")["input_ids"][
+        :, :192
+    ]
+    network = load_checkpoint(folder, mask_id=0)
+    with torch.no_grad():
+        features = network(ids, torch.ones(1)).features[:, 0]
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, dtype=torch.float32)
+    logits_BDS, hidden_BDH = said(model, ids)
+    torch.testing.assert_close(features, hidden_BDH, rtol=1e-4, atol=1e-4)
+    found_DS = network.output_head().logits(features[0], torch.zeros(len(features[0]), dtype=torch.int64))
+    torch.testing.assert_close(
+        found_DS[:, 1:].log_softmax(1), logits_BDS[0, :, 1:].log_softmax(1), rtol=1e-4, atol=1e-4
+    )

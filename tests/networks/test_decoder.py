@@ -10,6 +10,7 @@ from di4c_lm.mixtures.adaln import AdaLNSettings
 from di4c_lm.mixtures.base import MixtureSettings
 from di4c_lm.mixtures.class_chain import ClassChainSettings
 from di4c_lm.mixtures.codes import CodesSettings
+from di4c_lm.mixtures.sequential import SequentialSettings
 from di4c_lm.mixtures.token import TokenSettings
 from di4c_lm.networks.base import Rows, attend, product
 from di4c_lm.networks.decoder import Decoder, DecoderStages
@@ -23,6 +24,7 @@ MIXTURES = [
     CodesSettings(codebook_size=3, window=2),
     AdaLNSettings(inject_at=1),
     TokenSettings(inject_at=1),
+    SequentialSettings(),
 ]
 
 
@@ -118,7 +120,7 @@ def test_every_mixture_drives_it(mixture: MixtureSettings, *, shift: bool) -> No
     p = prediction.marginals(positions)
     torch.testing.assert_close(p.sum(1), torch.ones(len(p)).double())
     assert bool((p[:, 4] == 0).all())
-    positions.features(prediction.features).sum().backward()
+    prediction.read(positions, torch.full((len(p), 1), 3)).joint.sum().backward()
     grads = [parameter.grad for name, parameter in student.named_parameters() if student.learns_apart(name)]
     assert any(grad is not None and bool(grad.abs().sum() > 0) for grad in grads)
 

@@ -10,6 +10,7 @@ import torch
 from di4c_lm.core.compose import CONFIGS, compose
 from di4c_lm.domains.text.settings import TextSettings
 from di4c_lm.mixtures.adaln import AdaLNSettings
+from di4c_lm.networks.decoder import Decoder, DecoderConfig
 from di4c_lm.networks.dit import DIT
 from di4c_lm.runs.doctor import doctor, machine, plan
 from di4c_lm.runs.recipe import mixture_of
@@ -172,3 +173,25 @@ def test_an_absent_teacher_is_a_reason_and_status_1(tmp_path, capsys, monkeypatc
     assert doctor.main([f"teacher={tmp_path / 'absent'}", "trial_steps=0", "--json"]) == 1
     report = json.loads(capsys.readouterr().out)
     assert "absent" in report["reasons"][0]
+
+
+def test_the_memory_of_a_decoder_is_that_of_its_saved_tensors() -> None:
+    """Shapes of a decoder in the large: an MLP of its own width, fewer heads of keys."""
+    chosen = config("objective=mdlm", "train.micro_batch_size=3")
+    sizes = {"hidden_size": 64, "num_blocks": 3, "num_heads": 4, "num_kv_heads": 2, "head_dim": 16, "mlp_size": 192}
+    model = DecoderConfig(**sizes)
+    network = Decoder(model, num_states=301)
+    own, kept = {p.untyped_storage().data_ptr() for p in network.parameters()}, {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in own:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    x = torch.zeros(3, chosen.data.length, dtype=torch.long)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        network(x, torch.full((3,), 0.5))
+    estimate = plan.activation_memory(chosen, model, 301, on_gpu=False)["network"]
+    assert 1 / 1.3 < estimate / sum(kept.values()) < 1.3
+    counts = plan.count(chosen, model, 301)
+    assert counts["student"] == counts["trained"] == sum(p.numel() for p in network.parameters())

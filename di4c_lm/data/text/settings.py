@@ -40,6 +40,11 @@ class DataConfig:
         "train",
         "train: train a BPE on the corpus (shards bring their own); else a folder, file or hub name. Not said: a given teacher's",
     )
+    mask_id: int | None = setting(
+        None,
+        "id of MASK in a given tokenizer that has one of its own; null: the last, added where there is none. Not said: a given teacher's",
+        identity=False,
+    )
     vocab_size: int = setting(1024, "entries of a tokenizer trained here")
     max_lost: float = setting(
         0.1, "largest share of the characters that the tokenizer may not know; above it the run ends", identity=False
@@ -53,6 +58,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         at_least(self, 2, "length")
+        check(self.mask_id is None or self.mask_id >= 0, "mask_id", self.mask_id, "an id of at least 0, or null")
         at_least(self, 258, "vocab_size")
         at_least(self, 1, "shuffle_buffer")
         unit(self, "max_lost")
@@ -88,4 +94,6 @@ class DataConfig:
             found["shuffle_buffer"] = "where data.streaming=false"
         if self.tokenizer != "train" or self.kind == "shards":
             found["vocab_size"] = "where the tokenizer is given"
+        if self.tokenizer == "train" and self.kind != "shards":
+            found["mask_id"] = "where the tokenizer is trained here"
         return found

@@ -1,4 +1,4 @@
-"""Tokenizers: trained on the corpus, or loaded; always with EOS, BOS, and MASK as the last id."""
+"""Tokenizers: trained on the corpus, or loaded; always with EOS, BOS, and MASK, which is the last id unless a model has one of its own."""
 
 import hashlib
 import itertools
@@ -241,12 +241,36 @@ def _load_or_explain(name: str) -> "transformers.PreTrainedTokenizerFast":
     return tokenizer
 
 
-def _with_specials(tokenizer: "transformers.PreTrainedTokenizerFast") -> "transformers.PreTrainedTokenizerFast":
-    """Give it EOS and BOS (BERT's SEP and CLS serve; else `<|endoftext|>`), then MASK as the last id."""
+def with_mask(
+    tokenizer: "transformers.PreTrainedTokenizerFast", mask_id: int, said: str
+) -> "transformers.PreTrainedTokenizerFast":
+    """The tokenizer, its entry `mask_id` its mask token; one behind the last is added.
+
+    Raises `ValueError`, which begins with `said`, where that is no entry, and where the ids have holes: a row of a vocabulary without a
+    token could be sampled.
+    """
+    if mask_id == len(tokenizer):
+        tokenizer.add_special_tokens({"mask_token": next(mask for mask in _MASKS if mask not in tokenizer.get_vocab())})
+    size, last = len(tokenizer), max(tokenizer.get_vocab().values())
+    if last != size - 1:
+        raise ValueError(f"{said}: the ids of this tokenizer have holes: {size} entries, the last is {last}")
+    if not 0 <= mask_id < size:
+        raise ValueError(f"{said}: the mask must be one of the tokenizer's {size} entries, got {mask_id}")
+    if tokenizer.mask_token_id != mask_id:
+        tokenizer.add_special_tokens({"mask_token": str(tokenizer.convert_ids_to_tokens(mask_id))})
+    return tokenizer
+
+
+def _with_specials(
+    tokenizer: "transformers.PreTrainedTokenizerFast", mask_id: int | None = None
+) -> "transformers.PreTrainedTokenizerFast":
+    """Give it EOS and BOS (BERT's SEP and CLS serve; else `<|endoftext|>`), then MASK as the last id, or where `mask_id` says."""
     if tokenizer.eos_token_id is None:
         tokenizer.add_special_tokens({"eos_token": str(tokenizer.sep_token or END_OF_TEXT)})
     if tokenizer.bos_token_id is None:
         tokenizer.add_special_tokens({"bos_token": str(tokenizer.cls_token or tokenizer.eos_token)})
+    if mask_id is not None:
+        return with_mask(tokenizer, mask_id, "data.mask_id")
     if tokenizer.mask_token_id is None or tokenizer.mask_token_id != len(tokenizer) - 1:
         vocab = tokenizer.get_vocab()
         tokenizer.add_special_tokens({"mask_token": next(mask for mask in _MASKS if mask not in vocab)})
@@ -260,7 +284,7 @@ def _with_specials(tokenizer: "transformers.PreTrainedTokenizerFast") -> "transf
 def load_tokenizer(
     config: DataConfig, documents: Iterable[str], cache_dir: Path
 ) -> "transformers.PreTrainedTokenizerFast":
-    """The tokenizer that `config.tokenizer` names, with EOS, BOS, and MASK as its last id: S = len(tokenizer).
+    """The tokenizer that `config.tokenizer` names, with EOS, BOS, and MASK as its last id or `config.mask_id`: S = len(tokenizer).
 
     "train" makes a byte-level BPE of `config.vocab_size` entries (EOS among them, MASK not) on the first 50 million
     characters of `documents`, the corpus' training side, and keeps it in `cache_dir`. Else a folder (`vocab.json` and
@@ -273,7 +297,7 @@ def load_tokenizer(
     """
     if config.tokenizer == "train":
         return _with_specials(_trained(documents, config.vocab_size, cache_dir))
-    return _with_specials(_load_or_explain(config.tokenizer))
+    return _with_specials(_load_or_explain(config.tokenizer), config.mask_id)
 
 
 def restrict(

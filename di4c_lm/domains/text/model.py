@@ -14,7 +14,7 @@ from di4c_lm.checkpoints.files import read_safetensors
 from di4c_lm.checkpoints.load import find, read_checkpoint
 from di4c_lm.checkpoints.weights import Weights
 from di4c_lm.core.settings import check, to_dict
-from di4c_lm.data.text.tokenizers import fingerprint, read_tokenizer, save_tokenizer
+from di4c_lm.data.text.tokenizers import fingerprint, read_tokenizer, save_tokenizer, with_mask
 from di4c_lm.domains.domain import FinishedRun, sampling
 from di4c_lm.domains.probabilities import Probabilities
 from di4c_lm.measure.text.samples import TextRun
@@ -41,14 +41,14 @@ _GRID_KEYS = 2**40  # the numbers of those, apart from those of samples
 class TextModel(Probabilities):
     """A denoiser of text with its tokenizer, as written by `save_pretrained`."""
 
-    denoiser: Any  # a DIT, or what stands in for one
+    denoiser: Any  # a DIT or a decoder, or what stands in for one
     tokenizer: "PreTrainedTokenizerFast"
     length: int  # D, tokens a sequence
     usual_sampler: ClassVar[str] = "ancestral"
 
     @property
     def process(self) -> MaskedProcess:
-        """The masked process on the tokenizer's ids, MASK last."""
+        """The masked process on the tokenizer's ids."""
         return MaskedProcess(self.denoiser.mask_id)
 
     def save_pretrained(
@@ -71,8 +71,7 @@ class TextModel(Probabilities):
         folder = find(source)
         weights = read_checkpoint(folder)
         tokenizer = read_tokenizer(str(folder), f"{source}: its tokenizer")
-        weights = fitted(weights, tokenizer, source)
-        return cls(denoiser=weights.build(folder).to(device), tokenizer=tokenizer, length=weights.sizes["length"])
+        return cls._of(weights, tokenizer, source, device)
 
     @classmethod
     def from_checkpoint(
@@ -89,8 +88,21 @@ class TextModel(Probabilities):
         Raises `ValueError` as `read_checkpoint` does, or where the tokenizer has another number of states.
         """
         found = read_checkpoint(source, revision=revision, weights=weights)
-        found = fitted(found, tokenizer, source)
-        return cls(denoiser=found.build(source).to(device), tokenizer=tokenizer, length=found.sizes["length"])
+        return cls._of(found, tokenizer, source, device)
+
+    @classmethod
+    def _of(
+        cls,
+        weights: Weights,
+        tokenizer: "PreTrainedTokenizerFast",
+        source: Path | str,
+        device: torch.device | str,
+    ) -> "TextModel":
+        if (mask_id := weights.sizes.get("mask_id")) is not None:
+            tokenizer = with_mask(tokenizer, mask_id, f"{source}: its tokenizer")
+        weights = fitted(weights, tokenizer, source)
+        denoiser = weights.build(source, keep_dtype=True).to(device)
+        return cls(denoiser=denoiser, tokenizer=tokenizer, length=weights.sizes["length"])
 
     def to(self, device: torch.device | str) -> "TextModel":
         """The same model, its network moved to `device`."""
@@ -249,12 +261,14 @@ def load_run(run: Path | FinishedRun) -> TextRun:
 
 
 def fitted(weights: Weights, tokenizer: "PreTrainedTokenizerFast", source: object) -> Weights:
-    """The checkpoint at `source`, its vocabulary that of the tokenizer: rows that only pad it are left out.
+    """The checkpoint at `source`, its vocabulary that of the tokenizer: rows that only pad it are left out, or of a decoder no states.
 
-    Raises `ValueError` where it was trained with another tokenizer. Published checkpoints carry no fingerprint: for them only the number of
-    entries, MASK included, is compared.
+    Raises `ValueError` where it was trained with another tokenizer or another mask. Published checkpoints carry no fingerprint: for them
+    only the number of entries, MASK included, is compared.
     """
-    known = weights.extra.get(TOKENIZER_KEY)
+    known, mask_id = weights.extra.get(TOKENIZER_KEY), weights.sizes.get("mask_id")
+    if mask_id is not None and tokenizer.mask_token_id != mask_id:
+        raise ValueError(f"data.mask_id must be {mask_id}, the mask of {source}, got {tokenizer.mask_token_id}")
     weights = weights if known is not None else weights.trimmed(len(tokenizer))
     num_states = weights.sizes["num_states"]
     if num_states != len(tokenizer):

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from di4c_lm.checkpoints.files import CONFIG_FILE
-from di4c_lm.checkpoints.load import stated_length
+from di4c_lm.checkpoints.load import stated_length, stated_mask
 from di4c_lm.core.settings import Ints, check, section, setting
 from di4c_lm.data.text.settings import DataConfig
 from di4c_lm.domains.domain import STUDENT
@@ -73,7 +73,7 @@ class TextSettings(RunSettings):
         check(path != "train" or self.data.at_hand or skip, "evaluator.path", path, allowed)
 
     def implied(self, said: Collection[str]) -> dict[str, Any]:
-        """The tokenizer and the length of a given teacher that has them beside it, where `said` does not hold their keys.
+        """The tokenizer, the length and of a decoder the mask of a given teacher that has them, where `said` does not hold their keys.
 
         Only folders on this machine are looked at.
         """
@@ -84,6 +84,8 @@ class TextSettings(RunSettings):
         found: dict[str, Any] = {}
         if (folder / "tokenizer.json").is_file() and "data.vocab_size" not in said:
             found["data.tokenizer"] = str(folder)
+            if (mask_id := stated_mask(folder)) is not None:
+                found["data.mask_id"] = mask_id
         length = stated_length(folder)
         if length is not None:
             found["data.length"] = length

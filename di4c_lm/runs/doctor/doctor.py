@@ -19,6 +19,7 @@ from di4c_lm.core.settings import at_least, check, section, setting
 from di4c_lm.core.terminal import errors_end
 from di4c_lm.domains.text.domain import DOMAIN
 from di4c_lm.domains.text.settings import TextSettings
+from di4c_lm.networks.decoder import DecoderConfig
 from di4c_lm.networks.dit import DitConfig
 from di4c_lm.runs.command import launch_if_asked, own_arguments
 from di4c_lm.runs.doctor.machine import describe_machine
@@ -38,17 +39,20 @@ class Settings:
         at_least(self, 0, "trial_steps")
 
 
-def shape_of(config: TextSettings) -> tuple[DitConfig, int]:
-    """The networks' shape, and S. (A tokenizer that the run would train has at most `data.vocab_size` entries, and MASK.)"""
+def shape_of(config: TextSettings) -> tuple[DitConfig | DecoderConfig, int]:
+    """The networks' shape, and S, or of a decoder the rows of its vocabulary.
+
+    (A tokenizer that the run would train has at most `data.vocab_size` entries, and MASK.)
+    """
     from di4c_lm.data.text.tokenizers import load_tokenizer
 
     if config.teacher.kind == "pretrained":
-        from di4c_lm.checkpoints.load import load_checkpoint
+        from di4c_lm.checkpoints.load import read_checkpoint
 
         teacher, path = config.teacher, config.teacher.path
         assert path is not None
-        network = load_checkpoint(path, revision=teacher.revision, weights=teacher.weights, length=config.data.length)
-        return network.config, network.num_states
+        found = read_checkpoint(path, revision=teacher.revision, weights=teacher.weights, length=config.data.length)
+        return found.model, found.sizes.get("num_rows", found.sizes["num_states"])
     if config.data.tokenizer == "train":
         return config.model, config.data.vocab_size + 1
     return config.model, len(load_tokenizer(config.data, [], config.run.cache))

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from di4c_lm.domains.text.settings import TextSettings
+from di4c_lm.networks.decoder import Decoder, DecoderConfig
 from di4c_lm.networks.dit import DIT, DitConfig
 from di4c_lm.processes.denoiser import LOGITS_ON_CPU, LOGITS_ON_GPU
 from di4c_lm.runs.recipe import mixture_of
@@ -16,11 +17,25 @@ _BLOCK_WIDTHS = 18
 _CHUNK_COPIES = 3  # of a chunk's logits at once: themselves, their gradient, a product
 
 
-def count(config: TextSettings, model: DitConfig, num_states: int) -> dict[str, int]:
+def network_of(model: DitConfig | DecoderConfig) -> type[Any]:
+    """The class of networks that has these settings."""
+    return Decoder if isinstance(model, DecoderConfig) else DIT
+
+
+def block_numbers(model: DitConfig | DecoderConfig) -> int:
+    """Numbers that a block keeps for a position. A decoder's MLP has a width of its own, and keeps four of them."""
+    if isinstance(model, DitConfig):
+        return _BLOCK_WIDTHS * model.hidden_size
+    heads = (2 * model.num_heads + 2 * model.num_kv_heads + model.num_kv_heads + model.num_heads) * model.head_dim
+    return 8 * model.hidden_size + heads + 4 * model.mlp_size
+
+
+def count(config: TextSettings, model: DitConfig | DecoderConfig, num_states: int) -> dict[str, int]:
     """Parameters of the teacher (0 without one), the student, its λ path, and its trained ones, over S = `num_states`."""
     with torch.device("meta"):
-        student: Any = mixture_of(config).fresh(DIT, model, {"num_states": num_states})
-        teacher = DIT(model, num_states=num_states) if config.objective.needs_teacher else None
+        kind = network_of(model)
+        student: Any = mixture_of(config).fresh(kind, model, {"num_states": num_states})
+        teacher = kind(model, num_states=num_states) if config.objective.needs_teacher else None
     tensors, own = student.tensors(), dict(student.named_parameters())
     return {
         "teacher": sum(p.numel() for p in teacher.parameters()) if teacher is not None else 0,
@@ -57,14 +72,14 @@ def state_memory(config: TextSettings, counts: dict[str, int], ranks: int, way: 
 
 
 def activation_memory(
-    config: TextSettings, model: DitConfig, num_states: int, *, on_gpu: bool
+    config: TextSettings, model: DitConfig | DecoderConfig, num_states: int, *, on_gpu: bool
 ) -> dict[str, int | float]:
     """What a micro batch takes: O(B L D H) of the network's activations, O(B D S) of distributions, and one chunk of logits of L rows."""
     B, D, S, H = config.train.micro_batch_size, config.data.length, num_states, model.hidden_size
     with torch.device("meta"):
-        student: Any = mixture_of(config).fresh(DIT, model, {"num_states": num_states})
+        student: Any = mixture_of(config).fresh(network_of(model), model, {"num_states": num_states})
     L = student.num_components(getattr(config.objective, "num_lambdas", 1))
-    block, rows_of_blocks = _BLOCK_WIDTHS * H, student.rows_by_block(L)
+    block, rows_of_blocks = block_numbers(model), student.rows_by_block(L)
     per_position = sum(rows * block for rows in rows_of_blocks)
     if config.train.activation_checkpointing:  # the inputs of all blocks, and one block whole
         per_position = sum(rows * H for rows in rows_of_blocks) + max(rows_of_blocks) * block

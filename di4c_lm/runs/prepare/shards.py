@@ -41,6 +41,9 @@ class Settings:
     tokenizer: str = setting(
         "gpt2", "tokenizer: a folder, file or hub name; train: a BPE of vocab_size entries trained on the corpus"
     )
+    mask_id: int | None = setting(
+        None, "id of MASK in a given tokenizer that has one of its own; null: the last, added where there is none"
+    )
     vocab_size: int = setting(1024, "entries of a tokenizer trained here")
     length: int = setting(1024, "D, tokens in a sequence")
     wrap: bool = setting(False, "put BOS and EOS at the ends of each sequence, as MDLM and SDTT do")
@@ -67,6 +70,7 @@ class Settings:
             "length",
             "validation_share",
             "tokenizer",
+            "mask_id",
             "vocab_size",
             "wrap",
             "skip_bad",
