@@ -6,6 +6,7 @@ from typing import Any
 from di4c_lm.checkpoints.load import domain_of, find, stated_mask
 from di4c_lm.checkpoints.weights import WhichWeights
 from di4c_lm.core.settings import check
+from di4c_lm.data.text.tokenizers import has_tokenizer
 from di4c_lm.domains.domain import PARTS, STUDENT, FinishedRun, Model, find_domain
 
 _NAMES = {"text": "text", "pixels": "cifar10", "codes": "imagenet"}  # of checkpoints: of `DOMAINS`
@@ -64,7 +65,7 @@ def load(
     check(codec is None or kind == "codes", "codec", codec, f"left out for a model of {kind}")
     if kind == "codes":
         return model.from_pretrained(path, codec, device=device)
-    if kind != "text" or (path / "tokenizer.json").exists():
+    if kind != "text" or has_tokenizer(path):
         return model.from_pretrained(path, device=device)
     return _with_tokenizer(model, path, source, tokenizer, weights, device)
 

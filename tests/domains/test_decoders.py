@@ -154,9 +154,40 @@ def test_another_mask_than_the_teacher_s_is_refused(llada: Path, tmp_path: Path)
 def test_load_tokenizer_with_a_mask_of_its_own(tmp_path: Path) -> None:
     tokenizer_with("<m>", "<role>").save_pretrained(str(tmp_path))
     last = load_tokenizer(DataConfig(tokenizer=str(tmp_path)), (), tmp_path)
-    own = load_tokenizer(DataConfig(tokenizer=str(tmp_path), mask_id=last.convert_tokens_to_ids("<m>")), (), tmp_path)
+    mask_id = last.get_vocab()["<m>"]
+    own = load_tokenizer(DataConfig(tokenizer=str(tmp_path), mask_id=mask_id), (), tmp_path)
     assert last.mask_token_id == len(last) - 1 and own.mask_token == "<m>" and len(own) == len(last) - 1
     assert own.bos_token_id == own.eos_token_id is not None
     with pytest.raises(ValueError, match="mask_id must be an id of at least 0, or null, got -1"):
         DataConfig(mask_id=-1)
     assert "mask_id" in DataConfig().unused()
+
+
+def test_dream_s_tokenizer_is_read_without_its_code(tmp_path: Path) -> None:
+    """Its folder has entries and merges, and names a class of its own, in whose place Qwen2's reads them."""
+    plain = json.loads(train_bpe(TEXTS, 300).to_str())["model"]
+    entries = [
+        entry for entry, _ in sorted(plain["vocab"].items(), key=lambda item: item[1]) if entry != "<|endoftext|>"
+    ]
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in plain["merges"]]
+    size = len(entries)
+    special = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
+    added = {
+        str(size + i): {"content": name, **special} for i, name in enumerate(("<|endoftext|>", "<|mask|>", "<|im|>"))
+    }
+    config = {
+        "tokenizer_class": "DreamTokenizer",
+        "auto_map": {"AutoTokenizer": ["tokenization_dream.DreamTokenizer", None]},
+        "added_tokens_decoder": added,
+        "eos_token": "<|endoftext|>",
+        "mask_token": "<|mask|>",
+    }
+    sizes = {"vocab_size": ROWS, "hidden_size": 64, "intermediate_size": 96}
+    write_decoder(tmp_path, "dream", sizes=sizes, mask_token_id=size + 1)
+    (tmp_path / "vocab.json").write_text(json.dumps({entry: number for number, entry in enumerate(entries)}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    (tmp_path / "tokenization_dream.py").write_text("raise SystemExit('remote code was run')")
+    model = di4c_lm.load(tmp_path)
+    assert model.process.mask_id == model.tokenizer.mask_token_id == size + 1 == len(model.tokenizer) - 2
+    assert model.sample(1, steps=2, prompt="the cat", length=12)[0].startswith("the cat")

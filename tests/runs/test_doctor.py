@@ -178,7 +178,14 @@ def test_an_absent_teacher_is_a_reason_and_status_1(tmp_path, capsys, monkeypatc
 def test_the_memory_of_a_decoder_is_that_of_its_saved_tensors() -> None:
     """Shapes of a decoder in the large: an MLP of its own width, fewer heads of keys."""
     chosen = config("objective=mdlm", "train.micro_batch_size=3")
-    sizes = {"hidden_size": 64, "num_blocks": 3, "num_heads": 4, "num_kv_heads": 2, "head_dim": 16, "mlp_size": 192}
+    sizes: dict[str, Any] = {
+        "hidden_size": 64,
+        "num_blocks": 3,
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "head_dim": 16,
+        "mlp_size": 192,
+    }
     model = DecoderConfig(**sizes)
     network = Decoder(model, num_states=301)
     own, kept = {p.untyped_storage().data_ptr() for p in network.parameters()}, {}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from di4c_lm.core.cache import Cache
-from di4c_lm.core.files import write_text
+from di4c_lm.core.files import read_json, write_text
 from di4c_lm.core.fingerprints import fingerprint as fingerprint
 from di4c_lm.core.retry import foreign_reason, is_local, is_network_failure, look_for_hub, with_retries
 from di4c_lm.data.text.documents import first_characters
@@ -28,6 +28,10 @@ logger = logging.getLogger(__name__)
 
 END_OF_TEXT = "<|endoftext|>"
 _MASKS = ("[MASK]", "<|mask|>", "<|di4c_mask|>")
+_READ_AS = {
+    "DreamTokenizer": "qwen2"
+}  # classes that come as code with a model, by the kind of transformers for its files
+_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))  # any of these
 _TRAINING_CHARACTERS = 50_000_000  # of the corpus, enough for any vocabulary and bounded in memory
 _OFFLINE_WAY = "data.tokenizer=train, or a folder that holds the tokenizer's files"
 _RESTRICT_BATCH = 1000  # texts
@@ -178,6 +182,17 @@ def _from_sentencepiece(path: Path) -> "transformers.PreTrainedTokenizerFast":
     return tokenizer
 
 
+def _class_of(folder: Path) -> str:
+    """The class that a folder's `tokenizer_config.json` names, if it does."""
+    path = folder / "tokenizer_config.json"
+    return str(read_json(path).get("tokenizer_class")) if path.is_file() else ""
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds a tokenizer: in one file, or as entries and merges."""
+    return any(all((folder / name).is_file() for name in names) for names in _FILES)
+
+
 def _loaded(name: str) -> "transformers.PreTrainedTokenizerFast":
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -196,6 +211,11 @@ def _loaded(name: str) -> "transformers.PreTrainedTokenizerFast":
             "config.json",
         }:
             return AutoTokenizer.from_pretrained(str(path), tokenizer_type="gpt2", trust_remote_code=False)
+        if kind := _READ_AS.get(_class_of(path)):
+            logger.warning(
+                "data.tokenizer=%s: read as a tokenizer of %s, without the code that comes with it", name, kind
+            )
+            return AutoTokenizer.from_pretrained(str(path), tokenizer_type=kind, trust_remote_code=False)
         return AutoTokenizer.from_pretrained(str(path), use_fast=True, trust_remote_code=False)
 
     def from_hub() -> "transformers.PreTrainedTokenizerFast":

@@ -8,6 +8,7 @@ from di4c_lm.checkpoints.files import CONFIG_FILE
 from di4c_lm.checkpoints.load import stated_length, stated_mask
 from di4c_lm.core.settings import Ints, check, section, setting
 from di4c_lm.data.text.settings import DataConfig
+from di4c_lm.data.text.tokenizers import has_tokenizer
 from di4c_lm.domains.domain import STUDENT
 from di4c_lm.domains.settings import RunSettings, TeacherConfig, closing
 from di4c_lm.measure.text.evaluator import EvaluatorConfig
@@ -82,7 +83,7 @@ class TextSettings(RunSettings):
             return {}
         folder = folder / STUDENT if (folder / STUDENT / CONFIG_FILE).is_file() else folder
         found: dict[str, Any] = {}
-        if (folder / "tokenizer.json").is_file() and "data.vocab_size" not in said:
+        if has_tokenizer(folder) and "data.vocab_size" not in said:
             found["data.tokenizer"] = str(folder)
             if (mask_id := stated_mask(folder)) is not None:
                 found["data.mask_id"] = mask_id
