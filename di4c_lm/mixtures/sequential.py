@@ -5,11 +5,14 @@ With f_i the network's features of the i-th position to be sampled, and the same
     p(x_R | x_t) = Π_i p(x_i | x_1 ... x_{i-1}; x_t),    p(· | ...) = softmax W(f_i + change_i)
 
 where change_i is made of the features of the first i positions, of the tokens sampled at those before i, and of what is known beside it. It
-is 0 before training, and always of the first position: where a call reveals a single token, the network's own distribution holds. The
-network is run once a call, the head once a token. Relatives: one more layer that learns the sequential samples of a frozen diffusion
-model (ADJUST, Bansal and Sanghavi 2025), last layers causal in a random order (Campbell et al. 2025).
+is 0 before training, and always of the first position. R are all masked positions, of which a step keeps those that it reveals
+(`positions=masked`), or those alone (`revealed`): then the head is run once a token in all, a call that reveals a single token has the
+network's own distribution, and text with gaps has to be learned. The network is run once a call. Relatives: one more layer that learns
+the sequential samples of a frozen diffusion model (ADJUST, Bansal and Sanghavi 2025), last layers causal in a random order (Campbell et
+al. 2025).
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,7 +20,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -25,7 +28,8 @@ from di4c_lm.core.settings import at_least, check, section, setting
 from di4c_lm.losses.reading import Reading, read_mixture
 from di4c_lm.mixtures.base import Latents, Mixture, MixtureSettings, code_uniforms
 from di4c_lm.networks.base import Network, Rotary, Rows, attend, product, rotate, use_flash
-from di4c_lm.processes.denoiser import Positions, Walk, row_chunks, rows_at_once
+from di4c_lm.processes.categorical import sample_categorical
+from di4c_lm.processes.denoiser import At, Positions, Walk, row_chunks, rows_at_once, sample_along
 from di4c_lm.processes.rng import Rng, uniform
 
 _FURTHEST = 8  # distances from one position to the next that are told apart, in both directions
@@ -44,7 +48,8 @@ class SequentialSettings(MixtureSettings):
     )
     order: Literal["left_to_right", "random"] = setting("left_to_right", "in which the positions are sampled")
     positions: Literal["masked", "revealed"] = setting(
-        "revealed", "that training takes together: all that are masked, or those that the next step of a grid reveals"
+        "masked",
+        "that are sampled together: all that are masked, of which a step keeps what it reveals, or those alone, for less",
     )
     context: int = setting(2, "positions on each side whose tokens, as far as they are known, are read directly")
     freeze_backbone: bool = setting(True, "whether the teacher's weights stay as they are, and λ's alone are trained")
@@ -179,13 +184,16 @@ class SequentialRows(Rows):
     """What the network says of each position by itself, L = 1, and the head that says how they go together.
 
     Where it is asked about positions one by one (their marginals, divergences, the product) it answers for each as if no other were
-    sampled with it: with the network's own distribution. `order` holds the keys by which positions are ordered, one set a λ.
+    sampled with it: with the network's own distribution. `order` holds the keys by which positions are ordered, one set a λ, or one for
+    all; `u` the uniforms of λ by which positions of `whole` are sampled of which no target is given.
     """
 
     head: SequentialHead
     x_t: Int64[Tensor, "B D"]
-    order: Float[Tensor, "B K D"]
+    order: Float[Tensor, "B J D"]
+    u: Float[Tensor, "B K D"]
     candidates: int
+    whole: Bool[Tensor, "B D"]  # positions that are sampled whatever is asked for
     is_product: ClassVar[bool] = False
 
     def read(
@@ -197,16 +205,39 @@ class SequentialRows(Rows):
         components: bool = False,
         chunk_rows: int = 0,
     ) -> Reading:
-        """See `Rows.read`: `joint` is of these positions alone, sampled after one another, in the mean over the orders."""
+        """See `Rows.read`: `joint` is the mean over λ. Positions of `whole` without targets are sampled by it, without gradient."""
         frozen = not self.features.requires_grad
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
             alone = super().read(positions, targets, distributions, components=components, chunk_rows=chunk_rows)
+        where_BD = torch.zeros_like(self.whole)
+        where_BD[positions.example, positions.position] = True
+        some_left = bool((self.whole & ~where_BD).any())
         joint = []
         for target_M in targets.unbind(1):
-            log_p = [self._log_p(positions, target_M, key_BD, chunk_rows) for key_BD in self.order.unbind(1)]
-            joint.append(torch.stack([positions.per_example(log_p_M) for log_p_M in log_p]).logsumexp(0))
-        log_K = torch.tensor(float(self.order.shape[1]), dtype=torch.float64).log()
-        return replace(alone, joint=torch.stack(joint, 1) - log_K if joint else alone.joint)
+            if some_left:
+                log_p = [self._log_p_of_part(positions, target_M, k) for k in range(self.u.shape[1])]
+            else:
+                by_position = [self._log_p(positions, target_M, key_BD, chunk_rows) for key_BD in self.order.unbind(1)]
+                log_p = [positions.per_example(log_p_M) for log_p_M in by_position]
+            joint.append(torch.stack(log_p).logsumexp(0) - math.log(len(log_p)))
+        return replace(alone, joint=torch.stack(joint, 1) if joint else alone.joint)
+
+    @torch.no_grad()
+    def _log_p_of_part(self, positions: Positions, target_M: Int64[Tensor, " M"], k: int) -> Float64[Tensor, " B"]:
+        """log of the probability of the targets where all else is sampled by λ_k: its mean over λ is their probability."""
+        where_BD, x_0 = torch.zeros_like(self.whole), self.x_t.clone()
+        at = positions.example, positions.position
+        where_BD[at], x_0[at] = True, target_M
+        log_p_B = torch.zeros(len(x_0), dtype=torch.float64, device=x_0.device)
+
+        def choose(at: At, logits_NS: Tensor) -> Tensor:
+            log_p_NS = logits_NS.log_softmax(1)
+            state_N = torch.where(where_BD[at], x_0[at], sample_categorical(log_p_NS.exp(), self.u[:, k][at]))
+            log_p_B[at[0]] += log_p_NS.gather(1, state_N[:, None])[:, 0] * where_BD[at]
+            return state_N
+
+        sample_along(self._walk(where_BD | self.whole, self.order[:, min(k, self.order.shape[1] - 1)]), choose)
+        return log_p_B
 
     def _log_p(
         self, positions: Positions, target_M: Int64[Tensor, " M"], key_BD: Float[Tensor, "B D"], chunk_rows: int
@@ -263,8 +294,12 @@ class SequentialRows(Rows):
 
     @torch.no_grad()
     def walk(self, where: Bool[Tensor, "B D"], rows: int) -> Walk:
-        """See `Prediction.walk`: one position of each sequence after the other, by keys and values that are kept."""
-        ordered, tokens_BD = Ordered.of(where, self.order[:, 0]), self.x_t.clone()
+        """See `Prediction.walk`: one position of each sequence after the other, those of `whole` among them."""
+        return self._walk(where | self.whole, self.order[:, 0])
+
+    def _walk(self, where: Bool[Tensor, "B D"], key: Float[Tensor, "B D"]) -> Walk:
+        """Through these positions by rising keys; keys and values of the causal layers are kept."""
+        ordered, tokens_BD = Ordered.of(where, key), self.x_t.clone()
         row_B, distance_BN = torch.arange(len(where), device=where.device), ordered.distance
         last_B1 = torch.full_like(ordered.place[:, :1], self.head.nothing)
         caches: list[list[Tensor]] = [[] for _ in self.head.blocks]
@@ -324,20 +359,20 @@ class SequentialMixture(Mixture):
         return self.settings.positions
 
     def sample_latents(self, num_batch: int, num_lambdas: int, rng: Rng, device: torch.device) -> Latents:
-        """See `Mixture.sample_latents`: one float64 uniform (B, L, 1) a sample, which orders the positions where their order is random.
+        """See `Mixture.sample_latents`: one float64 uniform (B, L, 1) a sample, of which the order is made where it is random.
 
-        The other uniforms, one a token, are the sampler's.
+        The uniforms of the tokens are the sampler's; those that likelihoods of a part of the positions need are made of λ.
         """
         check(num_lambdas >= 1, "num_lambdas", num_lambdas, "at least 1")
         return Latents(uniform(rng, (num_batch, num_lambdas, 1), device))
 
     def training_latents(self, num_batch: int, num_lambdas: int, rng: Rng, device: torch.device) -> Latents:
-        """See `Mixture.training_latents`: one where the order is given."""
+        """See `Mixture.training_latents`."""
         return self.sample_latents(num_batch, self.num_components(num_lambdas), rng, device)
 
     def num_components(self, limit: int) -> int:
-        """See `Mixture.num_components`: orders, of which there is but one unless it is random."""
-        return limit if self.settings.order == "random" else 1
+        """See `Mixture.num_components`: one where λ has no part in what is read."""
+        return 1 if (self.settings.order, self.settings.positions) == ("left_to_right", "revealed") else limit
 
     def num_calls(self, limit: int) -> int:
         """See `Mixture.num_calls`: 1, for all orders."""
@@ -354,11 +389,13 @@ class SequentialMixture(Mixture):
             rows = super().forward(x_t, t, lam, cond)
         if lam is None:
             return rows
-        num_positions, shape = x_t.shape[1], (len(x_t), lam.num_lambdas, x_t.shape[1])
-        key_D = torch.arange(num_positions, device=x_t.device, dtype=torch.float64)
-        key_BKD = code_uniforms(lam, num_positions) if self.settings.order == "random" else key_D.expand(shape)
-        few = self.settings.candidates
-        return SequentialRows(rows.features, rows.output_head, self.latent_head, x_t, key_BKD, few)
+        num_positions = x_t.shape[1]
+        key_BKD, u_BKD = code_uniforms(lam, 2 * num_positions).chunk(2, dim=2)
+        if self.settings.order == "left_to_right":
+            key_BKD = torch.arange(num_positions, device=x_t.device).double().expand(len(x_t), 1, -1)
+        whole_BD = (x_t == self.network.mask_id) & (self.settings.positions == "masked")
+        more = x_t, key_BKD, u_BKD, self.settings.candidates, whole_BD
+        return SequentialRows(rows.features, rows.output_head, self.latent_head, *more)
 
     def drive(self, stages: Any, lam: Latents) -> Rows:
         """See `Mixture.drive`: the network as it is."""

@@ -204,7 +204,10 @@ class Prediction:
         return self.output_head.logits(self.features[row_N, 0, position_N], position_N)
 
     def walk(self, where: Bool[Tensor, "B D"], rows: int) -> Walk:
-        """All positions `where`, as they can be sampled: of a product in any order, about `rows` at once, whatever the states are."""
+        """All positions `where`, as they can be sampled: of a product in any order, about `rows` at once, whatever the states are.
+
+        Others may be among them whose states have a part in those that are asked for.
+        """
         for at in zip(*(index_M.split(rows) for index_M in where.nonzero(as_tuple=True)), strict=True):
             yield at, self.logits(*at)
 

@@ -278,7 +278,7 @@ class Trajectory:
             sample_along(call.walk(needed_BD, self._rows), choose)
         if self.log_p_BD is not None:
             self.log_p_BD[needed_BD] = log_p_BD[needed_BD]
-        return x_0, log_p_BD
+        return torch.where(needed_BD, x_0, x_t), torch.where(needed_BD, log_p_BD, 0.0)
 
     def distribution(self, x_t: Int64[Tensor, "B D"], t: Float64[Tensor, ""]) -> Float[Tensor, "B D S"]:
         """p(x_0 | x_t; λ) at every position, by one call a sequence."""

@@ -23,7 +23,8 @@ KINDS: list[dict[str, Any]] = [
     {},
     {"layers": 2, "context": 0},
     {"order": "random", "context": 1},
-    {"candidates": 3, "order": "random"},
+    {"candidates": 3, "order": "random", "positions": "revealed"},
+    {"positions": "revealed"},
 ]
 
 
@@ -63,7 +64,8 @@ def test_the_strings_sum_to_one(settings: dict[str, Any], on: str) -> None:
         mixture, num_states = on_maskgit(chosen(**settings)), CODES
         where = torch.tensor([[True, False, True, True]])[:, :CODE_LENGTH]
         x_t = torch.where(where, CODES, torch.zeros_like(where, dtype=torch.int64))
-    for part in (where, where & (torch.arange(where.shape[1]) < 3)):
+    whole = settings.get("positions", "masked") == "masked"  # then a part is no product of what is sampled alone
+    for part in (where, *(() if whole else (where & (torch.arange(where.shape[1]) < 3),))):
         positions = Positions.where(part)
         every = torch.tensor(list(itertools.product(range(num_states), repeat=int(part.sum()))))
         reading = predicted(mixture, x_t, sampled(mixture, 1, 2)).read(positions, every.T)
@@ -156,11 +158,50 @@ def test_orders_are_averaged() -> None:
     found = predicted(mixture, x_t, lam).read(positions, targets).joint
     torch.testing.assert_close(found, torch.stack(each).exp().mean(0).log())
     assert len({float(one[0].detach()) for one in each}) > 1
-    assert mixture.num_components(7) == 7 and on_dit(chosen()).num_components(7) == 1
+    assert mixture.num_components(7) == 7 and on_dit(chosen()).num_components(7) == 7
+    assert on_dit(chosen(positions="revealed")).num_components(7) == 1
+
+
+def test_a_part_of_the_masked_positions_has_the_probability_that_sums_over_the_others_give() -> None:
+    """Of three masked positions the outer two, in the mean over λ."""
+    mixture, where = on_dit(chosen()), torch.tensor([[True, True, True, False, False, False]])
+    part = where & torch.tensor([True, False, True, False, False, False])
+    x_t = torch.where(where, MASK, sequences()[0][:1])
+    every = torch.tensor(list(itertools.product(range(MASK), repeat=3)))
+    with torch.no_grad():
+        p_E = predicted(mixture, x_t).read(Positions.where(where), every.T).joint[0].exp()
+        pair_E = every[:, 0] * MASK + every[:, 2]
+        expected = torch.zeros(MASK**2, dtype=torch.float64).index_add(0, pair_E, p_E)
+        pairs = torch.tensor(list(itertools.product(range(MASK), repeat=2)))
+        apart = predicted(on_dit(chosen(positions="revealed")), x_t).read(Positions.where(part), pairs.T).joint[0].exp()
+        differing = torch.where(expected > 0.005, (apart / expected).log().abs(), 0.0).argsort(descending=True)[:2]
+        rows = predicted(mixture, x_t, sampled(mixture, 1, 400))
+        found = rows.read(Positions.where(part), pairs[differing].T).joint[0].exp()
+    torch.testing.assert_close(found, expected[differing], rtol=0.06, atol=0)
+    assert float((apart / expected)[differing].log().abs().min()) > 0.12, "sampled alone they are others"
+
+
+@pytest.mark.parametrize("positions", ["masked", "revealed"])
+def test_a_step_samples_all_masked_positions_and_keeps_some(positions: Any) -> None:
+    rows = predicted(on_dit(chosen(positions=positions)), sequences()[1])
+    seen = torch.zeros_like(UNKNOWN)
+
+    def choose(at: tuple[Tensor, Tensor], logits_NS: Tensor) -> Tensor:
+        seen[at] = True
+        return logits_NS.argmax(1)
+
+    needed = UNKNOWN & (UNKNOWN.cumsum(1) == 2)
+    sample_along(rows.walk(needed, 4), choose)
+    assert torch.equal(seen, UNKNOWN if positions == "masked" else needed)
+    states: list[Tensor] = []
+    sample_keyed(
+        on_dit(chosen(positions=positions)), MaskedProcess(MASK), (8, 6), uniform_grid(2), seed=3, on_step=states.append
+    )
+    assert 0 < int((states[0] != MASK).sum()) < states[0].numel()
 
 
 def test_the_first_position_and_a_single_one_are_the_network_s() -> None:
-    mixture, (x_0, x_t), where = on_dit(chosen()), sequences(), UNKNOWN & (UNKNOWN.cumsum(1) == 1)
+    mixture, (x_0, x_t), where = on_dit(chosen(positions="revealed")), sequences(), UNKNOWN & (UNKNOWN.cumsum(1) == 1)
     positions = Positions.where(where)
     reading = predicted(mixture, x_t).read(positions, positions.gather(x_0)[:, None])
     torch.testing.assert_close(reading.joint, reading.product)
@@ -218,8 +259,11 @@ def test_samples_of_one_step_have_the_likelihood_that_is_read(settings: dict[str
     x_t[0, 3] = 0  # two positions are left
     x = sample_keyed(mixture, process, (num, 6), uniform_grid(1), seed=0, x_init=x_t.expand(num, -1), batch_size=1000).x
     every = torch.tensor(list(itertools.product(range(MASK), repeat=2)))
-    lam = sampled(mixture, 1, 64)
-    p = predicted(mixture, x_t, lam).read(Positions.where(x_t == MASK), every.T).joint[0].exp()
+    lam = sampled(mixture, 1, 8)
+    order_KN = predicted(mixture, x_t, lam).order[0][:, x_t[0] == MASK].argsort(1)
+    one_of_each = [int((order_KN[:, 0] == first).int().argmax()) for first in order_KN[:, 0].unique()]
+    p = predicted(mixture, x_t, Latents(lam.value[:, one_of_each])).read(Positions.where(x_t == MASK), every.T)
+    p = p.joint[0].exp()
     count = torch.bincount(x[:, 0] * MASK + x[:, 1], minlength=len(every)).double()
     likely = p * num > 5
     observed = torch.cat([count[likely], count[~likely].sum()[None]])
