@@ -32,7 +32,6 @@ from di4c_lm.processes.denoiser import OutputHead, Positions, rows_at_once, wide
 
 _LEAST = 1e-30  # of a probability beside the likeliest; it keeps the logarithm of a path that cannot be finite
 _DISTANCES = 8  # between neighbours that are told apart; the last stands for all that are longer
-_HARD = 6.0  # makes a soft choice one that is none
 _SHARPNESS = 4.0  # log-odds of the class that a token is given, against all others together
 
 
@@ -404,16 +403,6 @@ class ClassHead(nn.Module):
         self.table[known_N, class_S[known_N]] = _SHARPNESS + math.log(self.table.shape[1])
         for relation, share in zip(self.relation, (1.0, 0.5), strict=False):
             relation.copy_(share * log_ratio_LL)
-
-    @torch.no_grad()
-    def tie_neighbours(self, log_ratio_SS: Float[Tensor, "S S"]) -> None:
-        """Make each token a class of its own, with these pair potentials between adjacent positions alone, whatever the context says."""
-        self.begin_with(torch.arange(len(log_ratio_SS)), log_ratio_SS)
-        self.table.mul_(_HARD)
-        for weight in (self.left.weight, self.right.weight, self.gap.weight, self.gate.weight):
-            weight.zero_()
-        self.gap.weight[0, 0] = self.gate.weight[1, 0] = _HARD
-        self.gate.bias.copy_(torch.tensor([0.0, -(_HARD**2) / 2]))
 
     def forward(
         self,

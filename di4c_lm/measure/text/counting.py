@@ -5,18 +5,19 @@ A model that these beat has learned little that counting does not know. Axes: N 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import numpy as np
 import torch
-from jaxtyping import Float64, Int, Int64
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Float64, Int, Int64
 from numpy import ndarray
-from torch import Tensor
+from torch import Tensor, nn
 
 from di4c_lm.measure.text.samples import Sampler, TextModel, sampler_of
-from di4c_lm.mixtures.base import Mixture
-from di4c_lm.mixtures.class_chain import ClassChainSettings
 from di4c_lm.mixtures.class_counts import pair_log_ratios
+from di4c_lm.processes.denoiser import OutputHead, Prediction, Walk
+from di4c_lm.processes.rng import Rng
 
 ORDERS = (2, 3, 5)  # of the n-grams that reports have
 BIGRAM = "token_bigram"
@@ -154,20 +155,70 @@ def ngram_sampler(model: NgramModel, length: int) -> Sampler:
     return sampler
 
 
+@dataclass(frozen=True)
+class _WithBigrams(Prediction):
+    """p(x_R | x_t) ∝ Π_d p^d(x^d) Π r(x^d, x^{d+1}), over the adjacent pairs as they come to be known from left to right.
+
+    Each token is sampled from its marginal times r with the neighbours that are known then. The marginals are not kept.
+    """
+
+    log_ratio: Float[Tensor, "S S"]
+    x_t: Int64[Tensor, "B D"]
+    mask_id: int
+    is_product: ClassVar[bool] = False
+
+    def walk(self, where: Bool[Tensor, "B D"], rows: int) -> Walk:
+        """See `Prediction.walk`: one position of all sequences after the other."""
+        known_BD = F.pad(self.x_t, (1, 1), value=self.mask_id)  # MASK beyond both ends
+        for position in where.any(0).nonzero()[:, 0].tolist():
+            row_N = where[:, position].nonzero()[:, 0]
+            at = row_N, torch.full_like(row_N, position)
+            left_N, right_N = known_BD[row_N, position], known_BD[row_N, position + 2]
+            state_N = yield at, self.logits(*at) + self.log_ratio[left_N] + self.log_ratio.T[right_N]
+            known_BD[row_N, position + 1] = state_N
+
+
+class _BigramDenoiser(nn.Module):
+    """A network whose predictions are sampled with bigrams."""
+
+    has_latents = False
+
+    def __init__(self, network: nn.Module, log_ratio_SS: Float[Tensor, "S S"]) -> None:
+        super().__init__()
+        self.network: Any = network
+        log_ratio_SS[self.network.mask_id] = 0  # what is not known says nothing
+        log_ratio_SS[:, self.network.mask_id] = 0
+        self.register_buffer("log_ratio", log_ratio_SS)
+        self.mask_id, self.num_states = self.network.mask_id, self.network.num_states
+
+    def sample_latents(self, num_batch: int, num_lambdas: int, rng: Rng, device: torch.device) -> None:
+        """No λ."""
+
+    def output_head(self) -> OutputHead:
+        """The network's."""
+        return self.network.output_head()
+
+    def forward(
+        self, x_t: Int64[Tensor, "B D"], t: Float[Tensor, " B"], lam: None = None, cond: Any = None
+    ) -> Prediction:
+        """The network's prediction, walked from left to right."""
+        said = self.network(x_t, t, None, cond)
+        return _WithBigrams(said.features, said.output_head, self.get_buffer("log_ratio"), x_t, self.mask_id)
+
+
 def bigram_sampler(
     teacher: TextModel, tokens_ND: Int64[Tensor, "N D"], batch_size: int, how: Mapping[str, Any]
 ) -> Sampler | None:
-    """The teacher's marginals with the pair potentials of neighbouring tokens as counted, nothing learned; None for too many tokens.
+    """The teacher's marginals times the pair ratios p(a, b) / p(a) p(b) of neighbouring tokens as counted, nothing learned.
 
-    It is a class chain in which each token is a class of its own.
+    None for too many tokens, and for a teacher that is a mixture itself.
     """
     network, num_states = teacher.denoiser, teacher.denoiser.num_states
-    if num_states > _MOST_STATES or isinstance(network, Mixture):
+    if num_states > _MOST_STATES or network.has_latents:
         return None
-    rng = torch.Generator().manual_seed(0)
-    chain = ClassChainSettings(codebook_size=num_states).over(network, rng, model=network.config).eval()
-    chain.latent_head.tie_neighbours(pair_log_ratios(tokens_ND, num_states))
-    return sampler_of(replace(teacher, denoiser=chain), batch_size, **how)
+    device = next(network.parameters()).device
+    denoiser = _BigramDenoiser(network, pair_log_ratios(tokens_ND, num_states).to(device))
+    return sampler_of(replace(teacher, denoiser=denoiser.eval()), batch_size, **how)
 
 
 def perplexity(model: NgramModel, tokens_ND: Int[Tensor, "N D"]) -> float:

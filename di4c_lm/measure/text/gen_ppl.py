@@ -34,11 +34,10 @@ DATA = "data"
 
 @dataclass(frozen=True)
 class Baseline:
-    """A sampler that needs no network, or no training; `steps` where they are not those of the models, samples at most `most`."""
+    """A sampler that needs no network, or no training; `steps` where they are not those of the models."""
 
     sampler: Sampler
     steps: tuple[int, ...] | None = None
-    most: int = 2**31
 
 
 PERPLEXITY = Panel("gen_ppl", "generative perplexity", "lower is more fluent", log=True)
@@ -206,8 +205,7 @@ def measure(
         for name, baseline in (baselines or {}).items():
             chosen_steps = settings.steps if baseline.steps is None else baseline.steps
             how: dict[str, Any] = {"length": length, "steps": chosen_steps, "seeds": (settings.seed,)}
-            num = min(settings.num_samples, baseline.most)
-            for one in sampled({name: baseline.sampler}, num, **how, progress=reader.progress):
+            for one in sampled({name: baseline.sampler}, given, **how, progress=reader.progress):
                 yield dataclasses.replace(one, kind="baseline")
 
     resampling = {"resamples": settings.bootstrap, "seed": settings.seed}

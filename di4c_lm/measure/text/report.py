@@ -32,7 +32,6 @@ from di4c_lm.measure.text.suite import Bench, ReportConfig, measure_suite, split
 from di4c_lm.training.metric_logger import read_metrics
 
 _BOUND_DRAWS = 8  # times a validation sequence
-_BIGRAM_SAMPLES = 128  # as many classes as tokens take their time
 _NOISE = {"exact": "float64", "legacy_fp32": "float32"}
 _PROBE_STEPS, _FLOAT32_SAMPLES = 64, 32
 
@@ -92,7 +91,7 @@ def baselines(run: TextRun, settings: GenPplConfig, counted: Mapping[str, NgramM
     if run.training is None or not counted:
         return found
     bigrams = bigram_sampler(teacher, run.training, settings.batch_size, run.how.get(name, {}))
-    return found | ({BIGRAM: Baseline(bigrams, most=_BIGRAM_SAMPLES)} if bigrams else {})
+    return found | ({BIGRAM: Baseline(bigrams)} if bigrams else {})
 
 
 def held_out(run: TextRun, settings: GenPplConfig, counted: Mapping[str, NgramModel]) -> dict[str, dict[str, float]]:

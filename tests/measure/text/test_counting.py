@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from di4c_lm.measure.text.counting import NgramModel, bigram_sampler, ngram_sampler, ngrams, perplexity
+from di4c_lm.mixtures.class_counts import pair_log_ratios
 from tests.measure.models import CODES, text_model
 
 TEXT = np.random.default_rng(0).choice(4, p=[0.5, 0.3, 0.15, 0.05], size=(60, 4))
@@ -88,19 +89,35 @@ def test_it_samples_as_models_do_but_continues_nothing() -> None:
 
 
 def test_bigrams_over_a_teachers_marginals() -> None:
-    teacher, text = text_model(length=4, scale=0.1), torch.from_numpy(TEXT)
+    """One call's samples are of Π_d p^d(x^d) r(x^{d-1}, x^d), each factor normalised given the token to its left."""
+    teacher, text, count = text_model(length=3, scale=0.3), torch.from_numpy(TEXT[:, :3]), 40_000
+    sampler = bigram_sampler(teacher, text, 4096, {})
+    assert sampler is not None
+    tokens, nfe = sampler(count, 1, 0)
+    assert nfe == 1
+    p_DS = teacher.logits(torch.full((1, 3), 4))[0, :, :4].double().exp()
+    ratio_SS = pair_log_ratios(text, 5)[:4, :4].double().exp()
+    every = torch.cartesian_prod(*[torch.arange(4)] * 3)
+    p_N = p_DS[0, every[:, 0]]
+    for d in (1, 2):
+        tied_SS = p_DS[d] * ratio_SS
+        p_N = p_N * (tied_SS / tied_SS.sum(1, keepdim=True))[every[:, d - 1], every[:, d]]
+    seen_N = torch.bincount(tokens @ torch.tensor([16, 4, 1]), minlength=64).double() / count
+    exact = np.random.default_rng(0).multinomial(count, (p_N / p_N.sum()).numpy(), size=200) / count
+    variations = 0.5 * np.abs(exact - p_N.numpy()).sum(1)
+    assert float(0.5 * (seen_N - p_N).abs().sum()) < np.quantile(variations, 0.999)
+
+
+def test_bigrams_know_what_stands_beside() -> None:
+    teacher = text_model(length=3, scale=0.1)
+    text = torch.tensor([[0, 1, 2]] * 500 + [[3, 0, 3]] * 500)
     sampler = bigram_sampler(teacher, text, 64, {})
     assert sampler is not None
-    tokens = sampler(4000, 1, 0)[0]
-    alone = teacher.sample_tokens(4000, 1, seed=0)[0]
-    for position in range(4):  # the marginals are the teacher's
-        theirs, ours = (np.bincount(one[:, position], minlength=4) / 4000 for one in (alone, tokens))
-        assert np.abs(theirs - ours).max() < 0.05
-
-    def share(one: torch.Tensor) -> float:
-        return float((one[:, 0] == one[:, 1]).float().mean())
-
-    assert share(tokens) > share(alone) + 0.05  # pairs that the text has are likelier
+    tokens = teacher.sample_tokens(4, 1, seed=0)[0]  # the teacher itself is left as it was
+    given = torch.tensor([[0]] * 200)
+    found = sampler(given, 1, 0)[0]
+    assert float(((found[:, 1] == 1) | (found[:, 1] == 3)).float().mean()) > 0.95  # what stands behind 0
+    assert torch.equal(tokens, teacher.sample_tokens(4, 1, seed=0)[0])
     assert bigram_sampler(text_model(codes=CODES), text, 64, {}) is None
 
 
