@@ -157,9 +157,9 @@ def ngram_sampler(model: NgramModel, length: int) -> Sampler:
 
 @dataclass(frozen=True)
 class _WithBigrams(Prediction):
-    """p(x_R | x_t) ∝ Π_d p^d(x^d) Π r(x^d, x^{d+1}), over the adjacent pairs as they come to be known from left to right.
+    """p(x_R | x_t) = Π_d p^d(x^d) r(x^{d-1}, x^d) / normaliser, from left to right; r is 1 where d - 1 is not sampled in the same call.
 
-    Each token is sampled from its marginal times r with the neighbours that are known then. The marginals are not kept.
+    What x_t shows the network has seen: only what is sampled together is tied. The marginals are not kept.
     """
 
     log_ratio: Float[Tensor, "S S"]
@@ -169,13 +169,13 @@ class _WithBigrams(Prediction):
 
     def walk(self, where: Bool[Tensor, "B D"], rows: int) -> Walk:
         """See `Prediction.walk`: one position of all sequences after the other."""
-        known_BD = F.pad(self.x_t, (1, 1), value=self.mask_id)  # MASK beyond both ends
+        made_BD = torch.full_like(F.pad(self.x_t, (1, 0)), self.mask_id)  # one place to the right; MASK: not made here
         for position in where.any(0).nonzero()[:, 0].tolist():
             row_N = where[:, position].nonzero()[:, 0]
             at = row_N, torch.full_like(row_N, position)
-            left_N, right_N = known_BD[row_N, position], known_BD[row_N, position + 2]
-            state_N = yield at, self.logits(*at) + self.log_ratio[left_N] + self.log_ratio.T[right_N]
-            known_BD[row_N, position + 1] = state_N
+            state_N = yield at, self.logits(*at) + self.log_ratio[made_BD[row_N, position]]
+            assert state_N is not None
+            made_BD[row_N, position + 1] = state_N
 
 
 class _BigramDenoiser(nn.Module):
