@@ -23,6 +23,7 @@ def test_every_error_still_applies(mutant: Mutant) -> None:
 @pytest.mark.parametrize("old, noticed", [("a + b", True), ("a nice sum", False)])
 def test_an_error_is_noticed_where_a_test_fails(old: str, *, noticed: bool, tmp_path: Path) -> None:
     (tmp_path / "tools").mkdir()
+    (tmp_path / "tools" / "__init__.py").touch()  # as in the checkout, whose own `tools` would go first otherwise
     (tmp_path / "tools" / "sums.py").write_text('"""a nice sum"""\n\n\ndef add(a, b):\n    return a + b\n')
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "test_sums.py").write_text(
