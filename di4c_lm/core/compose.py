@@ -220,8 +220,11 @@ class _Groups:
             elif one:
                 options = {kind: getattr(one.hint, "KINDS", {}).get(kind, "") for kind in one.kinds}
             options |= {preset: _first_comment(path) for preset, path in files.items()}
-            if one and one.registry is None and getattr(one.hint, "PATH_KIND", None):
-                options["<path>"] = f"{name}.kind={one.hint.PATH_KIND} {name}.path=<path>"
+            path_kind = getattr(one.hint, "PATH_KIND", None) if one and one.registry is None else None
+            if path_kind is not None:
+                options["<path>"] = (
+                    f"{name}.kind={path_kind} {name}.path=<path>" if path_kind else f"{name}.path=<path>"
+                )
             if options:
                 found[name] = options
         return found
@@ -270,7 +273,8 @@ def _begun(one: Field, word: str | None, now: dict[str, Any], key: str) -> dict[
         allowed = f"one of {', '.join(one.kinds)}" if one.kinds else f"said by its keys, {key}.<key>"
         raise SettingError(key, word, allowed)
     place = {name: default[name] for name in getattr(one.hint, "PATH_KEYS", ())}
-    return {**now, **place, **({"kind": word} if word in one.kinds else {"kind": path_kind, "path": word})}
+    said = {"kind": path_kind, "path": word} if path_kind else {"path": word}
+    return {**now, **place, **({"kind": word} if word in one.kinds else said)}
 
 
 def _moved(settings: type, key: str, value: Any) -> str:

@@ -15,6 +15,7 @@ A section may also have
 
 - `kind`, a `Literal` that `teacher=train` sets, and `KINDS`, a line of help on each;
 - `PATH_KIND`, the kind that another word after `teacher=` chooses, as its `path`, and `PATH_KEYS`, which then begin from their defaults;
+  "" where the section has a path and no kind;
 - `unused(self)`, the keys that its other settings leave without effect, each with the reason: `{"path": "where teacher=train"}`;
 - `OLD_KEYS`, former keys below it, each with the new one in full: `{"law": "mixture.distribution"}`.
 """

@@ -125,6 +125,15 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return named or isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
+def agrees(question: str) -> bool:
+    """Whether a user at the terminal says yes; no where nobody can be asked."""
+    if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    sys.stderr.write(f"{question} [y/N] ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
 def say_all_letters() -> None:
     """From here on a letter that the terminal's encoding lacks (λ in ASCII) is shown as its number, and is no error."""
     for stream in (sys.stdout, sys.stderr):

@@ -71,11 +71,14 @@ class TextDomain:
 
     def checks(self, settings: TextSettings) -> dict[str, Callable[[], object]]:
         """See `Domain.checks`: a given teacher's tensors are looked at whole."""
-        evaluator = settings.evaluator.path
+        evaluator, where = (
+            settings.evaluator.path,
+            {"download": settings.evaluator.download, "cache": settings.run.cache},
+        )
         return {
             "data": lambda: check_corpus(settings.data),
             "teacher": lambda: self.check_teacher(settings),
-            "evaluator.path": lambda: evaluator == "train" or settings.eval.skip or check_evaluator(evaluator),
+            "evaluator.path": lambda: evaluator == "train" or settings.eval.skip or check_evaluator(evaluator, **where),
         }
 
     def check_teacher(self, settings: TextSettings) -> None:

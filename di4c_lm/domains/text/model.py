@@ -257,6 +257,7 @@ def load_run(run: Path | FinishedRun) -> TextRun:
         evaluator=str(trained) if trained.is_dir() else settings.evaluator.path,
         sampler=name_of(settings.sampler),
         how={name: sampling(settings, name, models) for name in models},
+        cache=settings.run.cache,
     )
 
 

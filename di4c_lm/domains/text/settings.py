@@ -94,4 +94,5 @@ class TextSettings(RunSettings):
 
     def closing_report(self) -> GenPplConfig:
         """The closing report's settings, as `di4c eval gen_ppl` takes them."""
-        return closing(self, GenPplConfig, seed=self.eval.seeds[0], evaluator_batch_size=self.evaluator.batch_size)
+        of_evaluator = {f"evaluator_{name}": getattr(self.evaluator, name) for name in ("batch_size", "download")}
+        return closing(self, GenPplConfig, seed=self.eval.seeds[0], **of_evaluator)

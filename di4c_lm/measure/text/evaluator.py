@@ -5,8 +5,9 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 import torch.nn.functional as F
@@ -21,12 +22,13 @@ from di4c_lm.core.settings import positive, section, setting, to_dict
 from di4c_lm.core.terminal import progress_bar
 from di4c_lm.measure.render.manifest import weights_hash
 from di4c_lm.measure.text.perplexity import context_limit, same_vocabulary
-from di4c_lm.training.settings import PretrainConfig
+from di4c_lm.measure.text.presets import PRESETS, preset_folder
+from di4c_lm.training.settings import PretrainConfig, RunConfig
 
 _FORMAT = 2  # of the cache's key: a change in how evaluators are trained raises it
 _DROPOUT = 0.1
 _WEIGHT_DECAY = 0.1
-_EXPECTED = "a folder with config.json, weights and a tokenizer, as save_pretrained writes it, or a hub name"
+_EXPECTED = f"a folder with config.json, weights and a tokenizer, as save_pretrained writes it, a hub name, or {', '.join(PRESETS)}"
 _log = logging.getLogger(__name__)
 
 
@@ -34,9 +36,13 @@ _log = logging.getLogger(__name__)
 class EvaluatorConfig:
     """The language model whose perplexity is reported."""
 
+    PATH_KIND: ClassVar[str] = ""
+
     path: str = setting(
-        "train", "the evaluator; train: a small GPT-2 trained on the run's corpus; else a folder or hub name"
+        "train",
+        "the evaluator; train: a small GPT-2 trained on the run's corpus; smollm2: SmolLM2-135M; else a folder or hub name",
     )
+    download: bool = setting(False, "fetch the evaluator smollm2 (93 MB, Apache-2.0) into the cache where it is absent")
     hidden_size: int = setting(192, "width of an evaluator trained here")
     num_blocks: int = setting(4, "layers of an evaluator trained here")
     num_heads: int = setting(4, "attention heads of an evaluator trained here")
@@ -48,18 +54,25 @@ class EvaluatorConfig:
 
     def unused(self) -> dict[str, str]:
         """Shape and training of an evaluator that is given."""
-        names = () if self.path == "train" else ("hidden_size", "num_blocks", "num_heads", "pretrain")
+        names = [] if self.path == "train" else ["hidden_size", "num_blocks", "num_heads", "pretrain"]
+        names += [] if self.path in PRESETS else ["download"]
         return dict.fromkeys(names, f"where evaluator.path={self.path}")
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Evaluator:
-    """A causal LM of transformers in eval mode with its tokenizer. `name`: folder or hub name it came from."""
+    """A causal LM of transformers in eval mode with its tokenizer. `name`: preset, folder or hub name it came from."""
 
     model: nn.Module
     tokenizer: Any
     name: str
+    folder: Path | None = None  # that holds its weights
+
+    @cached_property
+    def weights(self) -> str | None:
+        """SHA-256 of its weights, where they lie in a folder."""
+        return None if self.folder is None else weights_hash(self.folder)
 
 
 def train_evaluator(
@@ -101,8 +114,8 @@ def train_evaluator(
 
 
 def cache_key(tokens_ND: Int[Tensor, "N D"], tokenizer: Any, config: EvaluatorConfig) -> str:
-    """Stands for all that shapes a trained evaluator. `path` and `batch_size` (of reading) do not."""
-    settings = {key: value for key, value in to_dict(config).items() if key not in ("path", "batch_size")}
+    """Stands for all that shapes a trained evaluator. `path`, `download` and `batch_size` (of reading) do not."""
+    settings = {key: value for key, value in to_dict(config).items() if key not in ("path", "batch_size", "download")}
     data = hashlib.sha256(tokens_ND.to("cpu", torch.int64).contiguous().numpy().tobytes()).hexdigest()
     return key_of(_FORMAT, _DROPOUT, _WEIGHT_DECAY, settings, list(tokens_ND.shape), data, fingerprint(tokenizer))
 
@@ -167,8 +180,13 @@ def _no_bars() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def find_evaluator(path: str) -> str:
-    """The folder, or else the hub name, that `path` is. Raises `ValueError` for a folder that is absent or holds no model."""
+def find_evaluator(path: str, *, download: bool = False, cache: Path | None = None) -> str:
+    """The folder, or else the hub name, that `path` is; a preset is looked for in the cache (absent: the usual one), and fetched if it may.
+
+    Raises `ValueError` for a folder that is absent or holds no model, and a preset that may not be fetched.
+    """
+    if path in PRESETS:
+        return str(preset_folder(path, cache or RunConfig().cache, download=download))
     folder = Path(path).expanduser()
     if folder.is_dir() and not (folder / "config.json").is_file():
         found = sorted(p.name for p in folder.iterdir())[:8]
@@ -178,29 +196,37 @@ def find_evaluator(path: str) -> str:
     return str(folder) if folder.is_dir() else path
 
 
-def check_evaluator(path: str) -> None:
+def check_evaluator(path: str, *, download: bool = False, cache: Path | None = None) -> None:
     """Raise `ValueError` where there is no evaluator by this path or name of the hub; its weights are not read."""
     from transformers import AutoConfig
 
-    if find_evaluator(path) == path:
+    source = find_evaluator(path, download=download, cache=cache)
+    if not Path(source).is_dir():
         look_for_hub()
     try:
-        AutoConfig.from_pretrained(find_evaluator(path), trust_remote_code=False)
+        AutoConfig.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"evaluator={path!r}: expected {_EXPECTED}; found: {foreign_reason(error)}") from error
 
 
-def load_evaluator(path: str, *, device: str = "cpu", dtype: torch.dtype | None = None) -> Evaluator:
-    """An evaluator from a folder or a hub name; weights as tensors only, no remote code, nothing left at random.
+def load_evaluator(
+    path: str,
+    *,
+    device: str = "cpu",
+    dtype: torch.dtype | None = None,
+    download: bool = False,
+    cache: Path | None = None,
+) -> Evaluator:
+    """An evaluator by its preset's name, from a folder or a hub name; weights as tensors only, no remote code, nothing left at random.
 
-    `dtype` None: as saved. Raises `ValueError` that names `path` and what was expected: no such folder or name, a
-    truncated or foreign file, weights missing or of another shape, a tokenizer of more entries than the model knows.
+    `dtype` None: as saved; `download` and `cache` as for `find_evaluator`. Raises `ValueError` that names `path` and what was expected: no
+    such folder or name, a truncated or foreign file, weights missing or of another shape, a tokenizer of more entries than the model knows.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    source = find_evaluator(path)
-    if source == path:
+    source = find_evaluator(path, download=download, cache=cache)
+    if not Path(source).is_dir():
         look_for_hub()
     try:
         with _no_bars():
@@ -220,15 +246,15 @@ def load_evaluator(path: str, *, device: str = "cpu", dtype: torch.dtype | None 
     vocabulary = model.config.get_text_config().vocab_size
     if len(tokenizer) > vocabulary:
         raise ValueError(f"evaluator={path!r}: its tokenizer has {len(tokenizer)} entries, its model {vocabulary}")
-    return Evaluator(model=model.eval().to(device), tokenizer=tokenizer, name=path)
+    folder = Path(source) if Path(source).is_dir() else None
+    return Evaluator(model=model.eval().to(device), tokenizer=tokenizer, name=path, folder=folder)
 
 
 def evaluator_facts(evaluator: Evaluator, tokenizer: Any, reading: Any) -> dict[str, Any]:
     """What a manifest says of an evaluator: which weights, and how it reads what `tokenizer` writes."""
-    folder = Path(evaluator.name).expanduser()
     return {
         "name": evaluator.name,
-        "sha256": weights_hash(folder) if folder.is_dir() else None,
+        "sha256": evaluator.weights,
         "parameters": sum(p.numel() for p in evaluator.model.parameters()),
         "context": context_limit(evaluator.model),
         "tokenizer": fingerprint(evaluator.tokenizer),

@@ -131,7 +131,7 @@ def mixture_part(run: TextRun, settings: Any, evaluators: Sequence[Evaluator], *
             row = {"model": name, "t": t, "sequences": len(x_ND)}
             found["correlation"].append(row | columns(values, resamples=settings.bootstrap, seed=settings.seeds[0]))
         modes = latent_modes(model, lambdas=settings.lambdas, batch_size=settings.batch_size)
-        reader = Reader(tokenizer=model.tokenizer, evaluators=evaluators[:1], settings=config)
+        reader = Reader(tokenizer=model.tokenizer, evaluators=evaluators[:1], settings=config, cache=run.cache)
         measured = measure({f"{name}, {mode}": sampler for mode, sampler in modes.items()}, run.validation, reader)
         found["latent_modes"] += [row for row in measured.rows if row["model"] != DATA]
         found["comparisons"] += measured.comparisons

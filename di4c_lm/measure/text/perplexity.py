@@ -4,7 +4,7 @@ Axes: N documents, T the evaluator's tokens of the longest document in a batch, 
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, final
 
@@ -126,13 +126,15 @@ def score(
     eos: EosRule = "all",
     eos_id: int | None = None,
     progress: str | None = None,
+    on_batch: Callable[[list[int], Float[ndarray, "n 2"]], None] | None = None,
 ) -> tuple[Float[ndarray, " N"], Float[ndarray, " N"]]:
     """-log p(scored tokens | tokens before them) of each document, and the number of scored tokens, under a causal LM in eval mode.
 
     The first token of a document is context, as in the published tables (no BOS is put in front). Documents of
     several lengths are padded on the right and masked, so the batch size does not matter. Log-probabilities are taken
     in the dtype of the logits, float32 at least, and summed in float64. `progress`: label of a progress bar, None for
-    no bar.
+    no bar. `on_batch` is given the numbers of the documents of each batch with their nats and scored
+    tokens.
 
     Raises `ValueError`: no document, one with nothing to score, one longer than the evaluator reads, or with an id the
     evaluator does not know.
@@ -140,12 +142,14 @@ def score(
     assert not evaluator.training, "the evaluator is in train mode"
     masks = [scored_targets(document, eos, eos_id) for document in documents]
     _check(evaluator, documents, masks)
-    nll_N = np.zeros(len(documents))
+    nll_N, tokens_N = np.zeros(len(documents)), np.array([mask.sum() for mask in masks], dtype=np.float64)
     for batch, ids_NT, present_NT in padded(documents, batch_size, next(evaluator.parameters()).device, progress):
         nll_NT = _next_token_nll(evaluator, ids_NT, present_NT).cpu()
         scored_NT = pad_sequence([torch.from_numpy(masks[i]) for i in batch], batch_first=True)
         nll_N[batch] = torch.where(scored_NT[:, 1:], nll_NT, 0.0).sum(1).numpy()
-    return nll_N, np.array([mask.sum() for mask in masks], dtype=np.float64)
+        if on_batch is not None:
+            on_batch(batch, np.stack([nll_N[batch], tokens_N[batch]], 1))
+    return nll_N, tokens_N
 
 
 def padded(

@@ -27,7 +27,7 @@ from di4c_lm.measure.text.evaluator import Evaluator, evaluator_facts, load_eval
 from di4c_lm.measure.text.gen_ppl import Baseline, GenPplConfig, gen_ppl_table, measure, verdict
 from di4c_lm.measure.text.likelihood import likelihood_part, marginal_bound
 from di4c_lm.measure.text.mixture import mixture_part
-from di4c_lm.measure.text.samples import Reader, TextRun, TextSamples, sampled, sampler_of
+from di4c_lm.measure.text.samples import Reader, Reading, TextRun, TextSamples, sampled, sampler_of
 from di4c_lm.measure.text.suite import Bench, ReportConfig, measure_suite, split_held_out, suite_table
 from di4c_lm.training.metric_logger import read_metrics
 
@@ -46,12 +46,12 @@ def gen_ppl_report(run: TextRun, settings: GenPplConfig) -> str:
     that is not there.
     """
     student, device = run.student, _move(run, settings.device)
-    evaluator = load_evaluator(settings.evaluator or run.evaluator, device=device)
+    evaluator = _load(run, settings, settings.evaluator or run.evaluator, device)
     settings = settings.fitted(student.length) if settings.conditional else settings
     samplers = {
         name: sampler_of(model, settings.batch_size, **run.how.get(name, {})) for name, model in run.models.items()
     }
-    reader = Reader(tokenizer=student.tokenizer, evaluators=(evaluator,), settings=settings)
+    reader = Reader(tokenizer=student.tokenizer, evaluators=(evaluator,), settings=settings, cache=run.cache)
     counted = {}
     if settings.baselines and not settings.conditional and run.training is not None:
         counted = ngrams(run.training, len(student.tokenizer))
@@ -104,6 +104,10 @@ def held_out(run: TextRun, settings: GenPplConfig, counted: Mapping[str, NgramMo
             nats_N = marginal_bound(model, chosen_ND, seed=settings.seed, **how)
             found[name] = float((nats_N.sum() / chosen_ND.numel()).exp())
     return {name: {"validation_ppl": value} for name, value in found.items()}
+
+
+def _load(run: TextRun, settings: Reading, name: str, device: str) -> Evaluator:
+    return load_evaluator(name, device=device, download=settings.evaluator_download, cache=run.cache)
 
 
 def _move(run: TextRun, wanted: str) -> str:
@@ -173,10 +177,10 @@ def full_report(run: TextRun, settings: ReportConfig) -> str:
     """
     student, device = run.student, _move(run, settings.device)
     names = settings.evaluators or (run.evaluator,)
-    evaluators = [load_evaluator(name, device=device) for name in names] if settings.needs_evaluator else []
+    evaluators = [_load(run, settings, name, device) for name in names] if settings.needs_evaluator else []
     encoder = evaluators[0] if evaluators else None
     if encoder and settings.features:
-        encoder = load_evaluator(settings.features, device=device)
+        encoder = _load(run, settings, settings.features, device)
     report: dict[str, Any] = {"rows": [], "comparisons": [], "alarms": []}
     seconds: dict[str, float] = {}
     parts = {part: measure_part for part, (names, measure_part) in PARTS.items() if names & set(settings.parts)}
@@ -217,7 +221,12 @@ def _samples(
         run.validation, references=settings.references, num_real=settings.num_samples, seed=settings.seeds[0]
     )
     bench = Bench(
-        tokenizer=run.student.tokenizer, evaluators=evaluators, settings=settings, encoder=encoder, reference=reference
+        tokenizer=run.student.tokenizer,
+        evaluators=evaluators,
+        settings=settings,
+        encoder=encoder,
+        reference=reference,
+        cache=run.cache,
     )
     return vars(measure_suite(_cells(run, real, settings), real, bench))
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, final
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from numpy import ndarray
@@ -16,6 +17,7 @@ from di4c_lm.measure import flow
 from di4c_lm.measure.flow import Samples
 from di4c_lm.measure.text.evaluator import Evaluator
 from di4c_lm.measure.text.perplexity import Document, EosRule, context_limit, documents, score
+from di4c_lm.measure.text.scores import KeptScores
 
 Sampler: TypeAlias = Callable[[Any, int, int], tuple[Tensor, float]]
 """(number of samples N or prompts Int[N P], steps, seed) -> (tokens Int[N D], which begin with the prompts, nfe a sample)."""
@@ -39,6 +41,7 @@ class TextRun:
     how: Mapping[str, Mapping[str, Any]] = field(
         default_factory=dict
     )  # name of a model to what its `sample` takes for it
+    cache: Path | None = None  # where evaluators that are fetched lie, and what they said of texts
 
     def some_validation(self, count: int, seed: int) -> Int[Tensor, "M D"]:
         """At most `count` validation sequences, chosen at random: the first ones are of a few documents, and say little of the others."""
@@ -63,6 +66,9 @@ class Reading:
     """How an evaluator reads samples."""
 
     evaluator_batch_size: int = setting(32, "documents in a batch that an evaluator reads")
+    evaluator_download: bool = setting(
+        False, "fetch the evaluator smollm2 (93 MB, Apache-2.0) into the cache where it is absent"
+    )
     eos: EosRule = setting(
         "all", "tokens that count: all | first (up to the first EOS) | mdlm (all but EOS after the first)"
     )
@@ -97,12 +103,13 @@ class TextSamples(Samples):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Reader:
-    """How `evaluators` read what `tokenizer` writes."""
+    """How `evaluators` read what `tokenizer` writes; what they say of a text is kept in `cache`."""
 
     tokenizer: Any
     evaluators: Sequence[Evaluator]
     settings: Reading
     progress: bool = True
+    cache: Path | None = None
 
     def documents(self, evaluator: Evaluator, samples: TextSamples) -> list[Document]:
         """Samples as the evaluator reads them."""
@@ -120,14 +127,22 @@ class Reader:
         self, evaluator: Evaluator, read: list[Document], name: str
     ) -> tuple[Float[ndarray, " N"], Float[ndarray, " N"]]:
         """Nats and number of scored tokens of each document; `name` labels the progress bar."""
-        return score(
-            evaluator.model,
-            read,
-            batch_size=self.settings.evaluator_batch_size,
-            eos=self.settings.eos,
-            eos_id=evaluator.tokenizer.eos_token_id,
-            progress=f"scoring {name}" if self.progress else None,
-        )
+        kept = KeptScores.of(self.cache, evaluator, self.settings.eos)
+        found_N2 = np.full((len(read), 2), np.nan) if kept is None else kept.find(read)
+        left = np.flatnonzero(np.isnan(found_N2[:, 0])).tolist()
+        if left or not read:
+            unread = [read[i] for i in left]
+            nll_and_tokens = score(
+                evaluator.model,
+                unread,
+                batch_size=self.settings.evaluator_batch_size,
+                eos=self.settings.eos,
+                eos_id=evaluator.tokenizer.eos_token_id,
+                progress=f"scoring {name}" if self.progress else None,
+                on_batch=None if kept is None else lambda batch, two: kept.keep([unread[i] for i in batch], two),
+            )
+            found_N2[left] = np.stack(nll_and_tokens, 1)
+        return found_N2[:, 0], found_N2[:, 1]
 
 
 def examples(samples: TextSamples, tokenizer: Any) -> list[dict[str, Any]]:
