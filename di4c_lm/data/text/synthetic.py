@@ -1,17 +1,22 @@
 """Distributions of sequences that are known exactly, to hold a sampler's distribution against.
 
-Every source is a distribution on x in {0, ..., S-1}^D that can be sampled and whose log-likelihood, single and neighbouring-pair marginals
-are exact.
+Every source is a distribution on x in {0, ..., S-1}^D that can be sampled and whose log-likelihood and neighbouring-pair marginals are
+exact, and so is what follows for the rest from any visible positions: with MASK = S where x_t hides something, `log_evidence(x_t)` is the
+log-probability of what is visible and `marginals_given(x_t)` the distribution of every position given it.
 """
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeAlias, final
 
 import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
+from di4c_lm.data.text.characters import Ngram
+from di4c_lm.data.text.hidden_markov import HiddenMarkov, certain, check_distributions, check_length
+from di4c_lm.data.text.lists import ListOperations
 from di4c_lm.processes.categorical import sample_categorical
 from di4c_lm.processes.rng import Rng, normal, uniform
 
@@ -26,9 +31,9 @@ class MarkovChain:
     length: int
 
     def __post_init__(self) -> None:
-        _check_length(self.length)
-        _check_distributions("initial_S", self.initial_S[None])
-        _check_distributions("transition_SS", self.transition_SS)
+        check_length(self.length)
+        check_distributions("initial_S", self.initial_S[None])
+        check_distributions("transition_SS", self.transition_SS)
 
     @classmethod
     def random(cls, num_states: int, length: int, *, sharpness: int | float, seed: int) -> "MarkovChain":
@@ -70,6 +75,20 @@ class MarkovChain:
         """p(x^d) p(x^{d+1} | x^d)."""
         return self.marginals()[:-1, :, None] * self.transition_SS
 
+    def log_evidence(self, x_t: Int64[Tensor, "B D"]) -> Float64[Tensor, " B"]:
+        """The log-probability of what is visible."""
+        return self._with_hidden.log_evidence(x_t)
+
+    def marginals_given(self, x_t: Int64[Tensor, "B D"]) -> Float64[Tensor, "B D S"]:
+        """p(x^d | what is visible) at every position; a visible state is certain."""
+        return self._with_hidden.marginals_given(x_t)
+
+    @cached_property
+    def _with_hidden(self) -> HiddenMarkov:
+        """As the hidden Markov model whose states are shown."""
+        shown_SS = torch.eye(self.num_states, dtype=torch.float64)
+        return HiddenMarkov(self.initial_S, self.transition_SS, shown_SS, self.length)
+
 
 @final
 @dataclass(frozen=True)
@@ -85,8 +104,8 @@ class CodewordMixture:
     noise: int | float
 
     def __post_init__(self) -> None:
-        _check_length(self.length)
-        _check_distributions("weight_K", self.weight_K[None])
+        check_length(self.length)
+        check_distributions("weight_K", self.weight_K[None])
         if not 0 < self.noise <= 1:
             raise ValueError(f"noise must be in (0, 1], got {self.noise!r}")
         if not 0 <= int(self.codeword_KD.min()) <= int(self.codeword_KD.max()) < self.num_states:
@@ -129,6 +148,21 @@ class CodewordMixture:
         p_KDS = self.components()
         return torch.einsum("k,kps,kpv->psv", self.weight_K, p_KDS[:, :-1], p_KDS[:, 1:])
 
+    def log_evidence(self, x_t: Int64[Tensor, "B D"]) -> Float64[Tensor, " B"]:
+        """The log-probability of what is visible."""
+        return self._log_joint(x_t).logsumexp(1)
+
+    def marginals_given(self, x_t: Int64[Tensor, "B D"]) -> Float64[Tensor, "B D S"]:
+        """p(x^d | what is visible) at every position; a visible state is certain."""
+        posterior_BK = self._log_joint(x_t).softmax(1)
+        return certain(torch.einsum("bk,kds->bds", posterior_BK, self.components()), x_t)
+
+    def _log_joint(self, x_t: Int64[Tensor, "B D"]) -> Float64[Tensor, "B K"]:
+        """log w_k + Σ_visible log p(x^d | k)."""
+        log_p_KDS = torch.nn.functional.pad(self.components().log(), (0, 1))
+        position_D = torch.arange(self.length)
+        return log_p_KDS[:, position_D, x_t].sum(2).T + self.weight_K.log()
+
 
 @final
 @dataclass(frozen=True)
@@ -143,7 +177,7 @@ class CorrelatedBits:
     error: int | float
 
     def __post_init__(self) -> None:
-        _check_length(self.length)
+        check_length(self.length)
         if self.group < 2 or self.length % self.group:
             raise ValueError(f"group must be a divisor of length={self.length}, at least 2, got {self.group}")
         if not 0 < self.error < 1:
@@ -165,8 +199,7 @@ class CorrelatedBits:
     def log_prob(self, x: Int64[Tensor, "N D"]) -> Float64[Tensor, " N"]:
         """Σ over groups of -(group - 1) log 2 + log(1 - error) or log(error)."""
         odd_NG = x.view(len(x), -1, self.group).sum(2) % 2
-        log_p_2 = torch.tensor([1 - self.error, self.error], dtype=torch.float64).log()
-        return (log_p_2[odd_NG] - (self.group - 1) * math.log(2)).sum(1)
+        return (self._log_parity[odd_NG] - (self.group - 1) * math.log(2)).sum(1)
 
     def pair_marginals(self) -> Float64[Tensor, "P S S"]:
         """A quarter each; within groups of two, (1 - error)/2 for equal bits."""
@@ -176,8 +209,29 @@ class CorrelatedBits:
             p_PSS[::2] = torch.tensor([[equal, unequal], [unequal, equal]], dtype=torch.float64)
         return p_PSS
 
+    def log_evidence(self, x_t: Int64[Tensor, "B D"]) -> Float64[Tensor, " B"]:
+        """The log-probability of what is visible: fair bits, and the parity of groups that are whole."""
+        hidden_BGK = x_t.view(len(x_t), -1, self.group) == self.num_states
+        whole_BG = ~hidden_BGK.any(2)
+        odd_BG = x_t.view(len(x_t), -1, self.group).sum(2) % 2
+        log_last_BG = torch.where(whole_BG, self._log_parity[odd_BG] + math.log(2), 0.0)
+        return log_last_BG.sum(1) - (~hidden_BGK).sum((1, 2)).double() * math.log(2)
 
-Source: TypeAlias = MarkovChain | CodewordMixture | CorrelatedBits
+    def marginals_given(self, x_t: Int64[Tensor, "B D"]) -> Float64[Tensor, "B D S"]:
+        """p(x^d | what is visible) at every position: fair, but for the only hidden bit of a group. A visible bit is certain."""
+        bits_BGK = x_t.view(len(x_t), -1, self.group)
+        hidden_BGK = bits_BGK == self.num_states
+        odd_BG = bits_BGK.masked_fill(hidden_BGK, 0).sum(2) % 2
+        p_BG2 = self._log_parity.exp()[torch.stack([odd_BG, 1 - odd_BG], 2)]
+        p_BG2 = torch.where(hidden_BGK.sum(2, keepdim=True) == 1, p_BG2, 0.5)
+        return certain(p_BG2.repeat_interleave(self.group, 1), x_t)
+
+    @property
+    def _log_parity(self) -> Float64[Tensor, " two"]:
+        return torch.tensor([1 - self.error, self.error], dtype=torch.float64).log()
+
+
+Source: TypeAlias = MarkovChain | HiddenMarkov | Ngram | CodewordMixture | CorrelatedBits | ListOperations
 
 
 def pair_frequencies(x: Int64[Tensor, "N D"], num_states: int) -> Float64[Tensor, "P S S"]:
@@ -185,13 +239,3 @@ def pair_frequencies(x: Int64[Tensor, "N D"], num_states: int) -> Float64[Tensor
     code_NP = x[:, :-1] * num_states + x[:, 1:]
     counts_PK = torch.nn.functional.one_hot(code_NP, num_states**2).sum(0)
     return counts_PK.view(-1, num_states, num_states).double() / len(x)
-
-
-def _check_length(length: int) -> None:
-    if length < 2:
-        raise ValueError(f"length must be at least 2, got {length}")
-
-
-def _check_distributions(name: str, p_NS: Float64[Tensor, "N S"]) -> None:
-    if bool((p_NS < 0).any()) or bool(((p_NS.sum(1) - 1).abs() > 1e-9).any()):
-        raise ValueError(f"{name} must hold probabilities that sum to 1, got sums {p_NS.sum(1).tolist()}")

@@ -97,10 +97,11 @@ class NgramModel:
         padded = self._padded(tokens_ND)
         total_N = np.zeros(len(tokens_ND))
         for place in range(self.order - 1, padded.shape[1]):
-            total_N += np.log(self._next(padded[:, place - self.order + 1 : place], padded[:, place]))
+            total_N += np.log(self.next_prob(padded[:, place - self.order + 1 : place], padded[:, place]))
         return total_N
 
-    def _next(self, recent: Int64[ndarray, "N T"], token_N: Int64[ndarray, " N"]) -> Float64[ndarray, " N"]:
+    def next_prob(self, recent: Int64[ndarray, "N T"], token_N: Int64[ndarray, " N"]) -> Float64[ndarray, " N"]:
+        """p(token | the recent ones), of each row."""
         p_N = np.full(len(token_N), 1 / self.num_states)
         for length, one in enumerate(self._orders, 1):
             context = self._contexts(recent, length)
