@@ -20,7 +20,10 @@ Check = Callable[[], object]  # raises `ValueError` or `OSError` for what is wro
 
 
 def checks(domain: Domain, settings: Any) -> Mapping[str, Check]:
-    """Each check by what it looks at, those of the machine first and those that read most last. None writes anything."""
+    """Each check by what it looks at, those of the machine first and those that read most last.
+
+    None writes anything, but that an evaluator may be fetched into the cache.
+    """
     folder, attention = run_dir(domain, settings), getattr(settings.model, "attention", "auto")
     return {
         "eval.skip": lambda: check_installed(reports=not settings.eval.skip),

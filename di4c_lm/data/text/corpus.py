@@ -102,6 +102,12 @@ def load_corpus(config: DataConfig, seed: int, cache_dir: Path) -> Corpus:
     return read(config, seed, cache_dir)
 
 
+def sequences_of(config: DataConfig, tokenizer: "transformers.PreTrainedTokenizerFast") -> Int[Tensor, "N D"]:
+    """All texts that `config` names as sequences, none of them held out. Raises `ValueError` where there is none."""
+    documents = open_documents(config)
+    return _as_tensor(_sequences(documents.read(), config, tokenizer, documents.name, "validation"))
+
+
 def _sequences(
     texts: Iterable[str], config: DataConfig, tokenizer: "transformers.PreTrainedTokenizerFast", name: str, side: str
 ) -> Integer[np.ndarray, "N D"]:

@@ -7,18 +7,30 @@ from typing import Any
 
 import numpy as np
 
+from di4c_lm.measure.text.gen_ppl import verdict
+
 Row = dict[str, Any]
 MEASURES = {
     "nll": "-log p, nats",
     "pair_tv": "TV of pairs",
     "gen_ppl": "generative perplexity",
     "entropy": "entropy, nats",
+    "nats": "nats over the teacher's product",
 }
 
 
 def measures_of(rows: Sequence[Row]) -> list[str]:
     """The measures that the rows hold."""
     return [name for name in MEASURES if name in rows[0]]
+
+
+def over_runs(rows: Sequence[Row], measure: str) -> dict[Any, float]:
+    """The values that an interval is over: one a seed, or where there are several teachers one a teacher, the mean over its seeds."""
+    by = "teacher" if len({row.get("teacher") for row in rows}) > 1 else "seed"
+    found: dict[Any, list[float]] = {}
+    for row in rows:
+        found.setdefault(row[by], []).append(row[measure])
+    return {one: float(np.mean(values)) for one, values in found.items()}
 
 
 def summary(values: Sequence[float]) -> tuple[float, float]:
@@ -31,36 +43,46 @@ def summary(values: Sequence[float]) -> tuple[float, float]:
     return float(np.mean(values)), float(student_t.ppf(0.975, count - 1) * np.std(values, ddof=1) / math.sqrt(count))
 
 
-def table(rows: Sequence[Row], measure: str) -> str:
-    """Markdown: a line for the data, the teacher and each setting, a column for each number of steps."""
-    steps = sorted({row["steps"] for row in rows if row["model"] != "data"})
-    lines = [
-        f"| {MEASURES[measure]} | " + " | ".join(f"{k} step{'s' * (k > 1)}" for k in steps) + " |",
-        "| --- " * (len(steps) + 1) + "|",
-    ]
+def table(rows: Sequence[Row], measure: str, *, along: str = "steps") -> str:
+    """Markdown: a line for the data, the teacher and each setting, a column for each number of steps, or each time t."""
+    columns = sorted({row[along] for row in rows if row["model"] != "data"}, reverse=along == "t")
+    heads = [f"t = {k:g}" if along == "t" else f"{k} step{'s' * (k > 1)}" for k in columns]
+    lines = [f"| {MEASURES[measure]} | " + " | ".join(heads) + " |", "| --- " * (len(columns) + 1) + "|"]
     for name, of_name in _by_name(rows).items():
         cells = []
-        for k in steps:
-            values = [row[measure] for row in of_name if row["steps"] == k or row["model"] == "data"]
-            cells.append(_cell(*summary(values)) if values else "")
+        for k in columns:
+            chosen = [row for row in of_name if row[along] == k or row["model"] == "data"]
+            cells.append(_cell(*summary([*over_runs(chosen, measure).values()])) if chosen else "")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def bars(rows: Sequence[Row], setting: str, measure: str, pairs: Sequence[tuple[int, int]]) -> list[str]:
-    """A line for each (K, K'): the student at K steps less the teacher at K', paired by seed, with its 95 % interval."""
+    """A line for each (K, K'): the student at K steps less the teacher at K', paired by seed or teacher, with its 95 % interval."""
     by_name = _by_name(rows)
     lines = []
     for of_student, of_teacher in pairs:
-        student = {row["seed"]: row[measure] for row in by_name[setting] if row["steps"] == of_student}
-        teacher = {row["seed"]: row[measure] for row in by_name["teacher"] if row["steps"] == of_teacher}
-        seeds = sorted(set(student) & set(teacher))
-        if seeds:
-            mean, half = summary([student[seed] - teacher[seed] for seed in seeds])
+        student = over_runs([row for row in by_name[setting] if row["steps"] == of_student], measure)
+        teacher = over_runs([row for row in by_name["teacher"] if row["steps"] == of_teacher], measure)
+        shared = [one for one in student if one in teacher]
+        if shared:
+            mean, half = summary([student[one] - teacher[one] for one in shared])
+            over = "teachers" if isinstance(shared[0], str) else "seeds"
             lines.append(
-                f"{measure}: student at {of_student} - teacher at {of_teacher} = {mean:+.4g} ± {half:.2g} ({len(seeds)} seeds)"
+                f"{measure}: student at {of_student} - teacher at {of_teacher} = {mean:+.4g} ± {half:.2g} ({len(shared)} {over})"
             )
     return lines
+
+
+def beaten(rows: Sequence[Row]) -> str:
+    """A sentence a model: at which numbers of steps which n-grams beat it in every run; nothing of rows that do not say."""
+    merged = []
+    for name, of_name in _by_name(rows).items():
+        for k in sorted({row["steps"] for row in of_name if "beaten_by" in row}):
+            said = [row["beaten_by"] for row in of_name if row["steps"] == k]
+            always = [one for one in said[0] if all(one in others for others in said)]
+            merged.append({"model": name, "steps": k, "beaten_by": always})
+    return verdict(merged)
 
 
 def plot(rows: Sequence[Row], path: Path, title: str) -> None:
@@ -75,10 +97,12 @@ def plot(rows: Sequence[Row], path: Path, title: str) -> None:
     for axis, measure in zip(axes[0], names, strict=True):
         for name, of_name in _by_name(rows).items():
             if of_name[0]["model"] == "data":
-                axis.axhline(summary([row[measure] for row in of_name])[0], color="black", linestyle=":", label=name)
+                level = summary([*over_runs(of_name, measure).values()])[0]
+                axis.axhline(level, color="black", linestyle=":", label=name)
                 continue
             steps = sorted({row["steps"] for row in of_name})
-            found = [summary([row[measure] for row in of_name if row["steps"] == k]) for k in steps]
+            at_step = [[row for row in of_name if row["steps"] == k] for k in steps]
+            found = [summary([*over_runs(some, measure).values()]) for some in at_step]
             style = {"color": "black", "linewidth": 2} if name == "teacher" else {}
             axis.errorbar(
                 steps,
@@ -101,12 +125,10 @@ def plot(rows: Sequence[Row], path: Path, title: str) -> None:
 
 
 def _by_name(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Rows by what they are called: data, teacher, or the student's setting, in this order."""
+    """Rows by what they are called: data, other models that need no network, teacher, or the student's setting, in this order."""
     found: dict[str, list[Row]] = {}
-    for model in ("data", "teacher", "student"):
-        for row in rows:
-            if row["model"] == model:
-                found.setdefault(row["setting"] if model == "student" else model, []).append(row)
+    for row in sorted(rows, key=lambda row: {"data": 0, "teacher": 2, "student": 3}.get(row["model"], 1)):
+        found.setdefault(row["setting"] if row["model"] == "student" else row["model"], []).append(row)
     return found
 
 

@@ -3,7 +3,7 @@
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,14 +86,34 @@ def run_text(study: Study, setting: str, seed: int, folder: Path, threads: int) 
 
     Teacher and evaluator are cached where the run caches them.
     """
+    train_text(study, setting, seed, folder, threads)
+    rows = json.loads((folder / "report" / "gen_ppl.json").read_text())["rows"]
+    kept = ("model", "gen_ppl", "entropy")
+    return [{**{name: row[name] for name in kept}, "steps": row["steps"] or 0} for row in rows]
+
+
+def run_given(
+    study: Study, setting: str | None, seed: int, folder: Path, threads: int, how: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Train on text under a given teacher, without a setting nothing; rows of the student or the teacher, by `how` (`Bench.of`)."""
+    from di4c_lm.runs.ablate.given import Bench
+
+    if setting is not None:
+        train_text(study, setting, seed, folder, threads)
+    config = study.config(setting, seed, f"run.threads={threads}")
+    bench = Bench.of(config, **how)
+    if setting is None:
+        return bench.teacher_rows(study.teacher_steps)
+    return bench.student_rows(folder, config.eval.steps)
+
+
+def train_text(study: Study, setting: str, seed: int, folder: Path, threads: int) -> None:
+    """A run of text in `folder`, as `di4c train` makes it."""
     place = (f"run.dir={folder}", f"run.threads={threads}")
     with _to_the_end():
         status = recipe.run(DOMAIN, study.config(setting, seed, *place), study.rounds(setting, seed, *place))
         if status:
             raise Interrupted(status - 128)
-    rows = json.loads((folder / "report" / "gen_ppl.json").read_text())["rows"]
-    kept = ("model", "gen_ppl", "entropy")
-    return [{**{name: row[name] for name in kept}, "steps": row["steps"] or 0} for row in rows]
 
 
 def run_teacher(study: Study, seed: int, folder: Path, threads: int) -> list[dict[str, Any]]:

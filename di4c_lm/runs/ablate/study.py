@@ -1,5 +1,6 @@
 """A study: settings by name that are compared over seeds, from a YAML file."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from di4c_lm.domains.text.settings import TextSettings
 
 STUDIES = CONFIGS / "study"
 _SOURCES = {"markov": MarkovChain.random, "codewords": CodewordMixture.random, "bits": CorrelatedBits}
-_KEYS = ("source", "sequences", "base", "recipe", "settings", "teacher_seed")
+_KEYS = ("source", "sequences", "base", "recipe", "settings", "teacher_seed", "teacher_steps")
+GIVEN = ("teacher", "data", "validation", "evaluator")  # keys of the command, of a study with `teacher_steps`
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,8 @@ class Study:
     """`settings`: overrides by name, said after `base`; `recipe` is the one that `--json` reports.
 
     With `source` the data are `sequences` samples of a distribution that is known exactly, which measures a model too; without it they are
-    the text of `base`, and an evaluator measures. With `teacher_seed` one teacher serves all seeds.
+    the text of `base`, and an evaluator measures. With `teacher_seed` one teacher serves all seeds. With `teacher_steps` the command
+    gives teachers, texts and evaluator, and a teacher is measured at these numbers of steps.
     """
 
     name: str
@@ -31,6 +34,16 @@ class Study:
     source: dict[str, Any] = field(default_factory=dict)
     sequences: int = 100_000
     teacher_seed: int | None = None
+    teacher_steps: tuple[int, ...] = ()
+
+    @property
+    def is_given(self) -> bool:
+        """Whether teachers, texts and evaluator are the command's."""
+        return bool(self.teacher_steps)
+
+    def under(self, more: Mapping[str, Any]) -> "Study":
+        """The study with these settings of every run."""
+        return replace(self, base=(*self.base, *(f"{key}={value}" for key, value in more.items())))
 
     def distribution(self) -> Source:
         """That of the data."""
@@ -40,7 +53,8 @@ class Study:
     def overrides(self, setting: str | None, seed: int) -> list[str]:
         """The arguments of a run; without `setting`, of the teacher that all settings share."""
         teacher_seed = seed if self.teacher_seed is None else self.teacher_seed
-        seeds = (f"train.seed={seed}", f"teacher.pretrain.seed={teacher_seed}", f"eval.seeds=[{seed}]")
+        seeds = [f"train.seed={seed}", f"eval.seeds=[{seed}]"]
+        seeds += [] if self.is_given else [f"teacher.pretrain.seed={teacher_seed}"]
         return [*self.base, *(() if setting is None else self.settings[setting]), *seeds]
 
     def config(self, setting: str | None, seed: int, *more: str) -> TextSettings:
@@ -85,5 +99,9 @@ def _read(name: str, plain: dict[str, Any]) -> Study:
     kind = plain.get("source", {}).get("kind")
     check("source" not in plain or kind in _SOURCES, "source.kind", kind, f"one of {', '.join(_SOURCES)}")
     check(plain["recipe"] in settings, "recipe", plain["recipe"], f"one of {', '.join(settings)}")
+    steps = tuple(plain.get("teacher_steps", ()))
+    ok = all(isinstance(one, int) and one >= 1 for one in steps) and not (steps and "source" in plain)
+    check(ok, "teacher_steps", steps, "numbers of at least 1, and none beside a source")
     rest = {key: plain[key] for key in ("source", "sequences", "teacher_seed") if key in plain}
+    rest["teacher_steps"] = steps
     return Study(name, tuple(plain.get("base", ())), settings, plain["recipe"], **rest)
