@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal, final
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +13,12 @@ from torch.autograd.function import once_differentiable
 
 from di4c_lm.core.settings import check, positive, section, setting
 from di4c_lm.networks.base import BlockStages, Network, Rotary, TransformerBlock, attend, rotate, use_flash
-from di4c_lm.processes.denoiser import LinearHead, widest
-from di4c_lm.processes.masked import LogLinear
+from di4c_lm.processes.denoiser import LinearHead, OutputHead, widest
+from di4c_lm.processes.masked import LogLinear, MaskedProcess
+from di4c_lm.processes.uniform import UniformProcess
 
 _EPS = 1e-5
+_OF_X_T = 2  # features of the uniform process that are not the network's
 
 
 @section
@@ -28,6 +31,17 @@ class DitConfig:
     cond_dim: int = setting(128, "width of the embedding of the noise level")
     dropout: float = setting(0.0, "share of activations dropped in training")
     time_conditioning: bool = setting(False, "give the network the noise level; else it gets 0")
+    process: Literal["masked", "uniform"] = setting(
+        "masked", "noise that it is trained on; masked: tokens become MASK; uniform: they become any token (Duo)"
+    )
+    modulation: bool = setting(
+        True, "norms and gates are set by the noise level (adaLN); without, there is no input for it (RADD)"
+    )
+    norm_bias: bool = setting(False, "norms have biases (RADD)")
+    output: Literal["logits", "scores", "scaled_scores"] = setting(
+        "logits",
+        "output layer; logits: of x_0; scores: log concrete scores (SEDD); scaled_scores: with log (e^σ - 1) (S - 1) added",
+    )
     attention: Literal["auto", "sdpa", "flash"] = setting(
         "auto", "attention kernel; auto: flash-attn where it is installed, else PyTorch's own"
     )
@@ -37,6 +51,10 @@ class DitConfig:
         allowed = f"a multiple of 2 * num_heads = {2 * self.num_heads}"
         check(self.hidden_size % (2 * self.num_heads) == 0, "hidden_size", self.hidden_size, allowed)
         check(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
+        timed, uniform = self.time_conditioning, self.process == "uniform"
+        check(self.modulation or not timed, "time_conditioning", timed, "false where modulation=false")
+        check(timed or not uniform, "time_conditioning", timed, "true where process=uniform: tokens do not show the time")
+        check(not uniform or self.output == "logits", "output", self.output, "logits where process=uniform")
 
     @property
     def depth(self) -> int:
@@ -45,25 +63,36 @@ class DitConfig:
 
 
 class DIT(Network):
-    """p(x_0 | x_t) as a product of positions, factored: features and the output head. MASK is the last of `num_states`.
+    """p(x_0 | x_t) as a product of positions, factored: features and the output head. Of a masked process MASK is the last state.
 
-    Text has no classes: `cond` is not looked at.
+    Text has no classes: `cond` is not looked at. What its own objective makes of the output layer's values c:
+
+    - logits of a masked process (MDLM, RADD, BD3-LM): p(x_0 = v | x_t) = softmax c over the tokens.
+    - log concrete scores (SEDD, Lou et al. 2024): e^c(v) = p_t(v) / p_t(MASK) = p(x_0 = v | x_t) / (e^σ - 1), with MASK's position
+      changed to v, in scaled_scores less log (e^σ - 1) (S - 1). Neither constant depends on v, so the same softmax says p.
+    - logits of the uniform process (Duo): softmax c stands in place of x_0 in q(x_s | x_0, x_t), and is at its best the distribution of
+      x_0 given all other positions; p(x_0 = v | x_t) ~ e^c(v) q(x_t | x_0 = v) then gives the same reverse step (see `UniformHead`).
     """
 
     def __init__(self, model: DitConfig, *, num_states: int) -> None:
         super().__init__()
         self.config = model
         self.sizes = {"num_states": num_states}
-        self.num_states, self.mask_id = num_states, num_states - 1
+        self.num_states = num_states
+        self.mask_id = num_states - 1 if model.process == "masked" else None
         self.noise = LogLinear()
         self.width = width = model.hidden_size
         self.vocab_embed = EmbeddingLayer(num_states, width)
-        self.sigma_map = TimestepEmbedder(model.cond_dim)
+        if model.modulation:
+            self.sigma_map = TimestepEmbedder(model.cond_dim)
         self.rotary_emb = Rotary(width // model.num_heads)
-        self.blocks = nn.ModuleList(
-            DDiTBlock(width, model.num_heads, model.cond_dim, model.dropout) for _ in range(model.num_blocks)
-        )
-        self.output_layer = DDitFinalLayer(width, num_states, model.cond_dim)
+        self.blocks = nn.ModuleList(DDiTBlock(model) for _ in range(model.num_blocks))
+        self.output_layer = DDitFinalLayer(model, num_states)
+
+    @property
+    def process(self) -> MaskedProcess | UniformProcess:
+        """What it is trained on, with MDLM's log-linear schedule."""
+        return UniformProcess(self.num_states) if self.mask_id is None else MaskedProcess(self.mask_id)
 
     def stages(
         self, x_t: Int64[Tensor, "B D"], t: Float[Tensor, " B"], cond: Tensor | None, *, share: bool
@@ -72,10 +101,67 @@ class DIT(Network):
         sigma_M = self.noise.sigma(t) if self.config.time_conditioning else torch.zeros_like(t[:1])
         return DitStages(self, x_t, sigma_M, share=share)
 
-    def output_head(self) -> LinearHead:
-        """The linear head with SUBS' first half: MASK has probability 0."""
+    def output_head(self) -> OutputHead:
+        """The linear head with SUBS' first half: MASK has probability 0; of the uniform process with what x_t says of its own position."""
         linear = self.output_layer.linear
-        return LinearHead(linear.weight, linear.bias, impossible=self.mask_id, matmul_dtype=self.matmul_dtype)
+        head = LinearHead(linear.weight, linear.bias, impossible=self.mask_id, matmul_dtype=self.matmul_dtype)
+        return head if self.config.process == "masked" else UniformHead(head)
+
+
+@final
+@dataclass(frozen=True)
+class UniformHead(OutputHead):
+    """log p(x_0 = v | x_t^d, the rest) = log p(v | the rest) + log q(x_t^d | x_0 = v), up to a constant; `rest` gives the first term.
+
+    With it Σ_v q(x_s | v, x_t) p(v | x_t) is Duo's reverse step, q(x_s | x_0, x_t) with the first term's probabilities in place of x_0:
+    both are q(x_t | x_s) (α_s p(x_s | the rest) + (1 - α_s) / S) up to a factor. The last two of the features are x_t^d itself and
+    log q(x_t^d | x_0 = x_t^d) less that for any other x_0; they are wide enough to be exact, and no gradient is theirs.
+    """
+
+    rest: LinearHead
+
+    @property
+    def num_states(self) -> int:
+        """S."""
+        return self.rest.num_states
+
+    @property
+    def parameters(self) -> tuple[Tensor, ...]:
+        """Those of the linear head."""
+        return self.rest.parameters
+
+    def logits(self, features_NH: Float[Tensor, "N H"], positions_N: Int64[Tensor, " N"]) -> Float[Tensor, "N S"]:
+        """See `OutputHead.logits`."""
+        hidden_NH, state_N1, odds_N1 = self._parts(features_NH)
+        logits_NS = self.rest.logits(hidden_NH, positions_N)
+        return logits_NS.scatter_add(1, state_N1, odds_N1.to(logits_NS.dtype))
+
+    def vjp(
+        self,
+        features_NH: Float[Tensor, "N H"],
+        positions_N: Int64[Tensor, " N"],
+        grad_NS: Float[Tensor, "N S"],
+        parameter_grads: Sequence[Tensor | None],
+    ) -> Float[Tensor, "N H"]:
+        """See `OutputHead.vjp`: what is added has no gradient."""
+        hidden_NH = self._parts(features_NH)[0]
+        grad_NH = self.rest.vjp(hidden_NH, positions_N, grad_NS, parameter_grads)
+        return F.pad(grad_NH.to(features_NH.dtype), (0, _OF_X_T))
+
+    def target_logits(
+        self, features_NH: Float[Tensor, "N H"], positions_N: Int64[Tensor, " N"], targets_NT: Int64[Tensor, "N T"]
+    ) -> Float[Tensor, "N T"]:
+        """See `OutputHead.target_logits`."""
+        hidden_NH, state_N1, odds_N1 = self._parts(features_NH)
+        logits_NT = self.rest.target_logits(hidden_NH, positions_N, targets_NT)
+        return logits_NT + torch.where(targets_NT == state_N1, odds_N1, 0.0).to(logits_NT.dtype)
+
+    def _parts(
+        self, features_NH: Float[Tensor, "N H"]
+    ) -> tuple[Float[Tensor, "N h"], Int64[Tensor, "N 1"], Float[Tensor, "N 1"]]:
+        """What the linear head reads, the state of x_t, and its log-odds."""
+        state_N1, odds_N1 = features_NH[:, -_OF_X_T:].detach().split(1, dim=1)
+        return features_NH[:, :-_OF_X_T].to(self.rest.weight.dtype), state_N1.long(), odds_N1
 
 
 class DitStages(BlockStages):
@@ -84,13 +170,18 @@ class DitStages(BlockStages):
     def __init__(
         self, network: DIT, x_t: Int64[Tensor, "B D"], sigma: Float[Tensor, " M"], *, share: bool = False
     ) -> None:
-        unknown, row_B = x_t == network.mask_id, None
+        unknown, row_B = network.process.unknown(x_t), None
         if share and network.may_share():
             x_t, sigma, row_B = distinct(x_t, sigma)
         super().__init__(network, network.blocks, unknown, row_B)
         flash = use_flash(network.config.attention) if x_t.is_cuda else False
         self.x = network.vocab_embed(x_t)
-        self.given = (F.silu(network.sigma_map(sigma)), *network.rotary_emb(self.num_positions, 0), flash)
+        cond = F.silu(network.sigma_map(sigma)) if network.config.modulation else self.x.new_zeros(1, 1)
+        self.given = (cond, *network.rotary_emb(self.num_positions, 0), flash)
+        self._of_x_t: Tensor | None = None  # of the uniform process: see `UniformHead`
+        if isinstance(network.process, UniformProcess):
+            odds_BD = network.process.log_odds(sigma)[:, None].expand(x_t.shape)
+            self._of_x_t = torch.stack([x_t, odds_BD], 2).to(widest(self.x.dtype))
 
     def append(self, token: Float[Tensor, "N H"]) -> None:
         """See `BlockStages.append`: the token is not rotated."""
@@ -103,9 +194,11 @@ class DitStages(BlockStages):
         super()._take(rows)
         cond, *rest = self.given
         self.given = (cond if len(cond) == 1 else rows(cond), *rest)
+        self._of_x_t = None if self._of_x_t is None else rows(self._of_x_t)
 
     def _features(self, shift_scale: Tensor | None) -> Tensor:
-        return self.network.output_layer(self.x[:, : self.num_positions], self.given[0], shift_scale)
+        features = self.network.output_layer(self.x[:, : self.num_positions], self.given[0], shift_scale)
+        return features if self._of_x_t is None else torch.cat([features.to(self._of_x_t.dtype), self._of_x_t], 2)
 
 
 def distinct(
@@ -124,18 +217,34 @@ def distinct(
 
 
 class LayerNorm(nn.Module):
-    """Layer norm with a weight and no bias, scaled and shifted from outside (adaLN), computed in float32."""
+    """Layer norm with a weight, perhaps a bias, scaled and shifted from outside (adaLN), computed in float32."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, *, bias: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width)) if bias else None
 
     def forward(
         self, x: Float[Tensor, "N P H"], shift: Float[Tensor, "M Q H"], scale: Float[Tensor, "M Q H"]
     ) -> Float[Tensor, "N P H"]:
-        """(x - mean) / sqrt(var + 1e-5) * weight * (1 + scale) + shift."""
+        """((x - mean) / sqrt(var + 1e-5) * weight + bias) * (1 + scale) + shift."""
         wide = widest(x.dtype)
-        return modulated_norm(x, shift.to(wide), self.weight.to(wide) * (1 + scale.to(wide)))
+        shift, scale = shift.to(wide), 1 + scale.to(wide)
+        shift = shift if self.bias is None else shift + self.bias.to(wide) * scale
+        return modulated_norm(x, shift, self.weight.to(wide) * scale)
+
+
+class Unmodulated(nn.Module):
+    """In place of the map from the noise level: shifts and scales of 0, gates of 1, which have no parameters."""
+
+    def __init__(self, width: int, *, gated: bool) -> None:
+        super().__init__()
+        self.width, self.triples = width, 2 if gated else 0
+
+    def forward(self, cond: Float[Tensor, "1 C"]) -> Float[Tensor, "1 K"]:
+        """Of a block twice shift, scale and gate; of the last norm shift and scale."""
+        none = cond.new_zeros(1, 2 * self.width)
+        return torch.cat([none, cond.new_ones(1, self.width)] * self.triples, 1) if self.triples else none
 
 
 class EmbeddingLayer(nn.Module):
@@ -170,18 +279,19 @@ class TimestepEmbedder(nn.Module):
 class DDiTBlock(TransformerBlock):
     """Attention and MLP, each behind a norm that the noise level, and perhaps more, scales and shifts; M is 1 or N."""
 
-    def __init__(self, width: int, num_heads: int, cond_dim: int, dropout: float) -> None:
+    def __init__(self, model: DitConfig) -> None:
         super().__init__()
-        self.num_heads = num_heads
-        self.dropout = dropout
-        self.norm1 = LayerNorm(width)
+        width = model.hidden_size
+        self.num_heads = model.num_heads
+        self.dropout = model.dropout
+        self.norm1 = LayerNorm(width, bias=model.norm_bias)
         self.attn_qkv = nn.Linear(width, 3 * width, bias=False)
         self.attn_out = nn.Linear(width, width, bias=False)
-        self.norm2 = LayerNorm(width)
+        self.norm2 = LayerNorm(width, bias=model.norm_bias)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width))
-        self.adaLN_modulation = nn.Linear(cond_dim, 6 * width)
-        nn.init.zeros_(self.adaLN_modulation.weight)
-        nn.init.zeros_(self.adaLN_modulation.bias)
+        self.adaLN_modulation = nn.Linear(model.cond_dim, 6 * width) if model.modulation else Unmodulated(width, gated=True)
+        for parameter in self.adaLN_modulation.parameters():
+            nn.init.zeros_(parameter)
 
     def mix(
         self,
@@ -218,11 +328,14 @@ class DDiTBlock(TransformerBlock):
 class DDitFinalLayer(nn.Module):
     """The last norm, and the linear output head that `Prediction` carries."""
 
-    def __init__(self, width: int, num_states: int, cond_dim: int) -> None:
+    def __init__(self, model: DitConfig, num_states: int) -> None:
         super().__init__()
-        self.norm_final = LayerNorm(width)
+        width = model.hidden_size
+        self.norm_final = LayerNorm(width, bias=model.norm_bias)
         self.linear = nn.Linear(width, num_states)
-        self.adaLN_modulation = nn.Linear(cond_dim, 2 * width)
+        self.adaLN_modulation = (
+            nn.Linear(model.cond_dim, 2 * width) if model.modulation else Unmodulated(width, gated=False)
+        )
         for parameter in (*self.linear.parameters(), *self.adaLN_modulation.parameters()):
             nn.init.zeros_(parameter)
 
