@@ -20,6 +20,7 @@ ARCHITECTURE = "di4c_lm.Decoder"
 _EMBEDDING, _HEAD = "embed_tokens.weight", "lm_head.weight"
 _OF_FIRST_BLOCK = ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "mlp.gate_proj.weight")
 _INV_FREQ = re.compile(r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
+_DITS = frozenset({"MDLM", "BD3LM", "DUO"})  # the architectures that other formats read
 _KEPT_HEAD = "kept_head"  # in what is known of the source: a tied head that was in the file too
 
 
@@ -237,8 +238,8 @@ def tokenizer_mask(folder: Path) -> int | None:
 def refuse_unknown(path: Path, *formats: Format) -> None:
     """Raise `ValueError` for a config of `architectures` that none of the formats has, naming those that are read."""
     names = architectures_of(read_json(path))
-    if names and "MDLM" not in names:
-        known = ", ".join(("MDLM", *(name for one in formats for name in one.architectures)))
+    if names and not _DITS & set(names):
+        known = ", ".join((*sorted(_DITS), *(name for one in formats for name in one.architectures)))
         raise ValueError(f"{path}: architectures must be one of {known}, got {', '.join(names)}")
 
 

@@ -1,4 +1,4 @@
-"""Lightning `.ckpt` files of MDLM, SDTT and Di4C: `state_dict` under `backbone.`, and the EMA as a list in parameter order."""
+"""Lightning `.ckpt` files of MDLM, SDTT, Di4C and Duo: `state_dict` under `backbone.`, and the EMA as a list in parameter order."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -44,6 +44,7 @@ def write(path: Path, weights: Weights) -> None:
     Raises `ValueError` for a student whose λ the published network does not have.
     """
     published.refuse_mixture(weights, "a Lightning .ckpt", published_allowed=True)
+    published.refuse_others(weights, "a Lightning .ckpt", process=("masked", "uniform"))
     weights.check(f"saving to {path}")
     names = _parameter_names(weights)
     content = {

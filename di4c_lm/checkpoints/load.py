@@ -6,7 +6,22 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-from di4c_lm.checkpoints import decoders, dream, lightning, llada, llama, maskgit, mdlm, own, sdtt, tauldr
+from di4c_lm.checkpoints import (
+    bd3lm,
+    decoders,
+    dream,
+    duo,
+    lightning,
+    llada,
+    llama,
+    maskgit,
+    mdlm,
+    own,
+    radd,
+    sdtt,
+    sedd,
+    tauldr,
+)
 from di4c_lm.checkpoints.files import CONFIG_FILE, PICKLE_FILE, WEIGHTS_FILE
 from di4c_lm.checkpoints.hub import OFFLINE_WAY, snapshot
 from di4c_lm.checkpoints.weights import Hints, Weights
@@ -15,7 +30,7 @@ from di4c_lm.core.files import read_json
 DomainName = Literal["text", "pixels", "codes"]
 # The formats of a domain, each a module with `recognises(path)`, `read(path, hints)` and most with `write(path, weights)`.
 FORMATS: dict[DomainName, tuple[ModuleType, ...]] = {
-    "text": (own, mdlm, llada, dream, llama, sdtt, lightning),
+    "text": (own, mdlm, bd3lm, duo, sedd, radd, llada, dream, llama, sdtt, lightning),
     "pixels": (own, tauldr),
     "codes": (own, maskgit),
 }
@@ -148,5 +163,6 @@ def _format_of(path: Path, domain: DomainName) -> ModuleType:
     if domain == "text":
         decoders.refuse_unknown(path / CONFIG_FILE, llada.FORMAT, dream.FORMAT, llama.FORMAT)
     raise ValueError(
-        f"{path / CONFIG_FILE}: expected the config of one of the formats {names}: model_type=mdlm, model.n_blocks or architecture"
+        f"{path / CONFIG_FILE}: expected the config of one of the formats {names}: model_type=mdlm, bd3lm or DUO, model.n_blocks or "
+        "architecture"
     )

@@ -7,7 +7,7 @@ from di4c_lm.checkpoints.files import CONFIG_FILE, read_weights_file, write_chec
 from di4c_lm.checkpoints.weights import Hints, Weights
 from di4c_lm.core.files import read_json
 
-_NAMES = {
+NAMES = {
     "hidden_size": "hidden_dim",
     "num_blocks": "n_blocks",
     "num_heads": "n_heads",
@@ -28,7 +28,7 @@ def recognises(path: Path) -> bool:
 def read(folder: Path, hints: Hints) -> Weights:
     """The network in a folder; none of the code in it is imported. Raises `ValueError` as `assemble` and the readers of files do."""
     config = read_json(folder / CONFIG_FILE)
-    says = published.stated(config, _NAMES, folder / CONFIG_FILE)
+    says = published.stated(config, NAMES, folder / CONFIG_FILE)
     bare = published.unwrap(read_weights_file(folder), folder)
     return published.assemble(bare, says, folder, hints, published.read_extra(config, "mdlm"))
 
@@ -36,6 +36,7 @@ def read(folder: Path, hints: Hints) -> Weights:
 def write(folder: Path, weights: Weights) -> None:
     """Write a folder that MDLM's own classes load, whole or not at all. Raises `ValueError` for a mixture student."""
     published.refuse_mixture(weights, "MDLM's format", published_allowed=False)
+    published.refuse_others(weights, "MDLM's format")
     weights.check(f"saving to {folder}")
     config = {
         "architectures": ["MDLM"],
@@ -46,7 +47,7 @@ def write(folder: Path, weights: Weights) -> None:
         "return_dict": False,
         **published.original(weights, "mdlm").get("config", {}),
         "model_type": "mdlm",
-        **published.named_settings(weights, _NAMES),
+        **published.named_settings(weights, NAMES),
     }
     tensors = {published.PREFIX + name: tensor for name, tensor in weights.tensors.items()}
     write_checkpoint(folder, tensors, published.with_extra(config, weights, "mdlm"))

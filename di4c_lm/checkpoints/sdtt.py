@@ -10,8 +10,9 @@ from di4c_lm.core.files import read_json
 
 def recognises(path: Path) -> bool:
     """Whether a folder's `config.json` is a training config of SDTT or of Di4C's fork of it."""
-    model = read_json(path / CONFIG_FILE).get("model") if (path / CONFIG_FILE).is_file() else None
-    return isinstance(model, dict) and "n_blocks" in model
+    config = read_json(path / CONFIG_FILE) if (path / CONFIG_FILE).is_file() else {}
+    model = config.get("model")
+    return isinstance(model, dict) and "n_blocks" in model and "tokens" not in config  # which SEDD's and RADD's have
 
 
 def read(folder: Path, hints: Hints) -> Weights:
@@ -34,6 +35,7 @@ def write(folder: Path, weights: Weights) -> None:
     Raises `ValueError` for a student whose λ is not as published.
     """
     published.refuse_mixture(weights, "SDTT's format", published_allowed=True)
+    published.refuse_others(weights, "SDTT's format")
     weights.check(f"saving to {folder}")
     kept = published.original(weights, "sdtt")
     config = published.training_config(weights, kept.get("config", {"tokenizer": {"name": "gpt2"}}))

@@ -53,7 +53,9 @@ class DitConfig:
         check(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
         timed, uniform = self.time_conditioning, self.process == "uniform"
         check(self.modulation or not timed, "time_conditioning", timed, "false where modulation=false")
-        check(timed or not uniform, "time_conditioning", timed, "true where process=uniform: tokens do not show the time")
+        check(
+            timed or not uniform, "time_conditioning", timed, "true where process=uniform: tokens do not show the time"
+        )
         check(not uniform or self.output == "logits", "output", self.output, "logits where process=uniform")
 
     @property
@@ -289,7 +291,9 @@ class DDiTBlock(TransformerBlock):
         self.attn_out = nn.Linear(width, width, bias=False)
         self.norm2 = LayerNorm(width, bias=model.norm_bias)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width))
-        self.adaLN_modulation = nn.Linear(model.cond_dim, 6 * width) if model.modulation else Unmodulated(width, gated=True)
+        self.adaLN_modulation = (
+            nn.Linear(model.cond_dim, 6 * width) if model.modulation else Unmodulated(width, gated=True)
+        )
         for parameter in self.adaLN_modulation.parameters():
             nn.init.zeros_(parameter)
 

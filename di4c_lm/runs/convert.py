@@ -1,13 +1,13 @@
-"""Convert a checkpoint between the formats of MDLM, SDTT, Di4C and this project, without loss:
+"""Convert a checkpoint between the formats of MDLM and its relatives, of decoders, and of this project, without loss:
 
-di4c convert source=<folder, .ckpt or hub name> target=<folder> to=di4c|mdlm|sdtt|llada|dream|llama
+di4c convert source=<folder, .ckpt or hub name> target=<folder> to=di4c|mdlm|sdtt|bd3lm|radd|sedd|duo|llada|dream|llama
 """
 
 import functools
 from pathlib import Path
 from typing import Literal
 
-from di4c_lm.checkpoints import dream, lightning, llada, llama, mdlm, own, sdtt
+from di4c_lm.checkpoints import bd3lm, dream, duo, lightning, llada, llama, mdlm, own, radd, sdtt, sedd
 from di4c_lm.checkpoints.load import read_checkpoint
 from di4c_lm.core.settings import check, section, setting
 from di4c_lm.runs.command import run_command
@@ -16,19 +16,28 @@ WRITERS = {
     "di4c": own.write,
     "mdlm": mdlm.write,
     "sdtt": sdtt.write,
+    "bd3lm": bd3lm.write,
+    "radd": radd.write,
+    "sedd": sedd.write,
+    "duo": duo.write,
     "llada": llada.write,
     "dream": dream.write,
     "llama": llama.write,
 }
+_LIGHTNING = ("mdlm", "sdtt", "duo")  # formats that are also written as Lightning files
 
 
 @section
 class Settings:
-    """Convert a checkpoint between the formats of MDLM, SDTT, Di4C and this project."""
+    """Convert a checkpoint between the formats of MDLM and its relatives, of decoders, and of this project."""
 
     source: str = setting("", "checkpoint to read: a folder, a .ckpt file, or a hub name (owner/model)")
-    target: str = setting("", "folder to write; with to=mdlm or to=sdtt a name that ends in .ckpt is a Lightning file")
-    to: str = setting("", "format to write: di4c, mdlm or sdtt; of a decoder di4c, llada, dream or llama")
+    target: str = setting(
+        "", "folder to write; with to=mdlm, to=sdtt or to=duo a name that ends in .ckpt is a Lightning file"
+    )
+    to: str = setting(
+        "", "format to write: di4c, mdlm, sdtt, bd3lm, radd, sedd or duo; of a decoder di4c, llada, dream or llama"
+    )
     weights: Literal["ema", "raw"] = setting(
         "ema", "which weights to read from a source that has both: the moving average or the raw ones"
     )
@@ -56,7 +65,7 @@ def convert(settings: Settings) -> None:
         shift=settings.shift,
     )
     target = Path(settings.target)
-    write = lightning.write if target.suffix == ".ckpt" and settings.to != "di4c" else WRITERS[settings.to]
+    write = lightning.write if target.suffix == ".ckpt" and settings.to in _LIGHTNING else WRITERS[settings.to]
     write(target, weights)
     size = sum(tensor.numel() for tensor in weights.tensors.values())
     print(f"{target}: {len(weights.tensors)} tensors, {size:,} values, in the format {settings.to}")

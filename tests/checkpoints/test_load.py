@@ -175,7 +175,7 @@ def test_tensors_that_do_not_fit_are_all_listed(tmp_path, kind):
         ({"dropout": 2.0}, r"dropout must be in \[0, 1\), got 2.0"),
         (
             {"model_type": "gpt2"},
-            "expected the config of one of the formats own, mdlm, llada, dream, llama, sdtt, lightning",
+            "expected the config of one of the formats own, mdlm, bd3lm, duo, sedd, radd, llada, dream, llama, sdtt, lightning",
         ),
     ],
 )
