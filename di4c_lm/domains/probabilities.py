@@ -37,7 +37,7 @@ class Probabilities:
 
         Args:
             x_t: a noised sequence a row; in text the tokenizer's mask token, whose id is `process.mask_id`, stands for what is hidden.
-            t: its time in (0, 1]; absent, the share of masked positions.
+            t: its time in (0, 1]; absent, the share of masked positions. Of a model of uniform noise it has to be given.
             labels: classes of images, where the network takes them.
             num_lambdas: samples of λ to average over, where λ is not summed out.
             seed: random seed of these samples.
@@ -87,7 +87,7 @@ class Probabilities:
         unknown_BD = self.process.unknown(x_t)
         if bool(((x_t != x_0) & ~unknown_BD).any()):
             raise ValueError("x_t must show no other states than x_0, got some that differ")
-        chosen_BD = unknown_BD & (x_0 != self.process.mask_id) if self._masks else unknown_BD
+        chosen_BD = unknown_BD & (x_0 != self.process.mask_id) if self.masks else unknown_BD
         positions = Positions.where(chosen_BD)
         return prediction.read(positions, positions.gather(x_0)[:, None]).joint[:, 0].double()
 
@@ -96,7 +96,8 @@ class Probabilities:
         return next(self.denoiser.parameters()).device
 
     @property
-    def _masks(self) -> bool:
+    def masks(self) -> bool:
+        """Whether noise is masking, which x_t shows."""
         return isinstance(self.process, MaskedProcess)
 
     def _predict(
@@ -114,7 +115,7 @@ class Probabilities:
         if x_t.numel() == 0 or int(x_t.min()) < 0 or int(x_t.max()) >= num_states:
             raise ValueError(f"x_t must hold states from 0 to {num_states - 1}, got shape {tuple(x_t.shape)}")
         if t is None:
-            check(self._masks, "t", t, "given where the process does not mask")
+            check(self.masks, "t", t, "given where the process does not mask")
             t = self.process.unknown(x_t).double().mean(1).clamp_min(1 / x_t.shape[1])
         t_B = torch.as_tensor(t, dtype=torch.float32, device=device).expand(len(x_t))
         low = float(t_B.min())

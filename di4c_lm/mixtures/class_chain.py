@@ -27,6 +27,7 @@ from di4c_lm.losses.reading import PositionReading
 from di4c_lm.mixtures.base import Chain, Chained, CodedMixture, Latents, MixtureSettings, Sequences
 from di4c_lm.mixtures.class_counts import token_classes
 from di4c_lm.networks.base import Network, Rows
+from di4c_lm.networks.dit import UniformHead
 from di4c_lm.processes.categorical import kl_divergence, sample_categorical
 from di4c_lm.processes.denoiser import OutputHead, Positions, rows_at_once, widest
 
@@ -323,7 +324,7 @@ class ClassOutputHead(OutputHead):
             [features_MH.shape[1] - self.num_classes - 1, 1, self.num_classes], 1
         )
         wide = widest(features_MH.dtype)
-        if self.inner.parameters:
+        if self.inner.parameters and not isinstance(self.inner, UniformHead):  # which casts its part itself
             own_MH = own_MH.to(self.inner.parameters[0].dtype)
         return own_MH, log_norm_M1[:, 0].to(wide), log_p_ML.to(wide)
 
@@ -483,7 +484,8 @@ class ClassChainMixture(CodedMixture):
 
     def drive(self, stages: Any, lam: Latents) -> Rows:
         """See `Mixture.drive`."""
-        features_BDH = context_BDW = stages.features()
+        features_BDH = stages.features()
+        context_BDW = features_BDH[..., : self.network.width]  # behind them may stand what an output head reads beside
         if self.network.image_shape is not None:
             pixel_BPC = F.layer_norm(stages.hidden, stages.hidden.shape[-1:])
             colour_C = torch.arange(self.network.image_shape[2], device=pixel_BPC.device)

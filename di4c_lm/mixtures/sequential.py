@@ -62,6 +62,8 @@ class SequentialSettings(MixtureSettings):
 
     def wrap(self, network: Network) -> "SequentialMixture":
         """See `MixtureSettings.wrap`."""
+        masked = getattr(network.config, "process", "masked") == "masked"
+        check(masked, "mixture", "sequential", "another over a network of uniform noise, where all is unknown")
         return SequentialMixture(self, network)
 
 

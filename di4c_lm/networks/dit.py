@@ -34,6 +34,9 @@ class DitConfig:
     process: Literal["masked", "uniform"] = setting(
         "masked", "noise that it is trained on; masked: tokens become MASK; uniform: they become any token (Duo)"
     )
+    impossible: int | None = setting(
+        None, "of uniform noise: the state that x_0 never has, such as the tokenizer's mask; of masked noise it is MASK"
+    )
     modulation: bool = setting(
         True, "norms and gates are set by the noise level (adaLN); without, there is no input for it (RADD)"
     )
@@ -57,6 +60,7 @@ class DitConfig:
             timed or not uniform, "time_conditioning", timed, "true where process=uniform: tokens do not show the time"
         )
         check(not uniform or self.output == "logits", "output", self.output, "logits where process=uniform")
+        check(uniform or self.impossible is None, "impossible", self.impossible, "null where process=masked")
 
     @property
     def depth(self) -> int:
@@ -80,6 +84,8 @@ class DIT(Network):
         super().__init__()
         self.config = model
         self.sizes = {"num_states": num_states}
+        never = model.impossible
+        check(never is None or 0 <= never < num_states, "impossible", never, f"one of the {num_states} states, or null")
         self.num_states = num_states
         self.mask_id = num_states - 1 if model.process == "masked" else None
         self.noise = LogLinear()
@@ -106,7 +112,8 @@ class DIT(Network):
     def output_head(self) -> OutputHead:
         """The linear head with SUBS' first half: MASK has probability 0; of the uniform process with what x_t says of its own position."""
         linear = self.output_layer.linear
-        head = LinearHead(linear.weight, linear.bias, impossible=self.mask_id, matmul_dtype=self.matmul_dtype)
+        never = self.config.impossible if self.mask_id is None else self.mask_id
+        head = LinearHead(linear.weight, linear.bias, impossible=never, matmul_dtype=self.matmul_dtype)
         return head if self.config.process == "masked" else UniformHead(head)
 
 

@@ -9,7 +9,7 @@ from di4c_lm.core.settings import at_least, check, section, setting, unit
 from di4c_lm.data.batches import Batch
 from di4c_lm.losses.mdlm import log_linear_weight
 from di4c_lm.objectives.denoising import Denoising, DenoisingObjective
-from di4c_lm.processes.masked import LogLinear
+from di4c_lm.processes.masked import LogLinear, MaskedProcess
 from di4c_lm.processes.process import Process
 
 
@@ -45,9 +45,8 @@ class Mdlm(Denoising):
         self, student: nn.Module, process: Process, *, seed: int, teacher: nn.Module | None = None
     ) -> "MdlmObjective":
         """The module that the engine wraps; a teacher gives its weights alone. Raises `ValueError` for another schedule than log-linear."""
-        schedule = getattr(process, "schedule", None)
         check(
-            isinstance(schedule, LogLinear),
+            isinstance(process, MaskedProcess) and isinstance(process.schedule, LogLinear),
             "objective",
             "mdlm",
             "denoising where noise is not masking at a log-linear rate",

@@ -27,7 +27,7 @@ class Revealing:
     """The tokens of B texts, step by step; an `on_scored` of samplers."""
 
     def __init__(self, model: "TextModel") -> None:
-        self._tokenizer, self._mask_id = model.tokenizer, model.process.mask_id
+        self._tokenizer, self._mask_id = model.tokenizer, model.mask_id if model.masks else None
         self._pieces: dict[int, str] = {}
         self._x: list[list[int]] = []
         self.step = 0

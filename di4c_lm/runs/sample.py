@@ -116,7 +116,7 @@ def write_samples(settings: Settings) -> str | None:
     how = {**settings.how(model), "batch_size": settings.batch_size, "teacher": teacher}
     if not isinstance(model, TextModel):
         return _write_images(settings, model, how)
-    x_init = model.encode_prompts(prompts, settings.num_samples, length=settings.length)
+    x_init = model.begin(prompts, settings.num_samples, length=settings.length, seed=settings.seed)
     shown = _printed(model, settings.steps) if settings.show_steps else None
     tokens_ND, nfe = model.sample_tokens(
         len(x_init), settings.steps, seed=settings.seed, x_init=x_init, on_scored=shown, **how

@@ -28,7 +28,7 @@ class PredictorCorrector:
     given tokens stay.
     """
 
-    needs: ClassVar[type] = object
+    needs: ClassVar[tuple[type, ...]] = (MaskedProcess, GaussianChain)
     predictor: Any = choice(PREDICTORS, Ancestral(), "sampler that makes the reverse steps")
     corrections: int = setting(1, "corrections after each step")
     size: float = setting(1.0, "size of a correction, in units of the step")

@@ -23,7 +23,11 @@ P = TypeVar("P")
 OnScored = Callable[[Int64[Tensor, "B D"], Float64[Tensor, "B D"], int], None]  # states, ln p of their tokens, the step
 Noise = Literal["exact", "legacy_fp32"]
 _ROWS, _LEVEL_ROWS = 2**8, 2**14  # read at once
-_KINDS = {MaskedProcess: "a masked process", GaussianChain: "a chain on ordered levels"}
+_KINDS: dict[type | tuple[type, ...], str] = {
+    MaskedProcess: "a masked process",
+    GaussianChain: "a chain on ordered levels",
+    (MaskedProcess, GaussianChain): "a masked process or a chain on ordered levels",
+}
 
 
 @section
@@ -294,20 +298,23 @@ class Trajectory:
         return (self._turn or self.calls)(x_t, t_B, run_B, self.rng, guidance=self.decoding.guidance * ramp)
 
     def weigh(self, logits_NS: Float[Tensor, "N S"]) -> Float[Tensor, "N S"]:
-        """Probabilities, those of a masked process, which has many states, without the sum that no one needs; `logits_NS` is used up."""
-        masked = isinstance(self.process, MaskedProcess)
-        return (self.decoding.weights if masked else self.decoding.probabilities)(logits_NS)
+        """Probabilities, those of tokens, of which there are many, without the sum that no one needs; `logits_NS` is used up."""
+        return (self.decoding.probabilities if self._on_levels else self.decoding.weights)(logits_NS)
 
     @property
     def _rows(self) -> int:
-        return _ROWS if isinstance(self.process, MaskedProcess) else _LEVEL_ROWS
+        return _LEVEL_ROWS if self._on_levels else _ROWS
+
+    @property
+    def _on_levels(self) -> bool:
+        return isinstance(self.process, GaussianChain)
 
 
 @runtime_checkable
 class Sampler(Protocol):
     """A way from noise to data: a frozen dataclass of its settings, the same for every process, network and domain that it suits."""
 
-    needs: ClassVar[type]  # the kind of process that it is for; `object` for any
+    needs: ClassVar[type | tuple[type, ...]]  # the kinds of process that it is for; `object` for any
 
     def steps(self, trajectory: Trajectory, x: Int64[Tensor, "B D"]) -> Iterator[Int64[Tensor, "B D"]]:
         """The states after each step, from `x` at t = 1 to one of time 0."""

@@ -52,6 +52,12 @@ def text_world(**settings: Any) -> World:
     return World(on_dit(chosen(**settings)), *sequences(), UNKNOWN)
 
 
+def uniform_world(**settings: Any) -> World:
+    """Uniform noise, of which no position is known, and whose features hold what x_t says of each."""
+    mixture = on_dit(chosen(**settings), process="uniform", time_conditioning=True)
+    return World(mixture, *sequences(), torch.ones_like(UNKNOWN))
+
+
 def code_world(**settings: Any) -> World:
     """Codes of images, by the tied embedding with a bias of each position."""
     mixture = on_maskgit(chosen(**settings))
@@ -108,7 +114,7 @@ def by_enumeration(
     return {name: torch.stack(values) for name, values in fields.items()}
 
 
-@pytest.mark.parametrize("make", [text_world, code_world, level_world])
+@pytest.mark.parametrize("make", [text_world, uniform_world, code_world, level_world])
 @pytest.mark.parametrize("sinkhorn_iterations", [1, 4])
 def test_a_reading_and_its_gradients_are_sums_over_all_z(make: Callable[..., World], sinkhorn_iterations: int) -> None:
     found, gradients = [], []

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from di4c_lm.networks.base import Rows
 from di4c_lm.networks.dit import DIT, DitStages, distinct, modulated_norm
-from di4c_lm.processes.denoiser import Denoiser
-from tests.networks.helpers import BLOCKS, LENGTH, STATES, dit, dit_config, half, tokens
+from di4c_lm.processes.denoiser import Denoiser, OutputHead
+from tests.networks.helpers import BLOCKS, LENGTH, STATES, dit, dit_config, fill, half, tokens
 
 
 def test_time_conditioning() -> None:
@@ -71,8 +71,9 @@ def test_lambda_is_refused() -> None:
 def test_output_head_carries_the_dtype_of_its_products() -> None:
     network = dit()
     network.matmul_dtype = torch.bfloat16
-    assert dataclasses.replace(network.output_head(), matmul_dtype=None).weight is network.output_layer.linear.weight
-    assert network.output_head().matmul_dtype is torch.bfloat16
+    head: Any = network.output_head()
+    assert dataclasses.replace(head, matmul_dtype=None).weight is network.output_layer.linear.weight
+    assert head.matmul_dtype is torch.bfloat16
 
 
 @pytest.mark.parametrize("conditioned", [False, True])
@@ -167,3 +168,95 @@ def test_narrow_input_is_computed_wide() -> None:
     expected = F.layer_norm(narrow.float(), (6,)) * scale + shift
     assert found.dtype == torch.bfloat16
     assert torch.equal(found, expected.to(torch.bfloat16))
+
+
+@pytest.mark.parametrize(
+    "settings, complaint",
+    [
+        ({"impossible": 3}, "impossible must be null where process=masked, got 3"),
+        ({"modulation": False, "time_conditioning": True}, "time_conditioning must be false where modulation=false"),
+        ({"process": "uniform"}, "time_conditioning must be true where process=uniform"),
+        (
+            {"process": "uniform", "time_conditioning": True, "output": "scores"},
+            "output must be logits where process=u",
+        ),
+    ],
+)
+def test_settings_that_contradict_each_other(settings: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        dit_config(**settings)
+
+
+def test_without_modulation_there_is_no_time_and_norms_may_have_biases() -> None:
+    network = dit(modulation=False, norm_bias=True)
+    names = dict(network.named_parameters())
+    assert not any("adaLN" in name or "sigma_map" in name for name in names)
+    assert sum(name.endswith((".norm1.bias", ".norm2.bias", ".norm_final.bias")) for name in names) == 2 * BLOCKS + 1
+    early, late = (network(tokens(2), torch.full((2,), t)).features for t in (0.1, 0.9))
+    assert torch.equal(early, late)
+    with torch.no_grad():
+        names["blocks.0.norm1.bias"].zero_()
+    assert (network(tokens(2), half(2)).features - early).abs().max() > 1e-3
+
+
+def uniform_dit(**settings: Any) -> DIT:
+    return dit(process="uniform", time_conditioning=True, **settings)
+
+
+def test_of_uniform_noise_no_state_is_impossible_and_x_t_speaks_for_itself() -> None:
+    """The ratio of p(x_0 | x_t) to what the other positions say is q(x_t | x_0), up to a factor."""
+    network, x_t, t = uniform_dit(), tokens(3), torch.tensor([0.1, 0.5, 1.0])
+    prediction = network(x_t, t)
+    log_p = prediction.log_probs()[:, 0]
+    assert network.mask_id is None and bool(log_p.isfinite().all())
+    head: Any = prediction.output_head
+    rest = head.rest.logits(prediction.features[..., :-2].flatten(0, 2), torch.arange(LENGTH).repeat(3)).view(
+        log_p.shape
+    )
+    alpha = 1 - 0.999 * t.double()[:, None, None]
+    q = alpha * F.one_hot(x_t, STATES) + (1 - alpha) / STATES
+    torch.testing.assert_close(log_p, (rest.softmax(-1) * q).log().log_softmax(-1), atol=1e-6, rtol=1e-6)
+
+
+def test_the_head_of_uniform_noise_in_closed_form_is_that_by_autograd() -> None:
+    network, position = uniform_dit(), torch.arange(LENGTH)
+    prediction = network(tokens(1), half(1))
+    head: Any = prediction.output_head
+    features = prediction.features[0, 0].detach()
+    rng = torch.Generator().manual_seed(0)
+    grad = torch.randn(LENGTH, STATES, generator=rng, dtype=torch.float64)
+    expected_sums = [torch.zeros_like(parameter) for parameter in head.parameters]
+    expected = OutputHead.vjp(head, features, position, grad, expected_sums)
+    sums = [torch.zeros_like(parameter) for parameter in head.parameters]
+    torch.testing.assert_close(head.vjp(features, position, grad.clone(), sums), expected)
+    torch.testing.assert_close(sums, expected_sums)
+    targets = torch.randint(STATES, (LENGTH, 4), generator=rng)
+    torch.testing.assert_close(
+        head.target_logits(features, position, targets), head.logits(features, position).gather(1, targets)
+    )
+
+
+def test_states_beyond_a_narrow_dtype_are_told_apart() -> None:
+    """Of 5,000 states bfloat16 tells some 300 apart: what the head reads of x_t is kept wide."""
+    network = fill(DIT(dit_config(process="uniform", time_conditioning=True), num_states=5000)).to(torch.bfloat16)
+    x_t = torch.tensor([[4097, 4099, 4999]])
+    with torch.no_grad():
+        prediction = network(x_t, torch.tensor([0.01]))
+        assert prediction.features.dtype == torch.float32
+        assert torch.equal(prediction.log_probs()[0, 0].argmax(-1), x_t[0])
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_shared_rows_keep_what_each_x_t_says(*, share: bool) -> None:
+    network, x_t, t = uniform_dit(), tokens(2).repeat(2, 1), torch.tensor([0.3, 0.8, 0.3, 0.5])
+    with torch.no_grad():
+        found = network(x_t, t, share=share).log_probs()
+        alone = torch.cat([network(x_t[i : i + 1], t[i : i + 1]).log_probs() for i in range(4)])
+    torch.testing.assert_close(found, alone)
+
+
+def test_a_state_that_no_x_0_has() -> None:
+    p = uniform_dit(impossible=4)(tokens(2), half(2)).log_probs().exp()
+    assert bool((p[..., 4] == 0).all()) and bool((p[..., STATES - 1] > 0).all())
+    with pytest.raises(ValueError, match="impossible must be one of the 11 states, or null, got 11"):
+        uniform_dit(impossible=11)

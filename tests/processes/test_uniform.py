@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from di4c_lm.processes.process import Process
-from di4c_lm.processes.rng import KeyedRng, uniform
+from di4c_lm.processes.rng import KeyedRng, Rng, uniform
 from di4c_lm.processes.uniform import UniformProcess
 from tests.processes.helpers import fixed
 
@@ -121,9 +121,12 @@ def test_reverse_follows_the_posterior() -> None:
 def test_steps_of_the_true_posterior_lead_from_the_prior_to_the_data() -> None:
     """Two positions that depend on each other, in many steps: the joint distribution of the data comes back."""
     size, count, steps = 3, 4000, 40
-    process, data_SS = UniformProcess(size), torch.tensor([[0.3, 0.0, 0.1], [0.05, 0.2, 0.0], [0.0, 0.05, 0.3]]).double()
+    process, data_SS = (
+        UniformProcess(size),
+        torch.tensor([[0.3, 0.0, 0.1], [0.05, 0.2, 0.0], [0.0, 0.05, 0.3]]).double(),
+    )
 
-    def predict(x_t: Tensor, t: Tensor, _needed: Tensor, rng: KeyedRng) -> Tensor:
+    def predict(x_t: Tensor, t: Tensor, _needed: Tensor, rng: Rng) -> Tensor:
         q_SS = step(size, 1 - 0.999 * float(t[0]))
         joint_BSS = data_SS * q_SS[:, x_t[:, 0]].T[:, :, None] * q_SS[:, x_t[:, 1]].T[:, None]
         u_BD = uniform(rng, tuple(x_t.shape))

@@ -18,7 +18,7 @@ from di4c_lm.data.text.corpus import Corpus, check_corpus, load_corpus, verify_c
 from di4c_lm.data.text.streaming import StreamingSource
 from di4c_lm.data.text.tokenizers import fingerprint
 from di4c_lm.domains.domain import STUDENT, FinishedRun, Pretraining, find_run
-from di4c_lm.domains.text.model import EVALUATOR, VALIDATION, TextModel, fitted, load_run
+from di4c_lm.domains.text.model import EVALUATOR, VALIDATION, TextModel, fitted, load_run, of_text
 from di4c_lm.domains.text.settings import TextSettings
 from di4c_lm.measure.settings import Measurement, device_of
 from di4c_lm.measure.text.evaluator import check_evaluator, train_evaluator
@@ -82,10 +82,14 @@ class TextDomain:
         }
 
     def check_teacher(self, settings: TextSettings) -> None:
-        """Raise `ValueError` for a given teacher that cannot be read, or whose sequences are shorter than the data's."""
+        """Raise `ValueError` for a given teacher that cannot be read, whose sequences are shorter than the data's, or whose noise the
+        objective, the mixture or the sampler does not take.
+        """
         if settings.objective.needs_teacher and settings.teacher.kind == "pretrained":
             weights = self._weights(settings.teacher.path or "", settings)
             weights.check(settings.teacher.path)
+            if getattr(weights.model, "process", "masked") == "uniform":
+                settings.check_uniform("the teacher's noise is uniform")
             known, asked = weights.sizes["length"], settings.data.length
             if asked > known:
                 raise ValueError(f"data.length must be at most {known}, the teacher's length, got {asked}")
@@ -104,7 +108,8 @@ class TextDomain:
 
     def network(self, settings: TextSettings, data: TextData) -> DIT:
         """A DiT on the tokenizer's entries."""
-        return DIT(settings.model, num_states=len(data.corpus.tokenizer))
+        tokenizer = data.corpus.tokenizer
+        return DIT(of_text(settings.model, tokenizer), num_states=len(tokenizer))
 
     def read(self, path: Path | str, settings: TextSettings, data: TextData) -> TextModel:
         """The network of any of the field's checkpoints, its states those of the corpus's tokenizer."""

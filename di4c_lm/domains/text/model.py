@@ -1,7 +1,7 @@
-"""Text: a masked process on tokens, DiT networks, their checkpoints and tokenizers, and how they write."""
+"""Text: a masked or uniform process on tokens, DiT networks, their checkpoints and tokenizers, and how they write."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,6 +20,7 @@ from di4c_lm.domains.probabilities import Probabilities
 from di4c_lm.measure.text.samples import TextRun
 from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.processes.rng import KeyedRng
+from di4c_lm.processes.uniform import UniformProcess
 from di4c_lm.samplers.grids import grid_for
 from di4c_lm.samplers.registry import fit_context
 from di4c_lm.samplers.trajectory import Decoding, OnScored, Sampler, name_of, sample_keyed
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 VALIDATION, EVALUATOR = "validation.safetensors", "evaluator"  # in a run's folder
 TOKENIZER_KEY = "tokenizer"  # in a checkpoint's extra: the fingerprint of the tokenizer that it was trained with
 _GRID_TRAJECTORIES = 16  # on which a grid is optimised
-_GRID_KEYS = 2**40  # the numbers of those, apart from those of samples
+_GRID_KEYS, _PRIOR_KEYS = 2**40, 2**41  # the numbers of those, and of uniform noise, apart from those of samples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +48,20 @@ class TextModel(Probabilities):
     usual_sampler: ClassVar[str] = "ancestral"
 
     @property
-    def process(self) -> MaskedProcess:
-        """The masked process on the tokenizer's ids."""
-        return MaskedProcess(self.denoiser.mask_id)
+    def process(self) -> MaskedProcess | UniformProcess:
+        """The network's process on the tokenizer's ids: the masked one, or with Duo the uniform one."""
+        found = getattr(self.denoiser, "process", None)
+        return MaskedProcess(self.denoiser.mask_id) if found is None else found
+
+    @property
+    def mask_id(self) -> int:
+        """The id of MASK. Raises `ValueError` for a model of uniform noise, which knows none."""
+        process = self.process
+        if isinstance(process, UniformProcess):
+            raise ValueError(
+                "model must be of masked noise where positions are hidden (prompts, bounds), got one of uniform noise, as Duo's"
+            )
+        return process.mask_id
 
     def save_pretrained(
         self, folder: Path | str, state: "Mapping[str, Tensor] | None" = None, *, backbone: str | None = None
@@ -128,10 +140,10 @@ class TextModel(Probabilities):
         """Starting sequences: each of the prompts in turn, `num_samples` times over, then MASK.
 
         A prompt may itself hold the tokenizer's mask token, where text is to be filled in. Raises `ValueError` for a prompt that is no
-        text, or longer than the sequence.
+        text, or longer than the sequence, and for a model of uniform noise, which keeps no token as it is.
         """
         length = length or self.length
-        x_ND = torch.full((len(prompts) * num_samples, length), self.process.mask_id)
+        x_ND = torch.full((len(prompts) * num_samples, length), self.mask_id)
         for row, prompt in enumerate(prompt for prompt in prompts for _ in range(num_samples)):
             whole = not any("\ud800" <= letter <= "\udfff" for letter in prompt)
             check(whole, "prompt", prompt[:60], "valid Unicode, without surrogates")
@@ -140,6 +152,19 @@ class TextModel(Probabilities):
                 raise ValueError(f"prompt of {len(ids)} tokens exceeds the sequence of {length}: {prompt[:60]!r}")
             x_ND[row, : len(ids)] = torch.tensor(ids, dtype=torch.int64)
         return x_ND
+
+    def begin(
+        self, prompts: Sequence[str], num_samples: int, *, length: int | None = None, seed: int = 0
+    ) -> Int64[Tensor, "N D"]:
+        """Sequences at t = 1: `encode_prompts`, or of uniform noise its prior, of which sequence n depends on (seed, n) alone.
+
+        Raises `ValueError` as `encode_prompts` does.
+        """
+        if self.masks or any(prompts):
+            return self.encode_prompts(list(prompts), num_samples, length=length)
+        count = len(prompts) * num_samples
+        rng = KeyedRng(seed, _PRIOR_KEYS + torch.arange(count))
+        return self.process.prior(count, length or self.length, rng, torch.device("cpu"))
 
     def sample(
         self,
@@ -171,7 +196,7 @@ class TextModel(Probabilities):
             ValueError: a prompt that does not fit, or settings as `sample_tokens` refuses them.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        x_init = self.encode_prompts(prompts, num_samples, length=length)
+        x_init = self.begin(prompts, num_samples, length=length, seed=seed)
         tokens_ND, _ = self.sample_tokens(len(x_init), steps, seed=seed, x_init=x_init, **how)
         return self.tokenizer.batch_decode(tokens_ND)
 
@@ -207,15 +232,15 @@ class TextModel(Probabilities):
     ) -> tuple[Int64[Tensor, "N D"], float]:
         """Tokens of `num_samples` sequences, and the mean NFE.
 
-        `x_init` (N, D) holds what is given, MASK elsewhere. `sampler` is an object or a name, `grid` a name of `make_grid`, times, or
-        one optimised on this model: `optimised` the best of `steps` steps, `fewest` the shortest as good as `steps` equal ones. `teacher`
-        takes the last `hybrid_last` steps; `decoding` are fields of `Decoding`. Sample n depends on (seed, n) alone, whatever the batch
-        size. Raises `ValueError` for sizes and settings that do not fit, and for sequences longer than the context, which take the sampler
-        `blocks`.
+        `x_init` (N, D) holds what is given, MASK elsewhere; of uniform noise it is the noise. `sampler` is an object or a name, `grid` a
+        name of `make_grid`, times, or one optimised on this model: `optimised` the best of `steps` steps, `fewest` the shortest as good as
+        `steps` equal ones. `teacher` takes the last `hybrid_last` steps; `decoding` are fields of `Decoding`. Sample n depends on (seed, n)
+        alone, whatever the batch size. Raises `ValueError` for sizes and settings that do not fit, and for sequences longer than the
+        context, which take the sampler `blocks`.
         """
         device = next(self.denoiser.parameters()).device
         if x_init is None:
-            x_init = torch.full((num_samples, self.length), self.process.mask_id)
+            x_init = self.begin([""], num_samples, seed=seed)
         if x_init.shape[0] != num_samples:
             raise ValueError(f"x_init: expected {num_samples} rows, got shape {tuple(x_init.shape)}")
         if teacher is not None and fingerprint(teacher.tokenizer) != fingerprint(self.tokenizer):
@@ -282,4 +307,11 @@ def fitted(weights: Weights, tokenizer: "PreTrainedTokenizerFast", source: objec
             f"{source}: trained with another tokenizer: fingerprint {known}, the one in use has {fingerprint(tokenizer)}; choose it by "
             f"data.tokenizer, for instance data.tokenizer={source}"
         )
-    return weights
+    return replace(weights, model=of_text(weights.model, tokenizer))
+
+
+def of_text(model: Any, tokenizer: "PreTrainedTokenizerFast") -> Any:
+    """The settings of a network of text; of uniform noise the tokenizer's mask, a state as any other to it, is never in a text."""
+    if getattr(model, "process", "masked") == "masked":
+        return model
+    return replace(model, impossible=tokenizer.mask_token_id)

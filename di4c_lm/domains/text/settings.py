@@ -6,14 +6,18 @@ from typing import Any, ClassVar
 
 from di4c_lm.checkpoints.files import CONFIG_FILE
 from di4c_lm.checkpoints.load import stated_length, stated_mask
-from di4c_lm.core.settings import Ints, check, section, setting
+from di4c_lm.core.settings import Ints, check, kind_of, section, setting
 from di4c_lm.data.text.settings import DataConfig
 from di4c_lm.data.text.tokenizers import has_tokenizer
 from di4c_lm.domains.domain import STUDENT
 from di4c_lm.domains.settings import RunSettings, TeacherConfig, closing
 from di4c_lm.measure.text.evaluator import EvaluatorConfig
 from di4c_lm.measure.text.gen_ppl import GenPplConfig
+from di4c_lm.mixtures.registry import MIXTURES
 from di4c_lm.networks.dit import DitConfig
+from di4c_lm.objectives.registry import OBJECTIVES
+from di4c_lm.processes.uniform import UniformProcess
+from di4c_lm.samplers.trajectory import check_process
 from di4c_lm.training.settings import OptimConfig, PretrainConfig, TrainConfig
 
 
@@ -69,9 +73,28 @@ class TextSettings(RunSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.closing_report()
+        if self.model.process == "uniform" and self.teacher.kind != "pretrained":
+            made = self.objective.needs_teacher and self.teacher.kind == "train"
+            allowed = "random or a path where model.process=uniform; objective=denoising trains such a model"
+            check(not made, "teacher.kind", self.teacher.kind, allowed)
+            self.check_uniform("model.process=uniform")
         path, skip = self.evaluator.path, self.eval.skip
         allowed = "a folder or hub name, or eval.skip=true, where data.streaming=true or data.kind=shards"
         check(path != "train" or self.data.at_hand or skip, "evaluator.path", path, allowed)
+
+    def check_uniform(self, why: str) -> None:
+        """Raise `ValueError` where the objective, the mixture or the sampler takes masked noise alone; `why` says what is uniform."""
+        objective, kind = kind_of(OBJECTIVES, self.objective), kind_of(MIXTURES, self.mixture)
+        of_any = ", ".join(name for name in OBJECTIVES if name not in ("sdtt", "mdlm"))
+        check(objective not in ("sdtt", "mdlm"), "objective", objective, f"one of {of_any} where {why}")
+        of_any = ", ".join(name for name in MIXTURES if name != "sequential")
+        asked = self.objective.takes_mixture and kind == "sequential"
+        check(not asked, "mixture", kind, f"one of {of_any} where {why}")
+        check_process(self.sampler, UniformProcess, self.decoding)
+
+    def unused(self) -> dict[str, str]:
+        """Those of any run, and the state that no text has."""
+        return {"model.impossible": "where the tokenizer says which state is none of a text", **super().unused()}
 
     def implied(self, said: Collection[str]) -> dict[str, Any]:
         """The tokenizer, the length and of a decoder the mask of a given teacher that has them, where `said` does not hold their keys.

@@ -212,10 +212,10 @@ def bigram_sampler(
 ) -> Sampler | None:
     """The teacher's marginals times the pair ratios p(a, b) / p(a) p(b) of neighbouring tokens as counted, nothing learned.
 
-    None for too many tokens, and for a teacher that is a mixture itself.
+    None for too many tokens, for a teacher that is a mixture itself, and for one of uniform noise.
     """
     network, num_states = teacher.denoiser, teacher.denoiser.num_states
-    if num_states > _MOST_STATES or network.has_latents:
+    if num_states > _MOST_STATES or network.has_latents or not teacher.masks:
         return None
     device = next(network.parameters()).device
     denoiser = _BigramDenoiser(network, pair_log_ratios(tokens_ND, num_states).to(device))

@@ -41,7 +41,7 @@ def marginal_bound(
         for part in range(draws):
             t_B = 1 - (part + uniform(rng, (len(x_BD),), device)) / draws
             x_t = model.process.corrupt(x_BD, t_B, rng)
-            positions = Positions.where(x_t == model.process.mask_id)
+            positions = Positions.where(x_t == model.mask_id)
             total_B -= _read(model, x_t, t_B, positions, x_BD, rng, lambdas).product[:, 0] / t_B
         found.append((total_B / draws).cpu())
     return torch.cat(found)
@@ -75,10 +75,10 @@ def step_bound(
             t_B, s_B = (step_B + 1) / steps, step_B / steps
             at_t_B, at_s_B = (process.schedule.mask_prob(time_B) for time_B in (t_B, s_B))
             still_B = at_t_B / process.schedule.mask_prob(torch.ones_like(t_B))  # the sampler starts from MASK alone
-            x_t = torch.where(uniform(rng, tuple(x_BD.shape), device) < still_B[:, None], process.mask_id, x_BD)
+            x_t = torch.where(uniform(rng, tuple(x_BD.shape), device) < still_B[:, None], model.mask_id, x_BD)
             keep_B = torch.where(s_B == 0, 0.0, at_s_B / at_t_B)
             revealed_BD = uniform(rng, tuple(x_BD.shape), device) >= keep_B[:, None]
-            positions = Positions.where((x_t == process.mask_id) & revealed_BD)
+            positions = Positions.where((x_t == model.mask_id) & revealed_BD)
             total_B -= _read(model, x_t, t_B, positions, x_BD, rng, lambdas).joint[:, 0] * steps
         found.append((total_B / draws).cpu())
     return torch.cat(found)
@@ -106,7 +106,7 @@ def joint_gain(
         rng, x_BD = KeyedRng(seed, number_B.to(device)), x_ND[number_B].to(device)
         t_B = torch.full((len(x_BD),), t, dtype=torch.float64, device=device)
         masked_BD = uniform(rng, tuple(x_BD.shape), device) < t
-        x_t, positions = torch.where(masked_BD, model.process.mask_id, x_BD), Positions.where(masked_BD)
+        x_t, positions = torch.where(masked_BD, model.mask_id, x_BD), Positions.where(masked_BD)
         product_B = _read(teacher, x_t, t_B, positions, x_BD, rng, lambdas).product[:, 0]
         gains.append((_read(model, x_t, t_B, positions, x_BD, rng, lambdas).joint[:, 0] - product_B).cpu())
         products.append(product_B.cpu())
@@ -176,7 +176,7 @@ def last_words(
     found = torch.ones(len(split), dtype=torch.float64)
     for number_B in torch.arange(len(split)).split(batch_size):
         rng = KeyedRng(seed, number_B.to(device))
-        x_BD = torch.full((len(number_B), model.length), model.process.mask_id)
+        x_BD = torch.full((len(number_B), model.length), model.mask_id)
         for row, number in enumerate(number_B.tolist()):
             context = split[number][0]
             x_BD[row, : len(context)] = torch.tensor(context)
@@ -185,7 +185,7 @@ def last_words(
             rows = [row for row, number in enumerate(number_B.tolist()) if place < len(split[number][1])]
             row_R = torch.tensor(rows, device=device)
             position_R = torch.tensor([len(split[int(number_B[row])][0]) + place for row in rows], device=device)
-            t_B = (x_BD == model.process.mask_id).double().mean(1)
+            t_B = (x_BD == model.mask_id).double().mean(1)
             positions = Positions(example=row_R, position=position_R, num_examples=len(x_BD))
             guess_R = predict(model, x_BD, t_B, rng, lambdas=lambdas).marginals(positions).argmax(1)
             x_BD[row_R, position_R] = guess_R

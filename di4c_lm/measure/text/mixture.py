@@ -51,7 +51,7 @@ def total_correlation(
         rng, x_BD = KeyedRng(seed, number_B.to(device)), x_ND[number_B].to(device)
         t_B = torch.full((len(x_BD),), t, dtype=torch.float64, device=device)
         masked_BD = uniform(rng, tuple(x_BD.shape), device) < t
-        x_t = torch.where(masked_BD, model.process.mask_id, x_BD)
+        x_t = torch.where(masked_BD, model.mask_id, x_BD)
         positions, own_BD = Positions.where(masked_BD), x_t.clone()
         one = model.denoiser.sample_latents(len(x_BD), 1, rng, device)
         u_BD = uniform(rng, tuple(x_BD.shape), device)

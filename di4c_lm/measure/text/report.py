@@ -95,11 +95,11 @@ def baselines(run: TextRun, settings: GenPplConfig, counted: Mapping[str, NgramM
 
 
 def held_out(run: TextRun, settings: GenPplConfig, counted: Mapping[str, NgramModel]) -> dict[str, dict[str, float]]:
-    """`validation_ppl`, a token, by model: of n-grams exact, of models without λ MDLM's bound on it."""
+    """`validation_ppl`, a token, by model: of n-grams exact, of masked models without λ MDLM's bound on it."""
     chosen_ND = run.some_validation(settings.num_samples, settings.seed).cpu()
     found = {name: perplexity(model, chosen_ND) for name, model in counted.items()}
     for name, model in run.models.items():
-        if not model.denoiser.has_latents:
+        if model.masks and not model.denoiser.has_latents:
             how: dict[str, Any] = {"draws": _BOUND_DRAWS, "lambdas": 1, "batch_size": settings.batch_size}
             nats_N = marginal_bound(model, chosen_ND, seed=settings.seed, **how)
             found[name] = float((nats_N.sum() / chosen_ND.numel()).exp())
@@ -254,6 +254,8 @@ def _cells(run: TextRun, real: Tensor, settings: ReportConfig) -> Iterator[TextS
     yield TextSamples(name="canary: periodic", kind="canary", tokens=periodic(real, num, seed=seed))
     yield TextSamples(name="canary: one text tiled", kind="canary", tokens=tiled(real, num))
     yield TextSamples(name="canary: shuffled text", kind="canary", tokens=shuffled(real, num, seed=seed))
+    if not student.masks:
+        return
     legacy, few = sampler_of(student, settings.batch_size, noise="legacy_fp32"), min(num, _FLOAT32_SAMPLES)
     tokens, nfe = legacy(few, max(settings.steps), seed)
     canary: dict[str, Any] = {"name": f"canary: {name}, float32 noise", "kind": "canary", "noise": "float32"}

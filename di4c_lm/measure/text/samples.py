@@ -165,7 +165,7 @@ def sampler_of(model: TextModel, batch_size: int, **how: Any) -> Sampler:
     def sampler(given: int | Int[Tensor, "N P"], steps: int, seed: int) -> tuple[Tensor, float]:
         if isinstance(given, int):
             return model.sample_tokens(given, steps, seed=seed, batch_size=batch_size, **how)
-        x_ND = torch.full((len(given), model.length), model.process.mask_id)
+        x_ND = torch.full((len(given), model.length), model.mask_id)
         x_ND[:, : given.shape[1]] = given
         return model.sample_tokens(len(x_ND), steps, seed=seed, batch_size=batch_size, x_init=x_ND, **how)
 

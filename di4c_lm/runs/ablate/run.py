@@ -41,7 +41,7 @@ class ExactModel:
     @property
     def process(self) -> MaskedProcess:
         """MASK is the last state."""
-        return MaskedProcess(self.denoiser.mask_id)
+        return MaskedProcess(self.denoiser.num_states - 1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,7 +54,7 @@ def show(model: Any, request: Request, emit: Emit) -> None:
 
 
 def _show_text(model: TextModel, request: Request, emit: Emit, clock: "_Clock") -> float:
-    x_init = model.encode_prompts([request.prompt], request.num_samples)
+    x_init = model.begin([request.prompt], request.num_samples, seed=request.seed)
     revealing = Revealing(model)
 
     def on_scored(x_BD: Int64[Tensor, "B D"], log_p_BD: Float64[Tensor, "B D"], step: int) -> None:
