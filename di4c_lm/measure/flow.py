@@ -3,6 +3,7 @@
 A metric is one file of `measure/text` or `measure/images` and one entry of the registry there, METRICS.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from statistics import fmean
 from typing import Any, Literal, TypeAlias, final
 
 from di4c_lm.core.terminal import progress_bar
-from di4c_lm.measure.statistics.bootstrap import Quantity
+from di4c_lm.measure.statistics.bootstrap import LEVEL, POWER, WIDTH, Quantity, smallest_difference
 
 Row: TypeAlias = dict[str, Any]
 
@@ -116,10 +117,31 @@ def columns(values: Mapping[str, Any], *, resamples: int, seed: int) -> Row:
 
 
 def difference(metric: str, where: Mapping[str, Any], a: Quantity, b: Any, *, resamples: int, seed: int) -> Row:
-    """The tested difference a - b as a row; `where` says of which models and steps."""
+    """The tested difference a - b as a row; `where` says of which models and steps, `detectable` what it would have had to be to show."""
     one = a.minus(b, resamples=resamples, seed=seed)
     value = {"difference": one.estimate, "difference_low": one.low, "difference_high": one.high}
-    return {"metric": metric, **where, **value, "p_value": one.p_value}
+    return {"metric": metric, **where, **value, "p_value": one.p_value, "detectable": one.detectable}
+
+
+def detectable(comparisons: Iterable[Row], rows: Sequence[Row] = (), metrics: Sequence[str] = ()) -> list[Row]:
+    """Of each metric the smallest true differences that these samples show in 80 % of all cases at the level 5 %.
+
+    A row holds metric, `smallest` and `largest` of the `detectable` of its comparisons, `comparisons`, how many they are, power and level.
+    Of those `metrics` that no two models were compared in, the differences are those of each of `rows` from the first, real data, by the
+    width of their intervals.
+    """
+    found: dict[str, list[float]] = {}
+    for one in comparisons:
+        found.setdefault(one["metric"], []).append(one["detectable"])
+    for metric in metrics:
+        if metric not in found and len(rows) > 1 and all(metric in row for row in rows):
+            first, *others = (row[with_end(metric, "high")] - row[with_end(metric, "low")] for row in rows)
+            found[metric] = [smallest_difference(math.hypot(first, width) / WIDTH) for width in others]
+    how = {"power": POWER, "level": LEVEL}
+    return [
+        {"metric": metric, "smallest": min(of_metric), "largest": max(of_metric), "comparisons": len(of_metric), **how}
+        for metric, of_metric in found.items()
+    ]
 
 
 def with_end(key: str, end: str) -> str:

@@ -17,6 +17,7 @@ _TITLES = {
     "latent_modes": "Mixture: λ resampled, frozen, averaged",
     "cost": "Cost of sampling",
     "comparisons": "Differences between models, tested",
+    "detectable": "Smallest differences that these samples show",
 }
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;color:#2b2f36;max-width:1180px;margin:2.2em auto;padding:0 1.2em}

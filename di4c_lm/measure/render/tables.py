@@ -43,6 +43,16 @@ def with_differences(text: str, comparisons: Sequence[Row], names: Mapping[str, 
     return f"{text}\n\n{table(comparisons, columns)}" if comparisons else text
 
 
+def with_detectable(text: str, rows: Sequence[Row]) -> str:
+    """`text`, and below it a line on the smallest differences that the samples can show; `rows` as `measure.flow.detectable` has them."""
+    if not rows:
+        return text
+    spans = [dict.fromkeys(short(row[end]) for end in ("smallest", "largest")) for row in rows]
+    said = [f"{row['metric']} {' to '.join(span)}" for row, span in zip(rows, spans, strict=True)]
+    how = f"{100 * rows[0]['power']:.0f} % of the time at the level {100 * rows[0]['level']:.0f} %"
+    return f"{text}\n\nsmallest differences that these samples show, {how}: {', '.join(said)}"
+
+
 def short(value: int | float) -> str:
     """A number in as few characters as tell it."""
     if isinstance(value, int):

@@ -6,6 +6,7 @@ Units are documents or images. A `Statistic` reduces the last axis, units, of ar
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import ClassVar, TypeAlias, final
 
 import numpy as np
@@ -13,18 +14,38 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 Statistic: TypeAlias = Callable[..., ndarray]
+POWER, LEVEL = 0.8, 0.05  # of the smallest difference that samples are said to show
+WIDTH = 2 * NormalDist().inv_cdf(1 - LEVEL / 2)  # of a 95 % interval, in standard errors
 _ENTRIES_AT_ONCE = 1 << 22  # of an index array: 32 MiB
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A statistic of the whole sample, or a difference of two, its 95 % interval and, where it is tested, the p-value."""
+    """A statistic of the whole sample, or a difference of two, its 95 % interval and, where it is tested, the p-value.
+
+    `error` is the standard error, the spread over resamples.
+    """
 
     estimate: float
     low: float
     high: float
+    error: float
     p_value: float | None = None
+
+    @property
+    def detectable(self) -> float:
+        """See `smallest_difference`."""
+        return smallest_difference(self.error)
+
+
+def smallest_difference(error: float) -> float:
+    """The smallest true difference, of either sign, that a test at the level `LEVEL` shows in `POWER` of all cases.
+
+    (z_{1 - level/2} + z_power) times the standard error of the difference, about 2.80 of it (Cohen 1988, section 2): its distribution is
+    taken to be normal.
+    """
+    return (WIDTH / 2 + NormalDist().inv_cdf(POWER)) * error
 
 
 def mean(values: Float[ndarray, "*R N"]) -> Float[ndarray, "*R"]:
@@ -60,8 +81,7 @@ class Resampled:
             self.statistic(*(a[index_RN] for a in self.arrays))
             for index_RN in resamples_of(num_units, resamples, seed, self.groups)
         ]
-        low, high = quantiles(np.concatenate(found))
-        return Interval(estimate=float(self.statistic(*self.arrays)), low=low, high=high)
+        return Interval(estimate=float(self.statistic(*self.arrays)), **_spread(np.concatenate(found)))
 
     def minus(self, other: "Resampled", *, resamples: int, seed: int) -> Interval:
         """The difference where unit n here belongs to unit n of `other`: they share a prompt or a seed.
@@ -77,7 +97,6 @@ class Resampled:
             statistic(*(x[index_RN] for x in a)) - statistic(*(x[index_RN] for x in b))
             for index_RN in resamples_of(num_units, resamples, seed)
         ]
-        low, high = quantiles(np.concatenate(found))
         rng = np.random.default_rng([seed, 1])
         extreme = 0
         for rows in _row_counts(num_units, resamples):
@@ -86,7 +105,8 @@ class Resampled:
             swapped_b = [np.where(swap_RN, x, y) for x, y in zip(a, b, strict=True)]
             difference_R = statistic(*swapped_a) - statistic(*swapped_b)
             extreme += int((np.abs(difference_R) >= abs(observed) * (1 - 1e-12)).sum())
-        return Interval(estimate=observed, low=low, high=high, p_value=(1 + extreme) / (1 + resamples))
+        spread = _spread(np.concatenate(found))
+        return Interval(estimate=observed, **spread, p_value=(1 + extreme) / (1 + resamples))
 
 
 @final
@@ -118,10 +138,10 @@ class Linearised:
             for one, s in ((self, seed), (other, seed + 1))
         )
         observed = self.estimate - other.estimate
-        low, high = quantiles(observed + (a_R - b_R))
-        error = float((a_R - b_R).std())
+        spread = _spread(observed + (a_R - b_R))
+        error = spread["error"]
         p_value = math.erfc(abs(observed) / (error * math.sqrt(2))) if error > 0 else float(observed == 0)
-        return Interval(estimate=observed, low=low, high=high, p_value=p_value)
+        return Interval(estimate=observed, **spread, p_value=p_value)
 
 
 def mean_of(value_N: Float[ndarray, " N"], *, groups: int = 1) -> Linearised:
@@ -173,9 +193,10 @@ class Distance:
             rows = min(len(index_RN), len(other_RM))
             counts = _counts(index_RN[:rows], num_all), _counts(other_RM[:rows] + num_first, num_all)
             found.append(_statistic(d_NN, *counts))
-        low, high = quantiles(np.concatenate(found))
+        spread = _spread(np.concatenate(found))
+        spread |= {"low": min(spread["low"], estimate), "high": max(spread["high"], estimate)}
         p_value = (1 + int((null_R >= estimate - slack).sum())) / (1 + self.permutations)
-        return Interval(estimate=estimate, low=min(low, estimate), high=max(high, estimate), p_value=p_value)
+        return Interval(estimate=estimate, **spread, p_value=p_value)
 
     def minus(self, other: "Distance", *, resamples: int, seed: int) -> Interval:
         """The difference of two distances from one reference, of samples of equal size, with the swap test of `Resampled.minus`."""
@@ -199,9 +220,9 @@ class Distance:
             difference(_counts(index_RM, num_all), _counts(index_RM + num_each, num_all))
             for index_RM in resamples_of(num_each, resamples, seed)
         ]
-        low, high = quantiles(np.concatenate(found))
         extreme = int((np.abs(null_R) >= abs(observed) * (1 - 1e-9)).sum())
-        return Interval(estimate=observed, low=low, high=high, p_value=(1 + extreme) / (1 + self.permutations))
+        spread = _spread(np.concatenate(found))
+        return Interval(estimate=observed, **spread, p_value=(1 + extreme) / (1 + self.permutations))
 
 
 Quantity: TypeAlias = Resampled | Linearised | Distance
@@ -261,6 +282,12 @@ def quantiles(value_R: Float[ndarray, " R"]) -> tuple[float, float]:
     """The ends of the central interval that holds 95 % of the values."""
     low, high = np.quantile(value_R, [(1 - 0.95) / 2, (1 + 0.95) / 2])
     return float(low), float(high)
+
+
+def _spread(value_R: Float[ndarray, " R"]) -> dict[str, float]:
+    """`low`, `high` and `error` of an `Interval`, of the values over resamples."""
+    low, high = quantiles(value_R)
+    return {"low": low, "high": high, "error": float(value_R.std())}
 
 
 def _counts(index_RK: Int[ndarray, "R K"], num_all: int) -> Float[ndarray, "R N"]:

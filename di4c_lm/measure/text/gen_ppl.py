@@ -19,10 +19,10 @@ from numpy import ndarray
 from torch import Tensor
 
 from di4c_lm.core.settings import Texts, at_least, check, section, setting
-from di4c_lm.measure.flow import Measured, Metric, Row, columns, difference
+from di4c_lm.measure.flow import Measured, Metric, Row, columns, detectable, difference
 from di4c_lm.measure.render.files import Layout
 from di4c_lm.measure.render.pictures import Panel
-from di4c_lm.measure.render.tables import LEAD, NFE, Column, table, with_differences
+from di4c_lm.measure.render.tables import LEAD, NFE, Column, table, with_detectable, with_differences
 from di4c_lm.measure.settings import Measurement
 from di4c_lm.measure.statistics.bootstrap import Resampled, exp_mean, mean
 from di4c_lm.measure.text.diversity import corpus_entropy, distinct_n, entropy
@@ -30,6 +30,7 @@ from di4c_lm.measure.text.perplexity import Document, token_weighted
 from di4c_lm.measure.text.samples import Reader, Reading, Sampler, TextSamples, examples, sampled
 
 DATA = "data"
+_COMPARED = ("gen_ppl", "entropy")
 
 
 @dataclass(frozen=True)
@@ -230,7 +231,7 @@ def measure(
         )
         for (b, a) in combinations(samplers, 2)
         for n in settings.steps
-        for metric in ("gen_ppl", "entropy")
+        for metric in _COMPARED
     ]
     return Measured(rows=rows, comparisons=comparisons, examples=shown)
 
@@ -280,7 +281,13 @@ def gen_ppl_table(found: Measured) -> str:
         ("samples", lambda row: str(row["num_samples"])),
     ]
     said = verdict(found.rows)
-    return with_differences(table(found.rows, columns), found.comparisons) + (f"\n\n{said}" if said else "")
+    text = with_differences(table(found.rows, columns), found.comparisons)
+    return with_detectable(text, detectable_of(found)) + (f"\n\n{said}" if said else "")
+
+
+def detectable_of(found: Measured) -> list[Row]:
+    """See `flow.detectable`."""
+    return detectable(found.comparisons, [row for row in found.rows if row.get("kind") != "baseline"], _COMPARED)
 
 
 def _short(value: float) -> str:

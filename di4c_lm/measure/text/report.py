@@ -13,7 +13,7 @@ from di4c_lm.core.fingerprints import fingerprint
 from di4c_lm.core.retry import is_local
 from di4c_lm.core.settings import to_dict
 from di4c_lm.core.terminal import Stages
-from di4c_lm.measure.flow import Row, columns, nfe_of
+from di4c_lm.measure.flow import Row, columns, detectable, nfe_of
 from di4c_lm.measure.render.files import with_page, write_report
 from di4c_lm.measure.render.manifest import manifest
 from di4c_lm.measure.render.pictures import training_curves
@@ -24,7 +24,7 @@ from di4c_lm.measure.text.canaries import periodic, shuffled, tail_probe, tiled
 from di4c_lm.measure.text.cost import cost_part
 from di4c_lm.measure.text.counting import BIGRAM, NgramModel, bigram_sampler, ngram_sampler, ngrams, perplexity
 from di4c_lm.measure.text.evaluator import Evaluator, evaluator_facts, load_evaluator
-from di4c_lm.measure.text.gen_ppl import Baseline, GenPplConfig, gen_ppl_table, measure, verdict
+from di4c_lm.measure.text.gen_ppl import Baseline, GenPplConfig, detectable_of, gen_ppl_table, measure, verdict
 from di4c_lm.measure.text.likelihood import likelihood_part, marginal_bound
 from di4c_lm.measure.text.mixture import mixture_part
 from di4c_lm.measure.text.samples import Reader, Reading, TextRun, TextSamples, sampled, sampler_of
@@ -75,7 +75,7 @@ def gen_ppl_report(run: TextRun, settings: GenPplConfig) -> str:
         settings.folder(run.folder),
         "gen_ppl_conditional" if settings.conditional else "gen_ppl",
         {"manifest": facts, "rows": found.rows, "comparisons": found.comparisons, "examples": found.examples}
-        | {"verdict": verdict(found.rows).splitlines()},
+        | {"detectable": detectable_of(found), "verdict": verdict(found.rows).splitlines()},
         gen_ppl.LAYOUT,
         title=f"{kind} generation: {most:,} samples of {student.length:,} tokens, 95 % intervals",
         subtitle=_subtitle(facts),
@@ -204,7 +204,9 @@ def full_report(run: TextRun, settings: ReportConfig) -> str:
         evaluator={"judges": facts, "features": encoder_facts},
         seeds=list(settings.seeds),
     )
-    report = {"manifest": found_by, **report, "seconds": seconds}
+    of_models = [row for row in report["rows"] if row["kind"] in ("data", "model")]
+    shown = detectable(report["comparisons"], of_models, suite.IN_A_LINE)
+    report = {"manifest": found_by, **report, "detectable": shown, "seconds": seconds}
     folder = settings.folder(run.folder)
     title, subtitle = " · ".join(run.models), _subtitle(found_by)
     pictures = {"training": training_curves(read_metrics(run.folder))}

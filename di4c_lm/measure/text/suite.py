@@ -18,7 +18,7 @@ from di4c_lm.core.settings import Ints, Texts, at_least, check, section, setting
 from di4c_lm.measure.flow import Measured, Row, columns, difference, measured, with_end
 from di4c_lm.measure.render.files import Layout
 from di4c_lm.measure.render.pictures import Panel
-from di4c_lm.measure.render.tables import LEAD, Column, aligned, short, table
+from di4c_lm.measure.render.tables import LEAD, Column, aligned, short, table, with_detectable
 from di4c_lm.measure.settings import Measurement, distinct
 from di4c_lm.measure.text.diversity import DIVERSITY, ENTROPY, repetition, sample_entropy
 from di4c_lm.measure.text.evaluator import Evaluator
@@ -29,6 +29,7 @@ from di4c_lm.measure.text.samples import Reader, Reading, TextSamples, examples
 METRICS = (FLUENCY, ENTROPY, DIVERSITY, DISTRIBUTION)
 PARTS = (*dict.fromkeys(metric.part for metric in METRICS), "likelihood", "mixture", "cost")
 REAL = "held-out text"
+IN_A_LINE = ("gen_ppl", "entropy")  # metrics of which the table's foot says which differences would have shown
 LOWER_IS_CLOSER = ("gradient_moment", "energy", "energy_hand")
 _ORDER_SHARE, _CORPUS_SHARE, _DUPLICATE_EXCESS, _TAIL_P = 0.1, 0.9, 0.05, 1e-3
 LAYOUT = Layout(
@@ -290,4 +291,5 @@ def suite_table(report: Mapping[str, Any]) -> str:
         names = [key for key in (of_part[0] if of_part else {}) if not key.endswith(("_low", "_high", "_sd"))]
         plain = [[short(v) if isinstance(v := row.get(key), float) else str(v) for key in names] for row in of_part]
         text += f"\n\n{part}\n{aligned(names, plain)}" if of_part else ""
-    return text.strip() + "".join(f"\nNOT CAUGHT: {name}" for name in report["alarms"])
+    text = with_detectable(text.strip(), [row for row in report["detectable"] if row["metric"] in IN_A_LINE])
+    return text + "".join(f"\nNOT CAUGHT: {name}" for name in report["alarms"])

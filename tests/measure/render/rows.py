@@ -28,4 +28,5 @@ COMPARISON = {
     "difference_low": -4.0,
     "difference_high": -2.0,
     "p_value": 0.012,
+    "detectable": 1.5,
 }

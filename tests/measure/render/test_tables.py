@@ -2,7 +2,7 @@
 
 import pytest
 
-from di4c_lm.measure.render.tables import aligned, short, table, with_differences
+from di4c_lm.measure.render.tables import aligned, short, table, with_detectable, with_differences
 from di4c_lm.measure.text.gen_ppl import Measured, gen_ppl_table
 from tests.measure.render.rows import COMPARISON, ROWS
 
@@ -35,3 +35,14 @@ def test_columns_are_as_wide_as_their_widest_cell() -> None:
 )
 def test_numbers_are_short(value: int | float, told: str) -> None:
     assert short(value) == told
+
+
+def test_a_line_says_which_differences_would_have_shown() -> None:
+    how = {"comparisons": 2, "power": 0.8, "level": 0.05}
+    rows = [
+        {"metric": "gen_ppl", "smallest": 1.5, "largest": 12.0, **how},
+        {"metric": "entropy", "smallest": 0.1, "largest": 0.1, **how},
+    ]
+    text = with_detectable("above", rows)
+    said = "smallest differences that these samples show, 80 % of the time at the level 5 %: gen_ppl 1.5 to 12, entropy 0.1"
+    assert text == f"above\n\n{said}" and with_detectable("above", []) == "above"

@@ -113,3 +113,14 @@ def test_statistics_without_spread() -> None:
     still = Linearised(estimate=2.0, influence=np.zeros(5))
     assert still.minus(still, resamples=10, seed=0).p_value == 1.0
     assert still.minus(mean_of(np.zeros(5)), resamples=10, seed=0).p_value == 0.0
+
+
+def test_the_smallest_difference_is_found_four_times_in_five() -> None:
+    """Samples of 40: their means differ by just what the interval of one pair calls detectable."""
+    rng = np.random.default_rng(6)
+    plain = Resampled(mean, (rng.normal(size=4000),))
+    other = Resampled(mean, (rng.normal(size=4000),))
+    shift = plain.minus(other, resamples=400, seed=0).detectable * np.sqrt(4000 / 40)
+    assert shift == pytest.approx(2.80 * np.sqrt(2 / 40), rel=0.1)
+    found = [minus(rng.normal(shift, size=40), rng.normal(size=40), resamples=199, seed=i).p_value for i in range(300)]
+    assert 0.72 <= np.mean(np.array(found) <= 0.05) <= 0.87

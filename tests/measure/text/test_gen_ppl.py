@@ -13,7 +13,15 @@ from di4c_lm.core.compose import parse
 from di4c_lm.core.settings import fields
 from di4c_lm.measure.flow import Measured
 from di4c_lm.measure.text.evaluator import Evaluator
-from di4c_lm.measure.text.gen_ppl import Baseline, GenPplConfig, beaten_by, measure, verdict
+from di4c_lm.measure.text.gen_ppl import (
+    Baseline,
+    GenPplConfig,
+    beaten_by,
+    detectable_of,
+    gen_ppl_table,
+    measure,
+    verdict,
+)
 from di4c_lm.measure.text.perplexity import Document, score
 from di4c_lm.measure.text.samples import Reader
 from tests.measure.tiny import gpt2, letters, words
@@ -120,6 +128,16 @@ def test_real_against_real_does_not_differ_and_constant_does() -> None:
     assert len(p) == 3 * 2 * 2
     assert p["b", "a", 4, "gen_ppl"] == 1.0  # the same seed gave the same samples
     assert p["c", "a", 4, "entropy"] == pytest.approx(1 / 51)
+
+
+def test_the_foot_of_the_table_says_which_differences_would_have_shown() -> None:
+    found = measured({"a": uniform, "b": uniform, "c": constant}, HELD_OUT)
+    by_metric = {row["metric"]: row for row in detectable_of(found)}
+    assert by_metric["gen_ppl"]["comparisons"] == by_metric["entropy"]["comparisons"] == 3 * 2
+    assert 0 == by_metric["entropy"]["smallest"] < by_metric["entropy"]["largest"]  # a and b are the same samples
+    assert "smallest differences that these samples show" in gen_ppl_table(found)
+    alone = detectable_of(measured({"a": uniform}, HELD_OUT))
+    assert [row["metric"] for row in alone] == ["gen_ppl", "entropy"] and alone[0]["smallest"] > 0
 
 
 def test_fewer_held_out_sequences_are_all_used() -> None:

@@ -74,10 +74,13 @@ def test_the_report_holds_every_part_and_its_manifest(run: TextRun) -> None:
         one["metric"] for one in report["comparisons"]
     }
     assert "student" in table and "λ averaged" in table
+    assert {"gen_ppl", "entropy"} <= {row["metric"] for row in report["detectable"]}
+    assert "smallest differences that these samples show" in table
     with (folder / "report.csv").open() as file:
         parts = {row["part"] for row in csv.DictReader(file)}
     assert parts == {"rows", "likelihood", "last_words", "correlation", "latent_modes", "cost", "comparisons"}
     page = (folder / "report.html").read_text()
+    assert "Smallest differences that these samples show" in page
     assert "data:image/png;base64," in page and references(page) == []
     assert page.count("<b></b>") == len(report["examples"]) == 2 * len(report["rows"])
     assert table.splitlines()[-1] == f"report: {folder / 'report.html'}"
