@@ -20,6 +20,7 @@ EXTRAS = {  # module: the extra of this package that brings it
     **dict.fromkeys(("torch_fidelity", "torchvision"), "images"),
     **dict.fromkeys(("anyio", "starlette", "uvicorn"), "demo"),
     "flash_attn": "flash",
+    "peft": "lora",
 }
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 _CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)

@@ -7,6 +7,7 @@ from di4c_lm.core.settings import Ints, Rounds, build, check, choice, fields, ki
 from di4c_lm.mixtures.base import MixtureSettings
 from di4c_lm.mixtures.class_chain import ClassChainSettings
 from di4c_lm.mixtures.registry import MIXTURES
+from di4c_lm.networks.lora import LoraSettings
 from di4c_lm.objectives.likelihood import Likelihood
 from di4c_lm.objectives.registry import OBJECTIVES
 from di4c_lm.objectives.registry import OLD_KEYS as OLD_OBJECTIVE_KEYS
@@ -154,6 +155,7 @@ class RunSettings:
     mixture: MixtureSettings = choice(MIXTURES, ClassChainSettings(), "what λ is, and how it enters the network")
     objective: Any = choice(OBJECTIVES, Likelihood(), "what training minimises")
     model: Any
+    lora: LoraSettings = setting(LoraSettings())
     optim: OptimConfig = setting(OptimConfig())
     train: TrainConfig = setting(TrainConfig())
     zero: ZeroConfig = setting(ZeroConfig(), identity=False)
@@ -178,6 +180,11 @@ class RunSettings:
             blocks is not None and self.teacher.kind != "pretrained"
         ):  # else the checkpoint says how many blocks there are
             check(-blocks <= at < blocks, "mixture.inject_at", at, f"below model.num_blocks={blocks}")
+        frozen = self.objective.takes_mixture and getattr(self.mixture, "freeze_backbone", False)
+        allowed = "0 where mixture.freeze_backbone=true, which leaves the network as it is"
+        check(not (self.lora.rank and frozen), "lora.rank", self.lora.rank, allowed)
+        needs = self.objective.needs_teacher
+        check(needs or not self.lora.rank, "lora.rank", self.lora.rank, "0 where no teacher is given to begin from")
         if not self.objective.takes_mixture:
             return
         self.mixture.check_num_lambdas(self.objective.num_lambdas)

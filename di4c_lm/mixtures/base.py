@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from di4c_lm.core.settings import check, section
 from di4c_lm.losses.reading import PositionReading, Reading
 from di4c_lm.networks.base import Network, Rows, check_tensors
+from di4c_lm.networks.lora import LoraSettings
 from di4c_lm.processes.categorical import sample_categorical
 from di4c_lm.processes.denoiser import Positions, Prediction
 from di4c_lm.processes.rng import KeyedRng, Rng, uniform
@@ -308,7 +309,7 @@ class Mixture(nn.Module, ABC):
         `state` holds parameters, by their names in memory, where the module's own are not the ones meant (an EMA).
         """
         own = {**dict(self.named_buffers()), **state} if state is not None else self.state_dict()
-        found = {name.removeprefix(_NETWORK): tensor for name, tensor in own.items()}
+        found = self.network.merged({name.removeprefix(_NETWORK): tensor for name, tensor in own.items()})
         if not whole:
             return {name: tensor for name, tensor in found.items() if self.owns(name)}
         return {**(self.exact or self.network.state_dict()), **found} if self.shares_backbone else found
@@ -322,6 +323,12 @@ class Mixture(nn.Module, ABC):
         elif inside:
             self.network.load_state_dict(inside, strict=True, assign=assign)
         self.load_state_dict(own, strict=True, assign=assign)
+
+    def adapt(self, lora: LoraSettings) -> None:
+        """See `Network.adapt`: of the network; what λ has of its own is trained as before."""
+        check(not self.shares_backbone, "lora.rank", lora.rank, "0 where mixture.freeze_backbone=true")
+        self.network.adapt(lora)
+        self._of_network = frozenset(self.network.state_dict())
 
     def keep_exact(self) -> None:
         """Keep the frozen weights as they are, on the CPU, for `tensors`, before they are cast to a narrower dtype."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from di4c_lm.losses.reading import PositionReading, Reading, mixture_marginals, read_mixture
+from di4c_lm.networks.lora import LoraSettings, adapt, merged
 from di4c_lm.processes.denoiser import OutputHead, Positions, Prediction
 from di4c_lm.processes.rng import Rng
 
@@ -246,6 +247,7 @@ class Network(nn.Module, ABC):
         super().__init__()
         self.activation_checkpointing = False
         self.matmul_dtype: torch.dtype | None = None
+        self.is_adapted = False  # by LoRA
 
     def forward(
         self,
@@ -309,7 +311,16 @@ class Network(nn.Module, ABC):
 
     def tensors(self, state: Mapping[str, Tensor] | None = None, *, whole: bool = True) -> dict[str, Tensor]:
         """What a file holds, by its names; `state` holds parameters where the network's own are not the ones meant."""
-        return dict(self.state_dict()) if state is None else {**dict(self.named_buffers()), **state}
+        return self.merged(dict(self.state_dict()) if state is None else {**dict(self.named_buffers()), **state})
+
+    def adapt(self, lora: LoraSettings) -> None:
+        """From here on adapters alone are trained, and `tensors` merges them. Raises `ValueError` as `lora.adapt` does."""
+        adapt(self, lora)
+        self.is_adapted = True
+
+    def merged(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors by the names in memory, adapters merged where there are any."""
+        return merged(self, tensors) if self.is_adapted else tensors
 
     def load(self, tensors: Mapping[str, Tensor], *, assign: bool = False) -> None:
         """Take in what `tensors` gave."""

@@ -31,6 +31,7 @@ def checks(domain: Domain, settings: Any) -> Mapping[str, Check]:
         "model.attention": lambda: attention != "flash" or use_flash(attention),
         "run.dir": lambda: check_folder(domain, settings, folder),
         "run.cache_dir": lambda: check_writable(settings.run.cache, "run.cache_dir"),
+        "lora.rank": lambda: check_peft(settings.lora.rank),
         "zero.config": lambda: check_zero(settings),
         "wandb.mode": lambda: check_wandb(settings.wandb),
         "tensorboard.enabled": lambda: check_tensorboard(settings.tensorboard),
@@ -61,6 +62,12 @@ def check_installed(*, reports: bool) -> None:
     for module in ("deepspeed", *(("matplotlib", "scipy", "sklearn") if reports else ())):
         if find_spec(module) is None:
             raise ValueError(not_installed(module))
+
+
+def check_peft(rank: int) -> None:
+    """Raise `ValueError` for adapters where there is no peft, or one that does not import."""
+    if rank and find_spec("peft") is None:
+        raise ValueError(not_installed("peft"))
 
 
 def check_folder(domain: Domain, settings: Any, folder: Path) -> None:

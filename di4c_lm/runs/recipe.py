@@ -28,7 +28,7 @@ from di4c_lm.domains.domain import (
     FinishedRun,
     Model,
 )
-from di4c_lm.mixtures.base import MixtureSettings, NoMixture
+from di4c_lm.mixtures.base import MixtureSettings, NoMixture, drawn_from
 from di4c_lm.objectives.registry import OBJECTIVES
 from di4c_lm.runs.folder import check_settings, is_finished, opened, run_dir
 from di4c_lm.runs.preflight import check_all
@@ -227,6 +227,11 @@ def new_student(domain: Domain, settings: Any, data: Data, teacher: Model | None
     kept = {name: getattr(settings.model, name) for name in ("dropout", "attention") if hasattr(network.config, name)}
     model = dataclasses.replace(network.config, **kept)
     student = mixture_of(settings).over(network, rng, model=model, sequences=lambda: data.first_sequences(seed))
+    if settings.lora.rank:
+        with drawn_from(rng):
+            student.adapt(settings.lora)
+        adapted = sum(one.numel() for one in student.parameters() if one.requires_grad)
+        logger.info("LoRA of rank %d: %s parameters are trained", settings.lora.rank, f"{adapted:,}")
     return dataclasses.replace(teacher, denoiser=student)  # pyright: ignore[reportArgumentType]
 
 

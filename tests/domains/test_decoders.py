@@ -18,6 +18,7 @@ from di4c_lm.domains.text.model import TextModel
 from di4c_lm.mixtures.class_chain import ClassChainSettings
 from di4c_lm.runs import recipe, sample
 from di4c_lm.runs.folder import parse_run
+from di4c_lm.runs.preflight import faults
 from di4c_lm.training.distributed import init_distributed
 from tests.checkpoints.decoders import KINDS, reference, said, write_decoder
 from tests.domains.test_text import TEXTS
@@ -191,3 +192,61 @@ def test_dream_s_tokenizer_is_read_without_its_code(tmp_path: Path) -> None:
     model = di4c_lm.load(tmp_path)
     assert model.process.mask_id == model.tokenizer.mask_token_id == size + 1 == len(model.tokenizer) - 2
     assert model.sample(1, steps=2, prompt="the cat", length=12)[0].startswith("the cat")
+
+
+def lora_settings(teacher: Path, folder: Path, *words: str) -> Any:
+    texts = folder / "texts.jsonl"
+    texts.write_text("".join(json.dumps({"text": f"{number} {text}"}) + "\n" for number, text in enumerate(TEXTS * 4)))
+    given = f"""teacher={teacher} data={texts} data.length=16 train.steps=3 train.micro_batch_size=4 eval.skip=true run.device=cpu
+        run.threads=1 run.dir={folder / "run"} lora.rank=2 optim.warmup_steps=0 optim.ema_decay=0.0"""
+    return parse_run(DOMAIN, [*given.split(), *words], program="test")[0]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("objective=sdtt",),
+        ("objective=mdlm", "objective.init=teacher", "train.dtype=bfloat16"),
+        ("objective=di4c", "mixture=adaln", "mixture.freeze_backbone=false", "objective.num_lambdas=2"),
+    ],
+)
+def test_low_rank_adapters_are_trained_and_merged(llada: Path, tmp_path: Path, words: tuple[str, ...]) -> None:
+    pytest.importorskip("peft")
+    settings = lora_settings(llada, tmp_path, *words, "lora.targets=[q_proj,down_proj]")
+    assert recipe.run(DOMAIN, settings) == 0
+    student = di4c_lm.load(tmp_path / "run").denoiser
+    network, given = getattr(student, "network", student), load_checkpoint(llada).state_dict()
+    found = network.state_dict()
+    assert found.keys() == given.keys()
+    moved = {name for name in given if not torch.equal(found[name], given[name])}
+    assert moved == {name for name in given if "q_proj" in name or "down_proj" in name}
+    change = found["layers.0.self_attn.q_proj.weight"] - given["layers.0.self_attn.q_proj.weight"]
+    assert torch.linalg.matrix_rank(change, atol=1e-5 * float(change.norm())) <= 2
+
+
+@pytest.mark.parametrize(
+    "words, complaint",
+    [
+        (
+            ("lora.targets=[o_projection]",),
+            "lora.targets must be ends of the names of linear maps, which are q_proj, k_proj",
+        ),
+        (("recipe=copula", "lora.targets=[q_proj]"), "lora.rank must be 0 where mixture.freeze_backbone=true"),
+        (("lora.targets=[]",), "lora.targets must be at least one name"),
+    ],
+)
+def test_adapters_that_cannot_be_are_refused_before_anything_is_built(
+    llada: Path, tmp_path: Path, words: tuple[str, ...], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = words if "recipe=copula" in words else ("objective=sdtt", *words)
+    try:
+        said = "\n".join(faults(DOMAIN, lora_settings(llada, tmp_path, *words)))
+    except SystemExit:
+        said = capsys.readouterr().err
+    assert complaint in said
+
+
+def test_without_peft_the_extra_is_named(llada: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("di4c_lm.runs.preflight.find_spec", lambda name: None if name == "peft" else object())
+    settings = lora_settings(llada, tmp_path, "objective=sdtt", "lora.targets=[q_proj]")
+    assert any("peft is not installed: the extra [lora]" in one for one in faults(DOMAIN, settings))

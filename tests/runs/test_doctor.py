@@ -49,6 +49,16 @@ def test_a_frozen_trunk_is_held_and_not_optimised() -> None:
     assert shared["weights"] == counts["trained"]
 
 
+def test_adapters_are_optimised_and_what_they_change_is_held() -> None:
+    chosen = config("objective=sdtt", "lora.rank=4", "lora.targets=[attn_qkv]")
+    counts, whole = (plan.count(one, chosen.model, 301) for one in (chosen, config("objective=sdtt")))
+    assert counts["trained"] == 4 * chosen.model.num_blocks * (32 + 3 * 32)
+    assert counts["frozen"] == counts["student"] == whole["trained"]
+    one, shared = (plan.state_memory(chosen, counts, 4, way) for way in ("0", "3"))
+    assert one["weights"] == 4 * (counts["trained"] + counts["frozen"]) == 4 * shared["weights"]
+    assert one["optimizer"] == 8 * counts["trained"]
+
+
 def test_state_by_stage_in_float32() -> None:
     """16 bytes a parameter and the EMA's 4 at stage 0; the shares of stages 1 to 3 after Rajbhandari et al. 2020."""
     found = memory("recipe=di4c")

@@ -152,6 +152,11 @@ def real_objective(spec: dict[str, Any]) -> Any:
     student = mixture.over(teacher, torch.Generator().manual_seed(1))
     if spec.get("frozen", False):
         student.network.vocab_embed.requires_grad_(False)
+    if "lora" in spec:
+        from di4c_lm.networks.lora import LoraSettings
+
+        torch.manual_seed(2)
+        student.adapt(LoraSettings(rank=2, alpha=4, targets=tuple(spec["lora"])))
     student.activation_checkpointing = spec.get("checkpointing", False)
     frozen = teacher.to(torch.bfloat16 if spec.get("dtype") == "bfloat16" else torch.float32)
     chosen = Di4C(num_lambdas=3, delta=0.3, teacher_step=TeacherStep(distribution="fraction", size=0.5))

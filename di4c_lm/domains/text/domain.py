@@ -26,7 +26,9 @@ from di4c_lm.measure.text.gen_ppl import CompareConfig, GenPplConfig
 from di4c_lm.measure.text.report import bound_report, full_report, gen_ppl_report
 from di4c_lm.measure.text.samples import TextRun
 from di4c_lm.measure.text.suite import ReportConfig
+from di4c_lm.mixtures.base import NoMixture
 from di4c_lm.networks.dit import DIT
+from di4c_lm.networks.lora import targeted
 from di4c_lm.objectives.mdlm import Mdlm
 from di4c_lm.training.distributed import World, barrier
 
@@ -90,6 +92,9 @@ class TextDomain:
             weights.check(settings.teacher.path)
             if getattr(weights.model, "process", "masked") == "uniform":
                 settings.check_uniform("the teacher's noise is uniform")
+            if settings.lora.rank:
+                network = dataclasses.replace(weights, mixture=NoMixture()).blank(settings.teacher.path)
+                targeted(network, settings.lora)
             known, asked = weights.sizes["length"], settings.data.length
             if asked > known:
                 raise ValueError(f"data.length must be at most {known}, the teacher's length, got {asked}")

@@ -7,6 +7,7 @@ import torch
 from di4c_lm.domains.text.settings import TextSettings
 from di4c_lm.networks.decoder import Decoder, DecoderConfig
 from di4c_lm.networks.dit import DIT, DitConfig
+from di4c_lm.networks.lora import of_adapters
 from di4c_lm.processes.denoiser import LOGITS_ON_CPU, LOGITS_ON_GPU
 from di4c_lm.runs.recipe import mixture_of
 
@@ -31,17 +32,22 @@ def block_numbers(model: DitConfig | DecoderConfig) -> int:
 
 
 def count(config: TextSettings, model: DitConfig | DecoderConfig, num_states: int) -> dict[str, int]:
-    """Parameters of the teacher (0 without one), the student, its λ path, and its trained ones, over S = `num_states`."""
+    """Parameters of the teacher (0 without one), the student, its λ path, those trained and those frozen, over S = `num_states`."""
     with torch.device("meta"):
         kind = network_of(model)
         student: Any = mixture_of(config).fresh(kind, model, {"num_states": num_states})
         teacher = kind(model, num_states=num_states) if config.objective.needs_teacher else None
     tensors, own = student.tensors(), dict(student.named_parameters())
+    whole, latent = (
+        sum(p.numel() for n, p in own.items() if of(n)) for of in (lambda name: True, student.learns_apart)
+    )
+    trained = latent + of_adapters(getattr(student, "network", student), config.lora) if config.lora.rank else whole
     return {
         "teacher": sum(p.numel() for p in teacher.parameters()) if teacher is not None else 0,
         "student": sum(tensor.numel() for name, tensor in tensors.items() if name != "rotary_emb.inv_freq"),
-        "latent": sum(p.numel() for name, p in own.items() if student.learns_apart(name)),
-        "trained": sum(p.numel() for p in own.values()),
+        "latent": latent,
+        "trained": trained,
+        "frozen": whole - latent if config.lora.rank else 0,
     }
 
 
@@ -61,7 +67,7 @@ def state_memory(config: TextSettings, counts: dict[str, int], ranks: int, way: 
     stage = 1 if stage == 0 and not wide else stage
     share = trained / ranks if stage else trained
     parts = {
-        "weights": width * (share if stage == 3 else trained),
+        "weights": width * (trained + counts["frozen"]) / (ranks if stage == 3 else 1),
         "gradients": width * (share if stage >= 2 else trained) + (0 if wide else 4 * share),
         "optimizer": 8 * share + (4 * share if stage else 0),
         "ema": 4 * share,
