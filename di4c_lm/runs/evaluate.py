@@ -39,6 +39,12 @@ EVALUATIONS = {
         "di4c_lm.domains.text.domain:compare",
     ),
     "report": Evaluation("every part of the evaluation of a text run, with canaries, as one page", _CONFIG, _SUITE),
+    "brier": Evaluation(
+        "BrierLM: how well held-out text is continued, by samples alone, beside counting",
+        _CONFIG,
+        _SUITE,
+        ("parts=[brier]",),
+    ),
     "likelihood": Evaluation(
         "likelihood of validation and zero-shot text, and last words", _CONFIG, _SUITE, ("parts=[likelihood]",)
     ),

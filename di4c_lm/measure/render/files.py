@@ -107,7 +107,7 @@ def _long(report: Mapping[str, Any]) -> str:
     out = io.StringIO(newline="")
     writer = csv.writer(out)
     writer.writerow(["part", "model", "steps", "of", "metric", "value", "low", "high", "p_value"])
-    for part in ("rows", "likelihood", "last_words", "correlation", "latent_modes", "cost", "comparisons"):
+    for part in ("rows", "brier", "likelihood", "last_words", "correlation", "latent_modes", "cost", "comparisons"):
         for row in report.get(part, ()):
             name = row.get("model") or f"{row['of']} - {row['minus']}"
             of = row.get("set", row.get("batch", row.get("t", row.get("metric", ""))))

@@ -11,6 +11,7 @@ from di4c_lm.measure.render.pictures import Row
 from di4c_lm.measure.render.tables import short
 
 _TITLES = {
+    "brier": "BrierLM: continuations of validation text",
     "likelihood": "Likelihood: bounds on perplexity",
     "last_words": "Last words predicted",
     "correlation": "Mixture: correlations (nats)",

@@ -19,7 +19,9 @@ _MIB = 2**20
 def sampling_cost(
     model: TextModel, *, steps: int, batch: int, repeats: int, seed: int, settings: dict[str, Any]
 ) -> dict[str, Any]:
-    """One row: batch, nfe, seconds (median, fastest, slowest of `repeats` batches after one unmeasured), tokens_per_s, peak_mib.
+    """One row: batch, nfe, tokens_per_forward, seconds, tokens_per_s, peak_mib.
+
+    Seconds are the median, fastest and slowest of `repeats` batches after one unmeasured.
 
     `settings` go to `TextModel.sample_tokens`. peak_mib: on a GPU what was allocated at most; on Linux by how much the process' memory rose
     above its level before (the unmeasured batch included); elsewhere None.
@@ -39,6 +41,7 @@ def sampling_cost(
         "steps": steps,
         "batch": batch,
         "nfe": float(nfe),
+        "tokens_per_forward": model.length / float(nfe),
         "seconds": median,
         "seconds_low": min(seconds),
         "seconds_high": max(seconds),
@@ -49,12 +52,16 @@ def sampling_cost(
 
 def cost_part(run: TextRun, settings: Any, *_: Any) -> dict[str, list[Row]]:
     """`sampling_cost` of every model, step count and batch size."""
-    how = {"sampler": settings.sampler, "grid": settings.grid, "noise": settings.noise}
     rows = [
         {
             "model": name,
             **sampling_cost(
-                model, steps=steps, batch=batch, repeats=settings.cost_repeats, seed=settings.seeds[0], settings=how
+                model,
+                steps=steps,
+                batch=batch,
+                repeats=settings.cost_repeats,
+                seed=settings.seeds[0],
+                settings=settings.how,
             ),
         }
         for name, model in run.models.items()

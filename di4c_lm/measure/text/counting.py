@@ -14,7 +14,8 @@ from jaxtyping import Bool, Float, Float64, Int, Int64
 from numpy import ndarray
 from torch import Tensor, nn
 
-from di4c_lm.measure.text.samples import Sampler, TextModel, sampler_of
+from di4c_lm.measure.text.gen_ppl import Baseline
+from di4c_lm.measure.text.samples import Sampler, TextModel, TextRun, sampler_of
 from di4c_lm.mixtures.class_counts import pair_log_ratios
 from di4c_lm.processes.denoiser import OutputHead, Prediction, Walk
 from di4c_lm.processes.rng import Rng
@@ -114,11 +115,16 @@ class NgramModel:
             p_N = np.where(known, share, p_N)
         return p_N
 
-    def sample(self, num_samples: int, length: int, seed: int) -> Int64[ndarray, "N D"]:
-        """Sequences from left to right, each token of the highest order that does not back off."""
+    def sample(
+        self, num_samples: int, length: int, seed: int, given: Int[ndarray, "N P"] | None = None
+    ) -> Int64[ndarray, "N D"]:
+        """Sequences from left to right, each token of the highest order that does not back off; they begin with what is `given`."""
         rng = np.random.default_rng(seed)
         made = np.full((num_samples, self.order - 1 + length), self.num_states, dtype=np.int64)
-        for place in range(self.order - 1, made.shape[1]):
+        start = self.order - 1 + (0 if given is None else given.shape[1])
+        if given is not None:
+            made[:, self.order - 1 : start] = given
+        for place in range(start, made.shape[1]):
             recent = made[:, place - self.order + 1 : place]
             token_N, open_N = rng.integers(self.num_states, size=num_samples), np.ones(num_samples, dtype=bool)
             for order in range(self.order, 0, -1):
@@ -149,9 +155,8 @@ def ngram_sampler(model: NgramModel, length: int) -> Sampler:
     """An n-gram model as a sampler: it takes no network call, whatever the number of steps."""
 
     def sampler(given: int | Int[Tensor, "N P"], steps: int, seed: int) -> tuple[Tensor, float]:
-        if not isinstance(given, int):
-            raise ValueError("n-grams continue no prompts")
-        return torch.from_numpy(model.sample(given, length, seed)), 0.0
+        prompts, count = (None, given) if isinstance(given, int) else (given.cpu().numpy(), len(given))
+        return torch.from_numpy(model.sample(count, length, seed, prompts)), 0.0
 
     return sampler
 
@@ -220,6 +225,21 @@ def bigram_sampler(
     device = next(network.parameters()).device
     denoiser = _BigramDenoiser(network, pair_log_ratios(tokens_ND, num_states).to(device))
     return sampler_of(replace(teacher, denoiser=denoiser.eval()), batch_size, **how)
+
+
+def baselines(
+    run: TextRun, counted: Mapping[str, NgramModel], batch_size: int, how: Mapping[str, Any] | None = None
+) -> dict[str, Baseline]:
+    """What models are measured beside, by name: n-grams of the training text, and token bigrams over the teacher's marginals.
+
+    `how` the bigrams are sampled: absent, as the run's first model is.
+    """
+    found = {name: Baseline(ngram_sampler(model, run.student.length), (1,)) for name, model in counted.items()}
+    name, teacher = next(iter(run.models.items()))
+    if run.training is None or not counted:
+        return found
+    bigrams = bigram_sampler(teacher, run.training, batch_size, run.how.get(name, {}) if how is None else how)
+    return found | ({BIGRAM: Baseline(bigrams)} if bigrams else {})
 
 
 def perplexity(model: NgramModel, tokens_ND: Int[Tensor, "N D"]) -> float:

@@ -5,7 +5,6 @@ and nothing of our models.
 """
 
 import dataclasses
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -85,9 +84,7 @@ class GenPplConfig(Measurement, Reading):
     def unused(self) -> dict[str, str]:
         """What only the conditional form has a use for. (`num_samples` says itself that the other alone reads it.)"""
         names = ("prompts", "continuations", "prompt_length", "continuation_length")
-        if self.conditional:
-            return {"baselines": "where conditional=true: n-grams continue no prompts"}
-        return dict.fromkeys(names, "where conditional=false")
+        return {} if self.conditional else dict.fromkeys(names, "where conditional=false")
 
     def fitted(self, length: int) -> "GenPplConfig":
         """With both lengths of the conditional form set for samples of `length` tokens. Raises `ValueError` where they do not fit."""
@@ -194,26 +191,24 @@ def measure(
     prompts_NP = chosen[:, :prompt].repeat_interleave(repeats, 0)
     given = prompts_NP if settings.conditional else settings.num_samples
 
+    every = {name: Baseline(sampler) for name, sampler in samplers.items()} | dict(baselines or {})
+
     def samples() -> Iterator[TextSamples]:
         yield TextSamples(name=DATA, kind="data", tokens=chosen[:, :end], context=prompt)
-        how: dict[str, Any] = {"length": length, "steps": settings.steps, "seeds": (settings.seed,)}
-        for one in sampled(samplers, given, **how, progress=reader.progress, context=prompt, repeats=repeats):
-            if settings.conditional and not torch.equal(one.tokens[:, :prompt].cpu(), prompts_NP.cpu()):
-                raise ValueError(f"sampler {one.name!r} at {one.steps} steps changed its prompts")
-            yield dataclasses.replace(one, tokens=one.tokens[:, :end])
-
-    def counted() -> Iterator[TextSamples]:
-        for name, baseline in (baselines or {}).items():
-            chosen_steps = settings.steps if baseline.steps is None else baseline.steps
-            how: dict[str, Any] = {"length": length, "steps": chosen_steps, "seeds": (settings.seed,)}
-            for one in sampled({name: baseline.sampler}, given, **how, progress=reader.progress):
-                yield dataclasses.replace(one, kind="baseline")
+        how: dict[str, Any] = {"length": length, "seeds": (settings.seed,), "context": prompt, "repeats": repeats}
+        for name, source in every.items():
+            steps = settings.steps if source.steps is None else source.steps
+            for one in sampled({name: source.sampler}, given, **how, steps=steps, progress=reader.progress):
+                if settings.conditional and not torch.equal(one.tokens[:, :prompt].cpu(), prompts_NP.cpu()):
+                    raise ValueError(f"sampler {one.name!r} at {one.steps} steps changed its prompts")
+                kind = "model" if name in samplers else "baseline"
+                yield dataclasses.replace(one, tokens=one.tokens[:, :end], kind=kind)
 
     resampling = {"resamples": settings.bootstrap, "seed": settings.seed}
     rows: list[Row] = []
     shown: list[Row] = []
     quantities: dict[tuple[str, int], dict[str, Resampled]] = {}
-    for one in itertools.chain(samples(), counted()):
+    for one in samples():
         shown += examples(one, reader.tokenizer)
         nll_N, tokens_N = reader.nll(reader.evaluators[0], reader.documents(reader.evaluators[0], one), one.name)
         found = quantities[one.name, one.steps] = perplexities(one, nll_N, tokens_N) | entropy(one, reader)

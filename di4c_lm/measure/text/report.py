@@ -20,11 +20,12 @@ from di4c_lm.measure.render.pictures import training_curves
 from di4c_lm.measure.settings import device_of
 from di4c_lm.measure.statistics.bootstrap import Resampled, exp_mean
 from di4c_lm.measure.text import gen_ppl, suite
+from di4c_lm.measure.text.brier import brier_part
 from di4c_lm.measure.text.canaries import periodic, shuffled, tail_probe, tiled
 from di4c_lm.measure.text.cost import cost_part
-from di4c_lm.measure.text.counting import BIGRAM, NgramModel, bigram_sampler, ngram_sampler, ngrams, perplexity
+from di4c_lm.measure.text.counting import NgramModel, baselines, ngrams, perplexity
 from di4c_lm.measure.text.evaluator import Evaluator, evaluator_facts, load_evaluator
-from di4c_lm.measure.text.gen_ppl import Baseline, GenPplConfig, detectable_of, gen_ppl_table, measure, verdict
+from di4c_lm.measure.text.gen_ppl import GenPplConfig, detectable_of, gen_ppl_table, measure, verdict
 from di4c_lm.measure.text.likelihood import likelihood_part, marginal_bound
 from di4c_lm.measure.text.mixture import mixture_part
 from di4c_lm.measure.text.samples import Reader, Reading, TextRun, TextSamples, sampled, sampler_of
@@ -53,9 +54,9 @@ def gen_ppl_report(run: TextRun, settings: GenPplConfig) -> str:
     }
     reader = Reader(tokenizer=student.tokenizer, evaluators=(evaluator,), settings=settings, cache=run.cache)
     counted = {}
-    if settings.baselines and not settings.conditional and run.training is not None:
+    if settings.baselines and run.training is not None:
         counted = ngrams(run.training, len(student.tokenizer))
-    found = measure(samplers, run.validation, reader, baselines(run, settings, counted))
+    found = measure(samplers, run.validation, reader, baselines(run, counted, settings.batch_size))
     likelihoods = held_out(run, settings, counted) if counted else {}
     found.rows[:] = [{**row, **likelihoods.get(row["model"], {})} for row in found.rows]
     lengths = ("prompts", "continuations", "prompt_length", "continuation_length")
@@ -82,16 +83,6 @@ def gen_ppl_report(run: TextRun, settings: GenPplConfig) -> str:
         pictures={"training": training_curves(read_metrics(run.folder))},
     )
     return with_page(gen_ppl_table(found), paths)
-
-
-def baselines(run: TextRun, settings: GenPplConfig, counted: Mapping[str, NgramModel]) -> dict[str, Baseline]:
-    """What models are measured beside, by name: n-grams of the training text, and token bigrams over the teacher's marginals."""
-    found = {name: Baseline(ngram_sampler(model, run.student.length), (1,)) for name, model in counted.items()}
-    name, teacher = next(iter(run.models.items()))
-    if run.training is None or not counted:
-        return found
-    bigrams = bigram_sampler(teacher, run.training, settings.batch_size, run.how.get(name, {}))
-    return found | ({BIGRAM: Baseline(bigrams)} if bigrams else {})
 
 
 def held_out(run: TextRun, settings: GenPplConfig, counted: Mapping[str, NgramModel]) -> dict[str, dict[str, float]]:
@@ -234,14 +225,13 @@ def _samples(
 
 
 def _cells(run: TextRun, real: Tensor, settings: ReportConfig) -> Iterator[TextSamples]:
-    how: dict[str, Any] = {"sampler": settings.sampler, "grid": settings.grid, "noise": settings.noise}
     noise, student, name = _NOISE[settings.noise], run.student, list(run.models)[-1]
     tail = {}  # of the sampler in use, but of those that need more than steps, or a particular network
     if noise == "float64" and settings.sampler in ("ancestral", "first_hitting", "first_hitting_parallel"):
         probed = {"sampler": settings.sampler}
         tail = tail_probe(student, steps=_PROBE_STEPS, seed=settings.seeds[0], settings=probed)
     yield from sampled(
-        {name: sampler_of(model, settings.batch_size, **how) for name, model in run.models.items()},
+        {name: sampler_of(model, settings.batch_size, **settings.how) for name, model in run.models.items()},
         settings.num_samples,
         length=student.length,
         steps=settings.steps,
@@ -267,6 +257,7 @@ def _cells(run: TextRun, real: Tensor, settings: ReportConfig) -> Iterator[TextS
 # What measures the parts of the report: the parts it stands for, and a function of run, settings, evaluators and encoder to tables.
 PARTS = {
     "samples": ({metric.part for metric in suite.METRICS}, _samples),
+    "brier": ({"brier"}, brier_part),
     "likelihood": ({"likelihood"}, likelihood_part),
     "mixture": ({"mixture"}, mixture_part),
     "cost": ({"cost"}, cost_part),

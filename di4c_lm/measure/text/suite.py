@@ -27,9 +27,13 @@ from di4c_lm.measure.text.gen_ppl import FLUENCY, PERPLEXITY, SAMPLE_ENTROPY
 from di4c_lm.measure.text.samples import Reader, Reading, TextSamples, examples
 
 METRICS = (FLUENCY, ENTROPY, DIVERSITY, DISTRIBUTION)
-PARTS = (*dict.fromkeys(metric.part for metric in METRICS), "likelihood", "mixture", "cost")
+PARTS = (*dict.fromkeys(metric.part for metric in METRICS), "brier", "likelihood", "mixture", "cost")
 REAL = "held-out text"
-IN_A_LINE = ("gen_ppl", "entropy")  # metrics of which the table's foot says which differences would have shown
+IN_A_LINE = (
+    "gen_ppl",
+    "entropy",
+    "brier_lm",
+)  # metrics of which the table's foot says which differences would have shown
 LOWER_IS_CLOSER = ("gradient_moment", "energy", "energy_hand")
 _ORDER_SHARE, _CORPUS_SHARE, _DUPLICATE_EXCESS, _TAIL_P = 0.1, 0.9, 0.05, 1e-3
 LAYOUT = Layout(
@@ -83,6 +87,12 @@ class ReportConfig(Measurement, Reading):
     mauve_clusters: int = setting(0, "clusters of MAUVE; 0: a tenth of the number of samples")
     self_bleu_samples: int = setting(32, "samples that Self-BLEU compares, at a cost of their square; 0: no Self-BLEU")
     self_bleu_legacy: bool = setting(False, "also measure Self-BLEU over characters, as published (slow)")
+    baselines: bool = setting(
+        True, "measure n-grams of the training text, and the teacher's marginals with token bigrams"
+    )
+    brier_prompts: int = setting(256, "validation sequences whose beginnings are continued for BrierLM")
+    brier_samples: int = setting(4, "continuations of each; 2 is the published estimator, more have less spread")
+    prompt_length: int = setting(0, "tokens of such a beginning; 0: half of the samples' length")
     likelihood_sequences: int = setting(64, "validation sequences whose likelihood is bounded")
     likelihood_draws: int = setting(8, "times t sampled for the bound of each sequence")
     zero_shot: str | None = setting(
@@ -115,21 +125,27 @@ class ReportConfig(Measurement, Reading):
     @property
     def needs_evaluator(self) -> bool:
         """Whether a part reads text by a language model."""
-        return bool({*self.parts} - {"likelihood", "cost"})
+        return bool({*self.parts} - {"brier", "likelihood", "cost"})
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """What models' `sample` takes."""
+        return {"sampler": self.sampler, "grid": self.grid, "noise": self.noise}
 
 
 _READ_BY = {  # keys, each with the parts that have a use for it
     **dict.fromkeys(("mauve_seeds", "mauve_clusters"), ("distribution",)),
     **dict.fromkeys(("self_bleu_samples", "self_bleu_legacy"), ("diversity",)),
+    **dict.fromkeys(("baselines", "brier_prompts", "brier_samples", "prompt_length"), ("brier",)),
     **dict.fromkeys(("likelihood_draws", "zero_shot", "lambada"), ("likelihood",)),
     "likelihood_sequences": ("likelihood", "mixture"),
     "mixture_steps": ("mixture",),
     **dict.fromkeys(("cost_batches", "cost_repeats"), ("cost",)),
 }
 _LEAST = {
-    0: ("references", "mauve_clusters", "self_bleu_samples"),
+    0: ("references", "mauve_clusters", "self_bleu_samples", "prompt_length"),
     1: ("likelihood_draws", "mixture_steps", "cost_repeats"),
-    2: ("likelihood_sequences", "lambdas"),
+    2: ("brier_prompts", "brier_samples", "likelihood_sequences", "lambdas"),
     8: ("num_samples",),
     19: ("permutations",),
 }
@@ -286,10 +302,14 @@ def suite_table(report: Mapping[str, Any]) -> str:
         f"{row['model']}, {row['steps'] or '-'} steps: {'; '.join(row['flags'])}" for row in rows if row["flags"]
     ]
     text += "\n\nflagged, so not ranked\n" + "\n".join(flagged) if flagged else ""
-    for part in ("likelihood", "last_words", "correlation", "latent_modes", "cost"):
+    for part in ("brier", "likelihood", "last_words", "correlation", "latent_modes", "cost"):
         of_part = report.get(part) or []
         names = [key for key in (of_part[0] if of_part else {}) if not key.endswith(("_low", "_high", "_sd"))]
-        plain = [[short(v) if isinstance(v := row.get(key), float) else str(v) for key in names] for row in of_part]
+        plain = [[_told(row.get(key)) for key in names] for row in of_part]
         text += f"\n\n{part}\n{aligned(names, plain)}" if of_part else ""
     text = with_detectable(text.strip(), [row for row in report["detectable"] if row["metric"] in IN_A_LINE])
     return text + "".join(f"\nNOT CAUGHT: {name}" for name in report["alarms"])
+
+
+def _told(value: Any) -> str:
+    return "-" if value is None else short(value) if isinstance(value, float) else str(value)

@@ -80,12 +80,22 @@ def test_a_longer_context_says_more_of_text_with_a_memory() -> None:
     assert three < two - 0.1 < alone - 0.2 < 4
 
 
-def test_it_samples_as_models_do_but_continues_nothing() -> None:
+def test_it_samples_as_models_do() -> None:
     sampler = ngram_sampler(NgramModel(TEXT, 4, 2), 4)
     tokens, nfe = sampler(7, 3, 0)
     assert tokens.shape == (7, 4) and nfe == 0.0
-    with pytest.raises(ValueError, match="n-grams continue no prompts"):
-        sampler(torch.zeros(2, 1, dtype=torch.int64), 3, 0)
+
+
+@pytest.mark.parametrize("order", [1, 3])
+def test_it_continues_prompts_by_its_distribution(order: int) -> None:
+    model, count = NgramModel(TEXT, 4, order), 40_000
+    prompt = torch.tensor([[0, 1]]).expand(count, -1)
+    tokens, _ = ngram_sampler(model, 4)(prompt, 1, 0)
+    assert torch.equal(tokens[:, :2], prompt)
+    every = EVERY[(EVERY[:, :2] == [0, 1]).all(1)]
+    p = np.exp(model.log_prob(every))
+    often = np.bincount(tokens[:, 2] * 4 + tokens[:, 3], minlength=16) / count
+    assert np.abs(often - p / p.sum()).max() < 0.012
 
 
 def test_bigrams_over_a_teachers_marginals() -> None:

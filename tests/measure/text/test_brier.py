@@ -1,0 +1,100 @@
+"""BrierLM against distributions that are known, its rows, and what is refused."""
+
+import dataclasses
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from di4c_lm.data.text.synthetic import MarkovChain
+from di4c_lm.measure.statistics.bootstrap import Resampled
+from di4c_lm.measure.text.brier import ORDERS, brier_lm, brier_part, brier_terms
+from di4c_lm.measure.text.samples import TextRun
+from di4c_lm.measure.text.suite import ReportConfig
+from tests.measure.models import text_model
+
+CHAIN = MarkovChain.random(3, 4, sharpness=1.5, seed=0)
+OTHER = dataclasses.replace(CHAIN, transition_SS=0.7 * CHAIN.transition_SS + 0.1)  # flatter
+
+
+def exact(model: MarkovChain, text: MarkovChain) -> list[float]:
+    """Brier-n = Σ_y p(y) (2 q(y) - Σ_x q(x)²), over every sequence of n states, p the text's and q the model's."""
+    every, found = torch.tensor(list(itertools.product(range(3), repeat=4))), []
+    for n in ORDERS:
+        p, q = (one.log_prob(every).exp().view(3**n, -1).sum(1) for one in (text, model))
+        found.append(float((p * (2 * q - (q**2).sum())).sum()))
+    return found
+
+
+@pytest.mark.parametrize("model", [CHAIN, OTHER], ids=["own", "other"])
+@pytest.mark.parametrize("samples", [2, 4])
+def test_it_is_that_of_the_distributions(model: MarkovChain, samples: int) -> None:
+    rng, num = torch.Generator().manual_seed(0), 60_000
+    x_NKO = model.sample(num * samples, rng).view(num, samples, 4)
+    terms = brier_terms(x_NKO, CHAIN.sample(num, rng))
+    expected = exact(model, CHAIN)
+    error = terms.std(0) / np.sqrt(num)
+    assert (np.abs(terms.mean(0) - expected) < 4 * error).all() and error.max() < 0.006
+    found = Resampled(brier_lm, tuple(terms.T)).interval(resamples=100, seed=0)
+    wanted = 100 * np.prod(np.maximum(expected, 0)) ** 0.25
+    assert abs(found.estimate - wanted) < 5 * found.error and found.error < 0.5
+
+
+def test_no_model_scores_above_the_text_itself() -> None:
+    assert all(own > other for own, other in zip(exact(CHAIN, CHAIN), exact(OTHER, CHAIN), strict=True))
+
+
+def test_the_published_estimator_takes_two_samples() -> None:
+    y = torch.tensor([[1, 2, 3, 4]])
+    both = torch.stack([y[0], torch.tensor([1, 2, 0, 4])])[None]
+    assert brier_terms(both, y).tolist() == [[1, 1, 1, 1]]  # 1 + 1 - 1, and from n = 3 on 1 + 0 - 0
+    wrong = torch.tensor([[[5, 2, 3, 4], [5, 2, 3, 4]]])
+    assert brier_terms(wrong, y).tolist() == [[-1] * 4]
+    assert brier_lm(*np.array([[0.25, 0.75], [0.5, 0.5], [1.0, 0.0], [0.5, 0.5]])) == pytest.approx(50)
+    assert brier_lm(*np.array([[1.0, 1.0], [-0.5, 0.25]])) == 0
+    with pytest.raises(ValueError, match="brier_samples must be at least 2, got 1"):
+        brier_terms(both[:, :1], y)
+
+
+LENGTH = 8
+SETTINGS = ReportConfig(parts=("brier",), steps=(1, 2), brier_prompts=12, brier_samples=3, bootstrap=20, device="cpu")
+
+
+def run_of(**more: object) -> TextRun:
+    models = {"teacher": text_model(length=LENGTH), "student": text_model(codes=3, length=LENGTH, seed=1)}
+    validation = torch.randint(2, 4, (20, LENGTH), generator=torch.Generator().manual_seed(0))
+    place = {"settings": {}, "folder": Path(), "paths": {}, "evaluator": ""}
+    return TextRun(**(place | {"models": models, "validation": validation} | more))  # pyright: ignore[reportArgumentType]
+
+
+def test_models_and_counting_have_rows() -> None:
+    found = brier_part(run_of(training=torch.randint(2, 4, (50, LENGTH))), SETTINGS)
+    rows = {(row["model"], row["steps"]): row for row in found["brier"]}
+    assert list(rows)[:4] == [(name, n) for name in ("teacher", "student") for n in (1, 2)]
+    assert [(name, n) for name, n in rows if name not in ("teacher", "student")] == [
+        ("ngram_2", 1),
+        ("ngram_3", 1),
+        ("ngram_5", 1),
+        ("token_bigram", 1),
+        ("token_bigram", 2),
+    ]
+    row = rows["student", 2]
+    assert row["brier_lm_low"] <= row["brier_lm"] <= row["brier_lm_high"] and row["brier_lm_error"] >= 0
+    assert row["brier_1_low"] <= row["brier_1"] <= row["brier_1_high"] and 0 <= row["accuracy_4"] <= row["accuracy_1"]
+    assert (row["prompts"], row["continuations"], row["prompt_length"]) == (12, 3, 4)
+    assert row["tokens_per_forward"] == 4 / row["nfe"] and rows["ngram_2", 1]["tokens_per_forward"] is None
+    assert [(one["of"], one["minus"], one["steps"]) for one in found["comparisons"]] == [
+        ("student", "teacher", 1),
+        ("student", "teacher", 2),
+    ]
+
+
+def test_a_run_without_training_text_has_its_models_alone() -> None:
+    assert {row["kind"] for row in brier_part(run_of(), SETTINGS)["brier"]} == {"model"}
+
+
+def test_a_prompt_that_leaves_no_four_tokens_is_refused() -> None:
+    with pytest.raises(ValueError, match="prompt_length must be 1 to 4, .* got 5"):
+        brier_part(run_of(), dataclasses.replace(SETTINGS, prompt_length=5))
