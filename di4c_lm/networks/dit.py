@@ -183,6 +183,7 @@ class DitStages(BlockStages):
         if share and network.may_share():
             x_t, sigma, row_B = distinct(x_t, sigma)
         super().__init__(network, network.blocks, unknown, row_B)
+        self.seen = x_t  # by the rows of the stream as it begins
         flash = use_flash(network.config.attention) if x_t.is_cuda else False
         self.x = network.vocab_embed(x_t)
         cond = F.silu(network.sigma_map(sigma)) if network.config.modulation else self.x.new_zeros(1, 1)

@@ -69,15 +69,20 @@ MASKGIT_SCHEDULES: dict[str, Schedule] = {
 
 @dataclass(frozen=True)
 class MaskedProcess(Process):
-    """Masked diffusion (Sahoo et al. 2024; Shi et al. 2024) on tokens below `mask_id`, with MASK = `mask_id`."""
+    """Masked diffusion (Sahoo et al. 2024; Shi et al. 2024) on tokens below `mask_id`, with MASK = `mask_id`.
+
+    The first `given` positions are never masked: a prompt.
+    """
 
     mask_id: int
     schedule: Schedule = field(default_factory=LogLinear)
+    given: int = 0
     min_time: ClassVar[float] = 0.0  # networks are asked for x_0 at any time above it
 
     def corrupt(self, x_0: Int64[Tensor, "B D"], t: Float[Tensor, " B"], rng: Rng) -> Int64[Tensor, "B D"]:
-        """x_t ~ q(x_t | x_0): each position masked with probability m(t)."""
+        """x_t ~ q(x_t | x_0): each position that is not given masked with probability m(t)."""
         u_BD = uniform(rng, tuple(x_0.shape), x_0.device)
+        u_BD[:, : self.given] = 1.0
         return torch.where(u_BD < self.schedule.mask_prob(t.double())[:, None], self.mask_id, x_0)
 
     def unknown(self, x_t: StateTensor) -> Bool[Tensor, "..."]:

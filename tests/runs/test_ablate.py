@@ -100,7 +100,11 @@ def test_settings_that_cost_another_time_run_for_the_recipe_s(
         ({}, ["settings=[none]"], "settings must be among plain, more: codes, twice, got 'none'"),
         ({}, ["jobs=0"], "jobs must be"),
         ({"recipe": "best"}, [], "recipe must be one of plain, more: codes, twice, got 'best'"),
-        ({"source": {"kind": "dice"}}, [], "source.kind must be one of markov, codewords, bits, got 'dice'"),
+        (
+            {"source": {"kind": "dice"}},
+            [],
+            "source.kind must be one of markov, hidden_markov, characters, codewords, bits, lists, got 'dice'",
+        ),
         ({"settings": {"plain": ["objective.alpah=1"]}}, [], "objective.alpah"),
         ({"extra": 1}, [], "the keys must be of source, sequences, base, recipe, settings, teacher_seed"),
     ],

@@ -1,6 +1,7 @@
 """Which settings make a better student: a study of settings by seeds, each run in a process of its own.
 
     di4c ablate study=markov seeds=[0,1,2] [jobs=2] [settings=[...]] [equal_time=true] [--json]
+    di4c ablate study=exact_characters data=<jsonl> seeds=[0] [settings=[...]] [--json]
     di4c ablate study=tinystories teacher=<folder> data=<jsonl> validation=<jsonl> evaluator=smollm2 seeds=[0,1,2]
 
 A study is a file of `configs/study/` or the path of one's own. Runs are kept under `out`, and those that are there already are not made
@@ -24,7 +25,7 @@ from di4c_lm.core.cache import key_of
 from di4c_lm.core.files import write_json
 from di4c_lm.core.settings import Ints, Texts, at_least, build, check, section, setting, to_dict
 from di4c_lm.runs.ablate.outcome import bars, beaten, measures_of, plot, table
-from di4c_lm.runs.ablate.study import GIVEN, Study, load_study
+from di4c_lm.runs.ablate.study import GIVEN, TEACHERS, Study, load_study
 from di4c_lm.runs.command import run_command
 
 _APART = "--run"
@@ -52,8 +53,16 @@ class Settings:
         False, "run the study's recipe alone where no settings are named, and print its rows as one object at the end"
     )
     num_samples: int = setting(0, "samples of each model and number of steps; 0: as the study says")
-    teacher: Texts | str = setting((), "folder of the teacher, or a list of several, of a study that leaves it to you")
-    data: Texts | str = setting((), "files of the students' texts, and of the n-grams that they are measured beside")
+    teacher: Texts | str = setting(
+        (),
+        "folder of the teacher, or a list of several, of a study that leaves it to you; of a study with a source exact, its own "
+        "posterior marginals, or train",
+    )
+    data: Texts | str = setting(
+        (),
+        "files of the students' texts, and of the n-grams that they are measured beside; with a source of characters of the text "
+        "that it counts, by default the built-in one",
+    )
     validation: str = setting("", "file of texts that neither teachers nor students were trained on")
     evaluator: str = setting("", "smollm2, or folder or hub name of the language model that reads the samples")
     evaluator_download: bool = setting(False, "fetch the evaluator smollm2 into the cache where it is absent")
@@ -66,18 +75,22 @@ class Settings:
 
     @property
     def teachers(self) -> Texts:
-        """Those given."""
+        """The folders given."""
+        if self.teacher in TEACHERS:
+            return ()
         return (self.teacher,) if isinstance(self.teacher, str) else self.teacher
 
     def studied(self) -> Study:
         """The study, with what the command says of all its runs. Raises `ValueError` for a study that there is not."""
-        study = load_study(self.study)
+        paths = ",".join((self.data,) if isinstance(self.data, str) else self.data)
+        kind = str(self.teacher) if self.teacher in TEACHERS else ""
+        study = load_study(self.study, data=paths, teacher=kind)
         for key in GIVEN:
             said = getattr(self, key)
-            ok = bool(said) == study.is_given
+            of_source = {"teacher": bool(study.source) and not self.teachers, "data": study.counts_text}.get(key, False)
+            ok = of_source or bool(said) == study.is_given
             check(ok, key, said, "given" if study.is_given else f"left out where study={self.study}")
-        paths = (self.data,) if isinstance(self.data, str) else self.data
-        more = {"data": ",".join(paths), "eval.skip": "true"} if study.is_given else {}
+        more = {"data": paths, "eval.skip": "true"} if study.is_given else {}
         return study.under(more | ({"eval.num_samples": self.num_samples} if self.num_samples else {}))
 
 
@@ -110,7 +123,8 @@ class Job:
     def folder(self) -> Path:
         """Under its name and the hash of all that shapes it, so that a changed study does not take old runs for its own."""
         config = to_dict(self.study.config(self.setting, self.seed))
-        facts = [self.measured_by, config["data"], self.study.teacher_steps] if self.measured_by else []
+        facts: list[Any] = [self.study.teacher] if self.study.is_exact else []
+        facts += [self.measured_by, config["data"], self.study.teacher_steps] if self.measured_by else []
         if self.setting is None:
             config = {key: config[key] for key in ("model", "teacher", "eval")}
         digits = key_of(self.study.source, self.study.sequences, config, *facts)[:8]
@@ -182,7 +196,10 @@ def show(rows: Rows, settings: Settings, study: Study, setting: str, out: Path) 
     plot(rows, out / "study.png", f"{study.name}: {spread}, 95 % intervals over them")
     for measure in measures_of(rows):
         print(table(rows, measure), end="\n\n")
-        print("\n".join(bars(rows, setting, measure, _FOUR_TIMES if study.is_given else _TWICE)), end="\n\n")
+        print(
+            "\n".join(bars(rows, setting, measure, _FOUR_TIMES if study.is_given or study.is_exact else _TWICE)),
+            end="\n\n",
+        )
     if nats:
         print(table(nats, "nats", along="t"), end="\n\n")
     if said := beaten(rows):
@@ -193,7 +210,10 @@ def show(rows: Rows, settings: Settings, study: Study, setting: str, out: Path) 
 
 
 def as_object(rows: Rows, nats: Rows, study: Study) -> dict[str, Rows]:
-    """What `--json` prints: of a given teacher's students `model` is the setting, and nats beside; of others student."""
+    """What `--json` prints: of a given or exact teacher's students `model` is the setting; of others student. Nats beside, where given."""
+    if study.is_exact:
+        named = [{**row, "model": row.get("setting", row["model"])} for row in rows if row["model"] != "data"]
+        return {"rows": [{key: value for key, value in row.items() if key != "setting"} for row in named]}
     if not study.is_given:
         return {"rows": [{key: value for key, value in row.items() if key != "setting"} for row in rows]}
     of_row, of_nats = (
@@ -289,6 +309,14 @@ def _once(rows: Rows) -> Rows:
     kept = {}
     for row in rows:
         setting = row.get("setting") if row["model"] == "student" else None
-        place = (row["model"], row.get("steps"), row.get("t"), row["seed"], row.get("teacher"), setting)
+        place = (
+            row["model"],
+            row.get("steps"),
+            row.get("t"),
+            row["seed"],
+            row.get("teacher"),
+            setting,
+            row.get("operation"),
+        )
         kept.setdefault(place, row)
     return list(kept.values())

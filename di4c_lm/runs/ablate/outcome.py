@@ -13,6 +13,8 @@ Row = dict[str, Any]
 MEASURES = {
     "nll": "-log p, nats",
     "pair_tv": "TV of pairs",
+    "accuracy": "right answers",
+    "factorisation_nats": "factorisation error, nats",
     "gen_ppl": "generative perplexity",
     "entropy": "entropy, nats",
     "nats": "nats over the teacher's product",
@@ -61,6 +63,8 @@ def bars(rows: Sequence[Row], setting: str, measure: str, pairs: Sequence[tuple[
     """A line for each (K, K'): the student at K steps less the teacher at K', paired by seed or teacher, with its 95 % interval."""
     by_name = _by_name(rows)
     lines = []
+    if setting not in by_name:  # rows of operations
+        return lines
     for of_student, of_teacher in pairs:
         student = over_runs([row for row in by_name[setting] if row["steps"] == of_student], measure)
         teacher = over_runs([row for row in by_name["teacher"] if row["steps"] == of_teacher], measure)
@@ -125,10 +129,16 @@ def plot(rows: Sequence[Row], path: Path, title: str) -> None:
 
 
 def _by_name(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Rows by what they are called: data, other models that need no network, teacher, or the student's setting, in this order."""
+    """Rows by what they are called: data, other models that need no network, teacher, or the student's setting, in this order.
+
+    Each operation, of rows that have one, is by itself.
+    """
     found: dict[str, list[Row]] = {}
-    for row in sorted(rows, key=lambda row: {"data": 0, "teacher": 2, "student": 3}.get(row["model"], 1)):
-        found.setdefault(row["setting"] if row["model"] == "student" else row["model"], []).append(row)
+    operations = [*dict.fromkeys(row.get("operation") for row in rows)]
+    rank = {"data": 0, "teacher": 2, "student": 3}
+    for row in sorted(rows, key=lambda row: (operations.index(row.get("operation")), rank.get(row["model"], 1))):
+        name = row["setting"] if row["model"] == "student" else row["model"]
+        found.setdefault(f"{row['operation']}: {name}" if "operation" in row else name, []).append(row)
     return found
 
 

@@ -11,45 +11,46 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Int64
 from torch import Tensor
 
 from di4c_lm.data.batches import PackedSource, first_sequences
-from di4c_lm.data.text.synthetic import Source, pair_frequencies
+from di4c_lm.data.text.synthetic import Source
 from di4c_lm.domains.text.domain import DOMAIN
 from di4c_lm.domains.text.settings import TextSettings
 from di4c_lm.networks.dit import DIT
+from di4c_lm.networks.exact import ExactDenoiser, Posterior
 from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.runs import recipe
+from di4c_lm.runs.ablate.quality import own_rows, rows_of
 from di4c_lm.runs.ablate.study import Study
 from di4c_lm.runs.recipe import Interrupted
-from di4c_lm.samplers.grids import uniform_grid
-from di4c_lm.samplers.trajectory import sample_keyed
 from di4c_lm.training.distributed import World, init_distributed, set_threads
 
 SECONDS = "seconds.json"  # in a run's folder: how long its training took
-_BATCH = 1024
 _TEACHER = "teacher.pt"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExactModel:
-    """A network on the states of a distribution."""
+    """A network on the states of a distribution, of which the first `given` positions are a prompt."""
 
-    denoiser: DIT
+    denoiser: Any
+    given: int = 0
 
     @property
     def process(self) -> MaskedProcess:
         """MASK is the last state."""
-        return MaskedProcess(self.denoiser.num_states - 1)
+        return MaskedProcess(self.denoiser.num_states - 1, given=self.given)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExactData:
-    """Sequences sampled once from a distribution, in one order."""
+    """Sequences sampled once from a distribution, in one order; `posterior` where the teacher is exact."""
 
     distribution: Source
     sequences: PackedSource
+    posterior: Posterior | None = None
     fingerprint: str = ""
 
     def source(self, seed: int) -> PackedSource:
@@ -71,11 +72,13 @@ class ExactDomain:
 
     def network(self, settings: TextSettings, data: ExactData) -> DIT:
         """On the distribution's states and MASK."""
+        if data.posterior is not None:
+            return ExactDenoiser(settings.model, posterior=data.posterior)
         return DIT(settings.model, num_states=data.distribution.num_states + 1)
 
     def wrap(self, network: DIT, settings: TextSettings, data: ExactData) -> ExactModel:
         """The network alone."""
-        return ExactModel(denoiser=network)
+        return ExactModel(denoiser=network, given=getattr(data.distribution, "prompt", 0))
 
 
 _DOMAIN: Any = ExactDomain()
@@ -117,18 +120,17 @@ def train_text(study: Study, setting: str, seed: int, folder: Path, threads: int
 
 
 def run_teacher(study: Study, seed: int, folder: Path, threads: int) -> list[dict[str, Any]]:
-    """Train the teacher of `seed` into `folder`; rows of it and of the distribution's own samples."""
+    """Train the teacher of `seed` into `folder`, unless it is exact; rows of it and of the distribution's own samples."""
     config, world, data = _prepare(study, None, seed, threads)
     model = recipe.fresh_model(_DOMAIN, config, data, config.teacher.pretrain.seed)
-    with _to_the_end():
-        trained = recipe.pretrain(_DOMAIN, config, model, data.sequences, world, folder / "training")
-    network, distribution = model.denoiser, data.distribution
-    network.load_state_dict({**network.state_dict(), **trained.ema})
-    torch.save(network.state_dict(), folder / _TEACHER)
-    shutil.rmtree(folder / "training")
-    own = distribution.sample(config.eval.num_samples, torch.Generator().manual_seed(seed + 1_000_000))
-    own_row = {"model": "data", "steps": 0, **_quality(own, distribution)}
-    return [*_rows("teacher", network, distribution, config), own_row]
+    if not study.is_exact:
+        with _to_the_end():
+            trained = recipe.pretrain(_DOMAIN, config, model, data.sequences, world, folder / "training")
+        model.denoiser.load_state_dict({**model.denoiser.state_dict(), **trained.ema})
+        shutil.rmtree(folder / "training")
+    torch.save(model.denoiser.state_dict(), folder / _TEACHER)
+    rows = rows_of("teacher", model, data.distribution, config, exact=study.is_exact)
+    return [*rows, *own_rows(data.distribution, config, exact=study.is_exact)]
 
 
 def run_student(
@@ -143,6 +145,8 @@ def run_student(
     model.denoiser.load_state_dict(torch.load(teacher / _TEACHER, weights_only=True))
     for number, one in enumerate(study.rounds(setting, seed) or [config]):
         student = recipe.new_student(_DOMAIN, one, data, model)
+        if study.is_exact and number == 0 and not student.denoiser.shares_backbone:
+            student.denoiser.network.loosen(torch.Generator().manual_seed(seed))
         begun = time.perf_counter()
         with _to_the_end():
             trained = recipe.fit(one, student, model, data.sequences, world, folder / f"round_{number}")
@@ -151,7 +155,7 @@ def run_student(
         shutil.rmtree(folder / f"round_{number}" / "checkpoints")
         model = student
     (folder / SECONDS).write_text(json.dumps(seconds))
-    return _rows("student", model.denoiser, data.distribution, config)
+    return rows_of("student", model, data.distribution, config, exact=study.is_exact)
 
 
 @contextmanager
@@ -169,22 +173,5 @@ def _prepare(study: Study, setting: str | None, seed: int, threads: int) -> tupl
     set_threads(threads)
     tokens_ND = distribution.sample(study.sequences, torch.Generator().manual_seed(seed))
     sequences = PackedSource(tokens_ND.numpy().astype(np.uint16), seed)
-    return config, world, ExactData(distribution=distribution, sequences=sequences)
-
-
-def _rows(model: str, network: DIT, distribution: Source, config: TextSettings) -> list[dict[str, Any]]:
-    process, shape = MaskedProcess(distribution.num_states), (config.eval.num_samples, distribution.length)
-    how: dict[str, Any] = {"seed": config.eval.seeds[0], "batch_size": _BATCH}
-    network.eval()
-    samples = {k: sample_keyed(network, process, shape, uniform_grid(k), **how).x for k in config.eval.steps}
-    return [{"model": model, "steps": steps, **_quality(x_ND, distribution)} for steps, x_ND in samples.items()]
-
-
-def _quality(x_ND: Int64[Tensor, "N D"], distribution: Source) -> dict[str, float]:
-    """Mean -log p(x) under the distribution (nats a sequence), and the mean total variation between pairs of neighbours and theirs.
-
-    The second is above 0 for the distribution's own samples too, by chance: the rows of `data` say by how much.
-    """
-    nll_N: Float64[Tensor, " N"] = -distribution.log_prob(x_ND)
-    distance_PSS = (pair_frequencies(x_ND, distribution.num_states) - distribution.pair_marginals()).abs()
-    return {"nll": float(nll_N.mean()), "pair_tv": float(distance_PSS.sum((1, 2)).mean() / 2)}
+    posterior = Posterior(distribution) if study.is_exact else None
+    return config, world, ExactData(distribution=distribution, sequences=sequences, posterior=posterior)
