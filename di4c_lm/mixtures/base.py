@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, ClassVar, TypeVar, cast
 
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor, nn
 
 from di4c_lm.core.settings import check, section
@@ -21,7 +21,8 @@ from di4c_lm.losses.reading import PositionReading, Reading
 from di4c_lm.networks.base import Network, Rows, check_tensors
 from di4c_lm.networks.lora import LoraSettings
 from di4c_lm.processes.categorical import sample_categorical
-from di4c_lm.processes.denoiser import Positions, Prediction
+from di4c_lm.processes.denoiser import Positions, Prediction, Walk
+from di4c_lm.processes.masked import NEVER
 from di4c_lm.processes.rng import KeyedRng, Rng, uniform
 
 Settings = TypeVar("Settings", bound="MixtureSettings")
@@ -73,6 +74,19 @@ class Chain(ABC):
     def window_of(self, position: Int64[Tensor, "*shape"]) -> Int64[Tensor, "*shape"]:
         """The window that holds a position."""
 
+    @property
+    def num_links(self) -> int:
+        """The windows that the chain goes through."""
+        return self.num_windows
+
+    @abstractmethod
+    def window_at(self, link: int) -> Int64[Tensor, " B"]:
+        """The number of the window that comes at this place of the chain; -1: none of this sequence."""
+
+    @abstractmethod
+    def moved(self, weight: Float[Tensor, "B L"] | None, link: int) -> Float[Tensor, "B L"]:
+        """The distribution of the code at this place, from that at the place before; None: at the first."""
+
     @abstractmethod
     def log_prob(self, log_emission: Float64[Tensor, "B W T L"]) -> Float64[Tensor, "B T"]:
         """log Σ_z p(z) Π_w e_w(z_w) for each of T observations."""
@@ -87,6 +101,7 @@ class Chained(Rows):
     """What is said of each position under each code of its window, and the chain that the codes follow: λ enumerated."""
 
     chain: Chain
+    is_product: ClassVar[bool] = False
 
     def log_weight(self, positions: Positions) -> Float[Tensor, "M L"]:
         """log p(z = j) of the code at each position."""
@@ -112,6 +127,31 @@ class Chained(Rows):
         num_positions, num_windows = self.features.shape[2], self.chain.num_windows
         position_D = torch.arange(num_positions, device=lam.value.device)
         return self.chain.sample(code_uniforms(lam, num_windows))[:, :, self.chain.window_of(position_D)]
+
+    @torch.no_grad()
+    def walk(self, where: Bool[Tensor, "B D"], rows: int) -> Walk:
+        """See `Prediction.walk`: along the chain, each position given the states that were sampled before it, λ summed out."""
+        chain, weight_BL, left_BD = self.chain, None, where.clone()
+        window_D = chain.window_of(torch.arange(where.shape[1], device=where.device))
+        for link in range(chain.num_links):
+            weight_BL = chain.moved(weight_BL, link)
+            here_BD = left_BD & (window_D == chain.window_at(link)[:, None])
+            while bool(here_BD.any()):
+                row_N = here_BD.any(1).nonzero()[:, 0]
+                position_N = here_BD[row_N].byte().argmax(1)
+                at = Positions(example=row_N, position=position_N, num_examples=len(where))
+                log_weight_NL = weight_BL[row_N].clamp(min=torch.finfo(weight_BL.dtype).tiny).log()
+                state_N = yield (row_N, position_N), self.marginals(at, log_weight=log_weight_NL).log().clamp(min=NEVER)
+                assert state_N is not None
+                read = self.read_positions(at, state_N[:, None], (), log_weight_NL, components=False, chunk_rows=0)
+                seen_NL = (log_weight_NL + read.target_log_p[:, :, 0]).softmax(1)
+                weight_BL = weight_BL.index_copy(0, row_N, seen_NL.to(weight_BL.dtype))
+                here_BD[row_N, position_N] = False
+
+    def marginal_logits(self, row_N: Int64[Tensor, " N"], position_N: Int64[Tensor, " N"]) -> Float[Tensor, "N S"]:
+        """See `Prediction.marginal_logits`."""
+        at = Positions(example=row_N, position=position_N, num_examples=len(self.features))
+        return self.marginals(at).log().clamp(min=NEVER)
 
     def independent(self, rng: torch.Generator) -> Rows:
         """See `Rows.independent`."""
@@ -368,6 +408,10 @@ class CodedMixture(Mixture):
     def training_latents(self, num_batch: int, num_lambdas: int, rng: Rng, device: torch.device) -> Latents:
         """See `Mixture.training_latents`: all codes. One uniform a sequence is passed over."""
         uniform(rng, (num_batch, 1, 1), device)
+        return self.every_code(num_batch, device)
+
+    def whole_latents(self, num_batch: int, device: torch.device) -> Latents:
+        """All codes: the prediction is then of the whole mixture, and is sampled with λ summed out."""
         return self.every_code(num_batch, device)
 
     def every_code(self, num_batch: int, device: torch.device) -> Latents:

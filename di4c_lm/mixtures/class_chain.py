@@ -149,6 +149,19 @@ class ClassChain(Chain):
         """See `Chain.window_of`: the position itself."""
         return position
 
+    @property
+    def num_links(self) -> int:
+        """See `Chain.num_links`: the unknown positions."""
+        return self.place.shape[1]
+
+    def window_at(self, link: int) -> Int64[Tensor, " B"]:
+        """See `Chain.window_at`."""
+        return self.place[:, link].masked_fill(~self.is_unknown[:, link], -1)
+
+    def moved(self, weight: Float[Tensor, "B L"] | None, link: int) -> Float[Tensor, "B L"]:
+        """See `Chain.moved`."""
+        return self.first if weight is None else self._step(link - 1, weight[:, None])[:, 0]
+
     @cached_property
     def log_marginal(self) -> Float[Tensor, "B D L"]:
         """See `Chain.log_marginal`: one step a position; uniform where a position is known."""
@@ -359,10 +372,13 @@ class EveryClass(Chained):
         return PositionReading(target_MLT, *found)
 
     @torch.no_grad()
-    def marginals(self, positions: Positions, *, chunk_rows: int = 0) -> Float[Tensor, "M S"]:
+    def marginals(
+        self, positions: Positions, *, log_weight: Float[Tensor, "M L"] | None = None, chunk_rows: int = 0
+    ) -> Float[Tensor, "M S"]:
         """See `Rows.marginals`."""
         features_MH = positions.features(self.features)[:, 0]
-        return self.output_head.log_marginal(features_MH, positions.position, self.log_weight(positions)).exp()
+        log_weight = self.log_weight(positions) if log_weight is None else log_weight
+        return self.output_head.log_marginal(features_MH, positions.position, log_weight).exp()
 
     def under(self, choice: Int64[Tensor, "B N D"]) -> Rows:
         """See `Rows.under`."""

@@ -78,6 +78,15 @@ class CodeChain(Chain):
         """See `Chain.window_of`."""
         return (position if self.period is None else position % self.period) // self.window
 
+    def window_at(self, link: int) -> Int64[Tensor, " B"]:
+        """See `Chain.window_at`: one after the other."""
+        return torch.full_like(self.log_step[:, 0, 0, 0], link, dtype=torch.int64)
+
+    def moved(self, weight: Float[Tensor, "B L"] | None, link: int) -> Float[Tensor, "B L"]:
+        """See `Chain.moved`."""
+        step_BLL = self.log_step[:, link].exp()
+        return step_BLL[:, 0] if weight is None else torch.einsum("bi,bij->bj", weight, step_BLL)
+
     @cached_property
     def log_marginal(self) -> Float[Tensor, "B W L"]:
         """See `Chain.log_marginal`; one step a window."""

@@ -85,13 +85,15 @@ class Rows(Prediction):
         """The reading of each sequence, made of those of its positions."""
         return read.summed(positions)
 
-    def marginals(self, positions: Positions, *, chunk_rows: int = 0) -> Float[Tensor, "M S"]:
-        """The marginals, λ averaged out, at M positions; without gradient."""
+    def marginals(
+        self, positions: Positions, *, log_weight: Float[Tensor, "M L"] | None = None, chunk_rows: int = 0
+    ) -> Float[Tensor, "M S"]:
+        """The marginals, λ averaged out, at M positions, by other weights than its own if these are given; without gradient."""
         return mixture_marginals(
             positions.features(self.features),
             positions.position,
             self.output_head,
-            log_weight=self.log_weight(positions),
+            log_weight=self.log_weight(positions) if log_weight is None else log_weight,
             chunk_rows=chunk_rows,
         )
 

@@ -203,6 +203,10 @@ class Prediction:
         """A fresh tensor of the logits at some positions of some sequences, of each the first row."""
         return self.output_head.logits(self.features[row_N, 0, position_N], position_N)
 
+    def marginal_logits(self, row_N: Int64[Tensor, " N"], position_N: Int64[Tensor, " N"]) -> Float[Tensor, "N S"]:
+        """Those of a position by itself, whatever is sampled at the others: of a product, `logits`."""
+        return self.logits(row_N, position_N)
+
     def walk(self, where: Bool[Tensor, "B D"], rows: int) -> Walk:
         """All positions `where`, as they can be sampled: of a product in any order, about `rows` at once, whatever the states are.
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from di4c_lm.core.settings import at_least, section, setting
 from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.samplers.first_hitting import remaining
-from di4c_lm.samplers.trajectory import Trajectory
+from di4c_lm.samplers.trajectory import Certainty, Trajectory
 
 Counts = Literal["expected", "published"]
 
@@ -21,7 +21,7 @@ class Confidence:
     """MaskGIT's sampler: sample every masked position, keep those of highest confidence (Chang et al. 2022).
 
     Section 3.2 there, with the annealing of MaskGIT-pytorch (Besnier and Chen 2023). Step i of n samples a token at every masked
-    position and keeps those with the largest log p(token) + `choice_temperature` (1 - i/(n-1)) Gumbel, so many that a share m(s)/m(1)
+    position and keeps those with the largest certainty + `choice_temperature` (1 - i/(n-1)) Gumbel, so many that a share m(s)/m(1)
     stays masked (a cosine grid gives MaskGIT's counts); at least one a step. `counts=published` takes the published numbers of tokens a
     step in place of that share, as `published_counts` says.
     """
@@ -29,6 +29,10 @@ class Confidence:
     needs: ClassVar[type] = MaskedProcess
     choice_temperature: float = setting(
         4.5, "temperature of the Gumbel noise on the choice of positions, which falls to 0 over the steps"
+    )
+    by: Certainty = setting(
+        "probability",
+        "certainty of a token: log p of what was sampled, minus the entropy, or p of the likeliest less p of the second (margin)",
     )
     counts: Counts = setting(
         "expected", "tokens revealed in each step: expected by the masking schedule, or as in the published code"
@@ -45,13 +49,13 @@ class Confidence:
         for index in trajectory.steps(len(times) - 1):
             masked_BD = process.unknown(x)
             left_B = masked_BD.sum(1)
-            token_BD, log_p_BD = trajectory.propose(x, trajectory.every(times[index]), masked_BD)
+            token_BD, sure_BD = trajectory.propose(x, trajectory.every(times[index]), masked_BD, by=self.by)
             stay_B = remaining(process.schedule, num_B, times[0], times[index + 1])
             keep_B = left_B - torch.minimum(stay_B, (left_B - 1).clamp_min(0))
             if self.counts == "published" and not trajectory.ends:
                 keep_B = torch.minimum(published_BK[:, index], left_B)
             heat = self.choice_temperature * (1 - trajectory.progress)
-            score_BD = log_p_BD + heat * standard_gumbel(trajectory.uniform())
+            score_BD = sure_BD + heat * standard_gumbel(trajectory.uniform())
             x = torch.where(surest(score_BD, masked_BD, keep_B), token_BD, x)
             yield x
 

@@ -22,6 +22,7 @@ from di4c_lm.processes.rng import KeyedRng, Rng, uniform
 P = TypeVar("P")
 OnScored = Callable[[Int64[Tensor, "B D"], Float64[Tensor, "B D"], int], None]  # states, ln p of their tokens, the step
 Noise = Literal["exact", "legacy_fp32"]
+Certainty = Literal["probability", "entropy", "margin"]
 _ROWS, _LEVEL_ROWS = 2**8, 2**14  # read at once
 _KINDS: dict[type | tuple[type, ...], str] = {
     MaskedProcess: "a masked process",
@@ -40,7 +41,9 @@ class Decoding:
     5.1), where the correlations that a student adds matter least.
     """
 
-    temperature: float = setting(1.0, "divides the logits, after λ is sampled; below 1 samples are more conservative")
+    temperature: float = setting(
+        1.0, "divides the logits, after λ is sampled; below 1 samples are more conservative; 0: the likeliest states"
+    )
     top_p: float = setting(
         1.0, "nucleus sampling: keep the fewest likeliest states that together have this probability"
     )
@@ -58,14 +61,14 @@ class Decoding:
     hybrid_last: int = setting(0, "number of last steps that the teacher takes; all steps if there are fewer")
 
     def __post_init__(self) -> None:
-        check(self.temperature > 0, "temperature", self.temperature, "above 0")
+        check(self.temperature >= 0, "temperature", self.temperature, "at least 0")
         check(0 < self.top_p <= 1, "top_p", self.top_p, "in (0, 1]")
         check(self.guidance >= 0, "guidance", self.guidance, "at least 0")
         check(self.hybrid_last >= 0, "hybrid_last", self.hybrid_last, "at least 0")
 
     def weights(self, logits_NS: Float[Tensor, "N S"]) -> Float[Tensor, "N S"]:
         """Unnormalised probabilities; `logits_NS` is used up."""
-        if self.temperature != 1:
+        if self.temperature not in (0, 1):
             logits_NS = logits_NS.div_(self.temperature)
         p_NS = logits_NS.sub_(logits_NS.amax(1, keepdim=True)).exp_()
         return p_NS if self.top_p == 1 else _nucleus(p_NS, self.top_p)
@@ -73,7 +76,7 @@ class Decoding:
     def probabilities(self, logits_NS: Float[Tensor, "N S"]) -> Float[Tensor, "N S"]:
         """Normalised probabilities; `logits_NS` is used up."""
         if self.top_p == 1:
-            return logits_NS.div_(self.temperature).softmax(1)
+            return logits_NS.div_(self.temperature or 1).softmax(1)
         p_NS = self.weights(logits_NS)
         return p_NS / p_NS.sum(1, keepdim=True)
 
@@ -90,6 +93,21 @@ def log_share(p_NS: Float[Tensor, "N S"], state_N: Int64[Tensor, " N"]) -> Float
     return (p_NS.gather(1, state_N[:, None])[:, 0].double() / p_NS.sum(1, dtype=torch.float64)).log()
 
 
+def certainty(p_NS: Float[Tensor, "N S"], state_N: Int64[Tensor, " N"], by: Certainty) -> Float64[Tensor, " N"]:
+    """How sure unnormalised probabilities are of a state, the larger the surer.
+
+    `probability`: its log p. Of the distribution, whatever the state: `entropy`, with a minus; `margin`, p of the likeliest state less p of
+    the second.
+    """
+    if by == "probability":
+        return log_share(p_NS, state_N)
+    p_NS = p_NS.double() / p_NS.sum(1, keepdim=True, dtype=torch.float64)
+    if by == "entropy":
+        return torch.xlogy(p_NS, p_NS).sum(1)
+    first_N, second_N = p_NS.topk(2, 1).values.unbind(1)
+    return first_N - second_N
+
+
 @dataclass(frozen=True)
 class Call:
     """What the network says of the sequences that were run; with `free`, the prediction without condition, the logits are guided."""
@@ -103,6 +121,11 @@ class Call:
         """A fresh tensor of logits at positions of sequences; guided, (1 + w) conditional - w free."""
         at = (self.run_B.cumsum(0) - 1)[row_N], position_N
         return self._guided([one.logits(*at) for one in self._predictions])
+
+    def marginal_logits(self, row_N: Int64[Tensor, " N"], position_N: Int64[Tensor, " N"]) -> Float[Tensor, "N S"]:
+        """See `Prediction.marginal_logits`."""
+        at = (self.run_B.cumsum(0) - 1)[row_N], position_N
+        return self._guided([one.marginal_logits(*at) for one in self._predictions])
 
     def walk(self, where: Bool[Tensor, "B D"], rows: int) -> Walk:
         """See `Prediction.walk`; guided, the two predictions go the same way, and hear of the same states."""
@@ -149,9 +172,16 @@ class Calls:
         rng: Rng,
         *,
         guidance: float = 0.0,
+        whole: bool = False,
     ) -> Call | None:
-        """Predictions for the sequences where `run_B`, None for none; λ is sampled for all, one tensor of `rng` unless it is held."""
-        if self._lam is None or not self._hold_latents:
+        """Predictions for the sequences where `run_B`, None for none; λ is sampled for all, one tensor of `rng` unless it is held.
+
+        `whole`: of a mixture whose components can be enumerated, all of them, so that sampling sums λ out.
+        """
+        every = getattr(self._denoiser, "whole_latents", None) if whole else None
+        if every is not None:
+            self._lam = every(len(x_BD), x_BD.device)
+        elif self._lam is None or not self._hold_latents:
             self._lam = self._denoiser.sample_latents(len(x_BD), 1, rng, x_BD.device)
         num_run, lam = int(run_B.sum()), None if self._lam is None else self._lam[run_B]
         if num_run == 0:
@@ -163,7 +193,7 @@ class Calls:
         asked = x_BD[run_B], t_B[run_B].float(), lam
         if not guidance:
             return Call(run_B, self._denoiser(*asked, cond))
-        together = getattr(self._denoiser, "guided", None)  # a mixture's, under one λ
+        together = getattr(self._denoiser, "guided", None) if every is None else None  # a mixture's, under one λ
         both = together(*asked, cond) if together else [self._denoiser(*asked, given) for given in (cond, None)]
         return Call(run_B, both[0], both[1], guidance)
 
@@ -235,7 +265,7 @@ class Trajectory:
     @property
     def greedy(self) -> bool:
         """Whether this step takes the likeliest states."""
-        return self.ends and self.decoding.end == "argmax"
+        return self.decoding.temperature == 0 or self.ends and self.decoding.end == "argmax"
 
     @property
     def legacy(self) -> bool:
@@ -254,7 +284,7 @@ class Trajectory:
         _rng: Rng | None = None,
     ) -> Int64[Tensor, "B D"]:
         """`x_t` with samples of x_0 ~ p(x_0 | x_t; λ) where needed, position by position (a `Predict` of the process)."""
-        return self.propose(x_t, t_B, needed_BD, scored=False)[0]
+        return self.propose(x_t, t_B, needed_BD)[0]
 
     def propose(
         self,
@@ -262,40 +292,55 @@ class Trajectory:
         t_B: Float64[Tensor, " B"],
         needed_BD: Bool[Tensor, "B D"],
         *,
-        scored: bool = True,
+        by: Certainty | None = None,
     ) -> tuple[Int64[Tensor, "B D"], Float64[Tensor, "B D"]]:
-        """What `predict` gives, and where `scored` the logarithms of the samples' probabilities; 0 elsewhere.
+        """What `predict` gives, and with `by` how sure the prediction is of each sample by itself; 0 elsewhere.
 
-        Sequences that need nothing are not run, and the output head runs at the positions needed alone.
+        Sequences that need nothing are not run, and the output head runs at the positions needed alone. At temperature 0, and with `by`, λ
+        is summed out where a mixture can do that: a λ sampled first would be noise in what is to be the likeliest, and each component is
+        surer of its states than the mixture. Where states are sampled one given the other, it is their marginals that say how sure a
+        prediction is of them: what is certain given a token that is not kept is not certain.
         """
-        call, u_BD = self.call(x_t, t_B, needed_BD.any(1)), self.uniform()
-        x_0, log_p_BD = x_t.clone(), torch.zeros_like(u_BD)
+        whole = by is not None or self.decoding.temperature == 0
+        call, u_BD = self.call(x_t, t_B, needed_BD.any(1), whole=whole), self.uniform()
+        x_0, log_p_BD, sure_BD = x_t.clone(), torch.zeros_like(u_BD), torch.zeros_like(u_BD)
+        at_once = by if call is None or call.conditional.is_product else None
 
         def choose(at: At, logits_NS: Tensor) -> Tensor:
             p_NS = self.weigh(logits_NS)
             x_0[at] = state_N = p_NS.argmax(1) if self.greedy else sample_categorical(p_NS, u_BD[at])
-            if scored or self.log_p_BD is not None:
+            if self.log_p_BD is not None:
                 log_p_BD[at] = log_share(p_NS, state_N)
+            if at_once is not None:
+                sure_BD[at] = certainty(p_NS, state_N, at_once)
             return state_N
 
         if call:
             sample_along(call.walk(needed_BD, self._rows), choose)
+            if by is not None and at_once is None:
+                for at in zip(*(one.split(self._rows) for one in needed_BD.nonzero(as_tuple=True)), strict=True):
+                    sure_BD[at] = certainty(self.weigh(call.marginal_logits(*at)), x_0[at], by)
         if self.log_p_BD is not None:
             self.log_p_BD[needed_BD] = log_p_BD[needed_BD]
-        return torch.where(needed_BD, x_0, x_t), torch.where(needed_BD, log_p_BD, 0.0)
+        return torch.where(needed_BD, x_0, x_t), torch.where(needed_BD, sure_BD, 0.0)
 
     def distribution(self, x_t: Int64[Tensor, "B D"], t: Float64[Tensor, ""]) -> Float[Tensor, "B D S"]:
-        """p(x_0 | x_t; λ) at every position, by one call a sequence."""
+        """p(x_0 | x_t; λ) at every position, by one call a sequence; at temperature 0 all on the likeliest state."""
         everywhere_BD = torch.ones_like(x_t, dtype=torch.bool)
         call = self.call(x_t, self.every(t), everywhere_BD.any(1))
         assert call is not None
-        found = [self.weigh(logits_NS) for _, logits_NS in call.walk(everywhere_BD, self._rows)]
-        return torch.cat(found).view(*x_t.shape, -1)
+        found = torch.cat([self.weigh(logits_NS) for _, logits_NS in call.walk(everywhere_BD, self._rows)])
+        if self.decoding.temperature == 0:
+            found = torch.zeros_like(found).scatter_(1, found.argmax(1, keepdim=True), 1.0)
+        return found.view(*x_t.shape, -1)
 
-    def call(self, x_t: Int64[Tensor, "B D"], t_B: Float64[Tensor, " B"], run_B: Bool[Tensor, " B"]) -> Call | None:
-        """The network's prediction for the sequences where `run_B`, by whoever takes this step; None for none."""
+    def call(
+        self, x_t: Int64[Tensor, "B D"], t_B: Float64[Tensor, " B"], run_B: Bool[Tensor, " B"], *, whole: bool = False
+    ) -> Call | None:
+        """The network's prediction for the sequences where `run_B`, by whoever takes this step; None for none. `whole`: see `Calls`."""
         ramp = self.progress if self.decoding.guidance_ramp == "linear" else 1.0
-        return (self._turn or self.calls)(x_t, t_B, run_B, self.rng, guidance=self.decoding.guidance * ramp)
+        guidance = self.decoding.guidance * ramp
+        return (self._turn or self.calls)(x_t, t_B, run_B, self.rng, guidance=guidance, whole=whole)
 
     def weigh(self, logits_NS: Float[Tensor, "N S"]) -> Float[Tensor, "N S"]:
         """Probabilities, those of tokens, of which there are many, without the sum that no one needs; `logits_NS` is used up."""

@@ -18,7 +18,17 @@ from di4c_lm.processes.rng import KeyedRng
 from di4c_lm.samplers import trajectory
 from di4c_lm.samplers.grids import make_grid
 from di4c_lm.samplers.registry import SAMPLERS, make_sampler
-from di4c_lm.samplers.trajectory import Calls, Decoding, Sampler, Trajectory, check_process, sample, sample_keyed
+from di4c_lm.samplers.trajectory import (
+    Calls,
+    Certainty,
+    Decoding,
+    Sampler,
+    Trajectory,
+    certainty,
+    check_process,
+    sample,
+    sample_keyed,
+)
 from tests.samplers.helpers import (
     CHAIN,
     CHAIN_DATA,
@@ -210,10 +220,27 @@ def test_the_last_step_may_take_the_likeliest(name: str) -> None:
         assert bool((states[0] == 0).any())
 
 
+@pytest.mark.parametrize("name", ["ancestral", "first_hitting", "confidence", "remasking", "blocks"])
+def test_at_temperature_0_every_state_is_the_likeliest(name: str) -> None:
+    net = Joint(torch.tensor([0.4, 0.6]))
+    assert bool((run(net, 50, 1, name, temperature=0.0).x == 1).all())
+
+
+def test_at_temperature_0_a_leap_goes_by_the_likeliest_level() -> None:
+    levels = run_chain(Exact(), 8, 40, "tau_leaping", temperature=0.0).x
+    assert levels.shape == (8, 2) and int(levels.max()) < 3
+
+
+@pytest.mark.parametrize("by, expected", [("probability", -0.6931), ("entropy", -1.0397), ("margin", 0.25)])
+def test_how_sure_a_distribution_is(by: Certainty, expected: float) -> None:
+    weights = torch.tensor([[2.0, 1.0, 1.0, 0.0]])
+    assert float(certainty(weights, torch.tensor([0]), by)) == pytest.approx(expected, abs=1e-4)
+
+
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        ({"temperature": 0.0}, "temperature must be above 0, got 0"),
+        ({"temperature": -0.1}, "temperature must be at least 0, got -0.1"),
         ({"temperature": float("nan")}, "temperature must be a number"),
         ({"top_p": 0.0}, r"top_p must be in \(0, 1\], got 0.0"),
         ({"top_p": 1.1}, r"top_p must be in \(0, 1\], got 1.1"),
