@@ -32,7 +32,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "tiny.yaml").write_text(yaml.safe_dump(STUDY, sort_keys=False))
     for seed in (0, 1):
         replace(text_model(length=8, seed=seed), tokenizer=TOKENIZER).save_pretrained(folder / f"teacher_{seed}")
-    gpt2(vocabulary=len(TOKENIZER)).save_pretrained(folder / "evaluator")
+    evaluator: Any = gpt2(vocabulary=len(TOKENIZER))
+    evaluator.save_pretrained(folder / "evaluator")
     TOKENIZER.save_pretrained(folder / "evaluator")
     rng = torch.Generator().manual_seed(0)
     for name, count in (("part_a", 60), ("part_b", 40), ("held_out", 30)):

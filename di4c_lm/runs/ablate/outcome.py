@@ -72,8 +72,9 @@ def bars(rows: Sequence[Row], setting: str, measure: str, pairs: Sequence[tuple[
         if shared:
             mean, half = summary([student[one] - teacher[one] for one in shared])
             over = "teachers" if isinstance(shared[0], str) else "seeds"
+            spread = "" if math.isnan(half) else f" ± {half:.2g}"
             lines.append(
-                f"{measure}: student at {of_student} - teacher at {of_teacher} = {mean:+.4g} ± {half:.2g} ({len(shared)} {over})"
+                f"{measure}: student at {of_student} - teacher at {of_teacher} = {mean:+.4g}{spread} ({len(shared)} {over})"
             )
     return lines
 

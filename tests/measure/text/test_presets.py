@@ -25,7 +25,8 @@ def fetched(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     saved: list[Path] = []
 
     def save(_: presets.Preset, folder: Path) -> None:
-        gpt2(vocabulary=len(TOKENIZER)).save_pretrained(folder)
+        model: Any = gpt2(vocabulary=len(TOKENIZER))
+        model.save_pretrained(folder)
         TOKENIZER.save_pretrained(folder)
         saved.append(folder)
 

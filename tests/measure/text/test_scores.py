@@ -21,7 +21,8 @@ DOCUMENTS = [Document(ids=(2, 3, 4, 5)), Document(ids=(5, 4, 3)), Document(ids=(
 @pytest.fixture(scope="module")
 def evaluator(tmp_path_factory: pytest.TempPathFactory) -> Evaluator:
     folder = tmp_path_factory.mktemp("evaluator")
-    gpt2(vocabulary=len(TOKENIZER)).save_pretrained(folder)
+    model: Any = gpt2(vocabulary=len(TOKENIZER))
+    model.save_pretrained(folder)
     TOKENIZER.save_pretrained(folder)
     return load_evaluator(str(folder))
 
