@@ -48,7 +48,7 @@ def walked(prediction: Any, where_BD: Tensor, x_BD: Tensor) -> tuple[Tensor, lis
 @torch.no_grad()
 def test_a_walk_has_the_joint_probability_of_what_is_sampled(kind: dict[str, Any], part: tuple[int, ...]) -> None:
     model, x_ND = text_model(**kind), every_text()
-    prediction = whole(model.denoiser, torch.full_like(x_ND, model.process.mask_id))
+    prediction = whole(model.denoiser, torch.full_like(x_ND, model.denoiser.mask_id))
     where_ND = torch.zeros_like(x_ND, dtype=torch.bool)
     where_ND[:, list(part)] = True
     log_p_N, order = walked(prediction, where_ND, x_ND)
@@ -62,7 +62,7 @@ def test_a_walk_has_the_joint_probability_of_what_is_sampled(kind: dict[str, Any
 @torch.no_grad()
 def test_sequences_with_other_gaps_do_not_disturb_each_other(kind: dict[str, Any]) -> None:
     model = text_model(**kind, length=5)
-    mask, x_0 = model.process.mask_id, torch.tensor([[0, 1, 2, 3, 0], [3, 2, 1, 0, 1], [1, 1, 0, 2, 3]])
+    mask, x_0 = model.denoiser.mask_id, torch.tensor([[0, 1, 2, 3, 0], [3, 2, 1, 0, 1], [1, 1, 0, 2, 3]])
     masked = torch.tensor([[1, 1, 0, 1, 1], [0, 0, 1, 0, 0], [0, 0, 0, 0, 0]]).bool()
     x_t = torch.where(masked, mask, x_0)
     together, _ = walked(whole(model.denoiser, x_t), masked, x_0)
@@ -75,10 +75,10 @@ def test_sequences_with_other_gaps_do_not_disturb_each_other(kind: dict[str, Any
 @torch.no_grad()
 def test_confidence_in_one_step_samples_the_joint_distribution(kind: dict[str, Any]) -> None:
     model, x_ND = text_model(**kind), every_text()
-    prediction = whole(model.denoiser, torch.full((1, 3), model.process.mask_id))
+    prediction = whole(model.denoiser, torch.full((1, 3), model.denoiser.mask_id))
     positions = Positions.where(torch.ones(1, 3, dtype=torch.bool))
     joint_N = prediction.read(positions, x_ND.T).joint[0].exp()
-    x_init = torch.full((4000, 3), model.process.mask_id)
+    x_init = torch.full((4000, 3), model.denoiser.mask_id)
     rng = KeyedRng(0, torch.arange(len(x_init)))
     found = sample(model.denoiser, model.process, x_init, make_grid("uniform", 1), rng, sampler="confidence")
     assert found.nfe == 1 and p_value(found.x, joint_N.view(4, 4, 4)) > 1e-3
@@ -89,7 +89,7 @@ def test_confidence_in_one_step_samples_the_joint_distribution(kind: dict[str, A
 def test_at_temperature_0_no_chance_is_left(kind: dict[str, Any]) -> None:
     """A λ sampled first would make sequences differ; what is taken is likely by the whole mixture."""
     model = text_model(**kind, length=6)
-    x_init = torch.full((20, 6), model.process.mask_id)
+    x_init = torch.full((20, 6), model.denoiser.mask_id)
     for sampler in (Confidence(choice_temperature=0.0), Confidence(choice_temperature=0.0, by="entropy")):
         how: dict[str, Any] = {"sampler": sampler, "decoding": Decoding(temperature=0.0)}
         rng = KeyedRng(0, torch.arange(len(x_init)))
@@ -100,7 +100,7 @@ def test_at_temperature_0_no_chance_is_left(kind: dict[str, Any]) -> None:
 @torch.no_grad()
 def test_the_first_state_of_a_walk_is_of_the_marginal() -> None:
     model = text_model(codes=3, window="classes")
-    prediction = whole(model.denoiser, torch.full((1, 3), model.process.mask_id))
+    prediction = whole(model.denoiser, torch.full((1, 3), model.denoiser.mask_id))
     one = torch.zeros(1, dtype=torch.int64)
     walk = prediction.walk(torch.tensor([[False, True, True]]), 256)
     (_, position_N), logits_NS = next(walk)
