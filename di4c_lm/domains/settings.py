@@ -3,7 +3,19 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, TypeVar
 
-from di4c_lm.core.settings import Ints, Rounds, build, check, choice, fields, kind_of, section, setting, to_dict
+from di4c_lm.core.settings import (
+    Ints,
+    Rounds,
+    build,
+    check,
+    choice,
+    fields,
+    kind_of,
+    positive,
+    section,
+    setting,
+    to_dict,
+)
 from di4c_lm.mixtures.base import MixtureSettings
 from di4c_lm.mixtures.class_chain import ClassChainSettings
 from di4c_lm.mixtures.registry import MIXTURES
@@ -29,6 +41,26 @@ T = TypeVar("T")
 
 
 @section
+class TeacherPretrainConfig(PretrainConfig):
+    """How the run trains its teacher itself, where none is given."""
+
+    lr: float = setting(1e-3, "AdamW's learning rate after the warm-up")
+    optim: Literal["adamw", "muon"] = setting(
+        "adamw", "adamw, or muon: for the matrices of transformer blocks, beside AdamW for all else"
+    )
+    muon_lr: float = setting(0.02, "Muon's learning rate after the warm-up")
+    times: Literal["antithetic", "iid", "bell"] = setting("antithetic", "how t is sampled, see objective.times")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(self, "muon_lr")
+
+    def unused(self) -> dict[str, str]:
+        """Muon's rate where AdamW updates all."""
+        return {} if self.optim == "muon" else {"muon_lr": f"where optim={self.optim}"}
+
+
+@section
 class TeacherConfig:
     """The teacher: the network that is distilled."""
 
@@ -47,7 +79,7 @@ class TeacherConfig:
     weights: Literal["ema", "raw"] = setting(
         "ema", "which weights to read from a checkpoint that holds both: the moving average or the raw ones"
     )
-    pretrain: PretrainConfig = setting(PretrainConfig())
+    pretrain: TeacherPretrainConfig = setting(TeacherPretrainConfig())
 
     def __post_init__(self) -> None:
         named = self.kind != "pretrained" or bool(self.path)
@@ -57,7 +89,9 @@ class TeacherConfig:
         """The path of a teacher that is made here, and how one that is given would be trained."""
         reason = f"where teacher.kind={self.kind}"
         of_given = {} if self.kind == "pretrained" else {"path": f"{reason}; teacher=<path> reads one"}
-        pretraining = ("steps", "batch_size", "lr") if self.kind == "random" else ("",)
+        pretraining = (
+            [name for name in fields(type(self.pretrain)) if name != "seed"] if self.kind == "random" else [""]
+        )
         return of_given | {
             "pretrain" + (f".{name}" if name else ""): reason for name in pretraining if self.kind != "train"
         }

@@ -27,7 +27,7 @@ from torch.utils.checkpoint import checkpoint
 from di4c_lm.core.settings import at_least, check, section, setting
 from di4c_lm.losses.reading import Reading, read_mixture
 from di4c_lm.mixtures.base import Latents, Mixture, MixtureSettings, code_uniforms
-from di4c_lm.networks.base import Network, Rotary, Rows, attend, product, rotate, use_flash
+from di4c_lm.networks.base import AttentionBlock, Network, Rotary, Rows, attend, product, rotate, use_flash
 from di4c_lm.processes.categorical import sample_categorical
 from di4c_lm.processes.denoiser import At, Positions, Walk, row_chunks, rows_at_once, sample_along
 from di4c_lm.processes.rng import Rng, uniform
@@ -92,7 +92,7 @@ class Ordered:
         return F.pad(step_BP, (1, 0)) + _FURTHEST
 
 
-class CausalBlock(nn.Module):
+class CausalBlock(AttentionBlock):
     """Attention to the positions sampled so far, and an MLP."""
 
     def __init__(self, width: int, num_heads: int) -> None:

@@ -208,7 +208,22 @@ class BlockStages(Stages):
     def _features(self, shift_scale: Float[Tensor, "N Q twoH"] | None) -> Float[Tensor, "N D H"]: ...
 
 
-class TransformerBlock(nn.Module):
+class AttentionBlock(nn.Module):
+    """Attention and an MLP: what its matrices are trained by may differ from all else (`optim=muon`)."""
+
+
+def block_matrices(module: nn.Module) -> set[str]:
+    """Names of the matrices of attention and MLPs in the blocks of `module`; those that make shifts and scales are none."""
+    return {
+        f"{prefix}.{name}"
+        for prefix, block in module.named_modules()
+        if isinstance(block, AttentionBlock)
+        for name, parameter in block.named_parameters()
+        if parameter.ndim == 2 and "adaLN" not in name
+    }
+
+
+class TransformerBlock(AttentionBlock):
     """Its halves, attention and MLP, each behind a norm that may be scaled and shifted."""
 
     mix: Callable[..., Tensor]  # (x, shifts and scales (N, Q, 2H) or None, *given) to the stream behind attention
@@ -307,6 +322,10 @@ class Network(nn.Module, ABC):
         return False
 
     learns_apart = owns  # whether a parameter belongs to λ
+
+    def is_matrix(self, name: str) -> bool:
+        """Whether a parameter is a matrix of a block."""
+        return name in block_matrices(self)
 
     def keep_exact(self) -> None:
         """Nothing: a network that is trained has masters of its own."""

@@ -1,27 +1,42 @@
 """Cross-entropy of x_0 given x_t: a denoiser of any process from data alone, such as the teachers of images."""
 
+import math
 from typing import Any, ClassVar, Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from di4c_lm.core.settings import section, setting
+from di4c_lm.core.settings import positive, section, setting, unit
 from di4c_lm.data.batches import Batch, batch_rng, classes_of
 from di4c_lm.objectives.objective import Objective, ObjectiveSettings
 from di4c_lm.processes.denoiser import Positions
 from di4c_lm.processes.masked import above
 from di4c_lm.processes.process import Process
-from di4c_lm.processes.rng import uniform
+from di4c_lm.processes.rng import Rng, uniform
 
 
 @section
 class Denoising(ObjectiveSettings):
     """Cross-entropy of x_0 given x_t at all times, from data alone: how image teachers are trained."""
 
-    times: Literal["antithetic", "iid"] = setting(
+    times: Literal["antithetic", "iid", "bell"] = setting(
         "antithetic",
-        "how t is sampled; antithetic: one t in each of G equal parts of (0, 1], G the global batch; iid: independently",
+        "how t is sampled; antithetic: one t in each of G equal parts of (0, 1], G the global batch; iid: independently; bell: more often "
+        "in the middle, by antithetic parts of a normal cut off at 0 and 1",
     )
+    bell_mean: float = setting(0.5, "where t is likeliest, with times=bell")
+    bell_std: float = setting(0.2, "deviation of t before it is cut off at 0 and 1, with times=bell")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        unit(self, "bell_mean")
+        positive(self, "bell_std")
+
+    def unused(self) -> dict[str, str]:
+        """The bell's shape where there is none."""
+        names = () if self.times == "bell" else ("bell_mean", "bell_std")
+        return dict.fromkeys(names, f"where times={self.times}")
 
     needs_teacher = False
     label: ClassVar[str] = "denoising"
@@ -29,7 +44,18 @@ class Denoising(ObjectiveSettings):
     @property
     def antithetic(self) -> bool:
         """Whether batches are to be stratified."""
-        return self.times == "antithetic"
+        return self.times != "iid"
+
+    def sample_times(self, batch: Batch, rng: Rng, low: float) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+        """A time in (low, 1] for each example, in float64, and its density, where a uniform one's is 1."""
+        u_B = 1 - batch.spread(uniform(rng, (len(batch.x),), batch.x.device))
+        if self.times != "bell":
+            return above(u_B, low), torch.ones_like(u_B)
+        cut_2 = torch.special.ndtr((u_B.new_tensor([low, 1.0]) - self.bell_mean) / self.bell_std)
+        z_B = torch.special.ndtri(cut_2[0] + u_B * (cut_2[1] - cut_2[0]))
+        t_B = (self.bell_mean + self.bell_std * z_B).clamp(max=1)
+        scale = self.bell_std * math.sqrt(2 * math.pi) * (cut_2[1] - cut_2[0])
+        return t_B, torch.exp(-(z_B**2) / 2) / scale
 
     def build(
         self, student: nn.Module, process: Process, *, seed: int, teacher: nn.Module | None = None
@@ -39,27 +65,27 @@ class Denoising(ObjectiveSettings):
 
 
 class DenoisingObjective(Objective):
-    """-Σ_d log p(x_0^d | x_t) over the positions not known, t uniform above the process's lowest time: least at the true marginals.
+    """-Σ_d log p(x_0^d | x_t) over the positions not known, t as `times` says above the process's lowest; least at the true marginals.
 
-    Of a batch with strata the times are antithetic, one in each of G equal parts of (0, 1], G the size of the global batch; of any other
-    batch they are independent.
+    Of a batch with strata the times are antithetic, one in each of G equal parts of (0, 1], or of as many equally likely parts of the bell,
+    G the size of the global batch; of any other batch they are independent. (Bell-shaped times: arXiv 2605.13026.)
     """
 
     settings: Any
 
     def forward(self, batch: Batch) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """Mean over the batch of the cross-entropy in nats a position, known positions counting as 0."""
-        loss = self.cross_entropy(batch)[0].mean() / batch.x.shape[1]
-        return loss, {"cross_entropy": loss.detach()}
+        """Mean over the batch of the cross-entropy in nats a position, a known one counting as 0; the metric is that of uniform times."""
+        nats_B, _, density_B = self.cross_entropy(batch)
+        length = batch.x.shape[1]
+        return nats_B.mean() / length, {"cross_entropy": (nats_B.detach() / density_B).mean() / length}
 
-    def cross_entropy(self, batch: Batch) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
-        """-Σ_d log p(x_0^d | x_t) of each example, in nats a sequence, and its t."""
+    def cross_entropy(self, batch: Batch) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"], Float[Tensor, " B"]]:
+        """-Σ_d log p(x_0^d | x_t) of each example, in nats a sequence, its t, and the density of t."""
         rng = batch_rng(self.seed, batch)
         cond_B = classes_of(batch, self.settings.label_drop, rng)
-        u_B = uniform(rng, (len(batch.x),), batch.x.device)
-        t_B = above(1 - batch.spread(u_B), self.process.min_time)
+        t_B, density_B = self.settings.sample_times(batch, rng, self.process.min_time)
         x_t = self.process.corrupt(batch.x, t_B, rng)
         positions = Positions.where(self.process.unknown(x_t))
         prediction = self.student(x_t, t_B.float(), None, cond_B)
         reading = prediction.read(positions, positions.gather(batch.x)[:, None], chunk_rows=self.settings.chunk_rows)
-        return -reading.joint[:, 0], t_B
+        return -reading.joint[:, 0], t_B, density_B

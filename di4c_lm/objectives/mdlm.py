@@ -58,8 +58,11 @@ class MdlmObjective(DenoisingObjective):
     """Training a masked-diffusion model from data by its continuous-time bound, one t an example, times as in `DenoisingObjective`."""
 
     def forward(self, batch: Batch) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """Mean over the batch of the weighted loss, in nats a sequence (at `weight_power` 1 the bound itself), and the bound a token."""
-        nats_B, t_B = self.cross_entropy(batch)
-        bound_B, power = log_linear_weight(t_B).double() * nats_B, self.settings.weight_power
-        loss_B = bound_B * (2 - power) * t_B.double() ** (1 - power)
-        return loss_B.mean(), {"bound_per_token": bound_B.mean().detach() / batch.x.shape[1]}
+        """Mean over the batch of the weighted loss, in nats a sequence, and the bound a token.
+
+        At `weight_power` 1 and times that are not bell-shaped the loss is the bound itself.
+        """
+        (nats_B, t_B, density_B), power = self.cross_entropy(batch), self.settings.weight_power
+        weighted_B = log_linear_weight(t_B).double() * nats_B
+        loss_B = weighted_B * (2 - power) * t_B.double() ** (1 - power)
+        return loss_B.mean(), {"bound_per_token": (weighted_B.detach() / density_B).mean() / batch.x.shape[1]}

@@ -185,9 +185,12 @@ def pretrain(domain: Domain, settings: Any, model: Model, source: Source | Strea
             batch_size,
             world.size,
         )
-    objective = how.objective
-    if hasattr(settings.teacher, "label_drop"):
-        objective = dataclasses.replace(objective, label_drop=settings.teacher.label_drop)
+    said = {"times": chosen.times} | {
+        name: getattr(owner, name)
+        for owner, name in ((chosen, "weight_power"), (settings.teacher, "label_drop"))
+        if hasattr(owner, name)
+    }
+    objective = dataclasses.replace(how.objective, **said)
     trained = train(
         objective.build(model.denoiser, model.process, seed=chosen.seed),
         BatchStream(
@@ -199,11 +202,17 @@ def pretrain(domain: Domain, settings: Any, model: Model, source: Source | Strea
         ),
         train=TrainConfig(steps=chosen.steps, micro_batch_size=micro, save_every=500, seed=chosen.seed),
         optim=OptimConfig(
-            lr=chosen.lr, warmup_steps=min(100, chosen.steps), schedule="cosine", ema_decay=how.ema_decay
+            kind=chosen.optim,
+            lr=chosen.lr,
+            muon_lr=chosen.muon_lr,
+            warmup_steps=min(100, chosen.steps),
+            schedule="cosine",
+            ema_decay=how.ema_decay,
         ),
         zero=ZeroConfig(),
         run_dir=work,
         device=settings.run.device,
+        is_matrix=model.denoiser.is_matrix,
         label="teacher",
     )
     return whole(trained)
@@ -266,6 +275,7 @@ def fit(
         tensorboard=settings.tensorboard,
         device=settings.run.device,
         is_latent=student.denoiser.learns_apart,
+        is_matrix=student.denoiser.is_matrix,
         label=settings.objective.label,
         settings=to_dict(settings),
         optimizer_from=optimizer_from,

@@ -157,7 +157,7 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     """`values` summed over all ranks, on every rank."""
     if world_size() == 1:
         return values
-    total = values.clone()
+    total = values.clone(memory_format=torch.contiguous_format)  # ranks add up memory, whatever its strides
     dist.all_reduce(total)
     return total
 

@@ -5,7 +5,7 @@ import gc
 import logging
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar, final
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from di4c_lm.training.deepspeed_config import deepspeed_config
 from di4c_lm.training.distributed import World, is_main
+from di4c_lm.training.optimizer import Optimizer, parameter_groups
 from di4c_lm.training.partition import Flats, Partition
 from di4c_lm.training.settings import OptimConfig, TrainConfig, ZeroConfig
 from di4c_lm.training.zero import forget_gradients, masters_of, pieces_of, refresh_weights
@@ -21,44 +22,6 @@ from di4c_lm.training.zero import forget_gradients, masters_of, pieces_of, refre
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 _STUDENT = "student."
-
-
-class ClippedAdamW(torch.optim.AdamW):
-    """AdamW that clips by global norm and skips what is not finite, as DeepSpeed's own wrappers do at the other stages.
-
-    DeepSpeed reads `overflow` and `_global_grad_norm` from whatever stands as its optimizer.
-    """
-
-    def __init__(self, groups: list[dict[str, Any]], *, clip_norm: float, **options: Any) -> None:
-        super().__init__(groups, **options)
-        self._clip_norm = clip_norm
-        self._global_grad_norm = 0.0
-        self.overflow = False
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """One update, or none where the gradient is not finite."""
-        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        self.overflow = not bool(norm.isfinite())
-        self._global_grad_norm = float("inf") if self.overflow else norm.item()
-        if self.overflow:
-            return
-        torch.nn.utils.clip_grads_with_norm_(
-            [p for group in self.param_groups for p in group["params"]], self._clip_norm, norm
-        )
-        super().step()
-
-
-def parameter_groups(
-    trained: Mapping[str, nn.Parameter], optim: OptimConfig, is_latent: Callable[[str], bool]
-) -> list[dict[str, Any]]:
-    """One group, or two where the parameters of the λ path learn at a rate of their own."""
-    scales = {name: optim.mixture_lr_scale if is_latent(name) else 1.0 for name in trained}
-    return [
-        {"params": [p for name, p in trained.items() if scales[name] == scale], "lr": optim.lr, "lr_scale": scale}
-        for scale in sorted(set(scales.values()))
-    ]
 
 
 class _Reach(torch.autograd.Function):
@@ -101,9 +64,11 @@ class Engine:
     A frozen teacher belongs outside `nn.Module`'s registration (in a tuple, say): DeepSpeed then neither casts, partitions, optimises nor
     saves it. Under ZeRO-3 a parameter that is used outside the `forward` of the module that owns it must be named by
     `objective.external_parameters() -> list[tuple[nn.Module, nn.Parameter]]` (the module that uses it, the parameter).
-    `is_latent(name)` tells which of the student's parameters learn at `optim.mixture_lr_scale` times the rate.
+    `is_latent(name)` tells which of the student's parameters learn at `optim.mixture_lr_scale` times the rate, `is_matrix(name)` which are
+    matrices of transformer blocks, Muon's to update.
 
-    Errors: `ValueError` for parameters outside the student, for none to train, and for a contradictory `zero.config`.
+    Errors: `ValueError` for parameters outside the student, for none to train (or none by Muon, where that is asked for), and for a
+    contradictory `zero.config`.
     """
 
     def __init__(
@@ -115,6 +80,7 @@ class Engine:
         zero: ZeroConfig,
         world: World,
         is_latent: Callable[[str], bool] | None = None,
+        is_matrix: Callable[[str], bool] | None = None,
     ) -> None:
         on_cpu = world.device.type == "cpu"
         deepspeed = _import_deepspeed(on_cpu=on_cpu)
@@ -130,13 +96,23 @@ class Engine:
         )
         shapes = {name: tuple(p.shape) for name, p in trained.items()}
         exact = _agreed_weights(trained, world.device) if train.dtype == "bfloat16" else {}
-        groups = parameter_groups(trained, optim, is_latent or (lambda name: False))
-        options = {"betas": optim.betas, "eps": optim.eps, "weight_decay": optim.weight_decay, "fused": True}
+        groups = parameter_groups(
+            trained,
+            optim,
+            is_latent=is_latent or (lambda name: False),
+            is_matrix=is_matrix or (lambda name: False),
+        )
         if plain:
             config["gradient_clipping"] = 0.0
-            self._adam: torch.optim.AdamW = ClippedAdamW(groups, clip_norm=optim.clip_norm, **options)
-        else:
-            self._adam = torch.optim.AdamW(groups, **options)
+        self._optimizer = Optimizer(
+            groups,
+            clip_norm=optim.clip_norm if plain else None,
+            momentum=optim.muon_momentum,
+            betas=optim.betas,
+            eps=optim.eps,
+            weight_decay=optim.weight_decay,
+            fused=True,
+        )
         self._objective = objective
         self._reached = trained if zero.stage < 3 else {}
         self._device = world.device
@@ -145,24 +121,19 @@ class Engine:
         self._frozen = _frozen_weights(objective)
         external = getattr(objective, "external_parameters", list)()  # while each is whole
         with exact_buffers(objective):
-            self._engine, *_ = deepspeed.initialize(model=objective, optimizer=self._adam, config=config)
+            self._engine, *_ = deepspeed.initialize(model=objective, optimizer=self._optimizer, config=config)
         if zero.stage == 3:
             for module, parameter in external:
                 deepspeed.zero.register_external_parameter(module, parameter)
             _adopt_hidden_parameters(deepspeed, objective)
         self._masters = masters_of(self._engine.optimizer, trained)
-        for master in self._masters:
-            self._adam.state[master].update(
-                step=torch.zeros((), dtype=torch.float32, device=master.device),
-                exp_avg=torch.zeros_like(master.detach()),
-                exp_avg_sq=torch.zeros_like(master.detach()),
-            )
         self.partition = Partition(
             flats=[master.detach().view(-1) for master in self._masters],
             pieces=list(pieces_of(self._engine.optimizer, trained)),
             shapes=shapes,
             replicated=plain,
         )
+        self._optimizer.bind(self._masters, self.partition)
         for piece, master in self.partition.named(self.partition.flats):
             if piece.name in exact:
                 master.copy_(exact[piece.name][piece.start : piece.start + piece.numel])
@@ -182,7 +153,7 @@ class Engine:
         """After each `backward`: at the last micro batch of a step, one update with learning rate `lr`.
 
         False if the update was skipped, on all ranks alike, because the gradient was not finite."""
-        for group in self._adam.param_groups:
+        for group in self._optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
         if not self.is_boundary:
             self._engine.step()
@@ -224,20 +195,21 @@ class Engine:
     def flats(self) -> dict[str, Flats]:
         """Tensors a checkpoint keeps, laid out like the masters; filled in place on resume, then `load_state_dict`.
 
-        They are the masters and AdamW's two moments.
+        They are the masters and AdamW's two moments, of which Muon has the first alone.
         """
-        states = [self._adam.state[master] for master in self._masters]
-        moments = {key: [state[key].view(-1) for state in states] for key in ("exp_avg", "exp_avg_sq")}
+        states = [self._optimizer.state[master] for master in self._masters]
+        empty = torch.empty(0)
+        moments = {key: [state.get(key, empty).view(-1) for state in states] for key in ("exp_avg", "exp_avg_sq")}
         return {"master": self.partition.flats, **moments}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps beside those tensors. AdamW's count of updates, the same for all parameters."""
-        return {"adam_steps": max((int(self._adam.state[master]["step"]) for master in self._masters), default=0)}
+        """What a checkpoint keeps beside those tensors. The optimiser's count of updates, the same for all parameters."""
+        return {"adam_steps": max((int(self._optimizer.state[master]["step"]) for master in self._masters), default=0)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The counterpart of `state_dict`; also carries the masters into the weights that the network computes with."""
         for master in self._masters:
-            self._adam.state[master]["step"].fill_(state["adam_steps"])
+            self._optimizer.state[master]["step"].fill_(state["adam_steps"])
         refresh_weights(self._engine.optimizer, self._masters)
 
     def close(self) -> None:

@@ -104,6 +104,7 @@ def train(
     tensorboard: TensorboardConfig | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     is_latent: Callable[[str], bool] | None = None,
+    is_matrix: Callable[[str], bool] | None = None,
     label: str = "train",
     settings: dict[str, Any] | None = None,
     optimizer_from: Path | None = None,
@@ -122,7 +123,9 @@ def train(
     """
     world = init_distributed(device)
     with _Signals() as signals, Watchdog(train.rank_timeout_s) as watchdog:
-        engine = Engine(objective, train=train, optim=optim, zero=zero, world=world, is_latent=is_latent)
+        engine = Engine(
+            objective, train=train, optim=optim, zero=zero, world=world, is_latent=is_latent, is_matrix=is_matrix
+        )
         ema = Ema(engine.partition, optim.ema_decay)
         progress, idle = Progress(), 0
         checkpoint = Checkpoint(

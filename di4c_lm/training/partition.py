@@ -44,22 +44,24 @@ class Partition:
     replicated: bool
 
     def named(self, flats: Flats) -> Iterator[tuple[Piece, Tensor]]:
-        """The pieces of `flats`, a state laid out like the masters."""
-        return ((piece, piece.of(flats)) for piece in self.pieces)
+        """The pieces of `flats`, a state laid out like the masters; a flat tensor that the state lacks is empty."""
+        return ((piece, piece.of(flats)) for piece in self.pieces if flats[piece.flat].numel())
+
+    def assemble(self, flats: Flats, name: str) -> Tensor:
+        """Parameter `name` of `flats`, whole, in float32 on every rank. All ranks must call it."""
+        shape = torch.Size(self.shapes[name])
+        device = self.flats[0].device if self.flats else torch.device("cpu")
+        value = torch.zeros(shape.numel(), dtype=torch.float32, device=device)
+        for piece in self.pieces:
+            if piece.name == name:
+                value[piece.start : piece.start + piece.numel] = piece.of(flats)
+        return (value if self.replicated else sum_over_ranks(value)).view(shape)
 
     def gather(self, flats: Flats) -> dict[str, Tensor]:
         """Every parameter of `flats`, whole, in float32 on the CPU of rank 0; empty on the other ranks. All ranks must call it."""
-        pieces: dict[str, list[Piece]] = {}
-        for piece in self.pieces:
-            pieces.setdefault(piece.name, []).append(piece)
-        device = flats[0].device if flats else torch.device("cpu")
         whole: dict[str, Tensor] = {}
-        for name, shape in self.shapes.items():
-            value = torch.zeros(torch.Size(shape).numel(), dtype=torch.float32, device=device)
-            for piece in pieces.get(name, []):
-                value[piece.start : piece.start + piece.numel] = piece.of(flats)
-            if not self.replicated:
-                value = sum_over_ranks(value)
+        for name in self.shapes:
+            value = self.assemble(flats, name)
             if is_main():
-                whole[name] = value.reshape(shape).cpu()
+                whole[name] = value.cpu()
         return whole

@@ -21,7 +21,7 @@ from torch import Tensor
 from di4c_lm.core.files import damage, entry_of, read_manifest, save_tensors, sync, write_manifest
 from di4c_lm.core.terminal import RunError
 from di4c_lm.training.distributed import barrier, gather_objects, is_main, rank, world_size
-from di4c_lm.training.partition import Flats, Partition
+from di4c_lm.training.partition import Flats, Partition, Piece
 
 logger = logging.getLogger(__name__)
 
@@ -265,19 +265,20 @@ def _fill(path: Path, saved_ranks: int, partition: Partition, wanted: dict[str, 
     """Copy every wanted piece from whichever ranks' files hold it."""
     from safetensors import safe_open
 
-    missing = {(kind, piece): piece.numel for kind in wanted for piece in partition.pieces}
-    pieces: dict[str, list[Any]] = {}
-    for piece in partition.pieces:
-        pieces.setdefault(piece.name, []).append(piece)
+    pieces: dict[tuple[str, str], list[Piece]] = {}
+    for kind, flats in wanted.items():
+        for piece, _ in partition.named(flats):
+            pieces.setdefault((kind, piece.name), []).append(piece)
+    missing = {(kind, piece): piece.numel for (kind, _), found in pieces.items() for piece in found}
     for r in range(saved_ranks):
         with safe_open(path / f"rank_{r:05d}.safetensors", framework="pt") as file:
             for key in file.keys():  # noqa: SIM118 (not a dict)
                 kind, start, name = key.split("/", 2) if key.count("/") > 1 else (key, "0", "")
-                if kind not in wanted or name not in pieces:
+                if (kind, name) not in pieces:
                     continue
                 saved = file.get_slice(key)
                 first, last = int(start), int(start) + saved.get_shape()[0]
-                for piece in pieces[name]:
+                for piece in pieces[kind, name]:
                     low, high = max(first, piece.start), min(last, piece.start + piece.numel)
                     if low < high:
                         target = piece.of(wanted[kind])[low - piece.start : high - piece.start]

@@ -2,8 +2,9 @@
 
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from di4c_lm.core.settings import Pair, at_least, check, positive, section, setting
 
@@ -31,12 +32,20 @@ class RunConfig:
 
 @section
 class OptimConfig:
-    """AdamW with linear warm-up, clipping by global norm, and an exponential moving average of the weights."""
+    """The optimiser: linear warm-up, clipping by global norm, and an exponential moving average of the weights."""
 
-    lr: float = setting(1e-3, "learning rate after the warm-up")
+    KINDS: ClassVar[Mapping[str, str]] = {
+        "adamw": "AdamW for all parameters",
+        "muon": "Muon for the matrices of transformer blocks, AdamW for all else",
+    }
+
+    kind: Literal["adamw", "muon"] = setting("adamw", "the optimiser; usually set as optim=<kind>")
+    lr: float = setting(1e-3, "AdamW's learning rate after the warm-up")
+    muon_lr: float = setting(0.02, "Muon's learning rate after the warm-up")
+    muon_momentum: float = setting(0.95, "Muon's decay rate of the momentum (Nesterov's)")
     betas: Pair = setting((0.9, 0.999), "AdamW's decay rates of the two moments")
     eps: float = setting(1e-8, "AdamW's ε, added to the root of the second moment")
-    weight_decay: float = setting(0.0, "AdamW's weight decay")
+    weight_decay: float = setting(0.0, "share of the weights, times the learning rate, that an update takes off")
     warmup_steps: int = setting(50, "updates over which the learning rate rises from 0")
     schedule: Literal["constant", "cosine"] = setting(
         "constant", "learning rate after the warm-up: constant, or a cosine down to a tenth of lr"
@@ -46,13 +55,18 @@ class OptimConfig:
     mixture_lr_scale: float = setting(1.0, "factor on the learning rate for the parameters of λ")
 
     def __post_init__(self) -> None:
-        positive(self, "lr", "eps", "clip_norm", "mixture_lr_scale")
+        positive(self, "lr", "muon_lr", "eps", "clip_norm", "mixture_lr_scale")
         at_least(self, 0, "weight_decay", "warmup_steps")
+        check(0 <= self.muon_momentum < 1, "muon_momentum", self.muon_momentum, "in [0, 1)")
         check(all(0 <= b < 1 for b in self.betas), "betas", self.betas, "two values in [0, 1)")
         check(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "in [0, 1)")
 
+    def unused(self) -> dict[str, str]:
+        """Muon's settings where AdamW updates all."""
+        return dict.fromkeys(("muon_lr", "muon_momentum") if self.kind == "adamw" else (), "where optim=adamw")
+
     def learning_rate(self, step: int, total_steps: int) -> float:
-        """Learning rate of update number `step` (from 0) of `total_steps`: nothing to save, nothing to resume.
+        """Learning rate (AdamW's) of update number `step` (from 0) of `total_steps`: nothing to save, nothing to resume.
 
         Linear from lr/warmup_steps to lr over the warm-up; then lr, or half a cosine down to lr/10 at the last update.
         """

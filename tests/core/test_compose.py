@@ -160,7 +160,7 @@ BAD = [
     ("eval.steps=1,2", "eval.steps must be a list [...] of whole numbers, got '1,2'"),
     ("data.wrap=1", "data.wrap must be true or false, got '1'"),
     ("zero.stage=7", "zero.stage must be one of 0, 1, 2, 3, got '7'"),
-    ("optim=fast", "optim must be said by its keys, optim.<key>, got 'fast'"),
+    ("optim=fast", "optim must be one of adamw, muon, got 'fast'"),
     ("optim={lr", "optim must be a mapping {key: value}, got '{lr'"),
     # impossible values
     ("train.steps=0", "train.steps must be at least 1, got 0"),

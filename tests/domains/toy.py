@@ -15,7 +15,7 @@ from di4c_lm.checkpoints.load import load_checkpoint
 from di4c_lm.core.settings import choice, section, setting
 from di4c_lm.data.batches import PackedSource
 from di4c_lm.domains.domain import FinishedRun, Pretraining
-from di4c_lm.domains.settings import RunSettings, TeacherConfig
+from di4c_lm.domains.settings import RunSettings, TeacherConfig, TeacherPretrainConfig
 from di4c_lm.mixtures.base import MixtureSettings
 from di4c_lm.mixtures.class_chain import ClassChainSettings
 from di4c_lm.mixtures.registry import MIXTURES
@@ -28,7 +28,7 @@ from di4c_lm.processes.rng import KeyedRng
 from di4c_lm.samplers.grids import uniform_grid
 from di4c_lm.samplers.trajectory import sample
 from di4c_lm.training.distributed import World
-from di4c_lm.training.settings import OptimConfig, PretrainConfig, RunConfig, TrainConfig
+from di4c_lm.training.settings import OptimConfig, RunConfig, TrainConfig
 
 STATES, LENGTH = 12, 8
 
@@ -53,7 +53,7 @@ class ToySettings(RunSettings):
     objective: Any = choice(OBJECTIVES, Likelihood(num_lambdas=4))
     optim: OptimConfig = setting(OptimConfig(lr=1e-2, warmup_steps=1, ema_decay=0.5))
     train: TrainConfig = setting(TrainConfig(steps=4, micro_batch_size=4, log_every=1, save_every=0))
-    teacher: TeacherConfig = setting(TeacherConfig(pretrain=PretrainConfig(steps=3, batch_size=4)))
+    teacher: TeacherConfig = setting(TeacherConfig(pretrain=TeacherPretrainConfig(steps=3, batch_size=4)))
     eval: ToyEval = setting(ToyEval(), identity=False)
 
 

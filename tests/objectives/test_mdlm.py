@@ -1,10 +1,11 @@
 """MDLM's objective: its bound, and its antithetic times."""
 
 import pytest
+import scipy.stats
 import torch
 from torch import Tensor
 
-from di4c_lm.data.batches import Batch, BatchStream, PackedSource
+from di4c_lm.data.batches import Batch, BatchStream, PackedSource, batch_rng
 from di4c_lm.networks.dit import DIT
 from di4c_lm.objectives.mdlm import Mdlm, MdlmObjective
 from di4c_lm.processes.masked import MASKGIT_SCHEDULES, MaskedProcess
@@ -98,7 +99,7 @@ def test_what_a_run_must_know() -> None:
 def test_the_weight_of_a_token_is_a_power_of_one_over_t_and_the_bound_is_reported_all_the_same(power: float) -> None:
     batch, whole = text_batch(*range(40)), objective()
     of = Mdlm(weight_power=power).build(text_network(None, 1), MASKED, seed=0)
-    nats_B, t_B = whole.cross_entropy(batch)
+    nats_B, t_B, _ = whole.cross_entropy(batch)
     loss, told = of(batch)
     expected_B = (2 - power) * nats_B / t_B.double() ** power
     torch.testing.assert_close(loss, expected_B.mean())
@@ -116,3 +117,39 @@ def test_a_masked_token_weighs_one_on_average_whatever_the_power() -> None:
 def test_a_power_outside_of_0_to_1_is_named() -> None:
     with pytest.raises(ValueError, match=r"weight_power must be in \[0, 1\], got 1.5"):
         Mdlm(weight_power=1.5)
+
+
+@pytest.mark.parametrize("power", [0.0, 1.0])
+def test_bell_shaped_times_report_the_same_bound(power: float) -> None:
+    """Divided by the density of the times the mean is that of uniform ones; the loss leans to the middle."""
+    bell = Mdlm(times="bell", weight_power=power).build(text_network(None, 1), MASKED, seed=0)
+    found = {"bell": [], "uniform": []}
+    batches = stream()
+    for _ in range(400):
+        batch = next(batches)
+        found["bell"].append(bell(batch)[1]["bound_per_token"])
+        found["uniform"].append(objective()(batch)[1]["bound_per_token"])
+    one, other = (torch.stack(values) for values in found.values())
+    assert (one.mean() - other.mean()).abs() < 4 * (one.var() / 400 + other.var() / 400).sqrt()
+
+
+def test_bell_shaped_times_are_a_normal_cut_off_at_0_and_1() -> None:
+    settings, batch = Mdlm(times="bell", bell_mean=0.4, bell_std=0.3), next(stream())
+    t, density = (
+        torch.cat(parts)
+        for parts in zip(*(settings.sample_times(batch, batch_rng(i, batch), 0.0) for i in range(2000)), strict=True)
+    )
+    assert float(t.min()) > 0 and float(t.max()) <= 1
+    reference = scipy.stats.truncnorm(-0.4 / 0.3, 0.6 / 0.3, loc=0.4, scale=0.3)
+    assert scipy.stats.kstest(t.numpy(), reference.cdf).statistic < 0.01
+    torch.testing.assert_close(density, torch.from_numpy(reference.pdf(t.numpy())))
+    assert float((1 / density).mean()) == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    "key, value, allowed",
+    [("bell_mean", 1.5, r"in \[0, 1\]"), ("bell_std", 0.0, "above 0"), ("times", "late", "one of")],
+)
+def test_a_bell_without_a_shape_is_named(key: str, value: object, allowed: str) -> None:
+    with pytest.raises(ValueError, match=f"{key} must be {allowed}"):
+        Mdlm(**{key: value})  # pyright: ignore[reportArgumentType]

@@ -24,17 +24,34 @@ def load_toy() -> Any:
     return module
 
 
-def plain_run(bad: tuple[int, ...] = ()) -> tuple[list[float], dict[str, Any], dict[str, Any]]:
+def muon_step(p: torch.Tensor, momentum: torch.Tensor, lr: float, optim: Any) -> None:
+    """Muon on one matrix as published, in float64: Nesterov's momentum, five Newton-Schulz iterations, decay, scale by shape."""
+    assert p.grad is not None
+    momentum.mul_(optim.muon_momentum).add_((1 - optim.muon_momentum) * p.grad)
+    x = (optim.muon_momentum * momentum + (1 - optim.muon_momentum) * p.grad).double()
+    is_tall = x.shape[0] > x.shape[1]
+    x = x.T if is_tall else x
+    x = x / max(float(x.norm()), 1e-7)
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    x = x.T if is_tall else x
+    with torch.no_grad():
+        p.mul_(1 - lr * optim.weight_decay).sub_((lr * max(1, p.shape[0] / p.shape[1]) ** 0.5 * x).float())
+
+
+def plain_run(bad: tuple[int, ...] = (), kind: str = "adamw") -> tuple[list[float], dict[str, Any], dict[str, Any]]:
     """The toy run by a loop of plain PyTorch in one process: losses, raw weights, EMA. `bad`: steps that are skipped."""
     toy = load_toy()
-    sections = toy.settings({}, 1)
+    sections = toy.settings({"optim": kind}, 1)
     train, optim = sections["train"], sections["optim"]
     objective = toy.Objective(bad=[], external=False)
     named = {name: p for name, p in objective.student.named_parameters() if p.requires_grad}
-    for p in named.values():
-        p.grad = torch.zeros_like(p)
+    by_muon = {name for name, p in named.items() if kind == "muon" and toy.is_matrix(name) and p.ndim == 2}
+    momenta = {name: torch.zeros_like(named[name]) for name in by_muon}
+    by_adam = {name: p for name, p in named.items() if name not in by_muon}
     groups = [
-        {"params": [p for name, p in named.items() if toy.is_latent(name) == latent], "scale": scale}
+        {"params": [p for name, p in by_adam.items() if toy.is_latent(name) == latent], "scale": scale}
         for latent, scale in ((False, 1.0), (True, optim.mixture_lr_scale))
     ]
     adam = torch.optim.AdamW(groups, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay)
@@ -42,7 +59,8 @@ def plain_run(bad: tuple[int, ...] = ()) -> tuple[list[float], dict[str, Any], d
     batches = toy.Batches(train.micro_batch_size, 0, 1)
     losses, updates = [], 0
     for step in range(train.steps):
-        adam.zero_grad(set_to_none=False)  # what is unused has the gradient zero
+        for p in named.values():
+            p.grad = torch.zeros_like(p)  # what is unused has the gradient zero
         loss, _ = objective(next(batches))
         losses.append(loss.item())
         if step in bad:
@@ -52,6 +70,9 @@ def plain_run(bad: tuple[int, ...] = ()) -> tuple[list[float], dict[str, Any], d
         for group in adam.param_groups:
             group["lr"] = optim.learning_rate(step, train.steps) * group["scale"]
         adam.step()
+        for name in by_muon:
+            rate = optim.learning_rate(step, train.steps) * optim.muon_lr / optim.lr
+            muon_step(named[name], momenta[name], rate * (optim.mixture_lr_scale if toy.is_latent(name) else 1), optim)
         updates += 1
         decay = min(optim.ema_decay, (1 + updates) / (10 + updates))
         for name, p in named.items():
@@ -79,6 +100,7 @@ def one_rank(tmp_path_factory, run_toy) -> Path:
     folder = tmp_path_factory.mktemp("one_rank")
     specs = {
         **{f"stage {stage}": {"stage": stage} for stage in range(4)},
+        **{f"muon {stage}": {"stage": stage, "optim": "muon"} for stage in range(4)},
         "unmoved": {"stage": 3, "dtype": "bfloat16", "steps": 2, "lr": 1e-30},
     }
     run_toy([{**spec, "run_dir": str(folder / name)} for name, spec in specs.items()]).check()
@@ -88,6 +110,12 @@ def one_rank(tmp_path_factory, run_toy) -> Path:
 @pytest.mark.parametrize("name", [f"stage {stage}" for stage in range(4)])
 def test_one_rank_trains_like_plain_pytorch(name, one_rank, read_trace):
     check_run(one_rank / name, read_trace(one_rank / name), plain_run())
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_one_rank_trains_by_muon_like_plain_pytorch(stage, one_rank, read_trace):
+    folder = one_rank / f"muon {stage}"
+    check_run(folder, read_trace(folder), plain_run(kind="muon"), tolerance=2e-4)
 
 
 def test_bfloat16_masters_start_from_the_exact_weights(one_rank):
@@ -108,10 +136,14 @@ ALIKE = {
     "stage 2, offloaded": {"stage": 2, "offload": True, "accumulation": 2},
     "stage 3, offloaded": {"stage": 3, "offload": True, "accumulation": 2, "config": "release.json"},
 }
+MUON = {f"muon, {name}": {**ALIKE[name], "optim": "muon"} for name in ALIKE if name != "stage 3"}
 BFLOAT16 = {f"bfloat16 {s}": {"stage": s, "dtype": "bfloat16", "accumulation": 2} for s in range(4)}
+BFLOAT16_MUON = {"bfloat16 1, muon": {**BFLOAT16["bfloat16 1"], "optim": "muon"}}
 # The second half of a run, resumed by the same ranks and stage: the folder's name is that of the unbroken run and " again".
 HALVES = {
-    f"{name} again": spec for name, spec in {**ALIKE, **BFLOAT16}.items() if name in ("stage 0", "stage 3", *BFLOAT16)
+    f"{name} again": spec
+    for name, spec in {**ALIKE, **BFLOAT16, **MUON, **BFLOAT16_MUON}.items()
+    if name in ("stage 0", "stage 3", *BFLOAT16, *MUON, *BFLOAT16_MUON)
 }
 REAL = {
     f"{dtype} {stage}, {how}": {
@@ -148,7 +180,8 @@ def two_ranks(tmp_path_factory, run_toy, one_rank) -> Path:
     """A folder with the runs of all of these by two ranks: one engine after another in the same processes."""
     folder = tmp_path_factory.mktemp("two_ranks")
     (folder / "release.json").write_text(json.dumps({"zero_optimization": RELEASE}))
-    specs = {name: {**spec, "checked_ema": True} for name, spec in {**ALIKE, **BFLOAT16}.items()} | {**BAD, **REAL}
+    alike = {**ALIKE, **BFLOAT16, **MUON, **BFLOAT16_MUON}
+    specs = {name: {**spec, "checked_ema": True} for name, spec in alike.items()} | {**BAD, **REAL}
     halves = [(name, {**spec, "checked_ema": True}) for name, spec in HALVES.items()]
     ordered = [*specs.items(), *((name, {**spec, "steps": 10}) for name, spec in halves), *halves]
     ordered += [(f"one to two {stage}", {"stage": stage, "resume": "must"}) for stage in range(4)]
@@ -220,6 +253,30 @@ def test_a_head_trains_alike_at_stages_0_and_3(path, two_ranks, read_trace):
 @pytest.mark.parametrize("name", ALIKE)
 def test_two_ranks_train_alike_at_every_stage(name, two_ranks, read_trace):
     check_run(two_ranks / name, read_trace(two_ranks / name), plain_run())
+
+
+@pytest.mark.parametrize("name", MUON)
+def test_two_ranks_train_alike_by_muon_at_every_stage(name, two_ranks, read_trace):
+    check_run(two_ranks / name, read_trace(two_ranks / name), plain_run(kind="muon"), tolerance=2e-4)
+
+
+@pytest.mark.parametrize("name", [*MUON, *BFLOAT16_MUON])
+def test_muon_keeps_one_moment_of_its_matrices(name, two_ranks):
+    toy, held = load_toy(), {"exp_avg": set(), "exp_avg_sq": set()}
+    for rank in range(2):
+        tensors = load_file(two_ranks / name / "checkpoints" / "step_00000020" / f"rank_{rank:05d}.safetensors")
+        for key in tensors:
+            kind, *_, parameter = key.split("/")
+            if kind in held:
+                held[kind].add(parameter)
+    matrices = {n for n, p in toy.Student().named_parameters() if toy.is_matrix(n) and p.ndim == 2}
+    assert held["exp_avg"] - held["exp_avg_sq"] == matrices
+
+
+@pytest.mark.parametrize("name", BFLOAT16_MUON)
+def test_bfloat16_stays_near_float32_by_muon(name, two_ranks, read_trace):
+    losses, _, _ = plain_run(kind="muon")
+    torch.testing.assert_close([line["loss"] for line in read_trace(two_ranks / name)], losses, rtol=2e-2, atol=0)
 
 
 @pytest.mark.parametrize("name", BFLOAT16)

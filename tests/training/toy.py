@@ -214,6 +214,7 @@ def settings(spec: dict[str, Any], world_size: int) -> dict[str, Any]:
             rank_timeout_s=spec.get("rank_timeout_s", 600),
         ),
         "optim": OptimConfig(
+            kind=spec.get("optim", "adamw"),
             lr=spec.get("lr", 1e-2),
             warmup_steps=4,
             weight_decay=0.01,
@@ -227,6 +228,10 @@ def settings(spec: dict[str, Any], world_size: int) -> dict[str, Any]:
 
 def is_latent(name: str) -> bool:
     return name.startswith("latent")
+
+
+def is_matrix(name: str) -> bool:
+    return name.startswith(("body", "latent.2"))
 
 
 def run(spec: dict[str, Any], rank: int, world_size: int) -> int:
@@ -250,7 +255,14 @@ def run(spec: dict[str, Any], rank: int, world_size: int) -> int:
         fatal = {"kill_at": signal.SIGKILL, "term_at": signal.SIGTERM}
         batches.signals = {spec[key]: number for key, number in fatal.items() if key in spec}
     trained = loop.train(
-        objective, batches, **sections, run_dir=run_dir, device="cpu", is_latent=is_latent, gather_raw=True
+        objective,
+        batches,
+        **sections,
+        run_dir=run_dir,
+        device="cpu",
+        is_latent=is_latent,
+        is_matrix=is_matrix,
+        gather_raw=True,
     )
     after = list(teacher.parameters())
     assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(before, after, strict=True))

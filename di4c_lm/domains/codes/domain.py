@@ -286,7 +286,7 @@ class CodeDomain:
     name = "imagenet"
     settings = CodeSettings
     model = CodeModel
-    pretraining = Pretraining(objective=Denoising(times="iid"), sections=("model", "schedule"), ema_decay=0.99)
+    pretraining = Pretraining(objective=Denoising(), sections=("model", "schedule"), ema_decay=0.99)
 
     def checks(self, settings: CodeSettings) -> dict[str, Callable[[], object]]:
         """See `Domain.checks`."""

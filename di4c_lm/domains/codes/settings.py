@@ -5,7 +5,14 @@ from typing import Any, ClassVar, Literal
 
 from di4c_lm.core.settings import check, choice, section, setting, unit
 from di4c_lm.data.images.patch_codec import PatchCodecConfig
-from di4c_lm.domains.settings import ImageDataConfig, ImageEvalConfig, RunSettings, TeacherConfig, closing
+from di4c_lm.domains.settings import (
+    ImageDataConfig,
+    ImageEvalConfig,
+    RunSettings,
+    TeacherConfig,
+    TeacherPretrainConfig,
+    closing,
+)
 from di4c_lm.measure.images.report import ImageReportConfig
 from di4c_lm.mixtures.base import MixtureSettings
 from di4c_lm.mixtures.codes import CodesSettings
@@ -18,7 +25,7 @@ from di4c_lm.objectives.teacher_step import TeacherStep
 from di4c_lm.processes.masked import Times
 from di4c_lm.samplers.confidence import Confidence
 from di4c_lm.samplers.registry import SAMPLERS
-from di4c_lm.training.settings import OptimConfig, PretrainConfig, TrainConfig
+from di4c_lm.training.settings import OptimConfig, TrainConfig
 
 
 @section
@@ -93,7 +100,7 @@ class CodeSettings(RunSettings):
     )
     optim: OptimConfig = setting(OptimConfig(lr=3e-4, mixture_lr_scale=30.0, schedule="cosine", ema_decay=0.99))
     train: TrainConfig = setting(TrainConfig(steps=800, micro_batch_size=32, save_every=200))
-    teacher: CodeTeacherConfig = setting(CodeTeacherConfig(pretrain=PretrainConfig(batch_size=64)))
+    teacher: CodeTeacherConfig = setting(CodeTeacherConfig(pretrain=TeacherPretrainConfig(batch_size=64, times="iid")))
     sampler: Any = choice(SAMPLERS, Confidence(), "how the closing report samples", identity=False)
     eval: ImageEvalConfig = setting(
         ImageEvalConfig(steps=(1, 2, 4, 8, 16), num_samples=1536, seeds=(0, 1, 2), batch_size=256), identity=False

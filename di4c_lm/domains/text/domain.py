@@ -69,7 +69,7 @@ class TextDomain:
     name = "text"
     settings = TextSettings
     model = TextModel
-    pretraining = Pretraining(objective=Mdlm(times="iid"), sections=("model",), zero_gates=True)
+    pretraining = Pretraining(objective=Mdlm(), sections=("model",), zero_gates=True)
 
     def checks(self, settings: TextSettings) -> dict[str, Callable[[], object]]:
         """See `Domain.checks`: a given teacher's tensors are looked at whole."""

@@ -6,11 +6,11 @@ from typing import Any, ClassVar
 
 from di4c_lm.checkpoints.files import CONFIG_FILE
 from di4c_lm.checkpoints.load import stated_length, stated_mask
-from di4c_lm.core.settings import Ints, check, kind_of, section, setting
+from di4c_lm.core.settings import Ints, check, kind_of, section, setting, unit
 from di4c_lm.data.text.settings import DataConfig
 from di4c_lm.data.text.tokenizers import has_tokenizer
 from di4c_lm.domains.domain import STUDENT
-from di4c_lm.domains.settings import RunSettings, TeacherConfig, closing
+from di4c_lm.domains.settings import RunSettings, TeacherConfig, TeacherPretrainConfig, closing
 from di4c_lm.measure.text.evaluator import EvaluatorConfig
 from di4c_lm.measure.text.gen_ppl import GenPplConfig
 from di4c_lm.mixtures.registry import MIXTURES
@@ -22,11 +22,23 @@ from di4c_lm.training.settings import OptimConfig, PretrainConfig, TrainConfig
 
 
 @section
+class TextPretrainConfig(TeacherPretrainConfig):
+    """How the run trains its teacher itself, where none is given: by MDLM's objective."""
+
+    weight_power: float = setting(1.0, "power of 1/t that weighs a masked token, see objective.weight_power")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        unit(self, "weight_power")
+
+
+@section
 class TextTeacherConfig(TeacherConfig):
     """The teacher: the network that is distilled."""
 
     PATH_KEYS: ClassVar[tuple[str, ...]] = ("path", "weights", "revision")
 
+    pretrain: TextPretrainConfig = setting(TextPretrainConfig())
     revision: str | None = setting(None, "branch, tag or commit of a teacher on the hub")
 
     def unused(self) -> dict[str, str]:

@@ -37,6 +37,7 @@ def try_out(config: TextSettings, world: World, steps: int) -> dict[str, Any]:
         zero=config.zero,
         world=world,
         is_latent=student.denoiser.learns_apart,
+        is_matrix=student.denoiser.is_matrix,
     )
     peak = PeakMemory(world.device)
     tokens, started = 0, 0.0
