@@ -5,7 +5,7 @@ import gc
 import logging
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar, final
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from di4c_lm.training.deepspeed_config import deepspeed_config
 from di4c_lm.training.distributed import World, is_main
-from di4c_lm.training.optimizer import Optimizer, parameter_groups
+from di4c_lm.training.muon import Muon
 from di4c_lm.training.partition import Flats, Partition
 from di4c_lm.training.settings import OptimConfig, TrainConfig, ZeroConfig
 from di4c_lm.training.zero import forget_gradients, masters_of, pieces_of, refresh_weights
@@ -22,6 +22,90 @@ from di4c_lm.training.zero import forget_gradients, masters_of, pieces_of, refre
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 _STUDENT = "student."
+
+
+class Optimizer(torch.optim.AdamW):
+    """AdamW, and Muon for the groups with `muon`; DeepSpeed hands it flat pieces of the parameters. Before `bind` a step does nothing.
+
+    With `clip_norm` it clips by global norm and skips what is not finite, as DeepSpeed's own wrappers do at the other stages; DeepSpeed
+    reads `overflow` and `_global_grad_norm` from whatever stands as its optimizer.
+    """
+
+    def __init__(
+        self, groups: list[dict[str, Any]], *, clip_norm: float | None, momentum: float, **options: Any
+    ) -> None:
+        super().__init__(groups, **options)
+        self._clip_norm = clip_norm
+        self._momentum = momentum
+        self._global_grad_norm = 0.0
+        self.overflow = False
+        self._muon: Muon | None = None
+
+    def bind(self, masters: Sequence[Tensor], partition: Partition) -> None:
+        """Begin with empty moments for `masters`, which lie as `partition` says. All ranks must call it."""
+        self._muon = Muon(masters, partition, momentum=self._momentum)
+        matrices = {name for group in self.param_groups if group["muon"] for name in group["names"]}
+        for master, names in zip(masters, self._muon.names_of, strict=True):
+            keys = ("exp_avg", "exp_avg_sq") if matrices.isdisjoint(names) else ("exp_avg",)
+            self.state[master].update({key: torch.zeros_like(master.detach()) for key in keys})
+            self.state[master]["step"] = torch.zeros((), dtype=torch.float32, device=master.device)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """One update, or none where it clips and the gradient is not finite."""
+        if self._muon is None or not self._clip():
+            return
+        groups = self.param_groups
+        for group in groups:
+            if group["muon"]:
+                self._muon.update(group, self.state)
+        self.param_groups = [group for group in groups if not group["muon"]]
+        try:
+            super().step()
+        finally:
+            self.param_groups = groups
+
+    def _clip(self) -> bool:
+        """Whether the gradient is finite; True as well where others have seen to it."""
+        if self._clip_norm is None:
+            return True
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        self.overflow = not bool(norm.isfinite())
+        self._global_grad_norm = float("inf") if self.overflow else norm.item()
+        if not self.overflow:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self._clip_norm, norm)
+        return not self.overflow
+
+
+def parameter_groups(
+    trained: Mapping[str, nn.Parameter],
+    optim: OptimConfig,
+    *,
+    is_latent: Callable[[str], bool],
+    is_matrix: Callable[[str], bool],
+) -> list[dict[str, Any]]:
+    """Groups of one rate each: the parameters of λ learn at a rate of their own, and so do the matrices that Muon updates.
+
+    Raises `ValueError` where Muon is asked for and has no matrix to update.
+    """
+    wants_muon = optim.kind == "muon"
+    groups: dict[tuple[bool, float], dict[str, nn.Parameter]] = {}
+    for name, p in trained.items():
+        muon = wants_muon and p.ndim == 2 and is_matrix(name)
+        groups.setdefault((muon, optim.mixture_lr_scale if is_latent(name) else 1.0), {})[name] = p
+    if wants_muon and not any(muon for muon, _ in groups):
+        raise ValueError("optim must be adamw where no matrix of a transformer block is trained, got 'muon'")
+    return [
+        {
+            "params": list(named.values()),
+            "names": list(named),
+            "muon": muon,
+            "lr": optim.lr,
+            "lr_scale": scale * (optim.muon_lr / optim.lr if muon else 1.0),
+        }
+        for (muon, scale), named in sorted(groups.items(), key=lambda item: item[0])
+    ]
 
 
 class _Reach(torch.autograd.Function):

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from di4c_lm.data.batches import Batch, BatchStream, PackedSource, batch_rng
 from di4c_lm.networks.dit import DIT
+from di4c_lm.objectives.denoising import Denoising
 from di4c_lm.objectives.mdlm import Mdlm, MdlmObjective
 from di4c_lm.processes.masked import MASKGIT_SCHEDULES, MaskedProcess
 from tests.objectives.helpers import (
@@ -120,17 +121,27 @@ def test_a_power_outside_of_0_to_1_is_named() -> None:
 
 
 @pytest.mark.parametrize("power", [0.0, 1.0])
-def test_bell_shaped_times_report_the_same_bound(power: float) -> None:
-    """Divided by the density of the times the mean is that of uniform ones; the loss leans to the middle."""
-    bell = Mdlm(times="bell", weight_power=power).build(text_network(None, 1), MASKED, seed=0)
-    found = {"bell": [], "uniform": []}
-    batches = stream()
-    for _ in range(400):
+def test_bell_shaped_times_report_the_bound(power: float) -> None:
+    """Each example by its density: the loss alone leans to the middle."""
+    of, batch = Mdlm(times="bell", weight_power=power).build(text_network(None, 1), MASKED, seed=0), next(stream())
+    nats_B, t_B, density_B = of.cross_entropy(batch)
+    loss, told = of(batch)
+    torch.testing.assert_close(loss, ((2 - power) * nats_B / t_B**power).mean())
+    torch.testing.assert_close(told["bound_per_token"], (nats_B / t_B / density_B).mean() / LENGTH)
+    assert float(density_B.max() / density_B.min()) > 2
+
+
+def test_the_cross_entropy_of_bell_shaped_times_is_reported_as_that_of_uniform_ones() -> None:
+    found, batches = {"bell": [], "antithetic": []}, stream()
+    for _ in range(200):
         batch = next(batches)
-        found["bell"].append(bell(batch)[1]["bound_per_token"])
-        found["uniform"].append(objective()(batch)[1]["bound_per_token"])
-    one, other = (torch.stack(values) for values in found.values())
-    assert (one.mean() - other.mean()).abs() < 4 * (one.var() / 400 + other.var() / 400).sqrt()
+        for times, values in found.items():
+            of = Denoising(times=times, bell_mean=0.3).build(text_network(None, 1), MASKED, seed=0)  # pyright: ignore[reportArgumentType]
+            values.append((of(batch)[0].detach(), of(batch)[1]["cross_entropy"]))
+    loss, metric = torch.tensor(found["bell"]).T
+    uniform = torch.tensor(found["antithetic"])[:, 1]
+    assert (metric.mean() - uniform.mean()).abs() < 4 * (metric.var() / 200 + uniform.var() / 200).sqrt()
+    assert loss.mean() < 0.8 * uniform.mean()
 
 
 def test_bell_shaped_times_are_a_normal_cut_off_at_0_and_1() -> None:

@@ -29,6 +29,10 @@ TINY = {
     "cifar10": "model.width=8",
     "imagenet": "model.hidden_size=32 model.num_blocks=2 model.mlp_size=32",
 }
+# How the teachers of these runs were trained.
+TEACHER = {
+    "text": "teacher.pretrain.optim=adamw teacher.pretrain.lr=1e-3 teacher.pretrain.times=iid teacher.pretrain.weight_power=1"
+}
 ALL = (
     "teacher.pretrain.steps=4 teacher.pretrain.batch_size=8 train.steps=5 train.micro_batch_size=4 train.log_every=1 "
     "optim.warmup_steps=2 eval.skip=true run.threads=1 run.device=cpu"
@@ -68,7 +72,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
 def test_a_run_has_the_losses_it_always_had(name: str, data: dict[str, list[str]], tmp_path: Path) -> None:
     trace = TRACES[name]
     kind = trace["domain"]
-    words = [*trace["words"], *data[kind], *TINY[kind].split(), *ALL.split(), f"run.dir={tmp_path}"]
+    words = [*trace["words"], *data[kind], *TINY[kind].split(), *ALL.split(), *TEACHER.get(kind, "").split()]
+    words.append(f"run.dir={tmp_path}")
     settings, rounds = parse_run(DOMAINS[kind], words, program="test")
     assert recipe.run(DOMAINS[kind], settings, rounds) == 0
     assert [row["loss"] for row in metrics(tmp_path)] == pytest.approx(trace["losses"], rel=1e-6, abs=1e-4)
@@ -81,7 +86,8 @@ def test_the_losses_are_the_same_where_parameters_are_shared_out(
     """ZeRO-3 sees every use of a parameter, whatever the network and the mixture."""
     trace = TRACES[name]
     kind = trace["domain"]
-    words = [*trace["words"], *data[kind], *TINY[kind].split(), *ALL.split(), f"run.dir={tmp_path}", "zero.stage=3"]
+    words = [*trace["words"], *data[kind], *TINY[kind].split(), *ALL.split(), *TEACHER.get(kind, "").split()]
+    words += [f"run.dir={tmp_path}", "zero.stage=3"]
     settings, rounds = parse_run(DOMAINS[kind], words, program="test")
     assert recipe.run(DOMAINS[kind], settings, rounds) == 0
     assert [row["loss"] for row in metrics(tmp_path)] == pytest.approx(trace["losses"], rel=1e-4, abs=1e-4)

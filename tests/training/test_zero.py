@@ -9,8 +9,7 @@ from torch import nn
 
 from di4c_lm.training import engine as engines
 from di4c_lm.training.distributed import init_distributed
-from di4c_lm.training.engine import Engine
-from di4c_lm.training.optimizer import Optimizer
+from di4c_lm.training.engine import Engine, Optimizer
 from di4c_lm.training.settings import OptimConfig, TrainConfig, ZeroConfig
 from di4c_lm.training.zero import masters_of
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from di4c_lm.training.distributed import World
-from di4c_lm.training.engine import Engine
-from di4c_lm.training.optimizer import Optimizer, orthogonalise, parameter_groups
+from di4c_lm.training.engine import Engine, Optimizer, parameter_groups
+from di4c_lm.training.muon import orthogonalise
 from di4c_lm.training.partition import Partition, Piece
 from di4c_lm.training.settings import OptimConfig, TrainConfig, ZeroConfig
 
