@@ -136,12 +136,12 @@ def test_the_cross_entropy_of_bell_shaped_times_is_reported_as_that_of_uniform_o
     for _ in range(200):
         batch = next(batches)
         for times, values in found.items():
-            of = Denoising(times=times, bell_mean=0.3).build(text_network(None, 1), MASKED, seed=0)  # pyright: ignore[reportArgumentType]
+            of = Denoising(times=times, bell_mean=0.4, bell_std=0.3).build(text_network(None, 1), MASKED, seed=0)  # pyright: ignore[reportArgumentType]
             values.append((of(batch)[0].detach(), of(batch)[1]["cross_entropy"]))
     loss, metric = torch.tensor(found["bell"]).T
     uniform = torch.tensor(found["antithetic"])[:, 1]
     assert (metric.mean() - uniform.mean()).abs() < 4 * (metric.var() / 200 + uniform.var() / 200).sqrt()
-    assert loss.mean() < 0.8 * uniform.mean()
+    assert loss.mean() < 0.95 * uniform.mean()
 
 
 def test_bell_shaped_times_are_a_normal_cut_off_at_0_and_1() -> None:
