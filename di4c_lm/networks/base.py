@@ -213,13 +213,13 @@ class AttentionBlock(nn.Module):
 
 
 def block_matrices(module: nn.Module) -> set[str]:
-    """Names of the matrices of attention and MLPs in the blocks of `module`; those that make shifts and scales are none."""
+    """Names of the matrices of attention and MLPs in the blocks of `module`; those of shifts and scales, and of adapters, are none."""
     return {
         f"{prefix}.{name}"
         for prefix, block in module.named_modules()
         if isinstance(block, AttentionBlock)
         for name, parameter in block.named_parameters()
-        if parameter.ndim == 2 and "adaLN" not in name
+        if parameter.ndim == 2 and not any(part in name for part in ("adaLN", ".lora_"))
     }
 
 

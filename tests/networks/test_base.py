@@ -3,7 +3,10 @@ import math
 import pytest
 import torch
 
-from di4c_lm.networks.base import Rotary, attend, rotate, use_flash
+from di4c_lm.mixtures.sequential import SequentialSettings
+from di4c_lm.networks.base import Rotary, attend, block_matrices, rotate, use_flash
+from di4c_lm.networks.dit import DIT, DitConfig
+from tests.networks.helpers import maskgit
 
 
 def random(*shape: int) -> torch.Tensor:
@@ -41,3 +44,17 @@ def test_flash_without_a_gpu_is_refused_and_not_chosen() -> None:
     with pytest.raises(ValueError, match="model.attention must be auto or sdpa without .*, got 'flash'"):
         use_flash("flash")
     assert not use_flash("auto") and not use_flash("sdpa")
+
+
+def test_the_matrices_of_blocks_are_those_of_attention_and_mlps() -> None:
+    dit = DIT(DitConfig(hidden_size=16, num_blocks=2, num_heads=2, cond_dim=8), num_states=6)
+    of_block = {"attn_qkv.weight", "attn_out.weight", "mlp.0.weight", "mlp.2.weight"}
+    assert block_matrices(dit) == {f"blocks.{i}.{name}" for i in range(2) for name in of_block}
+    assert dit.is_matrix("blocks.1.mlp.0.weight") and not dit.is_matrix("output_layer.linear.weight")
+    head = SequentialSettings(layers=1).over(
+        dit, torch.Generator().manual_seed(0)
+    )  # the backbone is frozen, and held outside
+    found = block_matrices(head)
+    assert len(found) == 4 and all(name.endswith(tuple(of_block)) and not name.startswith("network") for name in found)
+    codes = block_matrices(maskgit())
+    assert any(name.endswith("in_proj_weight") for name in codes) and not any("emb" in name for name in codes)

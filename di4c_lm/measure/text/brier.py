@@ -47,7 +47,8 @@ def brier_part(run: TextRun, settings: Any, *_: Any) -> dict[str, list[Row]]:
 
     A row holds model, steps, nfe, `tokens_per_forward` (continued tokens a network call), `brier_lm` with `_low`, `_high` and `_error`
     (95 % bootstrap over prompts, and its standard error), `brier_1` to `brier_4`, all in hundredths, `accuracy_1` to `accuracy_4`,
-    the share of continuations whose first n tokens are the text's, prompts, continuations. Models of uniform noise, which keep no prompt, are left out.
+    the share of continuations whose first n tokens are the text's, prompts, continuations. Models of uniform noise, which keep no prompt,
+    are left out.
     Raises `ValueError` for a prompt that leaves fewer than 4 tokens.
     """
     length, seed = run.student.length, settings.seeds[0]
