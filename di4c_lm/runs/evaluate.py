@@ -45,6 +45,12 @@ EVALUATIONS = {
         _SUITE,
         ("parts=[brier]",),
     ),
+    "frontier": Evaluation(
+        "generative perplexity against entropy, temperature swept: models compared at the same entropy",
+        _CONFIG,
+        _SUITE,
+        ("parts=[frontier]",),
+    ),
     "likelihood": Evaluation(
         "likelihood of validation and zero-shot text, and last words", _CONFIG, _SUITE, ("parts=[likelihood]",)
     ),

@@ -7,7 +7,17 @@ from di4c_lm.core.settings import fields
 from di4c_lm.domains.text import domain
 from di4c_lm.measure.text.suite import ReportConfig
 
-EVALUATIONS = ("report", "diversity", "distribution", "likelihood", "mixture", "cost", "brier", "compare_reports")
+EVALUATIONS = (
+    "report",
+    "diversity",
+    "distribution",
+    "likelihood",
+    "mixture",
+    "cost",
+    "brier",
+    "frontier",
+    "compare_reports",
+)
 
 
 def measure(name: str, *arguments: str) -> int:
@@ -32,7 +42,14 @@ def test_the_help_of_the_report_explains_every_key(capsys: pytest.CaptureFixture
 
 
 @pytest.mark.parametrize(
-    "name, part", [("cost", "cost"), ("likelihood", "likelihood"), ("brier", "brier"), ("diversity", "diversity")]
+    "name, part",
+    [
+        ("cost", "cost"),
+        ("likelihood", "likelihood"),
+        ("brier", "brier"),
+        ("frontier", "frontier"),
+        ("diversity", "diversity"),
+    ],
 )
 def test_a_part_alone_is_measured(name: str, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[ReportConfig] = []

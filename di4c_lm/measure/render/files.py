@@ -13,6 +13,14 @@ from di4c_lm.measure.flow import with_end
 from di4c_lm.measure.render.page import page
 from di4c_lm.measure.render.pictures import Panel, Row, plot
 
+_WHICH = (
+    "set",
+    "batch",
+    "t",
+    "temperature",
+    "against",
+    "metric",
+)  # what tells apart the rows of a model and step count
 _ENDS = ("_low", "_high", "_p", "p_value")
 
 
@@ -107,10 +115,21 @@ def _long(report: Mapping[str, Any]) -> str:
     out = io.StringIO(newline="")
     writer = csv.writer(out)
     writer.writerow(["part", "model", "steps", "of", "metric", "value", "low", "high", "p_value"])
-    for part in ("rows", "brier", "likelihood", "last_words", "correlation", "latent_modes", "cost", "comparisons"):
+    for part in (
+        "rows",
+        "brier",
+        "frontier",
+        "matched",
+        "likelihood",
+        "last_words",
+        "correlation",
+        "latent_modes",
+        "cost",
+        "comparisons",
+    ):
         for row in report.get(part, ()):
             name = row.get("model") or f"{row['of']} - {row['minus']}"
-            of = row.get("set", row.get("batch", row.get("t", row.get("metric", ""))))
+            of = next((row[key] for key in _WHICH if key in row), "")
             for key, value in row.items():
                 number = isinstance(value, int | float) and not isinstance(value, bool)
                 if not number or key == "steps" or key.partition("@")[0].endswith(_ENDS):

@@ -12,6 +12,8 @@ from di4c_lm.measure.render.tables import short
 
 _TITLES = {
     "brier": "BrierLM: continuations of validation text",
+    "frontier": "Frontier: temperature swept",
+    "matched": "Generative perplexity at the same entropy: ratio, below 1 where the first is the more fluent",
     "likelihood": "Likelihood: bounds on perplexity",
     "last_words": "Last words predicted",
     "correlation": "Mixture: correlations (nats)",

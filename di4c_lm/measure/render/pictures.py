@@ -56,6 +56,47 @@ def plot(rows: Sequence[Row], panels: Sequence[Panel], *, data: str, title: str 
     return _png(lambda buffer: figure.savefig(buffer, format="png", facecolor="white"))
 
 
+def frontier_plot(rows: Sequence[Row]) -> bytes:
+    """PNG of generative perplexity against entropy: a line a model and step count, through its temperatures, paler the fewer steps.
+
+    What has one point alone, counting and real data, is a mark. Empty where no model has rows.
+    """
+    from matplotlib.figure import Figure
+
+    models = list(dict.fromkeys(row["model"] for row in rows if row["kind"] == "model"))
+    if not models:
+        return b""
+    figure = Figure(figsize=(8.4, 4.6), dpi=150)
+    figure.set_layout_engine("constrained")
+    axes = figure.subplots()
+    steps = sorted({row["steps"] for row in rows if row["kind"] == "model"})
+    for model, n in dict.fromkeys((row["model"], row["steps"]) for row in rows if row["kind"] == "model"):
+        own = [row for row in rows if (row["model"], row["steps"]) == (model, n)]
+        own.sort(key=lambda row: row["entropy"])
+        i = models.index(model)
+        how = {"color": _COLOURS[i % len(_COLOURS)], "alpha": 0.35 + 0.65 * (steps.index(n) + 1) / len(steps)}
+        x, y = ([row[key] for row in own] for key in ("entropy", "gen_ppl"))
+        marker = _MARKERS[i % len(_MARKERS)]
+        errors = [[max(0.0, sign * (row[f"gen_ppl_{end}"] - row["gen_ppl"])) for row in own] for end, sign in _ERRORS]
+        axes.errorbar(x, y, yerr=errors, label=f"{model}, {n}", marker=marker, markersize=5, capsize=2.5, **how)
+    for row in rows:
+        if row["kind"] != "model":
+            name = row["model"] if row["steps"] < 2 else f"{row['model']}, {row['steps']}"
+            axes.plot(row["entropy"], row["gen_ppl"], "*" if row["kind"] == "data" else "x", color=GREY, markersize=9)
+            where = {"textcoords": "offset points", "xytext": (5, 4), "fontsize": 8.5, "color": GREY}
+            axes.annotate(name, (row["entropy"], row["gen_ppl"]), **where)
+    axes.set_yscale("log")
+    axes.set_xlabel("sample entropy (nats)", color=INK)
+    axes.set_title("generative perplexity", loc="left", fontsize=11.5, color=INK, fontweight="bold", pad=10)
+    axes.set_title("lower at the same entropy is better", loc="right", fontsize=9, color=GREY, pad=10)
+    axes.legend(frameon=False, fontsize=8.5, loc="center left", bbox_to_anchor=(1.0, 0.5), title="model, steps")
+    _plain(axes)
+    return _png(lambda buffer: figure.savefig(buffer, format="png", facecolor="white"))
+
+
+_ERRORS = (("low", -1.0), ("high", 1.0))
+
+
 def training_curves(metrics: Sequence[Row]) -> bytes:
     """PNG of loss and gradient norm against updates, of a run's logged steps; empty where there are fewer than two."""
     from matplotlib.figure import Figure

@@ -25,6 +25,7 @@ from di4c_lm.measure.text.canaries import periodic, shuffled, tail_probe, tiled
 from di4c_lm.measure.text.cost import cost_part
 from di4c_lm.measure.text.counting import NgramModel, baselines, ngrams, perplexity
 from di4c_lm.measure.text.evaluator import Evaluator, evaluator_facts, load_evaluator
+from di4c_lm.measure.text.frontier import frontier_part
 from di4c_lm.measure.text.gen_ppl import GenPplConfig, detectable_of, gen_ppl_table, measure, verdict
 from di4c_lm.measure.text.likelihood import likelihood_part, marginal_bound
 from di4c_lm.measure.text.mixture import mixture_part
@@ -174,6 +175,7 @@ def full_report(run: TextRun, settings: ReportConfig) -> str:
         encoder = _load(run, settings, settings.features, device)
     report: dict[str, Any] = {"rows": [], "comparisons": [], "alarms": []}
     seconds: dict[str, float] = {}
+    pictures = {"training": training_curves(read_metrics(run.folder))}
     parts = {part: measure_part for part, (names, measure_part) in PARTS.items() if names & set(settings.parts)}
     stages = Stages(*parts)
     for part, measure_part in parts.items():
@@ -181,6 +183,7 @@ def full_report(run: TextRun, settings: ReportConfig) -> str:
         stages.begin(part)
         found = measure_part(run, settings, evaluators, encoder)
         report["comparisons"] += found.pop("comparisons", [])
+        pictures |= found.pop("pictures", {})
         report |= found
         seconds[part] = round(time.perf_counter() - start, 1)
     facts = [evaluator_facts(one, student.tokenizer, settings) for one in evaluators]
@@ -200,7 +203,6 @@ def full_report(run: TextRun, settings: ReportConfig) -> str:
     report = {"manifest": found_by, **report, "detectable": shown, "seconds": seconds}
     folder = settings.folder(run.folder)
     title, subtitle = " · ".join(run.models), _subtitle(found_by)
-    pictures = {"training": training_curves(read_metrics(run.folder))}
     paths = write_report(folder, "report", report, suite.LAYOUT, title=title, subtitle=subtitle, pictures=pictures)
     return with_page(suite_table(report), paths)
 
@@ -258,6 +260,7 @@ def _cells(run: TextRun, real: Tensor, settings: ReportConfig) -> Iterator[TextS
 PARTS = {
     "samples": ({metric.part for metric in suite.METRICS}, _samples),
     "brier": ({"brier"}, brier_part),
+    "frontier": ({"frontier"}, frontier_part),
     "likelihood": ({"likelihood"}, likelihood_part),
     "mixture": ({"mixture"}, mixture_part),
     "cost": ({"cost"}, cost_part),

@@ -27,7 +27,7 @@ from di4c_lm.measure.text.gen_ppl import FLUENCY, PERPLEXITY, SAMPLE_ENTROPY
 from di4c_lm.measure.text.samples import Reader, Reading, TextSamples, examples
 
 METRICS = (FLUENCY, ENTROPY, DIVERSITY, DISTRIBUTION)
-PARTS = (*dict.fromkeys(metric.part for metric in METRICS), "brier", "likelihood", "mixture", "cost")
+PARTS = (*dict.fromkeys(metric.part for metric in METRICS), "brier", "frontier", "likelihood", "mixture", "cost")
 REAL = "held-out text"
 IN_A_LINE = (
     "gen_ppl",
@@ -87,6 +87,9 @@ class ReportConfig(Measurement, Reading):
     mauve_clusters: int = setting(0, "clusters of MAUVE; 0: a tenth of the number of samples")
     self_bleu_samples: int = setting(32, "samples that Self-BLEU compares, at a cost of their square; 0: no Self-BLEU")
     self_bleu_legacy: bool = setting(False, "also measure Self-BLEU over characters, as published (slow)")
+    temperatures: tuple[float, ...] = setting(
+        (0.7, 0.85, 1.0), "temperatures of the frontier; models are compared where their samples' entropy is the same"
+    )
     baselines: bool = setting(
         True, "measure n-grams of the training text, and the teacher's marginals with token bigrams"
     )
@@ -114,6 +117,9 @@ class ReportConfig(Measurement, Reading):
         distinct(self, 0, "seeds", "mauve_seeds")
         distinct(self, 1, "cost_batches")
         check(self.parts and set(self.parts) <= set(PARTS), "parts", self.parts, f"some of {', '.join(PARTS)}")
+        apart = len(self.temperatures) >= 2 and len({*self.temperatures}) == len(self.temperatures)
+        allowed = "two or more distinct numbers above 0"
+        check(apart and min(self.temperatures) > 0, "temperatures", self.temperatures, allowed)
         check(self.self_bleu_samples != 1, "self_bleu_samples", 1, "0, or at least 2")
 
     def unused(self) -> dict[str, str]:
@@ -136,7 +142,9 @@ class ReportConfig(Measurement, Reading):
 _READ_BY = {  # keys, each with the parts that have a use for it
     **dict.fromkeys(("mauve_seeds", "mauve_clusters"), ("distribution",)),
     **dict.fromkeys(("self_bleu_samples", "self_bleu_legacy"), ("diversity",)),
-    **dict.fromkeys(("baselines", "brier_prompts", "brier_samples", "prompt_length"), ("brier",)),
+    "baselines": ("brier", "frontier"),
+    "temperatures": ("frontier",),
+    **dict.fromkeys(("brier_prompts", "brier_samples", "prompt_length"), ("brier",)),
     **dict.fromkeys(("likelihood_draws", "zero_shot", "lambada"), ("likelihood",)),
     "likelihood_sequences": ("likelihood", "mixture"),
     "mixture_steps": ("mixture",),
@@ -302,7 +310,7 @@ def suite_table(report: Mapping[str, Any]) -> str:
         f"{row['model']}, {row['steps'] or '-'} steps: {'; '.join(row['flags'])}" for row in rows if row["flags"]
     ]
     text += "\n\nflagged, so not ranked\n" + "\n".join(flagged) if flagged else ""
-    for part in ("brier", "likelihood", "last_words", "correlation", "latent_modes", "cost"):
+    for part in ("brier", "frontier", "matched", "likelihood", "last_words", "correlation", "latent_modes", "cost"):
         of_part = report.get(part) or []
         names = [key for key in (of_part[0] if of_part else {}) if not key.endswith(("_low", "_high", "_sd"))]
         plain = [[_told(row.get(key)) for key in names] for row in of_part]

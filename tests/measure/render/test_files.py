@@ -37,7 +37,8 @@ def test_a_long_sheet_has_a_line_a_number(tmp_path: Path) -> None:
     lines = list(csv.DictReader(io.StringIO(paths["csv"].read_text())))
     (one,) = [line for line in lines if (line["model"], line["steps"], line["metric"]) == ("teacher", "2", "gen_ppl")]
     assert [float(one[key]) for key in ("value", "low", "high")] == [500.0, 450.0, 550.0] and one["part"] == "rows"
-    (one,) = [line for line in lines if line["part"] == "comparisons"]
+    one, shows = [line for line in lines if line["part"] == "comparisons"]
+    assert (shows["metric"], shows["value"], shows["p_value"]) == ("detectable", "1.5", "")
     assert one["model"] == "student - teacher" and float(one["p_value"]) == 0.012
     assert [(line["of"], line["metric"]) for line in lines if line["part"] == "cost"] == [("8", "batch"), ("8", "nfe")]
 

@@ -26,6 +26,7 @@ QUICK = ReportConfig(
     self_bleu_samples=4,
     mauve_seeds=(0,),
     brier_prompts=6,
+    temperatures=(0.5, 1.0),
     likelihood_sequences=6,
     likelihood_draws=2,
     lambdas=4,
@@ -61,9 +62,18 @@ def test_the_report_holds_every_part_and_its_manifest(run: TextRun) -> None:
     )
     folder = run.folder / "report"
     report = json.loads((folder / "report.json").read_text())
-    assert {"rows", "comparisons", "brier", "likelihood", "last_words", "correlation", "latent_modes", "cost"} <= set(
-        report
-    )
+    assert {
+        "rows",
+        "comparisons",
+        "brier",
+        "frontier",
+        "matched",
+        "likelihood",
+        "last_words",
+        "correlation",
+        "latent_modes",
+        "cost",
+    } <= set(report)
     assert {"judge", "dtypes", "length", "tokenizer", "seed", "sampler", "nfe", "checkpoints", "versions"} <= set(
         report["manifest"]
     )
@@ -81,7 +91,18 @@ def test_the_report_holds_every_part_and_its_manifest(run: TextRun) -> None:
     assert "smallest differences that these samples show" in table
     with (folder / "report.csv").open() as file:
         parts = {row["part"] for row in csv.DictReader(file)}
-    assert parts == {"rows", "brier", "likelihood", "last_words", "correlation", "latent_modes", "cost", "comparisons"}
+    assert parts == {
+        "rows",
+        "brier",
+        "frontier",
+        "matched",
+        "likelihood",
+        "last_words",
+        "correlation",
+        "latent_modes",
+        "cost",
+        "comparisons",
+    }
     page = (folder / "report.html").read_text()
     assert "Smallest differences that these samples show" in page
     assert "data:image/png;base64," in page and references(page) == []
