@@ -13,10 +13,11 @@ from typing import Any, Protocol, final, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float64, Int, Int64, Integer, UInt
+from jaxtyping import Float, Float64, Int, Int64, Integer, UInt
 from torch import Tensor
 
 from di4c_lm.processes.denoiser import NO_CLASS
+from di4c_lm.processes.process import Process
 from di4c_lm.processes.rng import KeyedRng, Rng, uniform
 
 _ROWS_AT_ONCE = 1 << 14
@@ -38,6 +39,9 @@ class Batch:
     _: dataclasses.KW_ONLY
     stratum: Int64[Tensor, " B"] | None = None  # which of `num_strata` equal parts of [0, 1) belongs to each
     num_strata: int = 1
+    given: Int64[Tensor, " B"] | None = (
+        None  # how many tokens at the beginning of each are given: never masked, never scored
+    )
 
     def spread(self, u: Float64[Tensor, " B"]) -> Float64[Tensor, " B"]:
         """Uniforms `u`, each in the part of its sequence: over a global batch they cover [0, 1) evenly, and each is still uniform over
@@ -50,6 +54,15 @@ def make_batch(
 ) -> Batch:
     """A batch of arrays, as 64-bit tensors."""
     return Batch(*(torch.from_numpy(part.astype(np.int64)) for part in (x_BD, sample_id, epoch)))
+
+
+def noised(process: Process, batch: Batch, t: Float[Tensor, " B"], rng: Rng) -> Int64[Tensor, "B D"]:
+    """x_t ~ q(x_t | x_0) of the batch, in which what is given stands as it is."""
+    x_t = process.corrupt(batch.x, t, rng)
+    if batch.given is None:
+        return x_t
+    position_D = torch.arange(batch.x.shape[1], device=batch.x.device)
+    return torch.where(position_D < batch.given[:, None], batch.x, x_t)
 
 
 def batch_rng(seed: int, batch: Batch) -> KeyedRng:
@@ -179,10 +192,13 @@ class PackedSource:
     `sample_id` is the row of `tokens_ND`.
     """
 
-    def __init__(self, tokens_ND: Integer[np.ndarray, "N D"], seed: int) -> None:
+    def __init__(
+        self, tokens_ND: Integer[np.ndarray, "N D"], seed: int, given_N: Int64[np.ndarray, " N"] | None = None
+    ) -> None:
         if len(tokens_ND) == 0:
             raise ValueError("a source of batches needs at least one sequence, found none")
         self.tokens_ND = tokens_ND
+        self.given_N = given_N  # see `Batch.given`
         self.seed = seed
         self._orders: dict[int, Int[np.ndarray, " N"]] = {}
 
@@ -200,11 +216,13 @@ class PackedSource:
         for start in range(0, len(self), _ROWS_AT_ONCE):
             rows_nD = self.tokens_ND[start : start + _ROWS_AT_ONCE]
             digest.update(np.ascontiguousarray(rows_nD, dtype="<u4").data)  # the same for any type that holds them
+        if self.given_N is not None:
+            digest.update(np.ascontiguousarray(self.given_N, dtype="<u4").data)
         return f"{len(self)} sequences ({digest.hexdigest()[:12]})"
 
     def ordered(self, seed: int) -> "PackedSource":
         """The same in the order of another seed."""
-        return PackedSource(self.tokens_ND, seed)
+        return PackedSource(self.tokens_ND, seed, self.given_N)
 
     def _order(self, epoch: int) -> Int[np.ndarray, " N"]:
         if epoch not in self._orders:
@@ -215,7 +233,9 @@ class PackedSource:
     def read(self, start: int, count: int) -> Batch:
         """`count` sequences from position `start` on."""
         sample_id_B, epoch_B = in_epochs(start, count, len(self), lambda epoch, index_B: self._order(epoch)[index_B])
-        return make_batch(np.asarray(self.tokens_ND[sample_id_B]), sample_id_B, epoch_B)
+        batch = make_batch(np.asarray(self.tokens_ND[sample_id_B]), sample_id_B, epoch_B)
+        given_B = None if self.given_N is None else torch.from_numpy(self.given_N[sample_id_B])
+        return dataclasses.replace(batch, given=given_B)
 
 
 # What a rank trains on

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from di4c_lm.core.settings import positive, section, setting, unit
-from di4c_lm.data.batches import Batch, batch_rng, classes_of
+from di4c_lm.data.batches import Batch, batch_rng, classes_of, noised
 from di4c_lm.objectives.objective import Objective, ObjectiveSettings
 from di4c_lm.processes.denoiser import Positions
 from di4c_lm.processes.masked import above
@@ -84,7 +84,7 @@ class DenoisingObjective(Objective):
         rng = batch_rng(self.seed, batch)
         cond_B = classes_of(batch, self.settings.label_drop, rng)
         t_B, density_B = self.settings.sample_times(batch, rng, self.process.min_time)
-        x_t = self.process.corrupt(batch.x, t_B, rng)
+        x_t = noised(self.process, batch, t_B, rng)
         positions = Positions.where(self.process.unknown(x_t))
         prediction = self.student(x_t, t_B.float(), None, cond_B)
         reading = prediction.read(positions, positions.gather(batch.x)[:, None], chunk_rows=self.settings.chunk_rows)

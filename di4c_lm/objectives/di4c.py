@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from di4c_lm.core.settings import at_least, section, setting, unit
-from di4c_lm.data.batches import Batch, batch_rng, classes_of
+from di4c_lm.data.batches import Batch, batch_rng, classes_of, noised
 from di4c_lm.losses.di4c import Alpha, alpha, consistency_term, correlation, data_term, distillation_term
 from di4c_lm.losses.reading import Reading, sample_rows
 from di4c_lm.mixtures.base import Latents
@@ -84,7 +84,7 @@ class Di4CObjective(Objective):
         rng, x_0, settings = batch_rng(self.seed, batch), batch.x, self.settings
         cond_B = classes_of(batch, settings.label_drop, rng)
         t_B, u_B = self.times(len(x_0), rng, x_0.device)
-        x_t = self.process.corrupt(x_0, t_B, rng)
+        x_t = noised(self.process, batch, t_B, rng)
         positions = Positions.where(self.in_loss(x_t))
         # Where the distillation term stands in place of consistency.
         low_B = (t_B - self.process.min_time < settings.delta) & (settings.distil_inputs == "shared")

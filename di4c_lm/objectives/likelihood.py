@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from di4c_lm.core.settings import at_least, section, setting
-from di4c_lm.data.batches import Batch, batch_rng, classes_of
+from di4c_lm.data.batches import Batch, batch_rng, classes_of, noised
 from di4c_lm.objectives.objective import Objective, ObjectiveSettings
 from di4c_lm.processes.denoiser import Positions
 from di4c_lm.processes.masked import Times, above
@@ -54,7 +54,7 @@ class LikelihoodObjective(Objective):
         cond_B = classes_of(batch, settings.label_drop, rng)
         t_B, s_B = settings.times.sample_steps(len(x_0), rng, device=x_0.device)
         t_B = above(t_B, self.process.min_time)
-        x_t = self.process.corrupt(x_0, t_B, rng)
+        x_t = noised(self.process, batch, t_B, rng)
         if self.student.joint_over == "revealed":
             u_BD = uniform(rng, tuple(x_0.shape), x_0.device)
             positions = Positions.where(self.process.revealed(x_t, t_B[:, None], s_B[:, None], u_BD))

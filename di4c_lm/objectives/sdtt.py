@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from di4c_lm.core.settings import at_least, check, positive, section, setting
-from di4c_lm.data.batches import Batch, batch_rng, classes_of
+from di4c_lm.data.batches import Batch, batch_rng, classes_of, noised
 from di4c_lm.losses.sdtt import DivergenceName, sdtt_divergence
 from di4c_lm.objectives.objective import Objective, ObjectiveSettings
 from di4c_lm.processes.categorical import sample_categorical
@@ -84,7 +84,7 @@ class SdttObjective(Objective):
         rng = batch_rng(self.seed, batch)
         cond_B = classes_of(batch, self.settings.label_drop, rng)
         t_B = 1 - uniform(rng, (len(batch.x),), batch.x.device)
-        x_t = self.process.corrupt(batch.x, t_B, rng)
+        x_t = noised(self.process, batch, t_B, rng)
         positions = Positions.where(self.process.unknown(x_t))
         target_MS = self.targets(x_t, positions, t_B, rng, cond_B)
         prediction = self.student(x_t, t_B.float(), None, cond_B)

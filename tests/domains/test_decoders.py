@@ -250,3 +250,20 @@ def test_without_peft_the_extra_is_named(llada: Path, tmp_path: Path, monkeypatc
     monkeypatch.setattr("di4c_lm.runs.preflight.find_spec", lambda name: None if name == "peft" else object())
     settings = lora_settings(llada, tmp_path, "objective=sdtt", "lora.targets=[q_proj]")
     assert any("peft is not installed: the extra [lora]" in one for one in faults(DOMAIN, settings))
+
+
+@pytest.mark.parametrize("words", [("recipe=copula",), ("objective=sdtt",), ("objective=di4c", "mixture=codes")])
+def test_a_student_learns_responses_behind_prompts(llada: Path, tmp_path: Path, words: tuple[str, ...]) -> None:
+    records = tmp_path / "records.jsonl"
+    pairs = (
+        {"prompt": f"{number} {text[:10]}", "response": text[10:20] + "."} for number, text in enumerate(TEXTS * 4)
+    )
+    records.write_text("".join(json.dumps(one) + "\n" for one in pairs))
+    given = f"""teacher={llada} data={records} data.records=prompt data.length=32 train.steps=2 train.micro_batch_size=4 eval.skip=true
+        run.device=cpu run.threads=1 run.dir={tmp_path / "run"} train.log_every=1 data.skip_bad=true"""
+    settings: Any = parse_run(DOMAIN, [*given.split(), *words], program="test")[0]
+    assert recipe.run(DOMAIN, settings) == 0
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert len(losses) >= 2 and all(loss == loss for loss in losses)
+    student = di4c_lm.load(tmp_path / "run")
+    assert student.sample(1, steps=2, prompt="7 the")[0].startswith("7 the")

@@ -76,7 +76,12 @@ class Index:
     @property
     def width(self) -> int:
         """Numbers a row."""
-        return self.length + bool(self.classes)
+        return self.length + (bool(self.classes) or self.has_prompts)
+
+    @property
+    def has_prompts(self) -> bool:
+        """Whether behind each row of tokens stands how many of them are given."""
+        return self.facts.get("records", "text") != "text"
 
     @property
     def rows(self) -> int:
@@ -366,6 +371,7 @@ class ShardSource:
         )
         cells_BW = self.shards[row_B]
         batch = make_batch(cells_BW[:, :length], self.shards.ids(row_B), epoch_B)
-        if not self.shards.index.classes:
+        if not self.shards.index.classes and not self.shards.index.has_prompts:
             return batch
-        return dataclasses.replace(batch, labels=torch.from_numpy(cells_BW[:, length].astype(np.int64)))
+        behind_B = torch.from_numpy(cells_BW[:, length].astype(np.int64))
+        return dataclasses.replace(batch, **{"given" if self.shards.index.has_prompts else "labels": behind_B})

@@ -14,9 +14,10 @@ import torch
 from jaxtyping import Int, Integer
 from torch import Tensor
 
+from di4c_lm.core.settings import check
 from di4c_lm.core.terminal import progress_bar
 from di4c_lm.data.batches import PackedSource
-from di4c_lm.data.records.shards import Index, Shards, ShardSource
+from di4c_lm.data.records.shards import Index, Shards, ShardSource, row_dtype
 from di4c_lm.data.text.documents import (
     VALIDATION_CHARACTERS,
     Documents,
@@ -26,6 +27,7 @@ from di4c_lm.data.text.documents import (
 )
 from di4c_lm.data.text.files import file_documents, hub_documents, hub_stream
 from di4c_lm.data.text.packing import Cursor, Run, encode_documents, encode_runs, frame_of, pack
+from di4c_lm.data.text.pairs import Pairs
 from di4c_lm.data.text.prepare import TOKENIZER, read_held_out
 from di4c_lm.data.text.settings import DataConfig
 from di4c_lm.data.text.streaming import StreamingSource
@@ -63,9 +65,9 @@ def open_documents(config: DataConfig) -> Documents:
         return builtin_corpus()
     if config.kind == "files":
         assert config.path is not None
-        return file_documents(config.path, text_key=config.text_key, skip_bad=config.skip_bad)
+        return file_documents(config.path, text_key=config.document_key, skip_bad=config.skip_bad)
     if config.streaming:
-        return hub_stream(config.dataset, split=config.split, text_key=config.text_key, skip_bad=config.skip_bad)
+        return hub_stream(config.dataset, split=config.split, text_key=config.document_key, skip_bad=config.skip_bad)
     return hub_documents(config.dataset, split=config.split, text_key=config.text_key)
 
 
@@ -79,7 +81,19 @@ def check_corpus(config: DataConfig) -> None:
     if config.kind == "shards":
         _fitting_shards(config)
     elif config.tokenizer != "train":
-        load_tokenizer(config, (), Path())
+        check_template(load_tokenizer(config, (), Path()), config)
+    else:
+        check_template(None, config)
+
+
+def check_template(tokenizer: "transformers.PreTrainedTokenizerFast | None", config: DataConfig) -> None:
+    """Raise `ValueError` where `config.records` need a given tokenizer, or a chat template, that is not there."""
+    if config.records == "text":
+        return
+    allowed = f"a folder, file or hub name where data.records={config.records}"
+    check(tokenizer is not None, "data.tokenizer", config.tokenizer, allowed)
+    templated = config.records == "prompt" or getattr(tokenizer, "chat_template", None)
+    check(templated, "data.records", config.records, "prompt, or text, where the tokenizer has no chat template")
 
 
 def load_corpus(config: DataConfig, seed: int, cache_dir: Path) -> Corpus:
@@ -134,6 +148,8 @@ def _from_texts(config: DataConfig, seed: int, cache_dir: Path) -> Corpus:
     else:
         split = Split.fitted(documents, config.validation_share).with_evaluator(config.evaluator_share)
     tokenizer = load_tokenizer(config, filter(split.trains, documents.read()), cache_dir)
+    if config.records != "text":
+        return _from_pairs(config, seed, documents, split, tokenizer)
     if config.streaming:
         texts = list(_early_held_out(documents, split, enough=16 * config.length))
     else:
@@ -158,6 +174,38 @@ def _from_texts(config: DataConfig, seed: int, cache_dir: Path) -> Corpus:
         evaluator=aside,
         train=train,
         validation=_as_tensor(validation_ND),
+        validation_texts=texts,
+        fingerprint=content.hexdigest(),
+    )
+
+
+def _from_pairs(
+    config: DataConfig,
+    seed: int,
+    documents: Documents,
+    split: Split,
+    tokenizer: "transformers.PreTrainedTokenizerFast",
+) -> Corpus:
+    """As `_from_texts`, of records with prompts: a sequence is a response behind its prompt."""
+    check_template(tokenizer, config)
+    pairs = Pairs(tokenizer=tokenizer, records=config.records, length=config.length, skip_bad=config.skip_bad)
+    held_out = list(first_characters(filter(split.holds_out, documents.read()), VALIDATION_CHARACTERS))
+    texts = list(map(pairs.plain, held_out))
+    check_lost(tokenizer, texts, config)
+    validation_NW, rows_NW = pairs.rows(held_out), pairs.rows(filter(split.trains, documents.read()))
+    pairs.warn(documents.name)
+    for side, found in (("validation", validation_NW), ("training", rows_NW)):
+        if not len(found):
+            raise ValueError(f"{documents.name}: the {side} records make no sequence")
+    states = np.dtype(row_dtype(max(len(tokenizer), config.length + 1)))
+    train = PackedSource(rows_NW[:, :-1].astype(states), seed, rows_NW[:, -1])
+    logger.info("%s: %d training and %d validation sequences", documents.name, len(train), len(validation_NW))
+    content = hashlib.sha256(fingerprint(tokenizer).encode() + validation_NW.tobytes() + rows_NW.tobytes())
+    return Corpus(
+        name=documents.name,
+        tokenizer=tokenizer,
+        train=train,
+        validation=_as_tensor(validation_NW[:, :-1]),
         validation_texts=texts,
         fingerprint=content.hexdigest(),
     )
@@ -229,7 +277,11 @@ def _fitting_shards(config: DataConfig) -> tuple[Path, Shards]:
     index = shards.index
     if index.kind != "tokens":
         raise ValueError(f"data.path must be a folder of `di4c prepare shards`, got shards of {index.kind} in {folder}")
-    for key, here, there in (("length", config.length, index.length), ("wrap", config.wrap, index.facts["wrap"])):
+    for key, here, there in (
+        ("length", config.length, index.length),
+        ("wrap", config.wrap, index.facts["wrap"]),
+        ("records", config.records, index.facts.get("records", "text")),
+    ):
         if here != there:
             said = json.dumps(there)
             raise ValueError(
@@ -241,14 +293,17 @@ def _fitting_shards(config: DataConfig) -> tuple[Path, Shards]:
 def _from_shards(config: DataConfig, seed: int, cache_dir: Path) -> Corpus:
     folder, shards = _fitting_shards(config)
     tokenizer = _shards_tokenizer(config, folder, shards.index, cache_dir)
+    plain = str
+    if config.records != "text":
+        plain = Pairs(tokenizer=tokenizer, records=config.records, length=config.length).plain
     train = ShardSource(shards.verified(config.verify, cache_dir, skip_bad=config.skip_bad), seed)
-    validation_ND = shards.validation()
+    validation_ND = shards.validation()[:, : shards.index.length]
     logger.info("%s: %d training and %d validation sequences in shards", folder, len(train), len(validation_ND))
     return Corpus(
         name=f"data.path={folder}",
         tokenizer=tokenizer,
         train=train,
         validation=_as_tensor(validation_ND),
-        validation_texts=read_held_out(folder),
+        validation_texts=list(map(plain, read_held_out(folder))),
         fingerprint=shards.fingerprint,
     )

@@ -18,6 +18,7 @@ from di4c_lm.core.retry import RetryPolicy, is_network_failure, with_retries
 from di4c_lm.data.reading import ask_hub, is_hidden, local_or_hub, opened
 from di4c_lm.data.records.shards import is_shards
 from di4c_lm.data.text.documents import Documents, Place, Walk
+from di4c_lm.data.text.pairs import RECORDS, check_record
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +68,10 @@ def documents_in(name: str, start: int, text_key: str, tally: Tally) -> Iterator
             yield from _json(name, file, start, text_key, tally)
         elif ".jsonl" in kind[-len(".jsonl.zst") :]:
             yield from _json_lines(name, _lines(file, start), start, text_key, tally)
+        elif text_key in RECORDS:
+            raise ValueError(
+                f"{name}: records must be in .jsonl, .json or .parquet where data.records={RECORDS[text_key]}"
+            )
         else:
             yield from _paragraphs(_lines(file, start), tally)
 
@@ -121,7 +126,8 @@ def _json(name: str, file: Any, start: int, text_key: str, tally: Tally) -> Iter
         raise ValueError(f"{name}: expected a list of records in a .json file, found {type(records).__name__}")
     for number, record in enumerate(records[start:], start=start + 1):
         try:
-            yield number, _without_surrogates(record if isinstance(record, str) else _text_of(record, text_key), tally)
+            is_text = isinstance(record, str) and text_key not in RECORDS
+            yield number, _without_surrogates(record if is_text else _text_of(record, text_key), tally)
         except ValueError as error:
             if not tally.skip_bad:
                 said = "data.skip_bad=true skips and counts such records"
@@ -140,7 +146,9 @@ def _record_text(line: str, text_key: str) -> str:
 
 
 def _text_of(record: Any, text_key: str) -> str:
-    """The text under a key, or under keys within keys joined by dots. Raises `ValueError` where there is none."""
+    """The text under a key, or under keys within keys joined by dots; of `RECORDS` the record. Raises `ValueError` where there is none."""
+    if text_key in RECORDS:
+        return check_record(record, RECORDS[text_key])
     if isinstance(record, dict) and text_key not in record and "." in text_key:
         first, _, rest = text_key.partition(".")
         return _text_of(record.get(first), rest)
@@ -188,6 +196,9 @@ def _parquet(name: str, file: Any, start: int, text_key: str, tally: Tally) -> I
 
     try:
         table = parquet.ParquetFile(file)
+        if text_key in RECORDS:
+            yield from _parquet_records(name, table, start, text_key, tally)
+            return
         if table.schema_arrow.names.count(text_key) != 1:
             raise ValueError(
                 f"{name}: expected one column {text_key!r} (data.text_key), found {sorted(table.schema_arrow.names)}"
@@ -209,6 +220,26 @@ def _parquet(name: str, file: Any, start: int, text_key: str, tally: Tally) -> I
             row += len(batch)
     except (pyarrow.ArrowException, OSError) as error:
         raise OSError(f"{error}") from error
+
+
+def _parquet_records(name: str, table: Any, start: int, text_key: str, tally: Tally) -> Iterator[tuple[int, str]]:
+    """Records of several columns, or of one that holds lists."""
+    names = [column for column in text_key.split("+") if column]
+    if lacking := [column for column in names if column not in table.schema_arrow.names]:
+        raise ValueError(f"{name}: expected a column {lacking[0]!r}, found {sorted(table.schema_arrow.names)}")
+    row = 0
+    for batch in table.iter_batches(_ROWS_AT_ONCE, columns=names, use_threads=False):
+        for record in batch.to_pylist():
+            row += 1
+            if row <= start:
+                continue
+            try:
+                yield row, _without_surrogates(_text_of(record, text_key), tally)
+            except ValueError as error:
+                if not tally.skip_bad:
+                    said = "data.skip_bad=true skips and counts such records"
+                    raise ValueError(f"{name}: row {row}: {error} ({said})") from error
+                tally.skipped += 1
 
 
 def _has_known_suffix(name: str) -> bool:

@@ -128,6 +128,17 @@ def _batches(walk: Walk, start: Cursor, holds_out: Callable[[str], bool]) -> Ite
     yield batch
 
 
+def plain_backend(tokenizer: "transformers.PreTrainedTokenizerFast") -> Any:
+    """What cuts text into tokens, to which a special token's name is text as any other."""
+    from tokenizers import Tokenizer
+
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.encode_special_tokens = True
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
+
+
 def encode_runs(
     walk: Walk,
     tokenizer: "transformers.PreTrainedTokenizerFast",
@@ -141,12 +152,7 @@ def encode_runs(
     there. `tokenizers` works on all cores, while the next documents are read. Memory does not grow with the corpus, nor with a document
     beyond its text and pieces.
     """
-    from tokenizers import Tokenizer
-
-    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    backend.encode_special_tokens = True
-    backend.no_truncation()
-    backend.no_padding()
+    backend = plain_backend(tokenizer)
     eos = [token_id(tokenizer.eos_token_id)]
     dtype = np.dtype(row_dtype(len(tokenizer)))
     batches = prefetched(_batches(walk, start or Cursor(), holds_out))

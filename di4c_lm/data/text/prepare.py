@@ -19,7 +19,8 @@ from di4c_lm.core.fingerprints import fingerprint
 from di4c_lm.data.records.shards import Index, row_dtype
 from di4c_lm.data.records.writer import LOCK, STATE, write_shard, writing
 from di4c_lm.data.text.documents import VALIDATION_CHARACTERS, Documents, Split
-from di4c_lm.data.text.packing import Cursor, Rows, encode_documents, encode_runs, frame_of, pack, token_id
+from di4c_lm.data.text.packing import Cursor, Rows, Run, encode_documents, encode_runs, frame_of, pack, token_id
+from di4c_lm.data.text.pairs import Pairs, Records, pair_runs
 from di4c_lm.data.text.tokenizers import save_tokenizer
 
 if TYPE_CHECKING:
@@ -39,6 +40,11 @@ class Layout:
     wrap: bool
     shard_tokens: int
     validation_share: float
+    records: Records = "text"
+
+    def said(self) -> dict[str, Any]:
+        """What a folder keeps of it; of plain text as before there were other records."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if (name, value) != ("records", "text")}
 
 
 def prepare(
@@ -48,11 +54,14 @@ def prepare(
     layout: Layout,
     source: dict[str, Any],
     report: Report = lambda cursor, tokens: None,
+    *,
+    skip_bad: bool = False,
 ) -> Index:
     """Make `folder` a folder of shards, or resume it; where it is one already, of the same corpus and settings, only say what it holds.
 
     Args:
         source: what is read, for the index and for the check on resuming.
+        skip_bad: skip records with prompts that make no sequence.
         report: is given where this call begins, and after each run of documents the tokens made since.
 
     Raises:
@@ -61,16 +70,20 @@ def prepare(
     """
     made_by = {
         "source": {**source, "identity": documents.identity},
-        "layout": dataclasses.asdict(layout),
+        "layout": layout.said(),
         "tokenizer": fingerprint(tokenizer),
     }
     index = Index(
         kind="tokens",
         length=layout.length,
         num_states=len(tokenizer),
-        dtype=row_dtype(len(tokenizer)),
+        dtype=row_dtype(max(len(tokenizer), 0 if layout.records == "text" else layout.length + 1)),
         coder=made_by["tokenizer"],
-        facts={"wrap": layout.wrap, "eos_id": token_id(tokenizer.eos_token_id)},
+        facts={
+            "wrap": layout.wrap,
+            "eos_id": token_id(tokenizer.eos_token_id),
+            **({} if layout.records == "text" else {"records": layout.records}),
+        },
         made_by=made_by,
     )
     with writing(folder, index, max(1, layout.shard_tokens // layout.length)) as writer:
@@ -88,10 +101,16 @@ def prepare(
         cursor, tokens, size, characters = Cursor.from_state(place["cursor"]), 0, place["bytes"], place["characters"]
         report(cursor, tokens)
         split = Split.by_share(layout.validation_share)
-        runs = encode_runs(documents.walk(cursor.place), tokenizer, start=cursor, holds_out=split.holds_out)
+        pairs = Pairs(tokenizer=tokenizer, records=layout.records, length=layout.length, skip_bad=skip_bad)
+        walk = documents.walk(cursor.place)
+        if layout.records == "text":
+            runs = encode_runs(walk, tokenizer, start=cursor, holds_out=split.holds_out)
+            blocks: Iterable[tuple[Any, Run]] = ((rows.push(run.tokens_N), run) for run in runs)
+        else:
+            blocks = pair_runs(walk, pairs, start=cursor, holds_out=split.holds_out)
         with _held_out_file(folder / VALIDATION_TEXTS, size) as file:
-            for run in runs:
-                is_new = writer.append(rows.push(run.tokens_N))
+            for block, run in blocks:
+                is_new = writer.append(block)
                 added, characters = _append(file, run.held_out, characters)
                 cursor, size, tokens = run.cursor, size + added, tokens + len(run.tokens_N)
                 if is_new:
@@ -100,7 +119,11 @@ def prepare(
                     place = {"cursor": cursor.state_dict(), "rest": rest, "bytes": size, "characters": characters}
                     writer.commit(place)
                 report(cursor, tokens)
-        held_out_ND = pack(encode_documents(read_held_out(folder), tokenizer), layout.length, frame=frame)
+        if layout.records == "text":
+            held_out_ND = pack(encode_documents(read_held_out(folder), tokenizer), layout.length, frame=frame)
+        else:
+            held_out_ND = pairs.rows(read_held_out(folder))
+        pairs.warn(documents.name)
         for side, sequences, texts in (
             ("training", writer.rows, cursor.documents),
             ("validation", len(held_out_ND), cursor.held_out),
@@ -115,7 +138,7 @@ def prepare(
             "held_out": cursor.held_out,
             "split": cursor.split,
             "replaced": cursor.place.replaced,
-            "skipped": cursor.place.skipped,
+            "skipped": cursor.place.skipped + pairs.skipped,
             "text_bytes": cursor.text_bytes,
             "tokens": writer.rows * layout.length,
             "dropped_tokens": len(rows.rest_N),

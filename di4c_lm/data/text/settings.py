@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from di4c_lm.core.settings import at_least, check, section, setting, unit
+from di4c_lm.data.text.pairs import KEYS, Records
 
 
 @section
@@ -32,6 +33,10 @@ class DataConfig:
     length: int = setting(64, "D, tokens in a sequence; where it is not said, those of a given teacher in a folder")
     streaming: bool = setting(False, "read documents during training, as they are needed, and never hold the corpus")
     shuffle_buffer: int = setting(10_000, "sequences held at once to shuffle a stream")
+    records: Records = setting(
+        "text",
+        "what a record holds: text; prompt: prompt and response, prompt given; chat: messages, by the tokenizer's chat template",
+    )
     validation_share: float = setting(0.05, "share of the documents that is kept out of training, for validation")
     evaluator_share: float = setting(
         0.0, "share of the documents that only the trained evaluator reads; 0: it is trained on the training set"
@@ -67,9 +72,15 @@ class DataConfig:
         check(0 <= self.evaluator_share < rest, "evaluator_share", self.evaluator_share, f"in [0, {rest:g})")
         aside = self.at_hand or self.evaluator_share == 0
         check(aside, "evaluator_share", self.evaluator_share, "0 where streaming=true or kind=shards")
+        check(self.records == "text" or not self.wrap, "wrap", self.wrap, f"false where records={self.records}")
         check(self.kind != "files" or bool(self.path), "path", self.path, "a file or folder where kind=files")
         check(self.kind != "shards" or bool(self.path), "path", self.path, "a folder of shards where kind=shards")
         check(self.kind != "shards" or not self.streaming, "streaming", self.streaming, "false where kind=shards")
+
+    @property
+    def document_key(self) -> str:
+        """The field of a record that is a document, or those that make one."""
+        return self.text_key if self.records == "text" else KEYS[self.records]
 
     @property
     def at_hand(self) -> bool:
@@ -90,6 +101,8 @@ class DataConfig:
         found = {key: f"where data.kind={self.kind}" for key, kinds in used_by.items() if self.kind not in kinds}
         if "path" in found:
             found["path"] += "; data=<path> reads files"
+        if self.records != "text":
+            found["text_key"] = f"where data.records={self.records}"
         if not self.streaming:
             found["shuffle_buffer"] = "where data.streaming=false"
         if self.tokenizer != "train" or self.kind == "shards":

@@ -95,9 +95,29 @@ class TextSettings(RunSettings):
             allowed = "random or a path where model.process=uniform; objective=denoising trains such a model"
             check(not made, "teacher.kind", self.teacher.kind, allowed)
             self.check_uniform("model.process=uniform")
+        self.check_records()
         path, skip = self.evaluator.path, self.eval.skip
         allowed = "a folder or hub name, or eval.skip=true, where data.streaming=true or data.kind=shards"
         check(path != "train" or self.data.at_hand or skip, "evaluator.path", path, allowed)
+
+    def check_records(self) -> None:
+        """Raise `ValueError` where records with prompts go with none of the other settings: all of them ask for plain text."""
+        data, objective = self.data, self.objective
+        if data.records == "text":
+            return
+        where = f"where data.records={data.records}"
+        check(data.kind in ("files", "shards"), "data.kind", data.kind, f"files or shards {where}")
+        check(not data.streaming, "data.streaming", data.streaming, f"false {where}")
+        check(data.evaluator_share == 0, "data.evaluator_share", data.evaluator_share, f"0 {where}")
+        check(
+            self.eval.skip,
+            "eval.skip",
+            self.eval.skip,
+            f"true {where}: the closing report samples text without prompts",
+        )
+        for name, allowed in (("positions", "masked"), ("distil_inputs", "shared")):
+            found = getattr(objective, name, allowed)
+            check(found == allowed, f"objective.{name}", found, f"{allowed} {where}")
 
     def check_uniform(self, why: str) -> None:
         """Raise `ValueError` where the objective, the mixture or the sampler takes masked noise alone; `why` says what is uniform."""
@@ -107,6 +127,7 @@ class TextSettings(RunSettings):
         of_any = ", ".join(name for name in MIXTURES if name != "sequential")
         asked = self.objective.takes_mixture and kind == "sequential"
         check(not asked, "mixture", kind, f"one of {of_any} where {why}")
+        check(self.data.records == "text", "data.records", self.data.records, f"text where {why}, which keeps no token")
         check_process(self.sampler, UniformProcess, self.decoding)
 
     def unused(self) -> dict[str, str]:

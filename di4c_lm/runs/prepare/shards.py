@@ -14,9 +14,10 @@ from tqdm import tqdm
 
 from di4c_lm.core.settings import check, section, setting
 from di4c_lm.data.records.shards import Index
-from di4c_lm.data.text.corpus import open_documents
+from di4c_lm.data.text.corpus import check_template, open_documents
 from di4c_lm.data.text.documents import Split
 from di4c_lm.data.text.packing import Cursor
+from di4c_lm.data.text.pairs import Records
 from di4c_lm.data.text.prepare import Layout, prepare
 from di4c_lm.data.text.settings import DataConfig
 from di4c_lm.data.text.tokenizers import load_tokenizer
@@ -38,6 +39,10 @@ class Settings:
     )
     split: str = setting("train", "split of `dataset`")
     text_key: str = setting("text", "field of a record that holds the text")
+    records: Records = setting(
+        "text",
+        "what a record holds: text; prompt: prompt and response, prompt given; chat: messages, by the tokenizer's chat template",
+    )
     tokenizer: str = setting(
         "gpt2", "tokenizer: a folder, file or hub name; train: a BPE of vocab_size entries trained on the corpus"
     )
@@ -59,6 +64,7 @@ class Settings:
     def unused(self) -> dict[str, str]:
         """The other way to a corpus, and to a tokenizer."""
         found = {} if self.tokenizer == "train" else {"vocab_size": "where the tokenizer is given"}
+        found |= {} if self.records == "text" else {"text_key": f"where records={self.records}"}
         return found | ({} if self.dataset else {"split": "where no dataset is given"})
 
     def data(self) -> DataConfig:
@@ -74,6 +80,7 @@ class Settings:
             "vocab_size",
             "wrap",
             "skip_bad",
+            "records",
         )
         kind = "files" if self.path else "openwebtext"
         plain = {name: getattr(self, name) for name in same}
@@ -89,8 +96,10 @@ def write_shards(settings: Settings) -> None:
     config = settings.data()
     documents = open_documents(config)
     train = filter(Split.by_share(config.validation_share).trains, documents.read())
+    check_template(None if settings.tokenizer == "train" else load_tokenizer(config, (), Path()), config)
     tokenizer = load_tokenizer(config, train, RunConfig(cache_dir=settings.cache_dir).cache)
-    shape = {name: getattr(settings, name) for name in ("length", "wrap", "shard_tokens", "validation_share")}
+    names = ("length", "wrap", "shard_tokens", "validation_share", "records")
+    shape = {name: getattr(settings, name) for name in names}
     source = {key: getattr(settings, key) for key in ("path", "dataset", "split", "text_key", "skip_bad")}
     begun, bytes_before, megabytes, made = time.perf_counter(), 0, 0.0, 0
     bar = tqdm(unit="B", unit_scale=True, desc="prepare", disable=None)  # how much is to come is not known
@@ -105,7 +114,8 @@ def write_shards(settings: Settings) -> None:
         bar.set_postfix_str(f"{cursor.documents:,} documents, {speed:,.0f} tokens/s", refresh=False)
 
     with bar:
-        index = prepare(Path(settings.out), documents, tokenizer, Layout(**shape), source, report)
+        layout, skip_bad = Layout(**shape), settings.skip_bad
+        index = prepare(Path(settings.out), documents, tokenizer, layout, source, report, skip_bad=skip_bad)
     seconds = max(time.perf_counter() - begun, 1e-9)
     print(
         f"{megabytes:,.1f} MB of text and {made:,} tokens in {seconds:,.1f} s: "
@@ -127,6 +137,7 @@ def description(folder: str, index: Index) -> str:
     )
     validation = index.validation.rows if index.validation else 0
     wrap = " data.wrap=true" if index.facts["wrap"] else ""
+    wrap += f" data.records={index.facts['records']}" if index.has_prompts else ""
     return (
         f"{folder}: {index.rows:,} sequences of {index.length} tokens in {len(index.train)} shards, "
         f"from {counts['documents']:,} documents; {validation:,} sequences of {counts['held_out']:,} held-out documents"

@@ -1,0 +1,174 @@
+"""Records of prompt and response, or of a chat, as sequences of which the prompt is given: it is never masked and never scored.
+
+A document is the record as JSON, so that files, shards and the split by document are those of any text. Its sequence is the prompt, the
+response, and EOS up to the length; a response's end and the EOS behind it are learned, as LLaDA does (Nie et al. 2025, appendix B.1). Of a
+chat each answer of the assistant is a sequence, and all before it the prompt, by the tokenizer's own template.
+"""
+
+import dataclasses
+import functools
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Literal, final
+
+import numpy as np
+from jaxtyping import Int64
+
+from di4c_lm.data.text.documents import Walk
+from di4c_lm.data.text.packing import Cursor, Run, plain_backend, token_id
+
+if TYPE_CHECKING:
+    import transformers
+
+logger = logging.getLogger(__name__)
+
+Records = Literal["text", "prompt", "chat"]
+# The fields of a record that make a document, as a `text_key` says them, and which kind of record that is.
+RECORDS: dict[str, Records] = {"prompt+response": "prompt", "messages+": "chat"}
+KEYS: dict[Records, str] = {kind: key for key, kind in RECORDS.items()}
+_AT_ONCE = 256  # documents
+_SHOWN = 80  # characters of a record in an error
+
+
+@final
+@dataclasses.dataclass(kw_only=True)
+class Pairs:
+    """How records become sequences of `length`; `skipped` counts those that did not, where `skip_bad` says so."""
+
+    tokenizer: "transformers.PreTrainedTokenizerFast"
+    records: Records
+    length: int
+    skip_bad: bool = False
+    skipped: int = 0
+
+    def rows(self, documents: Iterable[str]) -> Int64[np.ndarray, "N W"]:
+        """The sequences of all documents, and behind each the number of its tokens that are given: W = length + 1.
+
+        Raises `ValueError` that shows the record: an empty response, one that is too long with its prompt, a chat without an answer, or
+        whose template fails.
+        """
+        found = [row for document in documents for row in self._rows(document)]
+        return np.array(found, dtype=np.int64).reshape(-1, self.length + 1)
+
+    def plain(self, document: str) -> str:
+        """The words of a record, for statistics of characters."""
+        record = json.loads(document)
+        words = record.values() if self.records == "prompt" else (one["content"] for one in record["messages"])
+        return "\n".join(map(str, words))
+
+    def warn(self, name: str) -> None:
+        """Say how many records were skipped."""
+        if self.skipped:
+            logger.warning("%s: %d records that make no sequence were skipped", name, self.skipped)
+
+    def _rows(self, document: str) -> list[list[int]]:
+        try:
+            pairs = self._of_prompt(document) if self.records == "prompt" else self._of_chat(document)
+            return [self._row(*pair) for pair in pairs]
+        except ValueError as error:
+            if self.skip_bad:
+                self.skipped += 1
+                return []
+            said = "data.skip_bad=true skips and counts such records"
+            raise ValueError(f"the record {document[:_SHOWN]!r}: {error} ({said})") from error
+
+    def _row(self, prompt: list[int], response: list[int]) -> list[int]:
+        used = len(prompt) + len(response)
+        if used > self.length:
+            raise ValueError(
+                f"prompt and response must have at most data.length={self.length} tokens, got {len(prompt)} and {len(response)}"
+            )
+        return [*prompt, *response, *[token_id(self.tokenizer.eos_token_id)] * (self.length - used), len(prompt)]
+
+    def _of_prompt(self, document: str) -> list[tuple[list[int], list[int]]]:
+        record = json.loads(document)
+        if not record["response"].strip():
+            raise ValueError("the response must hold text, got an empty one")
+        prompt, response = self._backend.encode_batch([record["prompt"], record["response"]], add_special_tokens=False)
+        return [(prompt.ids, response.ids)]
+
+    def _of_chat(self, document: str) -> list[tuple[list[int], list[int]]]:
+        messages = json.loads(document)["messages"]
+        answers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+        if not answers:
+            raise ValueError("messages must hold one of the role 'assistant', got none")
+        return [self._answer(messages[:number], messages[number]) for number in answers]
+
+    def _answer(self, before: list[dict[str, str]], message: dict[str, str]) -> tuple[list[int], list[int]]:
+        if not message["content"].strip():
+            raise ValueError("the response must hold text, got an empty one")
+        prompt = self._templated(before, add_generation_prompt=True)
+        whole = self._templated([*before, message], add_generation_prompt=False)
+        if not whole.startswith(prompt):
+            raise ValueError(
+                "the chat template must continue a prompt by its answer, got another beginning with the answer"
+            )
+        prompt_ids, response_ids = (
+            self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, whole[len(prompt) :])
+        )
+        return list(prompt_ids), list(response_ids)
+
+    def _templated(self, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
+        import jinja2
+
+        try:
+            text: Any = self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=add_generation_prompt
+            )
+        except (ValueError, TypeError, KeyError, jinja2.TemplateError) as error:
+            raise ValueError(f"the tokenizer's chat template fails: {type(error).__name__}: {error}") from error
+        return text
+
+    @functools.cached_property
+    def _backend(self) -> Any:
+        return plain_backend(self.tokenizer)
+
+
+def check_record(record: Any, records: Records) -> str:
+    """A record as a document. Raises `ValueError` that says what is wrong with it."""
+    if not isinstance(record, dict):
+        raise ValueError(f"a JSON object was expected, found {type(record).__name__}")
+    names = [name for name in KEYS[records].split("+") if name]
+    if lacking := [name for name in names if name not in record]:
+        raise ValueError(f"no key {lacking[0]!r} (data.records={records}), found {sorted(record)}")
+    if records == "prompt":
+        if odd := [name for name in names if not isinstance(record[name], str)]:
+            raise ValueError(f"the value of {odd[0]!r} is not a text but {type(record[odd[0]]).__name__}")
+        return json.dumps({name: record[name] for name in names}, ensure_ascii=False)
+    messages = record["messages"]
+    fits = isinstance(messages, list) and all(
+        isinstance(one, dict) and isinstance(one.get("role"), str) and isinstance(one.get("content"), str)
+        for one in messages
+    )
+    if not fits:
+        raise ValueError("the value of 'messages' is not a list of objects with the texts 'role' and 'content'")
+    kept = [{"role": one["role"], "content": one["content"]} for one in messages]
+    return json.dumps({"messages": kept}, ensure_ascii=False)
+
+
+def pair_runs(
+    walk: Walk, pairs: Pairs, *, start: Cursor, holds_out: Callable[[str], bool]
+) -> Iterator[tuple[Int64[np.ndarray, "n W"], Run]]:
+    """The sequences of the documents of `walk` but those held out, some documents at a time, each with where to resume behind them."""
+    cursor, texts, held_out = start, [], []
+
+    def made() -> tuple[Int64[np.ndarray, "n W"], Run]:
+        rows_nW = pairs.rows(texts)
+        return rows_nW, Run(tokens_N=rows_nW[:, :-1].ravel(), cursor=cursor, held_out=list(held_out))
+
+    for place, text in walk:
+        cursor = dataclasses.replace(cursor, place=place)
+        if text is None:
+            break
+        cursor = dataclasses.replace(cursor, text_bytes=cursor.text_bytes + len(text.encode()))
+        if holds_out(text):
+            held_out.append(text)
+            cursor = dataclasses.replace(cursor, held_out=cursor.held_out + 1)
+        else:
+            texts.append(text)
+            cursor = dataclasses.replace(cursor, documents=cursor.documents + 1)
+        if len(texts) + len(held_out) == _AT_ONCE:
+            yield made()
+            texts, held_out = [], []
+    yield made()
