@@ -58,7 +58,10 @@ EVALUATIONS = {
         "diversity of the samples beside the validation set", _CONFIG, _SUITE, ("parts=[fluency,diversity]",)
     ),
     "distribution": Evaluation(
-        "distance of the samples from the validation set", _CONFIG, _SUITE, ("parts=[distribution]",)
+        "distance of the samples from the validation set, and from the teacher's own, one position a call",
+        _CONFIG,
+        _SUITE,
+        ("parts=[distribution,teacher]",),
     ),
     "mixture": Evaluation("what the λ of a mixture student carries", _CONFIG, _SUITE, ("parts=[mixture]",)),
     "cost": Evaluation("what sampling costs", _CONFIG, _SUITE, ("parts=[cost]",)),

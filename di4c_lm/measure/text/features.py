@@ -145,10 +145,13 @@ def vectors(samples: TextSamples, bench: Any) -> Vectors:
     return {"gradient_moment": read["score"], "energy": read["mean"], "energy_hand": by_hand, "mauve": read["last"]}
 
 
-def _measure(samples: TextSamples, bench: Any) -> dict[str, Distance | float]:
-    own, reference, settings = vectors(samples, bench), bench.reference_vectors, bench.settings
+def _distances(
+    samples: TextSamples, bench: Any, reference: Vectors, names: Sequence[str]
+) -> dict[str, Distance | float]:
+    """The distances of these `names`, and MAUVE with its spread, of samples from a reference."""
+    own, settings = bench.vectors(samples), bench.settings
     found: dict[str, Distance | float] = {}
-    for name in ("gradient_moment", "energy", "energy_hand"):
+    for name in names:
         by_MF = reference[name]
 
         def between(pooled_KF: ndarray, by_MF: ndarray = by_MF, name: str = name) -> ndarray:
@@ -167,10 +170,28 @@ def _measure(samples: TextSamples, bench: Any) -> dict[str, Distance | float]:
     return found
 
 
+def _measure(samples: TextSamples, bench: Any) -> dict[str, Distance | float]:
+    return _distances(samples, bench, bench.reference_vectors, ("gradient_moment", "energy", "energy_hand"))
+
+
+def _measure_from_teacher(samples: TextSamples, bench: Any) -> dict[str, Distance | float]:
+    """How far samples are from those that the teacher makes one position a call; nothing where there are none."""
+    if bench.sequential is None:
+        return {}
+    found = _distances(samples, bench, bench.sequential_vectors, ("energy",))
+    return {f"{name.removesuffix('_sd')}_teacher{'_sd' * name.endswith('_sd')}": value for name, value in found.items()}
+
+
 DISTRIBUTION = Metric(
     measure=_measure,
     part="distribution",
     headings={"gradient_moment": "gradient moment", "energy": "energy", "mauve": "MAUVE"},
     details={"energy_hand": "energy (counts)"},
     compared=("gradient_moment", "energy", "energy_hand"),
+)
+FROM_TEACHER = Metric(
+    measure=_measure_from_teacher,
+    part="teacher",
+    details={"energy_teacher": "energy, from the sequential teacher", "mauve_teacher": "MAUVE, against it"},
+    compared=("energy_teacher",),
 )

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +201,7 @@ def full_report(run: TextRun, settings: ReportConfig) -> str:
     )
     of_models = [row for row in report["rows"] if row["kind"] in ("data", "model")]
     shown = detectable(report["comparisons"], of_models, suite.IN_A_LINE)
+    report |= {"verdict": verdict(report["rows"]).splitlines()}
     report = {"manifest": found_by, **report, "detectable": shown, "seconds": seconds}
     folder = settings.folder(run.folder)
     title, subtitle = " · ".join(run.models), _subtitle(found_by)
@@ -215,12 +217,17 @@ def _samples(
     reference, real = split_held_out(
         run.validation, references=settings.references, num_real=settings.num_samples, seed=settings.seeds[0]
     )
+    teacher, sequential = run.models.get("teacher"), None
+    if "teacher" in settings.parts and teacher is not None and teacher.masks:
+        how: dict[str, Any] = {"seed": max(settings.seeds) + 1, "batch_size": settings.batch_size}
+        sequential, _ = teacher.sample_tokens(settings.teacher_samples, teacher.length, sampler="first_hitting", **how)
     bench = Bench(
         tokenizer=run.student.tokenizer,
         evaluators=evaluators,
         settings=settings,
         encoder=encoder,
         reference=reference,
+        sequential=sequential,
         cache=run.cache,
     )
     return vars(measure_suite(_cells(run, real, settings), real, bench))
@@ -242,6 +249,13 @@ def _cells(run: TextRun, real: Tensor, settings: ReportConfig) -> Iterator[TextS
         noise=noise,
         tail=tail,
     )
+    if settings.baselines and run.training is not None:
+        counted = ngrams(run.training, len(student.tokenizer))
+        for of, source in baselines(run, counted, settings.batch_size, settings.how).items():
+            how: dict[str, Any] = {"length": student.length, "seeds": settings.seeds, "progress": True}
+            steps = source.steps or settings.steps
+            for one in sampled({of: source.sampler}, settings.num_samples, steps=steps, **how):
+                yield replace(one, kind="baseline")
     if not settings.canaries:
         return
     num, seed = settings.num_samples, settings.seeds[0]

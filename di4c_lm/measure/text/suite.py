@@ -3,8 +3,8 @@
 It knows samples as tokens and nothing of our models. Axes: N samples (S seeds, one after the other), M reference documents, D tokens.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain, combinations
 from typing import Any, Literal, final
@@ -22,11 +22,11 @@ from di4c_lm.measure.render.tables import LEAD, Column, aligned, short, table, w
 from di4c_lm.measure.settings import Measurement, distinct
 from di4c_lm.measure.text.diversity import DIVERSITY, ENTROPY, repetition, sample_entropy
 from di4c_lm.measure.text.evaluator import Evaluator
-from di4c_lm.measure.text.features import DISTRIBUTION, Vectors, vectors
-from di4c_lm.measure.text.gen_ppl import FLUENCY, PERPLEXITY, SAMPLE_ENTROPY
+from di4c_lm.measure.text.features import DISTRIBUTION, FROM_TEACHER, Vectors, vectors
+from di4c_lm.measure.text.gen_ppl import FLUENCY, PERPLEXITY, SAMPLE_ENTROPY, beaten_by, verdict
 from di4c_lm.measure.text.samples import Reader, Reading, TextSamples, examples
 
-METRICS = (FLUENCY, ENTROPY, DIVERSITY, DISTRIBUTION)
+METRICS = (FLUENCY, ENTROPY, DIVERSITY, DISTRIBUTION, FROM_TEACHER)
 PARTS = (*dict.fromkeys(metric.part for metric in METRICS), "brier", "frontier", "likelihood", "mixture", "cost")
 REAL = "held-out text"
 IN_A_LINE = (
@@ -57,6 +57,9 @@ class ReportConfig(Measurement, Reading):
 
     OLD_KEYS = {"judges": "evaluators", "judge_batch_size": "evaluator_batch_size"}
 
+    form: Literal["quick", "full"] = setting(
+        "full", "full: the defaults below; quick: about a tenth of the work, for keys that nobody set"
+    )
     models: Texts = setting(
         (), "names of the run's models, or folders, or <name>=<folder>, of runs or exported models; []: the run's own"
     )
@@ -74,6 +77,9 @@ class ReportConfig(Measurement, Reading):
     grid: str = setting("uniform", "times of the sampling steps: uniform, cosine, optimised or fewest")
     noise: Literal["exact", "legacy_fp32"] = setting(
         "exact", "noise of the samplers; exact, or legacy_fp32 as published, whose samples are flagged"
+    )
+    teacher_samples: int = setting(
+        128, "samples of the teacher, one position a call, from which the part `teacher` measures distances"
     )
     permutations: int = setting(999, "random exchanges in each permutation test")
     canaries: bool = setting(True, "also measure samples that must fail (canaries), and say whether they did")
@@ -122,6 +128,10 @@ class ReportConfig(Measurement, Reading):
         check(apart and min(self.temperatures) > 0, "temperatures", self.temperatures, allowed)
         check(self.self_bleu_samples != 1, "self_bleu_samples", 1, "0, or at least 2")
 
+    def implied(self, said: Collection[str]) -> dict[str, Any]:
+        """What `form=quick` makes of keys that nobody set."""
+        return {key: value for key, value in _QUICK.items() if self.form == "quick" and key not in said}
+
     def unused(self) -> dict[str, str]:
         """What only parts that are not asked for read."""
         reason = f"where parts={','.join(self.parts)}"
@@ -139,10 +149,27 @@ class ReportConfig(Measurement, Reading):
         return {"sampler": self.sampler, "grid": self.grid, "noise": self.noise}
 
 
+_QUICK: dict[str, Any] = {
+    "steps": (1, 4, 16),
+    "num_samples": 32,
+    "bootstrap": 200,
+    "permutations": 199,
+    "teacher_samples": 32,
+    "mauve_seeds": (0,),
+    "self_bleu_samples": 16,
+    "temperatures": (0.7, 1.0),
+    "brier_prompts": 64,
+    "brier_samples": 2,
+    "likelihood_sequences": 16,
+    "likelihood_draws": 4,
+    "lambdas": 8,
+    "cost_repeats": 1,
+}
 _READ_BY = {  # keys, each with the parts that have a use for it
-    **dict.fromkeys(("mauve_seeds", "mauve_clusters"), ("distribution",)),
+    **dict.fromkeys(("mauve_seeds", "mauve_clusters", "permutations"), ("distribution", "teacher")),
+    "teacher_samples": ("teacher",),
     **dict.fromkeys(("self_bleu_samples", "self_bleu_legacy"), ("diversity",)),
-    "baselines": ("brier", "frontier"),
+    "baselines": ("fluency", "diversity", "distribution", "teacher", "brier", "frontier"),
     "temperatures": ("frontier",),
     **dict.fromkeys(("brier_prompts", "brier_samples", "prompt_length"), ("brier",)),
     **dict.fromkeys(("likelihood_draws", "zero_shot", "lambada"), ("likelihood",)),
@@ -154,7 +181,7 @@ _LEAST = {
     0: ("references", "mauve_clusters", "self_bleu_samples", "prompt_length"),
     1: ("likelihood_draws", "mixture_steps", "cost_repeats"),
     2: ("brier_prompts", "brier_samples", "likelihood_sequences", "lambdas"),
-    8: ("num_samples",),
+    8: ("num_samples", "teacher_samples"),
     19: ("permutations",),
 }
 
@@ -162,16 +189,34 @@ _LEAST = {
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Bench(Reader):
-    """What the metrics of text work with: evaluators, an encoder, and the reference, sequences that no row holds."""
+    """What the metrics of text work with: evaluators, an encoder, and the reference, sequences that no row holds.
+
+    `sequential`: samples of the teacher, one position a call, where distances from them are measured too.
+    """
 
     encoder: Evaluator
     settings: ReportConfig
     reference: Int[Tensor, "M D"]
+    sequential: Int[Tensor, "K D"] | None = None
+    _last: dict[TextSamples, Vectors] = field(default_factory=dict, init=False)
+
+    def vectors(self, samples: TextSamples) -> Vectors:
+        """Those of samples, kept until others are asked for."""
+        if samples not in self._last:
+            self._last.clear()
+            self._last[samples] = vectors(samples, self)
+        return self._last[samples]
 
     @cached_property
     def reference_vectors(self) -> Vectors:
         """Those of the reference."""
         return vectors(TextSamples(name="reference", kind="data", tokens=self.reference), self)
+
+    @cached_property
+    def sequential_vectors(self) -> Vectors:
+        """Those of the teacher's sequential samples."""
+        assert self.sequential is not None
+        return vectors(TextSamples(name="sequential", kind="data", tokens=self.sequential), self)
 
 
 def split_held_out(
@@ -220,6 +265,9 @@ def measure_suite(samples: Iterable[TextSamples], real_KD: Int[Tensor, "K D"], b
         rows.append(row | columns(values, **resampling))
     band = band_of(reference_MD)
     rows = ranked([row | {"flags": flags(row, rows[0], band)} for row in rows])
+    against = [row for row in rows if row["kind"] == "baseline"]
+    if against and "gen_ppl" in rows[0]:
+        rows = [row | ({"beaten_by": beaten_by(row, against)} if row["kind"] == "model" else {}) for row in rows]
     compared = {key for metric in metrics for key in metric.compared}
     comparisons = [
         difference(key, {"of": a.name, "minus": b.name, "steps": a.steps}, value, of_b[key], **resampling)
@@ -304,11 +352,17 @@ def suite_table(report: Mapping[str, Any]) -> str:
     """Plain text for a terminal: the rows of samples, with flags, the tables of the other parts, then the alarms."""
     rows = report["rows"]
     columns: list[Column] = [*LEAD, ("rank", lambda row: str(row["rank"] or "-"))]
-    keys = [key for key in ("gen_ppl", "entropy", "gradient_moment", "energy", "mauve") if rows and key in rows[0]]
+    keys = [
+        key
+        for key in ("gen_ppl", "entropy", "gradient_moment", "energy", "mauve", "energy_teacher")
+        if rows and key in rows[0]
+    ]
     text = table(rows, [*columns, *((key, lambda row, key=key: short(row[key])) for key in keys)])
     flagged = [
         f"{row['model']}, {row['steps'] or '-'} steps: {'; '.join(row['flags'])}" for row in rows if row["flags"]
     ]
+    said = verdict(rows)
+    text += f"\n\n{said}" if said else ""
     text += "\n\nflagged, so not ranked\n" + "\n".join(flagged) if flagged else ""
     for part in ("brier", "frontier", "matched", "likelihood", "last_words", "correlation", "latent_modes", "cost"):
         of_part = report.get(part) or []

@@ -23,6 +23,7 @@ QUICK = ReportConfig(
     num_samples=12,
     bootstrap=20,
     permutations=19,
+    teacher_samples=8,
     self_bleu_samples=4,
     mauve_seeds=(0,),
     brier_prompts=6,
@@ -52,6 +53,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> TextRun:
         models=models,
         paths={name: folder / name for name in models},
         validation=validation,
+        training=validation[:20],
         evaluator=str(folder / "evaluator"),
     )
 
@@ -78,7 +80,9 @@ def test_the_report_holds_every_part_and_its_manifest(run: TextRun) -> None:
         report["manifest"]
     )
     kinds = [row["kind"] for row in report["rows"]]
-    assert kinds.count("data") == 1 and kinds.count("model") == 4 and kinds.count("canary") == 4
+    assert [kinds.count(kind) for kind in ("data", "model", "canary", "baseline")] == [1, 4, 4, 5]
+    assert all("energy_teacher" in row and "mauve_teacher_sd" in row for row in report["rows"])
+    assert len(report["verdict"]) == 2 and report["verdict"][0] in table
     model = next(row for row in report["rows"] if row["kind"] == "model")
     assert model["num_samples"] == 24 and model["seeds"] == 2 and model["tail_p"] > 1e-3 and "self_bleu_legacy" in model
     assert {row["kind"] for row in report["rows"] if row["noise"] == "float32"} == {"canary"}

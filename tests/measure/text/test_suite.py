@@ -6,12 +6,14 @@ from typing import Any
 import pytest
 import torch
 
+from di4c_lm.core.compose import compose
 from di4c_lm.measure.flow import Measured
+from di4c_lm.measure.text import features as features_module
 from di4c_lm.measure.text import suite as suite_module
 from di4c_lm.measure.text.canaries import periodic, shuffled, tiled
 from di4c_lm.measure.text.evaluator import Evaluator
 from di4c_lm.measure.text.samples import TextSamples
-from di4c_lm.measure.text.suite import REAL, Bench, ReportConfig, measure_suite, split_held_out
+from di4c_lm.measure.text.suite import REAL, Bench, ReportConfig, measure_suite, split_held_out, suite_table
 from tests.measure import markov
 from tests.measure.text.toy_metric import EVEN
 
@@ -95,6 +97,40 @@ def test_the_better_model_ranks_above_the_worse_and_the_difference_is_tested(sui
     assert (tested["gen_ppl"]["of"], tested["gen_ppl"]["minus"]) == ("bad", "good")
     for metric in ("gen_ppl", "gradient_moment"):
         assert tested[metric]["difference_low"] > 0 and tested[metric]["p_value"] <= 0.01
+
+
+def test_distances_from_the_sequential_teacher_read_each_sample_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    encode = features_module.encode
+    monkeypatch.setattr(features_module, "encode", lambda *a, **k: calls.append(len(a[1])) or encode(*a, **k))
+    settings = dataclasses.replace(SETTINGS, parts=("distribution", "teacher"))
+    reference, real = split_held_out(markov.text(2 * NUM, seed=1), references=0, num_real=NUM, seed=0)
+    place = bench(reference, markov.evaluator(), settings=settings)
+    teacher = markov.text(NUM, seed=8, flat=0.4)
+    same, other = model("same", 0.4), model("other", 0.0, seed=3)
+    found = measure_suite([same, other], real, dataclasses.replace(place, sequential=teacher))
+    assert calls == [NUM] * 5  # the text, the reference, the teacher, and each model once
+    assert _row(found, "same")["energy_teacher_p"] > 0.01 >= _row(found, "other")["energy_teacher_p"]
+    assert _row(found, "same")["mauve_teacher"] > _row(found, "other")["mauve_teacher"]
+    assert _row(found, "same")["energy_p"] <= 0.01 < _row(found, "other")["energy_p"]
+    assert "energy_teacher" in {one["metric"] for one in found.comparisons}
+    assert "mauve_teacher_sd" in _row(found, "same")
+    without = measure_suite([same], real, place)
+    assert "energy_teacher" not in _row(without, "same")
+
+
+def test_counting_that_beats_a_model_is_named_in_its_row_and_in_the_table() -> None:
+    fluent = dataclasses.replace(model("ngram_5", 0.0, seed=4), kind="baseline", steps=1, nfe=0.0)
+    found = measure(model("bad", 0.5), fluent, settings=dataclasses.replace(SETTINGS, parts=("fluency", "diversity")))
+    assert _row(found, "bad")["beaten_by"] == ["ngram_5"] and "beaten_by" not in _row(found, "ngram_5")
+    assert "counting beats bad at every number of steps" in suite_table(vars(found) | {"detectable": []})
+
+
+def test_the_quick_form_changes_what_nobody_set() -> None:
+    assert compose(ReportConfig, []) == compose(ReportConfig, ["form=full"]) == ReportConfig()
+    quick = compose(ReportConfig, ["form=quick", "num_samples=50", "seeds=[3]"])
+    assert (quick.num_samples, quick.seeds, quick.steps, quick.temperatures) == (50, (3,), (1, 4, 16), (0.7, 1.0))
+    assert quick.permutations < ReportConfig().permutations and quick.parts == ReportConfig().parts
 
 
 def test_a_metric_is_one_file_and_one_entry_of_the_registry(monkeypatch: pytest.MonkeyPatch) -> None:
