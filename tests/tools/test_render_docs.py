@@ -156,6 +156,29 @@ def test_a_report_is_kept_with_its_manifest_and_can_be_shown(tmp_path: Path) -> 
     assert "|  | none | 1 | 2 | 4 |" in short and "| student |  | 1,000 | 500 | 250 |" in short
 
 
+def test_a_study_of_an_exact_teacher_is_kept(tmp_path: Path) -> None:
+    rows = [
+        {
+            "model": "student",
+            "setting": "codes",
+            "steps": steps,
+            "nll": 100.0 + 2 * seed,
+            "factorisation_nats": 4.0 / steps,
+            "seed": seed,
+        }
+        for steps in (1, 2)
+        for seed in (0, 1)
+    ]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    facts = [f"{key}=some" for key in ("data", "model", "training", "samples")]
+    words = [f"report={tmp_path / 'rows.json'}", "name=kept", "command=di4c ablate", f"out={tmp_path}"]
+    assert keep_result.main([*words, *facts]) == 0
+    shown = render("<!-- table: kept --><!-- end --> <!-- table: kept factorisation_nats --><!-- end -->", tmp_path)
+    assert "| codes | 101.0 ± 12.7 | 101.0 ± 12.7 |" in shown and "| codes | 4.00 ± 0.00 | 2.00 ± 0.00 |" in shown
+    with pytest.raises(SystemExit):
+        keep_result.main(words)
+
+
 @pytest.mark.parametrize("words", [["name=x"], ["report={}/other.json", "name=x", "command=c"]])
 def test_what_is_no_report_of_text_is_refused(words: list[str], tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text(json.dumps({"manifest": {"config": {}}, "rows": [{"fid": 1.0}]}))

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from di4c_lm.core.markdown import markdown_table
+from di4c_lm.measure.render.manifest import commit
+from di4c_lm.runs.ablate.outcome import MEASURES, summary
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "results"
@@ -215,6 +217,44 @@ def of_report(
         },
         "rows": rows,
     }
+
+
+def of_study(rows: Sequence[Mapping[str, Any]], facts: Mapping[str, str]) -> dict[str, Any]:
+    """The result of a study with an exact teacher, of rows.json: means over seeds, and where there are several 95 % intervals.
+
+    `facts` are the manifest's. Raises `ValueError` for rows of another kind.
+    """
+    if "factorisation_nats" not in rows[0]:
+        raise ValueError("report must be rows.json of a study with an exact teacher")
+    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row.get("operation"), row.get("setting", row["model"]), row["steps"]), []).append(row)
+    measures = [measure for measure in MEASURES if measure in rows[0]]
+    kept = []
+    for (operation, model, steps), of_seeds in groups.items():
+        one: dict[str, Any] = {"model": model, "steps": steps, "seeds": len(of_seeds)}
+        one |= {"operation": operation} if operation else {}
+        for measure in measures:
+            mean, half = summary([row[measure] for row in of_seeds])
+            one |= {measure: float(f"{mean:.6g}")} | (
+                {} if len(of_seeds) < 2 else {f"{measure}_pm": float(f"{half:.3g}")}
+            )
+        kept.append(one)
+    counts = sorted({row["steps"] for row in kept})
+    heads = {str(n): "no steps" if n == 0 else f"{n} step{'s' if n > 1 else ''}" for n in counts}
+    of_operations = [["operation", "{operation}"]] if "operation" in kept[0] else []
+    view = {"columns": [*of_operations, ["", "{model}"]], "pivot": "steps", "heads": heads}
+    digits = {"accuracy": ".3f", "factorisation_nats": ".2f"}
+    views = {}
+    for measure in measures:
+        form = digits.get(measure, ".1f")
+        views[measure if views else "default"] = {
+            **view,
+            "cells": [f"{{{measure}:{form}}} ± {{{measure}_pm:{form}}}", f"{{{measure}:{form}}}"],
+        }
+    several = max(row["seeds"] for row in kept) > 1
+    said = {"interval": "95 % by Student's t over seeds" if several else "none: one seed", "commit": commit()}
+    return {"manifest": {"source": "the study's own rows.json", **said, **facts}, "views": views, "rows": kept}
 
 
 def _called(model: str) -> str:

@@ -15,7 +15,7 @@ from di4c_lm.samplers.grids import uniform_grid
 from di4c_lm.samplers.trajectory import sample_keyed
 
 _BATCH = 1024
-_SEQUENCES, _DRAWS, _LAMBDAS = 128, 4, 16  # of an estimate of the factorisation error
+_SEQUENCES, _DRAWS, _LAMBDAS = 128, 4, 8  # of an estimate of the factorisation error
 Row = dict[str, Any]
 
 

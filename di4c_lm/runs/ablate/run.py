@@ -152,10 +152,14 @@ def run_student(
             trained = recipe.fit(one, student, model, data.sequences, world, folder / f"round_{number}")
         seconds += time.perf_counter() - begun
         student.denoiser.load_state_dict({**student.denoiser.state_dict(), **trained.ema})
-        shutil.rmtree(folder / f"round_{number}" / "checkpoints")
         model = student
     (folder / SECONDS).write_text(json.dumps(seconds))
-    return rows_of("student", model, data.distribution, config, exact=study.is_exact)
+    rows = rows_of("student", model, data.distribution, config, exact=study.is_exact)
+    for checkpoints in folder.glob(
+        "round_*/checkpoints"
+    ):  # till now, so that an interrupted measurement need not train again
+        shutil.rmtree(checkpoints)
+    return rows
 
 
 @contextmanager
