@@ -18,6 +18,7 @@ from di4c_lm.core.settings import section, setting
 from di4c_lm.mixtures.base import MixtureSettings, NoMixture
 from di4c_lm.mixtures.class_chain import ClassChainSettings
 from di4c_lm.mixtures.codes import CodesSettings
+from di4c_lm.mixtures.sequential import SequentialSettings
 from di4c_lm.mixtures.token import TokenSettings
 from di4c_lm.networks.dit import DIT, DitConfig
 from di4c_lm.processes.denoiser import Denoiser
@@ -40,14 +41,21 @@ class Settings(BenchSettings):
     H: int = setting(768, "width of the network")
     blocks: int = setting(2, "blocks of the network")
     heads: int = setting(12, "attention heads")
-    mixture: Literal["none", "token", "codes", "class_chain"] = setting(
+    mixture: Literal["none", "token", "codes", "class_chain", "sequential"] = setting(
         "none", "kind of mixture of the student that is timed; none: the teacher's kind of network"
     )
     classes: int = setting(512, "classes of a mixture=class_chain")
+    candidates: int = setting(0, "likeliest states that a mixture=sequential changes; 0: all")
+    positions: Literal["masked", "revealed"] = setting("masked", "that a mixture=sequential samples together")
 
     WAYS = ("fast", "plain", "teacher")
     BY_DEFAULT = ("fast", "plain")
     OLD_KEYS = {"latent=classes": "mixture=class_chain", "latent": "mixture"}
+
+    def unused(self) -> dict[str, str]:
+        """What belongs to another mixture."""
+        of = {"classes": "class_chain", "candidates": "sequential", "positions": "sequential"}
+        return {key: f"where mixture={self.mixture}" for key, kind in of.items() if kind != self.mixture}
 
 
 def mixture_of(settings: Settings) -> MixtureSettings:
@@ -57,6 +65,9 @@ def mixture_of(settings: Settings) -> MixtureSettings:
         "token": TokenSettings(),
         "codes": CodesSettings(window=1, codebook_size=16),
         "class_chain": ClassChainSettings(codebook_size=settings.classes, freeze_backbone=False),
+        "sequential": SequentialSettings(
+            candidates=settings.candidates, positions=settings.positions, freeze_backbone=False
+        ),
     }
     return mixtures[settings.mixture]
 

@@ -47,10 +47,17 @@ def test_sampling() -> None:
     assert 0 < found["fast"]["nfe"] <= 3 <= found["plain"]["nfe"]
 
 
-@pytest.mark.parametrize("mixture", ["codes", "class_chain"])
-def test_what_lambda_costs_in_sampling(mixture: str) -> None:
-    size = ("steps=2", "D=8", "B=1", "S=40", "classes=5", *NETWORK)
-    found = measured("bench_sampling", *size, f"mixture={mixture}", "ways=fast,teacher")
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("mixture=codes",),
+        ("mixture=class_chain", "classes=5"),
+        ("mixture=sequential", "candidates=5", "positions=revealed"),
+    ],
+)
+def test_what_lambda_costs_in_sampling(words: tuple[str, ...]) -> None:
+    size = ("steps=2", "D=8", "B=1", "S=40", *NETWORK)
+    found = measured("bench_sampling", *size, *words, "ways=fast,teacher")
     assert list(found) == ["fast", "teacher"]
     assert min(way["seconds_per_step"] for way in found.values()) > 0
 
@@ -59,6 +66,11 @@ def test_the_former_name_of_a_key_is_refused_with_the_new_one() -> None:
     done = run_tool("bench_sampling", "latent=classes", "--json")
     assert done.returncode == 2
     assert "latent=classes is mixture=class_chain now" in done.stderr
+
+
+def test_a_key_of_another_mixture_is_refused() -> None:
+    done = run_tool("bench_sampling", "mixture=sequential", "classes=5")
+    assert done.returncode == 2 and "classes must be left out where mixture=sequential" in done.stderr
 
 
 def test_zero() -> None:
