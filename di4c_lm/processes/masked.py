@@ -71,12 +71,13 @@ MASKGIT_SCHEDULES: dict[str, Schedule] = {
 class MaskedProcess(Process):
     """Masked diffusion (Sahoo et al. 2024; Shi et al. 2024) on tokens below `mask_id`, with MASK = `mask_id`.
 
-    The first `given` positions are never masked: a prompt.
+    The first `given` positions are never masked: a prompt. Of those from `until` on none is revealed now: they are of a later block.
     """
 
     mask_id: int
     schedule: Schedule = field(default_factory=LogLinear)
     given: int = 0
+    until: int | None = None
     min_time: ClassVar[float] = 0.0  # networks are asked for x_0 at any time above it
 
     def corrupt(self, x_0: Int64[Tensor, "B D"], t: Float[Tensor, " B"], rng: Rng) -> Int64[Tensor, "B D"]:
@@ -86,8 +87,9 @@ class MaskedProcess(Process):
         return torch.where(u_BD < self.schedule.mask_prob(t.double())[:, None], self.mask_id, x_0)
 
     def unknown(self, x_t: StateTensor) -> Bool[Tensor, "..."]:
-        """The masked positions."""
-        return x_t == self.mask_id
+        """The masked positions, of sequences those before `until`."""
+        masked = x_t == self.mask_id
+        return masked if self.until is None else masked & (torch.arange(x_t.shape[-1], device=x_t.device) < self.until)
 
     def prior(self, num_batch: int, num_positions: int, rng: Rng, device: torch.device) -> Int64[Tensor, "B D"]:
         """MASK everywhere; `rng` is not used."""

@@ -40,7 +40,7 @@ _COLOURS = (
     229,
 )  # of the 256 of a terminal, from violet to yellow, light enough for black letters
 _OF_TEXT, _OF_IMAGES = (
-    ("prompt", "prompts_file", "length", "tokenizer", "text", "jsonl"),
+    ("prompt", "prompts_file", "chat", "length", "tokenizer", "text", "jsonl"),
     ("labels", "guidance", "out", "codec"),
 )
 
@@ -65,6 +65,7 @@ class Settings(Sampling):
     batch_size: int = setting(16, "samples at once")
     prompt: Texts = setting((), "how the texts begin")
     prompts_file: str | None = setting(None, 'one prompt a line; .jsonl: one object with "prompt" a line')
+    chat: bool = setting(False, "each prompt is a user's message, put into the tokenizer's chat template")
     length: int | None = setting(None, "tokens; null: the model's context. More takes sampler=blocks")
     teacher: str | None = setting(None, "of a hybrid; null: the run's")
     device: Literal["auto", "cpu", "cuda"] = setting("cpu", "that computes")
@@ -116,6 +117,8 @@ def write_samples(settings: Settings) -> str | None:
     how = {**settings.how(model), "batch_size": settings.batch_size, "teacher": teacher}
     if not isinstance(model, TextModel):
         return _write_images(settings, model, how)
+    if settings.chat:
+        prompts = list(map(model.chat_prompt, prompts))
     x_init = model.begin(prompts, settings.num_samples, length=settings.length, seed=settings.seed)
     shown = _printed(model, settings.steps) if settings.show_steps else None
     tokens_ND, nfe = model.sample_tokens(

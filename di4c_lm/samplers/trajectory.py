@@ -359,7 +359,7 @@ class Trajectory:
 class Sampler(Protocol):
     """A way from noise to data: a frozen dataclass of its settings, the same for every process, network and domain that it suits."""
 
-    needs: ClassVar[type | tuple[type, ...]]  # the kinds of process that it is for; `object` for any
+    needs: ClassVar[Any]  # the kind of process that it is for, or a tuple of kinds; `object` for any
 
     def steps(self, trajectory: Trajectory, x: Int64[Tensor, "B D"]) -> Iterator[Int64[Tensor, "B D"]]:
         """The states after each step, from `x` at t = 1 to one of time 0."""

@@ -267,3 +267,18 @@ def test_a_student_learns_responses_behind_prompts(llada: Path, tmp_path: Path, 
     assert len(losses) >= 2 and all(loss == loss for loss in losses)
     student = di4c_lm.load(tmp_path / "run")
     assert student.sample(1, steps=2, prompt="7 the")[0].startswith("7 the")
+
+
+def test_a_chat_is_answered_block_after_block(llada: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    how = """steps=2 num_samples=1 length=24 chat=true prompt=one sampler=blocks sampler.block=8 sampler.ahead=true
+        sampler.inner=confidence sampler.inner.choice_temperature=0 temperature=0"""
+    with pytest.raises(SystemExit):
+        sample.main([f"model={llada}", *how.split()])
+    assert "the tokenizer must have a chat template, got one without" in capsys.readouterr().err
+    chatty = folder_of(tmp_path / "chatty", "llada")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(str(chatty))
+    tokenizer.chat_template = "{% for m in messages %}<role>{{ m['content'] }}.{% endfor %}"
+    tokenizer.save_pretrained(str(chatty))
+    assert sample.main([f"model={chatty}", *how.split()]) == 0
+    said = capsys.readouterr().out
+    assert "<role>one." in said and "<|mdm_mask|>" not in said

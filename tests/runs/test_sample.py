@@ -96,7 +96,7 @@ def test_help_lists_keys_and_samplers(capsys) -> None:
         (["num_samples=0"], "num_samples must be"),
         (["steps=0"], "steps must be"),
         (["top_p=1.5"], "top_p must be in (0, 1]"),
-        (["temperature=0.0"], "temperature must be above 0"),
+        (["temperature=-1.0"], "temperature must be at least 0"),
         (["grid=sine"], "grid must be one of uniform, cosine, published, optimised, fewest"),
         (["grid=[1,0.5]"], "grid must be times that descend from 1 to 0"),
         (["noise=half"], "noise"),

@@ -98,8 +98,8 @@ class Pairs:
     def _answer(self, before: list[dict[str, str]], message: dict[str, str]) -> tuple[list[int], list[int]]:
         if not message["content"].strip():
             raise ValueError("the response must hold text, got an empty one")
-        prompt = self._templated(before, add_generation_prompt=True)
-        whole = self._templated([*before, message], add_generation_prompt=False)
+        prompt = templated(self.tokenizer, before, add_generation_prompt=True)
+        whole = templated(self.tokenizer, [*before, message], add_generation_prompt=False)
         if not whole.startswith(prompt):
             raise ValueError(
                 "the chat template must continue a prompt by its answer, got another beginning with the answer"
@@ -109,20 +109,24 @@ class Pairs:
         )
         return list(prompt_ids), list(response_ids)
 
-    def _templated(self, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
-        import jinja2
-
-        try:
-            text: Any = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=add_generation_prompt
-            )
-        except (ValueError, TypeError, KeyError, jinja2.TemplateError) as error:
-            raise ValueError(f"the tokenizer's chat template fails: {type(error).__name__}: {error}") from error
-        return text
-
     @functools.cached_property
     def _backend(self) -> Any:
         return plain_backend(self.tokenizer)
+
+
+def templated(
+    tokenizer: "transformers.PreTrainedTokenizerFast", messages: list[dict[str, str]], *, add_generation_prompt: bool
+) -> str:
+    """Messages as the tokenizer's chat template writes them. Raises `ValueError` where there is none, or it fails."""
+    import jinja2
+
+    if not tokenizer.chat_template:
+        raise ValueError("the tokenizer must have a chat template, got one without")
+    try:
+        text: Any = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+    except (ValueError, TypeError, KeyError, jinja2.TemplateError) as error:
+        raise ValueError(f"the tokenizer's chat template fails: {type(error).__name__}: {error}") from error
+    return text
 
 
 def check_record(record: Any, records: Records) -> str:

@@ -14,6 +14,7 @@ from di4c_lm.checkpoints.files import read_safetensors
 from di4c_lm.checkpoints.load import find, read_checkpoint
 from di4c_lm.checkpoints.weights import Weights
 from di4c_lm.core.settings import check, to_dict
+from di4c_lm.data.text.pairs import templated
 from di4c_lm.data.text.tokenizers import fingerprint, read_tokenizer, save_tokenizer, with_mask
 from di4c_lm.domains.domain import FinishedRun, sampling
 from di4c_lm.domains.probabilities import Probabilities
@@ -152,6 +153,13 @@ class TextModel(Probabilities):
                 raise ValueError(f"prompt of {len(ids)} tokens exceeds the sequence of {length}: {prompt[:60]!r}")
             x_ND[row, : len(ids)] = torch.tensor(ids, dtype=torch.int64)
         return x_ND
+
+    def chat_prompt(self, message: str) -> str:
+        """A user's message as the tokenizer's chat template puts it before an answer, to be sampled from as a prompt.
+
+        Raises `ValueError` for a tokenizer without a template, and for a template that fails.
+        """
+        return templated(self.tokenizer, [{"role": "user", "content": message}], add_generation_prompt=True)
 
     def begin(
         self, prompts: Sequence[str], num_samples: int, *, length: int | None = None, seed: int = 0
