@@ -40,6 +40,7 @@ def commands() -> dict[str, Command]:
     prepare = {
         "shards": "tokenise a corpus once, into a folder of shards",
         "codes": "encode images to the codes of a VQGAN once",
+        "teacher-samples": "write a teacher's own samples, for a student that is made without data",
         "tokenizer": "cut a BPE down to the entries that a corpus uses",
     }
     bench = {
@@ -59,8 +60,8 @@ def commands() -> dict[str, Command]:
         "demo": Command("a page where models are sampled side by side, step by step", f"{runs}.demo.demo"),
         "eval": Command("measure the models of a run, and write a report", below=_evaluations()),
         "prepare": Command(
-            "make shards of text, codes of images, or a smaller tokenizer",
-            below={name: Command(line, f"{runs}.prepare.{name}") for name, line in prepare.items()},
+            "make shards of text or of a teacher's samples, codes of images, or a smaller tokenizer",
+            below={name: Command(line, f"{runs}.prepare.{name.replace('-', '_')}") for name, line in prepare.items()},
         ),
         "convert": Command("write a checkpoint in another format", f"{runs}.convert"),
         "doctor": Command("what this machine offers, what a run takes, and whether it can go", f"{runs}.doctor.doctor"),

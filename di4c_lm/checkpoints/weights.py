@@ -83,6 +83,15 @@ class Weights:
     extra: dict[str, Any] = field(default_factory=dict)
     backbone: Backbone | None = None
 
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of names, shapes and values in float32: the same of one model in any format and dtype that holds it exactly."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.tensors.items()):
+            digest.update(f"{name} {tuple(tensor.shape)} ".encode())
+            digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
     @classmethod
     def of(
         cls,

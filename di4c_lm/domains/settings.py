@@ -218,6 +218,10 @@ class RunSettings:
         allowed = "0 where mixture.freeze_backbone=true, which leaves the network as it is"
         check(not (self.lora.rank and frozen), "lora.rank", self.lora.rank, allowed)
         needs = self.objective.needs_teacher
+        data_kind = getattr(getattr(self, "data", None), "kind", None)
+        samples = needs and self.teacher.kind == "pretrained" and data_kind == "shards"
+        allowed = "corpus, or teacher where a teacher is given (teacher=<path>) and data=shards are samples of it"
+        check(samples or self.objective.source == "corpus", "objective.source", self.objective.source, allowed)
         check(needs or not self.lora.rank, "lora.rank", self.lora.rank, "0 where no teacher is given to begin from")
         if not self.objective.takes_mixture:
             return

@@ -1,6 +1,6 @@
 """What every objective is: the module that the engine wraps, so that it sees every use of the student's parameters."""
 
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Literal, cast
 
 from torch import nn
 
@@ -21,6 +21,11 @@ class ObjectiveSettings:
     )
     chunk_rows: int = setting(
         0, "rows of logits (positions times L) held at once; 0: 2^23 logits on a CPU, 2^26 on a GPU"
+    )
+
+    source: Literal["corpus", "teacher"] = setting(
+        "corpus",
+        "where x_0 comes from: data, or with teacher the teacher's own samples, the shards of `di4c prepare teacher-samples`",
     )
 
     needs_teacher: ClassVar[bool] = True  # whether a run begins from a teacher

@@ -79,7 +79,8 @@ def check_corpus(config: DataConfig) -> None:
     if config.kind == "files":
         open_documents(config)
     if config.kind == "shards":
-        _fitting_shards(config)
+        folder, shards = _fitting_shards(config)
+        _shards_tokenizer(config, folder, shards.index, Path())
     elif config.tokenizer != "train":
         check_template(load_tokenizer(config, (), Path()), config)
     else:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TOKENIZER, VALIDATION, VALIDATION_TEXTS = "tokenizer", "validation.bin", "validation.jsonl"
+TEACHER = "teacher"  # among an index's facts, of shards of a teacher's own samples: the fingerprint of its weights
 Report = Callable[[Cursor, int], None]
 
 
@@ -170,6 +171,12 @@ def _append(file: IO[bytes], texts: Iterable[str], characters: int) -> tuple[int
             characters += len(text)
     file.flush()
     return size, characters
+
+
+def write_held_out(folder: Path, texts: Iterable[str]) -> None:
+    """Keep these as the held-out documents of shards."""
+    with open(folder / VALIDATION_TEXTS, "wb") as file:
+        _append(file, texts, 0)
 
 
 def read_held_out(folder: Path) -> list[str]:

@@ -13,8 +13,11 @@ from torch import Tensor
 
 from di4c_lm.checkpoints.load import read_checkpoint
 from di4c_lm.checkpoints.weights import Weights
+from di4c_lm.core.settings import check
 from di4c_lm.data.batches import PackedSource, Source, Stream, first_sequences
+from di4c_lm.data.records.shards import Shards
 from di4c_lm.data.text.corpus import Corpus, check_corpus, load_corpus, verify_corpus
+from di4c_lm.data.text.prepare import TEACHER
 from di4c_lm.data.text.streaming import StreamingSource
 from di4c_lm.data.text.tokenizers import fingerprint
 from di4c_lm.domains.domain import STUDENT, FinishedRun, Pretraining, find_run
@@ -98,6 +101,7 @@ class TextDomain:
             known, asked = weights.sizes["length"], settings.data.length
             if asked > known:
                 raise ValueError(f"data.length must be at most {known}, the teacher's length, got {asked}")
+            check_samples(settings, weights)
 
     def _weights(self, path: Path | str, settings: TextSettings) -> Weights:
         teacher, length = settings.teacher, settings.data.length
@@ -128,6 +132,23 @@ class TextDomain:
     def report(self, run: FinishedRun, settings: GenPplConfig | None = None, data: TextData | None = None) -> str:
         """Generative perplexity and entropy, and for an MDLM the bound on the validation set's perplexity."""
         return report(run, settings, None if data is None else data.corpus)
+
+
+def check_samples(settings: TextSettings, teacher: Weights) -> None:
+    """Raise `ValueError` for shards that are not what `objective.source` says, or are samples of another teacher."""
+    if settings.data.kind != "shards":
+        return
+    path, source = settings.data.path or "", settings.objective.source
+    sampled_by = Shards.read(Path(path).expanduser()).index.facts.get(TEACHER)
+    if sampled_by is None:
+        check(source == "corpus", "objective.source", source, f"corpus: {path} holds no samples of a teacher")
+        return
+    check(source == "teacher", "objective.source", source, f"teacher: {path} holds samples of a teacher")
+    if sampled_by != (found := teacher.fingerprint):
+        raise ValueError(
+            f"data.path must hold samples of the teacher {settings.teacher.path}, whose weights have the fingerprint {found[:16]}, got "
+            f"{path}, samples of {sampled_by[:16]}"
+        )
 
 
 DOMAIN = TextDomain()
