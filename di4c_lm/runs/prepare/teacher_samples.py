@@ -1,7 +1,7 @@
 """Write what a teacher samples in many steps, once, into a folder of shards: the x_0 of a student that is made without data.
 
     di4c prepare teacher-samples teacher=<run, folder, file or hub name> out=<folder> num_samples=20000 steps=256
-    di4c train teacher=<the same> data=shards data.path=<folder> objective.source=teacher
+    di4c train teacher=<the same> data=shards data.path=<folder> objective.source=teacher evaluator=smollm2
 
 Interrupted, it resumes when it is started again with the same arguments; more samples are made by a larger num_samples in another folder.
 --help lists the keys.
@@ -96,7 +96,7 @@ def write_teacher_samples(settings: Settings) -> str:
             writer.close(counts, write_shard(folder, VALIDATION, held_out_ND.numpy().astype(index.dtype)))
     return (
         f"{folder}: {num_training:,} samples of {source}, and {settings.num_held_out:,} for validation\n"
-        f"train on them: teacher={source} data=shards data.path={folder} data.length={model.length} objective.source=teacher"
+        f"train on them: teacher={source} data=shards data.path={folder} data.length={model.length} objective.source=teacher evaluator=smollm2"
     )
 
 
