@@ -96,7 +96,8 @@ def write_teacher_samples(settings: Settings) -> str:
             writer.close(counts, write_shard(folder, VALIDATION, held_out_ND.numpy().astype(index.dtype)))
     return (
         f"{folder}: {num_training:,} samples of {source}, and {settings.num_held_out:,} for validation\n"
-        f"train on them: teacher={source} data=shards data.path={folder} data.length={model.length} objective.source=teacher evaluator=smollm2"
+        f"train on them: teacher={source} data=shards data.path={folder} data.length={model.length} "
+        "objective.source=teacher evaluator=smollm2"
     )
 
 
