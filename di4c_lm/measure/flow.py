@@ -117,10 +117,13 @@ def columns(values: Mapping[str, Any], *, resamples: int, seed: int) -> Row:
 
 
 def difference(metric: str, where: Mapping[str, Any], a: Quantity, b: Any, *, resamples: int, seed: int) -> Row:
-    """The tested difference a - b as a row; `where` says of which models and steps, `detectable` what it would have had to be to show."""
+    """The tested difference a - b as a row; `where` says of which models and steps, `detectable` what it would have had to be to show.
+
+    `detectable` is None where no resample differs from another: then the samples say nothing of it.
+    """
     one = a.minus(b, resamples=resamples, seed=seed)
     value = {"difference": one.estimate, "difference_low": one.low, "difference_high": one.high}
-    return {"metric": metric, **where, **value, "p_value": one.p_value, "detectable": one.detectable}
+    return {"metric": metric, **where, **value, "p_value": one.p_value, "detectable": one.detectable or None}
 
 
 def detectable(comparisons: Iterable[Row], rows: Sequence[Row] = (), metrics: Sequence[str] = ()) -> list[Row]:
@@ -132,7 +135,8 @@ def detectable(comparisons: Iterable[Row], rows: Sequence[Row] = (), metrics: Se
     """
     found: dict[str, list[float]] = {}
     for one in comparisons:
-        found.setdefault(one["metric"], []).append(one["detectable"])
+        if one["detectable"] is not None:
+            found.setdefault(one["metric"], []).append(one["detectable"])
     for metric in metrics:
         if metric not in found and len(rows) > 1 and all(metric in row for row in rows):
             first, *others = (row[with_end(metric, "high")] - row[with_end(metric, "low")] for row in rows)

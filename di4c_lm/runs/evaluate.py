@@ -65,6 +65,11 @@ EVALUATIONS = {
     ),
     "mixture": Evaluation("what the λ of a mixture student carries", _CONFIG, _SUITE, ("parts=[mixture]",)),
     "cost": Evaluation("what sampling costs", _CONFIG, _SUITE, ("parts=[cost]",)),
+    "harness": Evaluation(
+        "tasks of the lm-evaluation-harness: multiple choice, likelihood and generation",
+        "di4c_lm.measure.text.harness:HarnessConfig",
+        "di4c_lm.domains.text.domain:harness",
+    ),
     "images": Evaluation(
         "FID, Inception Score, precision, recall, density and coverage of an image run, beside real images",
         "di4c_lm.measure.images.report:ImageReportConfig",

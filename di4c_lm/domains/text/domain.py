@@ -26,6 +26,7 @@ from di4c_lm.domains.text.settings import TextSettings
 from di4c_lm.measure.settings import Measurement, device_of
 from di4c_lm.measure.text.evaluator import check_evaluator, train_evaluator
 from di4c_lm.measure.text.gen_ppl import CompareConfig, GenPplConfig
+from di4c_lm.measure.text.harness import HarnessConfig, harness_report
 from di4c_lm.measure.text.report import bound_report, full_report, gen_ppl_report
 from di4c_lm.measure.text.samples import TextRun
 from di4c_lm.measure.text.suite import ReportConfig
@@ -177,6 +178,11 @@ def suite(settings: ReportConfig) -> str:
     return full_report(run, settings)
 
 
+def harness(settings: HarnessConfig) -> str:
+    """Tasks of the lm-evaluation-harness on the models of the run that `settings` name: writes their results and returns the table."""
+    return harness_report(chosen(load_run(_found(settings)), settings.models), settings)
+
+
 def report(
     finished: FinishedRun,
     settings: GenPplConfig | None = None,
@@ -208,7 +214,7 @@ def with_evaluator(run: TextRun, finished: FinishedRun, corpus: Corpus | None = 
     return dataclasses.replace(run, evaluator=str(finished.folder / EVALUATOR))
 
 
-def _found(settings: Measurement) -> FinishedRun:
+def _found(settings: Measurement | HarnessConfig) -> FinishedRun:
     """The run that `settings` name. Raises `ValueError` for one of images."""
     run = FinishedRun.read(find_run(settings.run, settings.outputs))
     if run.domain.name != "text":

@@ -65,16 +65,17 @@ def brier_part(run: TextRun, settings: Any, *_: Any) -> dict[str, list[Row]]:
         every |= baselines(run, counted, settings.batch_size, settings.how)
     resampling = {"resamples": settings.bootstrap, "seed": seed}
     rows: list[Row] = []
-    found: dict[tuple[str, int], Resampled] = {}
+    found: dict[tuple[str, int], dict[str, Resampled]] = {}
     for name, one in every.items():
         making = {name: lambda steps, seed, one=one: one.sampler(prompts_MP, steps, seed)}
         shape, steps = (len(prompts_MP), length), one.steps or settings.steps
         for (tokens_MD,), made in sampled(making, shape, steps=steps, seeds=(seed,), progress=True):
             x_NKO = tokens_MD.cpu()[:, prompt : prompt + len(ORDERS)].view(len(y_NO), -1, len(ORDERS))
             terms = brier_terms(x_NKO, y_NO).T
-            score = found[name, made["steps"]] = Resampled(brier_lm, tuple(terms))
+            score = Resampled(brier_lm, tuple(terms))
             right_ON = (x_NKO == y_NO[:, None]).cumprod(2).double().mean(1).T.numpy()
             parts = {f"brier_{n}": Resampled(mean, (100 * terms[n - 1],)) for n in ORDERS}
+            found[name, made["steps"]] = {"brier_lm": score, **parts}
             parts |= {f"accuracy_{n}": Resampled(mean, (right_ON[n - 1],)) for n in ORDERS}
             nfe = float(made["nfe"])
             row = {"model": name, "kind": "model" if name in models else "baseline", "steps": made["steps"], "nfe": nfe}
@@ -83,8 +84,9 @@ def brier_part(run: TextRun, settings: Any, *_: Any) -> dict[str, list[Row]]:
             sizes = {"prompt_length": prompt, "prompts": len(y_NO), "continuations": settings.brier_samples}
             rows.append(row | columns(parts, **resampling) | sizes)
     comparisons = [
-        difference("brier_lm", {"of": a, "minus": b, "steps": n}, found[a, n], found[b, n], **resampling)
+        difference(metric, {"of": a, "minus": b, "steps": n}, value, found[b, n][metric], **resampling)
         for b, a in combinations(models, 2)
         for n in settings.steps
+        for metric, value in found[a, n].items()
     ]
     return {"brier": rows, "comparisons": comparisons}

@@ -43,7 +43,8 @@ def test_it_is_that_of_the_distributions(model: MarkovChain, samples: int) -> No
 
 
 def test_no_model_scores_above_the_text_itself() -> None:
-    assert all(own > other for own, other in zip(exact(CHAIN, CHAIN), exact(OTHER, CHAIN), strict=True))
+    own, other = exact(CHAIN, CHAIN), exact(OTHER, CHAIN)  # which begin alike
+    assert own[0] == pytest.approx(other[0]) and all(a > b + 0.01 for a, b in zip(own[1:], other[1:], strict=True))
 
 
 def test_the_published_estimator_takes_two_samples() -> None:
@@ -85,9 +86,8 @@ def test_models_and_counting_have_rows() -> None:
     assert row["brier_1_low"] <= row["brier_1"] <= row["brier_1_high"] and 0 <= row["accuracy_4"] <= row["accuracy_1"]
     assert (row["prompts"], row["continuations"], row["prompt_length"]) == (12, 3, 4)
     assert row["tokens_per_forward"] == 4 / row["nfe"] and rows["ngram_2", 1]["tokens_per_forward"] is None
-    assert [(one["of"], one["minus"], one["steps"]) for one in found["comparisons"]] == [
-        ("student", "teacher", 1),
-        ("student", "teacher", 2),
+    assert [(one["of"], one["minus"], one["steps"], one["metric"]) for one in found["comparisons"]] == [
+        ("student", "teacher", n, metric) for n in (1, 2) for metric in ("brier_lm", *(f"brier_{n}" for n in ORDERS))
     ]
 
 
