@@ -40,7 +40,7 @@ EVALUATIONS = {
     ),
     "report": Evaluation("every part of the evaluation of a text run, with canaries, as one page", _CONFIG, _SUITE),
     "brier": Evaluation(
-        "BrierLM: how well held-out text is continued, by samples alone, beside counting",
+        "BrierLM: how well held-out text is continued and filled in, by samples alone, beside counting",
         _CONFIG,
         _SUITE,
         ("parts=[brier]",),

@@ -14,6 +14,7 @@ from di4c_lm.measure.render.page import page
 from di4c_lm.measure.render.pictures import Panel, Row, plot
 
 _WHICH = (
+    "task",
     "set",
     "batch",
     "t",

@@ -11,7 +11,7 @@ from di4c_lm.measure.render.pictures import Row
 from di4c_lm.measure.render.tables import short
 
 _TITLES = {
-    "brier": "BrierLM: continuations of validation text",
+    "brier": "BrierLM: validation text continued and filled in",
     "frontier": "Frontier: temperature swept",
     "matched": "Generative perplexity at the same entropy: ratio, below 1 where the first is the more fluent",
     "likelihood": "Likelihood: bounds on perplexity",

@@ -99,9 +99,9 @@ class ReportConfig(Measurement, Reading):
     baselines: bool = setting(
         True, "measure n-grams of the training text, and the teacher's marginals with token bigrams"
     )
-    brier_prompts: int = setting(256, "validation sequences whose beginnings are continued for BrierLM")
-    brier_samples: int = setting(4, "continuations of each; 2 is the published estimator, more have less spread")
-    prompt_length: int = setting(0, "tokens of such a beginning; 0: half of the samples' length")
+    brier_prompts: int = setting(256, "validation sequences that are continued and filled in for BrierLM")
+    brier_samples: int = setting(4, "samples of each; 2 is the published estimator, more have less spread")
+    prompt_length: int = setting(0, "tokens that are continued; 0: half of the samples' length")
     likelihood_sequences: int = setting(64, "validation sequences whose likelihood is bounded")
     likelihood_draws: int = setting(8, "times t sampled for the bound of each sequence")
     zero_shot: str | None = setting(

@@ -72,23 +72,46 @@ def run_of(**more: object) -> TextRun:
 
 def test_models_and_counting_have_rows() -> None:
     found = brier_part(run_of(training=torch.randint(2, 4, (50, LENGTH))), SETTINGS)
-    rows = {(row["model"], row["steps"]): row for row in found["brier"]}
-    assert list(rows)[:4] == [(name, n) for name in ("teacher", "student") for n in (1, 2)]
-    assert [(name, n) for name, n in rows if name not in ("teacher", "student")] == [
-        ("ngram_2", 1),
-        ("ngram_3", 1),
-        ("ngram_5", 1),
-        ("token_bigram", 1),
-        ("token_bigram", 2),
+    rows = {(row["task"], row["model"], row["steps"]): row for row in found["brier"]}
+    ours = [(name, n) for name in ("teacher", "student") for n in (1, 2)]
+    bigrams = [("token_bigram", n) for n in (1, 2)]
+    assert list(rows) == [
+        *(("continuation", *one) for one in (*ours, *((f"ngram_{n}", 1) for n in (2, 3, 5)), *bigrams)),
+        *(("infilling", *one) for one in (*ours, *bigrams)),
     ]
-    row = rows["student", 2]
+    row = rows["continuation", "student", 2]
     assert row["brier_lm_low"] <= row["brier_lm"] <= row["brier_lm_high"] and row["brier_lm_error"] >= 0
     assert row["brier_1_low"] <= row["brier_1"] <= row["brier_1_high"] and 0 <= row["accuracy_4"] <= row["accuracy_1"]
-    assert (row["prompts"], row["continuations"], row["prompt_length"]) == (12, 3, 4)
-    assert row["tokens_per_forward"] == 4 / row["nfe"] and rows["ngram_2", 1]["tokens_per_forward"] is None
-    assert [(one["of"], one["minus"], one["steps"], one["metric"]) for one in found["comparisons"]] == [
-        ("student", "teacher", n, metric) for n in (1, 2) for metric in ("brier_lm", *(f"brier_{n}" for n in ORDERS))
+    assert (row["sequences"], row["samples"], row["tokens_per_forward"]) == (12, 3, 4 / row["nfe"])
+    assert rows["infilling", "student", 1]["tokens_per_forward"] == 4
+    assert rows["continuation", "ngram_2", 1]["tokens_per_forward"] is None
+    compared = [(one["of"], one["minus"], one["steps"], one["metric"]) for one in found["comparisons"]]
+    assert compared == [
+        ("student", "teacher", n, f"{metric}{task}")
+        for task in ("", ", infilling")
+        for n in (1, 2)
+        for metric in ("brier_lm", *(f"brier_{n}" for n in ORDERS))
     ]
+
+
+def test_infilling_sees_both_sides_of_the_gap() -> None:
+    """A sampler that fills each gap with the token before it, for a text of two kinds of sequences, one of a token each."""
+    seen: list[torch.Tensor] = []
+
+    class Copies:
+        masks, mask_id, length = True, 4, LENGTH
+
+        def sample_tokens(
+            self, num: int, steps: int, *, x_init: torch.Tensor, **_: object
+        ) -> tuple[torch.Tensor, float]:
+            seen.append(x_init)
+            return x_init[:, :1].expand(-1, LENGTH), 1.0
+
+    validation = torch.arange(20)[:, None].remainder(2).add(2).expand(-1, LENGTH).contiguous()
+    run = run_of(models={"copies": Copies()}, validation=validation)
+    rows = {row["task"]: row for row in brier_part(run, dataclasses.replace(SETTINGS, steps=(1,)))["brier"]}
+    assert rows["continuation"]["brier_lm"] == rows["infilling"]["brier_lm"] == 100
+    assert (seen[1] == 4).tolist() == [[False] * 2 + [True] * 4 + [False] * 2] * 36
 
 
 def test_a_run_without_training_text_has_its_models_alone() -> None:
