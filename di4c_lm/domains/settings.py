@@ -218,6 +218,12 @@ class RunSettings:
         allowed = "0 where mixture.freeze_backbone=true, which leaves the network as it is"
         check(not (self.lora.rank and frozen), "lora.rank", self.lora.rank, allowed)
         needs = self.objective.needs_teacher
+        check(
+            needs or not frozen,
+            "mixture.freeze_backbone",
+            True,
+            "false where objective.init=scratch, which trains the network too",
+        )
         data_kind = getattr(getattr(self, "data", None), "kind", None)
         samples = needs and self.teacher.kind == "pretrained" and data_kind == "shards"
         allowed = "corpus, or teacher where a teacher is given (teacher=<path>) and data=shards are samples of it"

@@ -1,32 +1,39 @@
 """Fitting a mixture to data by its likelihood, -log E_λ Π_d p^d(x_0^d | x_t; λ) over the masked positions.
 
-This is ours and not Di4C: no teacher is asked. What holds the marginals is the mixture itself, such as a class chain over a frozen teacher,
-whose marginals stay the teacher's whatever is learned. Relatives: copulas over a masked-diffusion model's marginals (discrete copula
-diffusion, Liu et al. 2024), probabilistic circuits over them (CoDD, arXiv 2603.00045), and the class-based n-gram models of Brown et al.
-1992, from whose class pairs the chain begins.
+This is ours and not Di4C: no teacher is asked, unless `marginal_weight` holds to it the marginals of a student whose network is trained
+too, as a part of Di4C's data term does (Hayakawa et al. 2025, section 3.3). What holds the marginals else is the mixture itself, such as a
+class chain over a frozen teacher, whose marginals stay the teacher's whatever is learned. Relatives: copulas over a masked-diffusion
+model's marginals (discrete copula diffusion, Liu et al. 2024), probabilistic circuits over them (CoDD, arXiv 2603.00045), and the
+class-based n-gram models of Brown et al. 1992, from whose class pairs the chain begins.
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from di4c_lm.core.settings import at_least, section, setting
+from di4c_lm.core.settings import at_least, check, section, setting
 from di4c_lm.data.batches import Batch, batch_rng, classes_of, noised
 from di4c_lm.objectives.objective import Objective, ObjectiveSettings
 from di4c_lm.processes.denoiser import Positions
 from di4c_lm.processes.masked import Times, above
 from di4c_lm.processes.process import Process
-from di4c_lm.processes.rng import uniform
+from di4c_lm.processes.rng import Rng, uniform
 
 
 @section
 class Likelihood(ObjectiveSettings):
-    """The log-likelihood of data under a mixture that begins as its teacher. Ours; the teacher is not called in training."""
+    """The log-likelihood of data under a mixture that begins as its teacher, or from random weights. Ours."""
 
     num_lambdas: int = setting(16, "L, samples of λ for each x_t, where λ is not enumerated")
     times: Times = setting(Times(grid_share=0.8), "how the time t of x_t is sampled")
+    init: Literal["teacher", "scratch"] = setting(
+        "teacher", "begin as the teacher, or train the network with its mixture from random weights (scratch)"
+    )
+    marginal_weight: float = setting(
+        0.0, "weight of KL(teacher || student's marginal), for a network that is trained; 0: the teacher is not called"
+    )
 
     takes_mixture: ClassVar[bool] = True
     label: ClassVar[str] = "fit"
@@ -34,12 +41,26 @@ class Likelihood(ObjectiveSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(self, 1, "num_lambdas")
+        at_least(self, 0, "marginal_weight")
+        allowed = "0 where init=scratch, which has no teacher"
+        check(self.init == "teacher" or not self.marginal_weight, "marginal_weight", self.marginal_weight, allowed)
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the student begins as a teacher."""
+        return self.init == "teacher"
+
+    @property
+    def num_distributions(self) -> int:
+        """The teacher's, where it is called."""
+        return int(self.marginal_weight > 0)
 
     def build(
         self, student: nn.Module, process: Process, *, seed: int, teacher: nn.Module | None = None
     ) -> "LikelihoodObjective":
-        """The module that the engine wraps; the teacher's weights are in the student."""
-        return LikelihoodObjective(self, student, process, seed=seed)
+        """The module that the engine wraps; a teacher that is not called is not held, its weights are in the student."""
+        called = teacher if self.marginal_weight > 0 else None
+        return LikelihoodObjective(self, student, process, seed=seed, teacher=called)
 
 
 class LikelihoodObjective(Objective):
@@ -49,7 +70,10 @@ class LikelihoodObjective(Objective):
     settings: Likelihood
 
     def forward(self, batch: Batch) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """Mean over the batch in nats a sequence, and the mean of corr(x_0); the other terms of Di4C, by the same names, are 0."""
+        """Mean over the batch in nats a sequence, and the mean of corr(x_0); what Di4C has beside it, by the same names, is 0.
+
+        With `marginal_weight` the loss has also Σ_d KL(teacher^d ‖ m^d) of the positions, times it.
+        """
         rng, x_0, settings = batch_rng(self.seed, batch), batch.x, self.settings
         cond_B = classes_of(batch, settings.label_drop, rng)
         t_B, s_B = settings.times.sample_steps(len(x_0), rng, device=x_0.device)
@@ -61,10 +85,26 @@ class LikelihoodObjective(Objective):
         else:
             positions = Positions.where(self.process.unknown(x_t))
         lam = self.student.training_latents(len(x_0), settings.num_lambdas, rng, x_0.device)
-        reading = self.student(x_t, t_B.float(), lam, cond_B).read(
-            positions, positions.gather(x_0)[:, None], chunk_rows=settings.chunk_rows
-        )
-        loss = -reading.joint.mean()
+        asked = (positions, positions.gather(x_0)[:, None], self.held_to(x_t, t_B, positions, rng, cond_B))
+        reading = self.student(x_t, t_B.float(), lam, cond_B).read(*asked, chunk_rows=settings.chunk_rows)
         corr = (reading.product - reading.joint).detach().mean()
-        none = torch.zeros_like(corr)
-        return loss, {"distil": none, "consistency": none, "data_corr": corr, "data_marginal": none}
+        none, held = torch.zeros_like(corr), reading.divergence.sum(1).mean()
+        loss = -reading.joint.mean() + settings.marginal_weight * held
+        return loss, {"distil": none, "consistency": none, "data_corr": corr, "data_marginal": held.detach()}
+
+    @torch.no_grad()
+    def held_to(
+        self,
+        x_t: Int64[Tensor, "B D"],
+        t_B: Float[Tensor, " B"],
+        positions: Positions,
+        rng: Rng,
+        cond_B: Int64[Tensor, " B"] | None,
+    ) -> list[Float[Tensor, "M S"]]:
+        """The teacher's marginals at the positions, where it is called."""
+        if self.teacher is None:
+            return []
+        settings = self.settings
+        lam = self.teacher.training_latents(len(x_t), settings.num_lambdas, rng, x_t.device)
+        said = self.teacher(x_t, t_B.float(), lam, cond_B)
+        return [said.marginals(positions, chunk_rows=settings.chunk_rows)]

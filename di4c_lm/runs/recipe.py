@@ -222,13 +222,16 @@ def pretrain(domain: Domain, settings: Any, model: Model, source: Source | Strea
 
 
 def new_student(domain: Domain, settings: Any, data: Data, teacher: Model | None) -> Model:
-    """What is trained: a mixture that begins as the teacher, if the objective takes one; a copy of it; or a network from `train.seed`.
+    """What is trained: a mixture, if the objective takes one, or a network; it begins as the teacher, or from `train.seed`.
 
     Raises `ValueError` for a teacher that is a mixture under an objective that has no use for it.
     """
+    seed = settings.train.seed
     if teacher is None:
-        return fresh_model(domain, settings, data, settings.train.seed)
-    network, seed = teacher.denoiser, settings.train.seed
+        teacher = fresh_model(domain, settings, data, seed)
+        if not settings.objective.takes_mixture:
+            return teacher
+    network = teacher.denoiser
     if not settings.objective.takes_mixture and network.has_latents:
         kind = kind_of(OBJECTIVES, settings.objective)
         raise ValueError(f"objective must be likelihood or di4c where the teacher is a mixture (λ), got {kind!r}")

@@ -7,6 +7,8 @@ import torch
 
 from di4c_lm.mixtures.sequential import SequentialSettings
 from di4c_lm.objectives.likelihood import Likelihood
+from di4c_lm.processes.categorical import kl_divergence
+from di4c_lm.processes.denoiser import Positions
 from di4c_lm.processes.masked import Times
 from tests.objectives.helpers import (
     CLASSES,
@@ -79,6 +81,52 @@ def test_no_teacher_is_asked() -> None:
     assert bool(loss.isfinite()) and float(metrics["data_corr"]) != 0
     assert set(metrics) == {"distil", "consistency", "data_corr", "data_marginal"}
     assert all(float(metrics[name]) == 0 for name in ("distil", "consistency", "data_marginal"))
+
+
+@pytest.mark.parametrize(
+    "latent",
+    [CODES, CLASSES, SequentialSettings(freeze_backbone=False)],
+    ids=["codes", "classes", "sequential"],
+)
+def test_marginals_are_held_to_the_teacher_s(latent: Any) -> None:
+    """The loss has Σ_d KL(teacher^d ‖ marginal^d) of the masked positions beside it; a sequential head's marginals are its network's."""
+    student, teacher, batch = text_network(latent), text_network(None, 2), text_batch(*IDS)
+    alone, _ = Likelihood(num_lambdas=4).build(student, MASKED, seed=0, teacher=teacher)(batch)
+    seen = watch(student)
+    held, metrics = Likelihood(num_lambdas=4, marginal_weight=3.0).build(student, MASKED, seed=0, teacher=teacher)(
+        batch
+    )
+    x_t, t_B = seen[0][:2]
+    positions = Positions.where(x_t == MASK)
+    p_MS = teacher(x_t, t_B).marginals(positions)
+    said = student.network(x_t, t_B) if isinstance(latent, SequentialSettings) else student.forward(*seen[0])
+    q_MS = said.marginals(positions)
+    divergence = positions.per_example(kl_divergence(p_MS, q_MS.clamp(min=1e-300).log())).mean()
+    torch.testing.assert_close(metrics["data_marginal"], divergence, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(held, alone + 3 * divergence, atol=1e-6, rtol=1e-6)
+
+
+def test_the_network_is_pulled_to_the_teacher() -> None:
+    """With a large weight the gradient of the network's parameters is that of the divergence, which is 0 where the two are one."""
+    batch, teacher = text_batch(*IDS), text_network(None, 2)
+    away, same = text_network(CLASSES), text_network(CLASSES)
+    same.load({**same.tensors(), **teacher.tensors()})
+    found = []
+    for student in (away, same):
+        built = [
+            Likelihood(marginal_weight=weight).build(student, MASKED, seed=0, teacher=teacher) for weight in (0.0, 1e3)
+        ]
+        free, held = (gradients(of, batch) for of in built)
+        name = next(name for name in free if name.startswith("student.network"))
+        found.append(float((held[name] - free[name]).norm()) / 1e3)
+    assert found[1] < 0.2 * found[0]
+
+
+def test_a_weight_without_a_teacher_is_refused() -> None:
+    with pytest.raises(ValueError, match="marginal_weight must be 0 where init=scratch, which has no teacher, got 0.5"):
+        Likelihood(init="scratch", marginal_weight=0.5)
+    assert Likelihood(init="scratch").needs_teacher is False and Likelihood().needs_teacher is True
+    assert Likelihood(marginal_weight=0.5).num_distributions == 1
 
 
 def test_most_times_are_those_of_few_steps() -> None:
