@@ -42,6 +42,7 @@ def commands() -> dict[str, Command]:
         "codes": "encode images to the codes of a VQGAN once",
         "teacher-samples": "write a teacher's own samples, for a student that is made without data",
         "tokenizer": "cut a BPE down to the entries that a corpus uses",
+        "miniature": "a small decoder of random weights in a published format, to try out a recipe by",
     }
     bench = {
         "loss": "time and memory of a Di4C training step on text, against the plain way",
@@ -60,7 +61,7 @@ def commands() -> dict[str, Command]:
         "demo": Command("a page where models are sampled side by side, step by step", f"{runs}.demo.demo"),
         "eval": Command("measure the models of a run, and write a report", below=_evaluations()),
         "prepare": Command(
-            "make shards of text or of a teacher's samples, codes of images, or a smaller tokenizer",
+            "make shards of text or of a teacher's samples, codes of images, a smaller tokenizer, or a miniature of a decoder",
             below={name: Command(line, f"{runs}.prepare.{name.replace('-', '_')}") for name, line in prepare.items()},
         ),
         "convert": Command("write a checkpoint in another format", f"{runs}.convert"),

@@ -175,9 +175,9 @@ BAD = [
     ("teacher.kind=x", "teacher.kind must be one of train, pretrained, random, got 'x'"),
     (
         "experiment=nothing",
-        "experiment must be one of chain_copula, chain_sdtt, minute, paper_owt, paper_sdtt, got 'nothing'",
+        "experiment must be one of a2d_qwen, chain_copula, chain_sdtt, dream_7b, llada_8b, minute, paper_owt, paper_sdtt, got 'nothing'",
     ),
-    ("experiment=cifar10_paper", "experiment must be one of chain_copula"),
+    ("experiment=cifar10_paper", "experiment must be one of a2d_qwen"),
     ("study=markov", "there is no key study"),
     # keys without effect
     ("objective.dt=0.5", "there is no key objective.dt, got '0.5'; it is one of objective=sdtt"),
