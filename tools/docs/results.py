@@ -227,7 +227,8 @@ def of_study(rows: Sequence[Mapping[str, Any]], facts: Mapping[str, str]) -> dic
     if "factorisation_nats" not in rows[0]:
         raise ValueError("report must be rows.json of a study with an exact teacher")
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
-    for row in rows:
+    operations = [*dict.fromkeys(row.get("operation") for row in rows)]
+    for row in sorted(rows, key=lambda row: operations.index(row.get("operation"))):
         groups.setdefault((row.get("operation"), row.get("setting", row["model"]), row["steps"]), []).append(row)
     measures = [measure for measure in MEASURES if measure in rows[0]]
     kept = []
@@ -236,7 +237,7 @@ def of_study(rows: Sequence[Mapping[str, Any]], facts: Mapping[str, str]) -> dic
         one |= {"operation": operation} if operation else {}
         for measure in measures:
             mean, half = summary([row[measure] for row in of_seeds])
-            one |= {measure: float(f"{mean:.6g}")} | (
+            one |= {measure: float(f"{round(mean, 6) + 0.0:.6g}")} | (
                 {} if len(of_seeds) < 2 else {f"{measure}_pm": float(f"{half:.3g}")}
             )
         kept.append(one)

@@ -145,4 +145,5 @@ def _by_name(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 def _cell(mean: float, half: float) -> str:
     digits = 3 if mean < 1 else 2 if mean < 100 else 0
+    mean = round(mean, digits) + 0.0  # no -0
     return f"{mean:.{digits}f}" if math.isnan(half) else f"{mean:.{digits}f} ± {half:.{digits}f}"
