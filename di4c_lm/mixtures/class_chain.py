@@ -501,7 +501,8 @@ class ClassChainMixture(CodedMixture):
     def drive(self, stages: Any, lam: Latents) -> Rows:
         """See `Mixture.drive`."""
         features_BDH = stages.features()
-        context_BDW = features_BDH[..., : self.network.width]  # behind them may stand what an output head reads beside
+        # Behind the network's own may stand what its output head reads beside, in a wider dtype.
+        context_BDW = features_BDH[..., : self.network.width].to(self.latent_head.left.weight.dtype)
         if self.network.image_shape is not None:
             pixel_BPC = F.layer_norm(stages.hidden, stages.hidden.shape[-1:])
             colour_C = torch.arange(self.network.image_shape[2], device=pixel_BPC.device)

@@ -118,6 +118,7 @@ def settings_of(tmp_path: Path, teacher: Path, *more: str) -> Any:
     "words",
     [
         ("recipe=copula", "mixture.codebook_size=3"),
+        ("recipe=copula", "mixture.codebook_size=3", "train.dtype=bfloat16"),
         ("objective=di4c", "mixture=token", "objective.num_lambdas=2"),
         ("objective=di4c", "mixture=codes", "mixture.codebook_size=3"),
         ("objective=likelihood", "mixture=adaln", "objective.num_lambdas=2"),
