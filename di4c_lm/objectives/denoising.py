@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from di4c_lm.core.settings import positive, section, setting, unit
+from di4c_lm.core.settings import check, positive, section, setting, unit
 from di4c_lm.data.batches import Batch, batch_rng, classes_of, noised
 from di4c_lm.objectives.objective import Objective, ObjectiveSettings
 from di4c_lm.processes.denoiser import Positions
-from di4c_lm.processes.masked import above
+from di4c_lm.processes.masked import LogLinear, MaskedProcess, above
 from di4c_lm.processes.process import Process
 from di4c_lm.processes.rng import Rng, uniform
 
@@ -24,6 +24,10 @@ class Denoising(ObjectiveSettings):
         "antithetic",
         "how t is sampled; antithetic: one t in each of G equal parts of (0, 1], G the global batch; iid: independently; bell: more often "
         "in the middle, by antithetic parts of a normal cut off at 0 and 1",
+    )
+    masks: Literal["independent", "complementary"] = setting(
+        "independent",
+        "complementary: each sequence counts twice, at t and, with the other positions masked, at 1 - t: twice the work of an update",
     )
     bell_mean: float = setting(0.5, "where t is likeliest, with times=bell")
     bell_std: float = setting(0.2, "deviation of t before it is cut off at 0 and 1, with times=bell")
@@ -46,6 +50,13 @@ class Denoising(ObjectiveSettings):
         """Whether batches are to be stratified."""
         return self.times != "iid"
 
+    def check_masks(self, process: Process) -> None:
+        """Raise `ValueError` where `process` has no masks, or at a rate at which those of t and of 1 - t are no complements."""
+        linear = isinstance(process, MaskedProcess) and isinstance(process.schedule, LogLinear)
+        check(
+            linear or self.masks == "independent", "masks", self.masks, "independent where noise is not linear masking"
+        )
+
     def sample_times(self, batch: Batch, rng: Rng, low: float) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
         """A time in (low, 1] for each example, in float64, and its density, where a uniform one's is 1."""
         u_B = 1 - batch.spread(uniform(rng, (len(batch.x),), batch.x.device))
@@ -60,7 +71,8 @@ class Denoising(ObjectiveSettings):
     def build(
         self, student: nn.Module, process: Process, *, seed: int, teacher: nn.Module | None = None
     ) -> "DenoisingObjective":
-        """The module that the engine wraps."""
+        """The module that the engine wraps. Raises `ValueError` where masks have no complement: without masks at a log-linear rate."""
+        self.check_masks(process)
         return DenoisingObjective(self, student, process, seed=seed)
 
 
@@ -68,7 +80,8 @@ class DenoisingObjective(Objective):
     """-Σ_d log p(x_0^d | x_t) over the positions not known, t as `times` says above the process's lowest; least at the true marginals.
 
     Of a batch with strata the times are antithetic, one in each of G equal parts of (0, 1], or of as many equally likely parts of the bell,
-    G the size of the global batch; of any other batch they are independent. (Bell-shaped times: arXiv 2605.13026.)
+    G the size of the global batch; of any other batch they are independent. (Bell-shaped times: arXiv 2605.13026. Complementary
+    masks: MIRROR, arXiv 2511.18159.)
     """
 
     settings: Any
@@ -80,12 +93,22 @@ class DenoisingObjective(Objective):
         return nats_B.mean() / length, {"cross_entropy": (nats_B.detach() / density_B).mean() / length}
 
     def cross_entropy(self, batch: Batch) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"], Float[Tensor, " B"]]:
-        """-Σ_d log p(x_0^d | x_t) of each example, in nats a sequence, its t, and the density of t."""
+        """-Σ_d log p(x_0^d | x_t) of each example, in nats a sequence, its t and the density of t; 2B of them by complementary masks."""
         rng = batch_rng(self.seed, batch)
         cond_B = classes_of(batch, self.settings.label_drop, rng)
         t_B, density_B = self.settings.sample_times(batch, rng, self.process.min_time)
-        x_t = noised(self.process, batch, t_B, rng)
+        x_0, x_t = batch.x, noised(self.process, batch, t_B, rng)
+        if self.settings.masks == "complementary":
+            assert isinstance(self.process, MaskedProcess)  # as `build` checks
+            # m(t) = (1 - ε) t: of t and this time exactly one masks a position
+            other_B = (1 / self.process.schedule.mask_prob(torch.ones_like(t_B)) - t_B).clamp(max=1)
+            kept = self.process.unknown(x_t)
+            if batch.given is not None:
+                kept |= torch.arange(x_0.shape[1], device=x_0.device) < batch.given[:, None]
+            others = torch.where(kept, x_0, self.process.mask_id)
+            x_0, x_t, t_B = torch.cat([x_0, x_0]), torch.cat([x_t, others]), torch.cat([t_B, other_B])
+            density_B, cond_B = density_B.repeat(2), None if cond_B is None else cond_B.repeat(2)
         positions = Positions.where(self.process.unknown(x_t))
         prediction = self.student(x_t, t_B.float(), None, cond_B)
-        reading = prediction.read(positions, positions.gather(batch.x)[:, None], chunk_rows=self.settings.chunk_rows)
+        reading = prediction.read(positions, positions.gather(x_0)[:, None], chunk_rows=self.settings.chunk_rows)
         return -reading.joint[:, 0], t_B, density_B

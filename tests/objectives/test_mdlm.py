@@ -1,5 +1,7 @@
 """MDLM's objective: its bound, and its antithetic times."""
 
+from typing import Any
+
 import pytest
 import scipy.stats
 import torch
@@ -132,16 +134,18 @@ def test_bell_shaped_times_report_the_bound(power: float) -> None:
 
 
 def test_the_cross_entropy_of_bell_shaped_times_is_reported_as_that_of_uniform_ones() -> None:
-    found, batches = {"bell": [], "antithetic": []}, stream()
-    for _ in range(200):
+    bell, uniform = (
+        Denoising(times="bell", bell_mean=0.4, bell_std=0.3).build(text_network(None, 1), MASKED, seed=0),
+        Denoising().build(text_network(None, 1), MASKED, seed=0),
+    )
+    batches, found = stream(), []
+    for _ in range(80):
         batch = next(batches)
-        for times, values in found.items():
-            of = Denoising(times=times, bell_mean=0.4, bell_std=0.3).build(text_network(None, 1), MASKED, seed=0)  # pyright: ignore[reportArgumentType]
-            values.append((of(batch)[0].detach(), of(batch)[1]["cross_entropy"]))
-    loss, metric = torch.tensor(found["bell"]).T
-    uniform = torch.tensor(found["antithetic"])[:, 1]
-    assert (metric.mean() - uniform.mean()).abs() < 4 * (metric.var() / 200 + uniform.var() / 200).sqrt()
-    assert loss.mean() < 0.95 * uniform.mean()
+        loss, told = bell(batch)
+        found.append((float(loss), float(told["cross_entropy"]), float(uniform(batch)[0])))
+    loss, metric, reference = torch.tensor(found, dtype=torch.float64).T
+    assert (metric.mean() - reference.mean()).abs() < 4 * (metric.var() / 80 + reference.var() / 80).sqrt()
+    assert loss.mean() < 0.95 * reference.mean()
 
 
 def test_bell_shaped_times_are_a_normal_cut_off_at_0_and_1() -> None:
@@ -151,7 +155,7 @@ def test_bell_shaped_times_are_a_normal_cut_off_at_0_and_1() -> None:
         for parts in zip(*(settings.sample_times(batch, batch_rng(i, batch), 0.0) for i in range(2000)), strict=True)
     )
     assert float(t.min()) > 0 and float(t.max()) <= 1
-    reference = scipy.stats.truncnorm(-0.4 / 0.3, 0.6 / 0.3, loc=0.4, scale=0.3)
+    reference: Any = scipy.stats.truncnorm(-0.4 / 0.3, 0.6 / 0.3, loc=0.4, scale=0.3)
     assert scipy.stats.kstest(t.numpy(), reference.cdf).statistic < 0.01
     torch.testing.assert_close(density, torch.from_numpy(reference.pdf(t.numpy())))
     assert float((1 / density).mean()) == pytest.approx(1, abs=0.02)
@@ -164,3 +168,34 @@ def test_bell_shaped_times_are_a_normal_cut_off_at_0_and_1() -> None:
 def test_a_bell_without_a_shape_is_named(key: str, value: object, allowed: str) -> None:
     with pytest.raises(ValueError, match=f"{key} must be {allowed}"):
         Mdlm(**{key: value})  # pyright: ignore[reportArgumentType]
+
+
+def test_complementary_masks_hide_each_position_once_and_estimate_the_same_bound() -> None:
+    of, seen = Mdlm(masks="complementary").build(text_network(None, 1), MASKED, seed=0), []
+    run = of.student.forward
+
+    def forward(x_t: Tensor, t: Tensor, *rest: object) -> object:
+        seen.append((x_t, t))
+        return run(x_t, t, *rest)
+
+    setattr(of.student, "forward", forward)  # noqa: B010
+    batches, plainly = stream(), objective()
+    found = {"complementary": [], "independent": []}
+    for _ in range(40):
+        batch = next(batches)
+        found["complementary"].append(of(batch)[0].detach())
+        found["independent"].append(plainly(batch)[0].detach())
+    for x_t, t in seen:
+        (one, other), (t_B, s_B) = (x_t == MASK).chunk(2), t.chunk(2)
+        assert bool((one ^ other).all())
+        torch.testing.assert_close(MASKED.schedule.mask_prob(t_B) + MASKED.schedule.mask_prob(s_B), torch.ones(12))
+    pairs, plain = (torch.stack(values) for values in found.values())
+    assert (pairs.mean() - plain.mean()).abs() < 4 * (pairs.var() / 40 + plain.var() / 40).sqrt()
+
+
+@pytest.mark.parametrize("process", [MaskedProcess(MASK, MASKGIT_SCHEDULES["cosine"]), GAUSSIAN])
+def test_masks_without_a_complement_are_refused(process) -> None:
+    with pytest.raises(
+        ValueError, match="masks must be independent where noise is not linear masking, got 'complementary'"
+    ):
+        Denoising(masks="complementary").build(text_network(), process, seed=0)
