@@ -9,7 +9,7 @@ from di4c_lm.mixtures.adaln import AdaLNSettings
 from di4c_lm.mixtures.class_chain import ClassChainSettings
 from di4c_lm.networks.lora import LoraSettings, adaptable, targeted
 from tests.mixtures.helpers import on_dit, sampled
-from tests.networks.helpers import BLOCKS, decoder, dit, half, tokens
+from tests.networks.helpers import BLOCKS, codes, decoder, dit, half, images, maskgit, tokens, unet
 
 peft = pytest.importorskip("peft")
 
@@ -100,3 +100,13 @@ def test_settings() -> None:
     with pytest.raises(ValueError, match="rank must be at least 0, got -1"):
         LoraSettings(rank=-1)
     assert set(LoraSettings().unused()) == {"alpha", "dropout", "targets"} and not lora("x").unused()
+
+
+@pytest.mark.parametrize("make, x, target", [(unet, images(2), "dense0"), (maskgit, codes(2), "out_proj")])
+def test_networks_of_images_take_adapters_too(make: Any, x: torch.Tensor, target: str) -> None:
+    network, plain = make(), make()
+    network.adapt(lora(target))
+    found = shaken(network)(x, half(2)).features
+    assert (found - plain(x, half(2)).features).abs().max() > 1e-4
+    plain.load(network.tensors())
+    torch.testing.assert_close(plain(x, half(2)).features, found, rtol=1e-6, atol=1e-6)
