@@ -90,7 +90,10 @@ def test_there_is_nothing_else() -> None:
         (lambda: di4c_lm.train({"train.steps": "two"}), "train.steps must be a whole number, got 'two'"),
         (lambda: di4c_lm.train(domain="music"), "domain must be one of text, cifar10, imagenet, got 'music'"),
         (lambda: di4c_lm.evaluate("outputs/stories", steps=[0]), "steps must be one or more distinct numbers"),
-        (lambda: di4c_lm.evaluate("outputs/stories", what="taste"), "what must be one of gen_ppl, report, images"),
+        (
+            lambda: di4c_lm.evaluate("outputs/stories", what="taste"),
+            "what must be one of gen_ppl, report, harness, images",
+        ),
         (lambda: di4c_lm.evaluate("outputs"), "expected the folder of a finished run"),
     ],
 )

@@ -25,7 +25,7 @@ class Evaluation:
         return _found(self.settings)
 
 
-_RESULTS = ("gen_ppl", "report", "images")  # evaluations that leave <name>.json in a run's report
+_RESULTS = ("gen_ppl", "report", "harness", "images")  # evaluations that leave <name>.json in a run's report
 _CONFIG, _SUITE = "di4c_lm.measure.text.suite:ReportConfig", "di4c_lm.domains.text.domain:suite"
 EVALUATIONS = {
     "gen_ppl": Evaluation(
@@ -105,11 +105,11 @@ def evaluate(
     Args:
         run: the run's folder.
         settings: by key, as `di4c eval <what> --help` lists them.
-        what: gen_ppl, report or images; absent, gen_ppl of text, images of images.
+        what: gen_ppl, report, harness or images; absent, gen_ppl of text, images of images.
         more: settings whose keys have no dot.
 
     Returns:
-        `manifest`, `rows` (one a model and number of steps) and `comparisons`.
+        `manifest`, `rows` (one a model and number of steps) and `comparisons`; of the harness `settings`, `checkpoints` and `rows`.
 
     Raises:
         ValueError: no such run or key, a value that does not fit.

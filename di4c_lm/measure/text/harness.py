@@ -14,7 +14,6 @@ from torch import Tensor
 
 from di4c_lm.core.files import write_json
 from di4c_lm.core.settings import Texts, at_least, check, section, setting
-from di4c_lm.measure.flow import Row
 from di4c_lm.measure.render.tables import aligned, short
 from di4c_lm.measure.settings import device_of
 from di4c_lm.measure.text.mixture import predict
@@ -53,6 +52,10 @@ class HarnessConfig:
     def __post_init__(self) -> None:
         at_least(self, 1, "steps", "lambdas", "batch_size")
         at_least(self, 0, "limit", "num_fewshot", "seed")
+
+    def folder(self, run: Path) -> Path:
+        """Where the results on a run go."""
+        return Path(self.report) if self.report else run / "report"
 
 
 @final
@@ -221,20 +224,19 @@ def harness_report(run: TextRun, settings: HarnessConfig) -> str:
         raise ValueError(f"di4c eval harness needs the package lm_eval (the extra `harness`): {error}") from None
     device = device_of(settings.device)
     names = ("scoring", "steps", "sampler", "lambdas", "seed", "batch_size")
-    rows: list[Row] = []
+    scorers: dict[str, Scorer] = {}
     for name, model in run.models.items():
         model.denoiser.to(device)
-        scorer = Scorer(model=model, **{key: getattr(settings, key) for key in names})
-        found = evaluated(
-            scorer,
-            settings.tasks,
-            include=settings.include,
-            limit=settings.limit or None,
-            num_fewshot=settings.num_fewshot,
-            seed=settings.seed,
-        )
-        rows += [{"model": name, **row} for row in found]
-    folder = Path(settings.report) if settings.report else run.folder / "report"
+        scorers[name] = Scorer(model=model, **{key: getattr(settings, key) for key in names})
+    rows = evaluated(
+        scorers,
+        settings.tasks,
+        include=settings.include,
+        limit=settings.limit or None,
+        num_fewshot=settings.num_fewshot,
+        seed=settings.seed,
+    )
+    folder = settings.folder(run.folder)
     how = {key: getattr(settings, key) for key in names}
     write_json(
         folder / "harness.json",

@@ -1,6 +1,6 @@
 """The lm-evaluation-harness's own side: its model interface over a `Scorer`, and its results as rows."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, final
 
 from lm_eval.api.model import LM
@@ -33,36 +33,51 @@ class HarnessModel(LM):
 
 
 def evaluated(
-    scorer: Scorer, tasks: Sequence[str], *, include: str | None, limit: int | None, num_fewshot: int, seed: int
+    scorers: Mapping[str, Scorer],
+    tasks: Sequence[str],
+    *,
+    include: str | None,
+    limit: int | None,
+    num_fewshot: int,
+    seed: int,
 ) -> list[Row]:
-    """Rows of task, metric, value, error and examples. Raises `ValueError` for a task that there is not."""
-    manager = TaskManager(include_path=include)
+    """Rows of model, task, metric, value, error and examples. Raises `ValueError` for a task that there is not."""
+    manager = _manager(tasks, include)
+    seeds: dict[str, Any] = {f"{of}random_seed": seed for of in ("", "numpy_", "torch_", "fewshot_")}
+    rows: list[Row] = []
+    for model, scorer in scorers.items():
+        results: Any = simple_evaluate(
+            HarnessModel(scorer),
+            tasks=list(tasks),
+            num_fewshot=num_fewshot or None,
+            limit=limit,
+            task_manager=manager,
+            log_samples=False,
+            bootstrap_iters=1000,
+            **seeds,
+        )
+        for task, of_task in results["results"].items():
+            examples = results["n-samples"].get(task, {}).get("effective")
+            rows += [{"model": model, "task": task, **row, "examples": examples} for row in _metrics(of_task)]
+    return rows
+
+
+def _manager(tasks: Sequence[str], include: str | None) -> TaskManager:
+    """Of the tasks in the folder `include` alone, where they are enough: those of the package take long to list."""
+    manager = TaskManager(include_path=include, include_defaults=include is None)
+    if include is not None and not {*tasks} <= {*manager.all_tasks}:
+        manager = TaskManager(include_path=include)
     absent = [task for task in tasks if task not in manager.all_tasks]
     if absent:
-        raise ValueError(
-            f"tasks must be names of tasks of lm_eval, or of the folder `include`, got {', '.join(absent)}"
-        )
-    results: Any = simple_evaluate(
-        HarnessModel(scorer),
-        tasks=list(tasks),
-        num_fewshot=num_fewshot or None,
-        limit=limit,
-        task_manager=manager,
-        log_samples=False,
-        bootstrap_iters=1000,
-        random_seed=seed,
-        numpy_random_seed=seed,
-        torch_random_seed=seed,
-        fewshot_random_seed=seed,
-    )
-    rows = []
-    for task, of_task in results["results"].items():
-        for key, value in of_task.items():
-            metric, comma, kind = key.partition(",")
-            if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
-                continue
+        said = ", ".join(absent)
+        raise ValueError(f"tasks must be names of tasks of lm_eval, or of the folder `include`, got {said}")
+    return manager
+
+
+def _metrics(of_task: Mapping[str, Any]) -> Iterator[Row]:
+    """The metrics among a task's results, which are called <metric>,<filter>, each beside its standard error."""
+    for key, value in of_task.items():
+        metric, comma, kind = key.partition(",")
+        if comma and not metric.endswith("_stderr") and isinstance(value, int | float):
             error = of_task.get(f"{metric}_stderr,{kind}")
-            examples = results["n-samples"].get(task, {}).get("effective")
-            spread = error if isinstance(error, float) else None
-            rows.append({"task": task, "metric": metric, "value": float(value), "error": spread, "examples": examples})
-    return rows
+            yield {"metric": metric, "value": float(value), "error": error if isinstance(error, float) else None}

@@ -12,6 +12,7 @@ from torch import Tensor
 from di4c_lm.core.compose import parse
 from di4c_lm.core.settings import fields
 from di4c_lm.measure.flow import Measured
+from di4c_lm.measure.text.counting import NgramModel, ngram_sampler
 from di4c_lm.measure.text.evaluator import Evaluator
 from di4c_lm.measure.text.gen_ppl import (
     Baseline,
@@ -210,6 +211,20 @@ def test_conditional_scores_continuations_given_prompts() -> None:
     assert (prompts == prompts[:, :1]).all()  # neighbours share a prompt
     entropies = [-sum(c * math.log(c) for c in np.unique(t, return_counts=True)[1] / 3) for t in seen[0][:, 2:5]]
     assert rows[1]["entropy"] == pytest.approx(np.mean(entropies))
+
+
+def test_counting_continues_prompts_too() -> None:
+    counted = ngram_sampler(NgramModel(HELD_OUT.numpy(), len(TOKENIZER), 2), LENGTH)
+    reader = Reader(tokenizer=TOKENIZER, evaluators=(EVALUATOR,), settings=PROMPTED, progress=False)
+    rows = measure({"m": continues}, HELD_OUT, reader, {"ngram_2": Baseline(counted, (1,))}).rows
+    ngram = rows[-1]
+    assert (ngram["model"], ngram["kind"], ngram["num_samples"], ngram["judge_tokens"]) == (
+        "ngram_2",
+        "baseline",
+        12,
+        36,
+    )
+    assert [row["model"] for row in rows if "beaten_by" in row] == ["m", "m"]
 
 
 def test_conditional_intervals_resample_prompts() -> None:

@@ -1,6 +1,5 @@
 """The lm-evaluation-harness on tiny models: scores against calls made by hand, and a local task from end to end."""
 
-import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -146,12 +145,20 @@ def test_local_tasks_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyP
     # every other line is right, whichever answer the model prefers
     assert choice["value"] == 0.5 and choice["examples"] == 4 and choice["error"] > 0
     assert "toy_choice" in table and str(tmp_path / "report" / "harness.json") in table
+
+
+@pytest.mark.slow  # the package's own tasks are listed
+def test_a_task_that_there_is_not_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval")
+    local_tasks(tmp_path)
+    settings = HarnessConfig(tasks=("toy_choice", "nonesuch"), include=str(tmp_path), device="cpu")
     with pytest.raises(ValueError, match="tasks must be names of tasks .* got nonesuch"):
-        harness_report(run, dataclasses.replace(settings, tasks=("nonesuch",)))
+        harness_report(run_of(tmp_path), settings)
 
 
 def test_without_the_package_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    for name in ("lm_eval", "lm_eval.api.model"):
+        monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.delitem(sys.modules, "di4c_lm.measure.text.harness_model", raising=False)
     with pytest.raises(ValueError, match="needs the package lm_eval .the extra `harness`."):
         harness_report(run_of(tmp_path), HarnessConfig(tasks=("toy",)))
