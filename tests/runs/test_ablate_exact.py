@@ -8,7 +8,10 @@ import pytest
 import yaml
 
 from di4c_lm.core.compose import CONFIGS
-from di4c_lm.runs.ablate.ablate import main
+from di4c_lm.networks.exact import ExactDenoiser, Posterior
+from di4c_lm.runs.ablate.ablate import Settings, main
+from di4c_lm.runs.ablate.quality import rows_of
+from di4c_lm.runs.ablate.run import ExactModel
 from tests.tools.helpers import run_tool
 
 BASE = [
@@ -125,6 +128,21 @@ def test_bad_input_is_named(
         main([f"study={path}", "seeds=[0]", f"out={tmp_path / 'out'}", *arguments])
     (said,) = capsys.readouterr().err.strip().splitlines()
     assert message in said
+
+
+@pytest.mark.parametrize("kind", ["markov", "hidden_markov"])
+def test_any_study_with_a_source_can_have_its_exact_teacher(tmp_path: Path, kind: str) -> None:
+    hidden = {"num_hidden": 3} if kind == "hidden_markov" else {}
+    source = {"kind": kind, "num_states": 3, "length": 4, "sharpness": 4.0, "seed": 0, **hidden}
+    trained = {key: value for key, value in CHARACTERS.items() if key != "teacher"} | {"source": source}
+    path = str(written(tmp_path / "tiny.yaml", trained))
+    assert not Settings(study=path).studied().is_exact
+    study = Settings(study=path, teacher="exact").studied()
+    assert study.is_exact and Settings(teacher="exact").teachers == ()
+    config, posterior = study.config(None, 0), Posterior(study.distribution())
+    model = ExactModel(denoiser=ExactDenoiser(config.model, posterior=posterior))
+    rows = rows_of("teacher", model, study.distribution(), config, exact=True)
+    assert [row["steps"] for row in rows] == [1, 2] and rows[0]["factorisation_nats"] > 0
 
 
 def test_data_without_letters_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
