@@ -94,7 +94,8 @@ class ReportConfig(Measurement, Reading):
     self_bleu_samples: int = setting(32, "samples that Self-BLEU compares, at a cost of their square; 0: no Self-BLEU")
     self_bleu_legacy: bool = setting(False, "also measure Self-BLEU over characters, as published (slow)")
     temperatures: tuple[float, ...] = setting(
-        (0.7, 0.85, 1.0), "temperatures of the frontier; models are compared where their samples' entropy is the same"
+        (0.7, 0.85, 1.0, 1.15),
+        "temperatures of the frontier; models are compared where their samples' entropy is the same",
     )
     baselines: bool = setting(
         True, "measure n-grams of the training text, and the teacher's marginals with token bigrams"
@@ -157,7 +158,7 @@ _QUICK: dict[str, Any] = {
     "teacher_samples": 32,
     "mauve_seeds": (0,),
     "self_bleu_samples": 16,
-    "temperatures": (0.7, 1.0),
+    "temperatures": (0.7, 1.0, 1.15),
     "brier_prompts": 128,
     "likelihood_sequences": 16,
     "likelihood_draws": 4,

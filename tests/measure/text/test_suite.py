@@ -129,7 +129,7 @@ def test_counting_that_beats_a_model_is_named_in_its_row_and_in_the_table() -> N
 def test_the_quick_form_changes_what_nobody_set() -> None:
     assert compose(ReportConfig, []) == compose(ReportConfig, ["form=full"]) == ReportConfig()
     quick = compose(ReportConfig, ["form=quick", "num_samples=50", "seeds=[3]"])
-    assert (quick.num_samples, quick.seeds, quick.steps, quick.temperatures) == (50, (3,), (1, 4, 16), (0.7, 1.0))
+    assert (quick.num_samples, quick.seeds, quick.steps, quick.temperatures) == (50, (3,), (1, 4, 16), (0.7, 1.0, 1.15))
     assert quick.permutations < ReportConfig().permutations and quick.parts == ReportConfig().parts
 
 
