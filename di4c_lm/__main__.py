@@ -50,6 +50,7 @@ def commands() -> dict[str, Command]:
         "sampling": "time of a sampling step, against the plain way or the teacher",
         "zero": "time and memory of a rank by ZeRO stage",
         "loader": "speed of preparing and loading text",
+        "gpu_day": "exactness, speed, memory and a training on a GPU, in parts of ten minutes; torch and NumPy alone",
     }
     return {
         "train": Command(

@@ -19,14 +19,27 @@ Results = dict[str, dict[str, Any]]  # by way
 
 
 @section
-class BenchSettings:
-    """What every benchmark may be told."""
+class MachineSettings:
+    """Where a benchmark runs, and what it prints."""
 
     threads: int = setting(2, "CPU threads of each process")
-    repeat: int = setting(1, "measurements of each way; the fastest counts")
-    ways: str = setting("", "ways to measure, with commas between; empty: all that are compared by default")
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "cpu, cuda, or auto: cuda where there is a GPU")
     json: bool = setting(False, "print the results as one object on the last line")
+
+    def torch_device(self) -> "torch.device":
+        """CUDA where there is one, unless another is asked for."""
+        import torch
+
+        automatic = "cuda" if torch.cuda.is_available() else "cpu"
+        return torch.device(automatic if self.device == "auto" else self.device)
+
+
+@section
+class BenchSettings(MachineSettings):
+    """What every benchmark that compares ways may be told."""
+
+    repeat: int = setting(1, "measurements of each way; the fastest counts")
+    ways: str = setting("", "ways to measure, with commas between; empty: all that are compared by default")
 
     WAYS: ClassVar[tuple[str, ...]] = ()
     BY_DEFAULT: ClassVar[tuple[str, ...]] = ()  # absent: all WAYS
@@ -42,13 +55,6 @@ class BenchSettings:
     def processes(self) -> int:
         """That measure one way together."""
         return 1
-
-    def torch_device(self) -> "torch.device":
-        """CUDA where there is one, unless another is asked for."""
-        import torch
-
-        automatic = "cuda" if torch.cuda.is_available() else "cpu"
-        return torch.device(automatic if self.device == "auto" else self.device)
 
 
 def run_benchmark(
@@ -120,8 +126,13 @@ def print_table(results: Results) -> None:
     print(f"{'':{width}}" + "".join(f"{way:>16}" for way in flat) + ("           ratio" if len(flat) == 2 else ""))
     for row in rows:
         values = [found.get(row) for found in flat.values()]
-        shown = "".join(f"{'' if value is None else f'{value:,.3f}':>16}" for value in values)
+        shown = "".join(f"{'' if value is None else _number(value):>16}" for value in values)
         print(f"{row:{width}}{shown}" + (f"{_ratio(values):16.3f}" if len(values) == 2 and None not in values else ""))
+
+
+def _number(value: float | int) -> str:
+    """With three decimals, or of what is too small for them the power of ten."""
+    return f"{value:,.3f}" if value == 0 or abs(value) >= 1e-3 else f"{value:.1e}"
 
 
 def _measure_here(way: str, settings: S, measure: Callable[[str, S], Mapping[str, Any]]) -> None:

@@ -14,6 +14,7 @@ from di4c_lm.core.settings import section, setting
 from di4c_lm.mixtures.adaln import AdaLNSettings
 from di4c_lm.mixtures.base import NoMixture
 from di4c_lm.mixtures.token import TokenSettings
+from di4c_lm.networks.base import AttentionBlock
 from di4c_lm.networks.dit import DIT, DitConfig
 from di4c_lm.objectives.di4c import Di4C
 from di4c_lm.processes.masked import MaskedProcess
@@ -41,6 +42,9 @@ class Settings(BenchSettings):
         "same", "type in which the output head multiplies: same as the network, or bf16"
     )
     dtype: Literal["float32", "bfloat16"] = setting("float32", "type of the networks' weights and activations")
+    compile: bool = setting(
+        False, "the blocks of the lean way's networks go through torch.compile; take repeat=2 or more"
+    )
     t: float = setting(0.5, "time of x_t")
     chunk_rows: int = setting(0, "rows of logits held at once; 0: 2^23 logits on a CPU, 2^26 on a GPU")
 
@@ -57,6 +61,9 @@ def measure(way: str, settings: Settings) -> dict[str, Any]:
     networks = [network.to(dtype) for network in networks]
     for network in networks:
         network.matmul_dtype = torch.bfloat16 if way == "lean" and settings.matmul == "bf16" else None
+        for block in network.modules() if way == "lean" and settings.compile else ():
+            if isinstance(block, AttentionBlock):
+                block.compile()
     x = torch.randint(settings.S - 1, (settings.B, settings.D), generator=torch.Generator().manual_seed(1)).to(device)
     times = (settings.t, settings.t - min(1 / 1024, settings.t / 2))
     objective = Di4C(num_lambdas=settings.L, chunk_rows=settings.chunk_rows)

@@ -46,6 +46,7 @@ class Settings(BenchSettings):
     )
     classes: int = setting(512, "classes of a mixture=class_chain")
     candidates: int = setting(0, "likeliest states that a mixture=sequential changes; 0: all")
+    dtype: Literal["float32", "bfloat16"] = setting("float32", "type of the networks' weights and activations")
     positions: Literal["masked", "revealed"] = setting("masked", "that a mixture=sequential samples together")
 
     WAYS = ("fast", "plain", "teacher")
@@ -79,7 +80,7 @@ def measure(way: str, settings: Settings) -> dict[str, float]:
     model = DitConfig(hidden_size=settings.H, num_blocks=settings.blocks, num_heads=settings.heads)
     mixture = NoMixture() if way == "teacher" else mixture_of(settings)
     network = mixture.fresh(DIT, model, {"num_states": settings.S})
-    randomise(network).to(device).eval().requires_grad_(False)
+    randomise(network).to(device, getattr(torch, settings.dtype)).eval().requires_grad_(False)
     process, calls = MaskedProcess(network.mask_id), []
     x_init = torch.full((settings.B, settings.D), network.mask_id, device=device)
     network.register_forward_pre_hook(lambda *_: calls.append(1))
