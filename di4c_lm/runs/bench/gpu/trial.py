@@ -24,15 +24,14 @@ def half_precision(device: torch.device) -> torch.dtype:
 
 
 def attempt(work: Callable[[], Mapping[str, Any]]) -> Row:
-    """What `work` finds, or under `error` what went wrong, such as memory that ran out; its tensors are given back."""
-    try:
-        return dict(work())
-    except Exception as error:  # the other trials go on
-        said = {"error": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"}
+    """What `work` finds, or under `error` what went wrong, such as memory that ran out; the card's memory is given back before."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return said
+    try:
+        return dict(work())
+    except Exception as error:  # the other trials go on
+        return {"error": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"}
 
 
 def fastest(work: Callable[[], object], device: torch.device, repeat: int = 3) -> float:
