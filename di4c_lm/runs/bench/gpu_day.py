@@ -1,7 +1,7 @@
 """A day on a GPU in five parts, each in a process of its own and of at most ten minutes:
 
     di4c bench gpu_day [parts=exact,train,sample,decoder,quality] [out=gpu_day.json] [--json]
-    PYTHONPATH=. python tools/gpu_day.py device=cpu scale=0.05          # the same, small, on a CPU
+    PYTHONPATH=. python tools/gpu_day.py device=cpu scale=0.05 threads=1   # the same, small, on a CPU
 
 It needs Python, torch and NumPy, and no network. `exact` holds losses, gradients, samples and attention against a CPU's float64;
 `train` takes Di4C's step at the paper's size, `sample` the calls of teacher, class chain and sequential head; `decoder` has LLaDA's width;
