@@ -25,6 +25,7 @@ from di4c_lm.training.settings import OptimConfig, PretrainConfig, TrainConfig
 class TextPretrainConfig(TeacherPretrainConfig):
     """How the run trains its teacher itself, where none is given: by MDLM's objective."""
 
+    steps: int = setting(1000, "updates of its training")
     lr: float = setting(1e-2, "AdamW's learning rate after the warm-up")
     optim: Literal["adamw", "muon"] = setting(
         "muon", "adamw, or muon: for the matrices of transformer blocks, beside AdamW for all else"
