@@ -37,6 +37,13 @@ CONFIGS = next(
     folder / "configs" for folder in (_PACKAGE, _PACKAGE.parent) if (folder / "configs").is_dir()
 )  # of a wheel, of a checkout
 PRESETS = ("recipe", "experiment")  # groups that are no section; in the order in which they are laid
+_INSTEAD_OF_RECIPE = (
+    *PRESETS,
+    "mixture",
+    "objective",
+    "optim",
+    "rounds",
+)  # where one is said, there is no default recipe
 _LAUNCHER_FLAGS = ("--local_rank", "--local-rank")
 _HELP, _HELP_COLUMN = ("-h", "--help"), 44
 
@@ -80,11 +87,16 @@ def compose(
 ) -> S:
     """The defaults of `settings`, then the presets that are said, then the overrides.
 
+    Where no preset is said, nor anything of mixture, objective, optimiser or rounds, the settings' `DEFAULT_RECIPE` is, if they have one.
+
     What the settings then imply of keys that nobody said comes last: `settings.implied(said)`, a mapping of keys to values, where they have
     such a method. `base` are overrides that come before the others and may be without effect. Raises `ValueError` for a key that there is
     not, that its value cannot be that of, or that has no effect beside the others; it names the key, the value, and what is allowed.
     """
     tree, pairs = to_dict(settings()), [_pair(one) for one in (*base, *overrides)]
+    recipe: str | None = getattr(settings, "DEFAULT_RECIPE", None) if configs else None
+    if recipe and not any(key.partition(".")[0] in _INSTEAD_OF_RECIPE for key, _ in pairs):
+        pairs, base = [("recipe", recipe), *pairs], [("recipe", recipe), *base]
     said: set[str] = set()
     for layer in _Groups(settings, configs, domain).layers(pairs):
         said |= {key for key, _ in layer}

@@ -72,6 +72,7 @@ class EvalConfig:
 class TextSettings(RunSettings):
     """A run on text, or with `rounds` a chain of them: a corpus, a teacher, a student, a report."""
 
+    DEFAULT_RECIPE: ClassVar[str] = "sequential"
     STUDENTS_OWN: ClassVar[tuple[str, ...]] = ("dropout", "attention")
     OLD_KEYS: ClassVar[Mapping[str, str]] = {
         **RunSettings.OLD_KEYS,
