@@ -37,13 +37,7 @@ CONFIGS = next(
     folder / "configs" for folder in (_PACKAGE, _PACKAGE.parent) if (folder / "configs").is_dir()
 )  # of a wheel, of a checkout
 PRESETS = ("recipe", "experiment")  # groups that are no section; in the order in which they are laid
-_INSTEAD_OF_RECIPE = (
-    *PRESETS,
-    "mixture",
-    "objective",
-    "optim",
-    "rounds",
-)  # where one is said, there is no default recipe
+_INSTEAD_OF_RECIPE = (*PRESETS, "mixture", "objective", "rounds")  # where one is said, there is no default recipe
 _LAUNCHER_FLAGS = ("--local_rank", "--local-rank")
 _HELP, _HELP_COLUMN = ("-h", "--help"), 44
 
@@ -87,7 +81,7 @@ def compose(
 ) -> S:
     """The defaults of `settings`, then the presets that are said, then the overrides.
 
-    Where no preset is said, nor anything of mixture, objective, optimiser or rounds, the settings' `DEFAULT_RECIPE` is, if they have one.
+    Where no preset is said, nor anything of mixture, objective or rounds, the settings' `DEFAULT_RECIPE` is, if they have one.
 
     What the settings then imply of keys that nobody said comes last: `settings.implied(said)`, a mapping of keys to values, where they have
     such a method. `base` are overrides that come before the others and may be without effect. Raises `ValueError` for a key that there is

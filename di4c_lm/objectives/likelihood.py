@@ -102,9 +102,9 @@ class LikelihoodObjective(Objective):
         cond_B: Int64[Tensor, " B"] | None,
     ) -> list[Float[Tensor, "M S"]]:
         """The teacher's marginals at the positions, where it is called."""
-        if self.teacher is None:
-            return []
         settings = self.settings
+        if settings.marginal_weight == 0:
+            return []
         lam = self.teacher.training_latents(len(x_t), settings.num_lambdas, rng, x_t.device)
         said = self.teacher(x_t, t_B.float(), lam, cond_B)
         return [said.marginals(positions, chunk_rows=settings.chunk_rows)]

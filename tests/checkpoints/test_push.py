@@ -76,7 +76,8 @@ def test_a_folder_is_sent_with_a_card_and_loads_as_it_was(hub: Hub, tmp_path: Pa
 def test_a_student_is_sent_from_its_run_and_loads_from_the_hub_by_the_code_of_its_card(
     hub: Hub, tmp_path: Path
 ) -> None:
-    push_to_hub(run_in(tmp_path / "run", "data=openwebtext", "eval.skip=true"), "me/student", licence="mit")
+    run = run_in(tmp_path / "run", "data=openwebtext", "recipe=copula", "eval.skip=true")
+    push_to_hub(run, "me/student", licence="mit")
     hub.files[("me/student", "main")] = dict(hub.pushed)
     card = ModelCard(hub.pushed["README.md"].decode())
     header: Any = card.data

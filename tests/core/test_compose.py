@@ -12,6 +12,8 @@ from di4c_lm.core.settings import build, fields, identity, run_hash, to_dict
 from di4c_lm.domains.codes.settings import CodeSettings
 from di4c_lm.domains.pixels.settings import PixelSettings
 from di4c_lm.domains.text.settings import TextSettings
+from di4c_lm.mixtures.class_chain import ClassChainSettings
+from di4c_lm.mixtures.sequential import SequentialSettings
 from di4c_lm.mixtures.token import TokenSettings
 
 DOMAINS: dict[str, Any] = {"text": TextSettings, "cifar10": PixelSettings, "imagenet": CodeSettings}
@@ -39,8 +41,17 @@ def domain(name: str, *overrides: str) -> Any:
 
 @pytest.mark.parametrize("name", DOMAINS)
 def test_there_is_one_set_of_defaults(name: str) -> None:
-    assert domain(name) == DOMAINS[name]()
-    assert (domain(name, "recipe=copula") == DOMAINS[name]()) is (name != "imagenet"), "whose default is of codes"
+    own = DOMAINS[name]()
+    assert (domain(name, "recipe=copula") == own) is (name != "imagenet"), "whose default is of codes"
+    assert domain(name) == (domain(name, "recipe=sequential") if name == "text" else own)
+
+
+@pytest.mark.parametrize(
+    "word", ["mixture=class_chain", "objective.num_lambdas=16", "experiment=minute", "recipe=copula"]
+)
+def test_the_default_recipe_stands_aside_where_what_it_says_is_said(word: str) -> None:
+    assert type(domain("text").mixture) is type(domain("text", "optim.lr=1e-3").mixture) is SequentialSettings
+    assert type(domain("text", word).mixture) is ClassChainSettings
 
 
 @pytest.mark.parametrize("name", DOMAINS)

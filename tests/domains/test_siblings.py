@@ -156,7 +156,7 @@ def test_a_student_of_uniform_noise_is_trained_and_samples(tmp_path: Path, duo: 
             ("recipe=sequential",),
             "mixture must be one of .*class_chain where the teacher's noise is uniform, got 'sequential'",
         ),
-        (("sampler=confidence",), "sampler=confidence needs a masked process, got UniformProcess"),
+        (("recipe=copula", "sampler=confidence"), "sampler=confidence needs a masked process, got UniformProcess"),
     ],
 )
 def test_what_asks_for_masks_is_refused_before_anything_is_built(

@@ -118,7 +118,7 @@ def test_bad_input_is_named(tmp_path: Path, change: dict[str, object], arguments
 
 def test_an_unknown_study_is_named() -> None:
     done = ablate("study=nothing")
-    assert done.returncode == 2 and "study must be one of markov" in done.stderr
+    assert done.returncode == 2 and "study must be one of exact_characters" in done.stderr
 
 
 def test_a_failing_run_ends_the_study_with_its_log(tmp_path: Path) -> None:

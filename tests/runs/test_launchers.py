@@ -147,7 +147,8 @@ def test_the_conditional_form_runs(finished: Path, tmp_path: Path) -> None:
     words = [f"run={finished}", "steps=[2]", "conditional=true", "prompts=4", "continuations=2", f"report={tmp_path}"]
     subprocess.run([sys.executable, "eval/gen_ppl.py", *words], cwd=ROOT, check=True, capture_output=True)
     rows = json.loads((tmp_path / "gen_ppl_conditional.json").read_text())["rows"]
-    assert {row["model"] for row in rows} == {"teacher", "student", "data"}
+    counted = {"ngram_2", "ngram_3", "ngram_5", "token_bigram"}
+    assert {row["model"] for row in rows} == {"teacher", "student", "data", *counted}
 
 
 def test_one_rank_of_the_same_global_batch_has_the_same_losses(finished: Path, text: Path, tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def test_bad_input_is_one_line_on_the_page(served, tab, texts) -> None:
     visit(tab, served(**texts))
     for name, value, message in (
         ("steps", "0", "steps must be at least 1, got 0"),
-        ("temperature", "0", "temperature must be above 0, got 0.0"),
+        ("temperature", "-1", "temperature must be at least 0, got -1.0"),
         ("grid", "sine", "grid must be one of"),
         ("prompt", "the cat " * 20, "exceeds the sequence of 12"),
     ):

@@ -60,7 +60,7 @@ def test_the_page_begins_with_what_the_command_says(texts: dict[str, TextModel])
         (["model=nowhere/at/all"], "nowhere"),
         (["outputs=nowhere"], "outputs='nowhere' holds no finished run"),
         (["steps=0"], "steps must be at least 1, got 0"),
-        (["temperature=0"], "temperature must be above 0, got 0.0"),
+        (["temperature=-1"], "temperature must be at least 0, got -1.0"),
         (["sampler=gibbs"], "sampler must be one of ancestral"),
         (["port=70000"], "port must be in [0, 65535], got 70000"),
         (["hybrid_last=2"], "hybrid_last must be left out on the page"),

@@ -122,7 +122,7 @@ def test_pixels_are_seen_at_every_level_of_noise(page, pixels) -> None:
         ({"steps": "0"}, "steps must be at least 1, got 0"),
         ({"steps": "9999"}, "steps must be at most 1000"),
         ({"num_samples": "65"}, "num_samples must be at most 64"),
-        ({"temperature": "0"}, "temperature must be above 0, got 0.0"),
+        ({"temperature": "-1"}, "temperature must be at least 0, got -1.0"),
         ({"temperature": "warm"}, "temperature must be a number, got 'warm'"),
         ({"top_p": "1.5"}, "top_p must be in (0, 1]"),
         ({"sampler": "gibbs"}, "sampler must be one of ancestral"),
