@@ -120,7 +120,11 @@ def _facts(settings: Mapping[str, Any]) -> dict[str, str]:
     )
     sources = {"pretrained": _shown(teacher["path"]), "train": pretrained, "random": "random weights"}
     method = {
-        ("likelihood", "class_chain"): " (`recipe=copula`: this package's own, and not the method of the Di4C paper)"
+        ("likelihood", "class_chain"): " (`recipe=copula`: this package's own, and not the method of the Di4C paper)",
+        (
+            "likelihood",
+            "sequential",
+        ): " (`recipe=sequential`: this package's own, and not the method of the Di4C paper)",
     }
     mixture = settings["mixture"]["kind"]
     return {
