@@ -27,10 +27,10 @@ def test_probabilities_of_every_text_sum_to_one_and_have_the_marginals_that_are_
     x_ND = every_text()
     log_p_N = model.log_prob(x_ND)
     torch.testing.assert_close(log_p_N.exp().sum().item(), 1.0, rtol=0, atol=1e-5)
-    p_DS = model.logits(torch.full((1, 3), model.process.mask_id))[0].exp()
+    p_DS = model.logits(torch.full((1, 3), model.mask_id))[0].exp()
     by_sum = torch.stack([(log_p_N.exp()[:, None] * (x_ND == state)).sum(0) for state in range(5)], 1)
     torch.testing.assert_close(p_DS.double(), by_sum, rtol=0, atol=1e-5)
-    assert bool((p_DS[:, model.process.mask_id] == 0).all())
+    assert bool((p_DS[:, model.mask_id] == 0).all())
     product_N = p_DS.log()[torch.arange(3), x_ND].sum(1)
     assert torch.allclose(log_p_N, product_N.double(), atol=1e-4) == (kind == "product")
 

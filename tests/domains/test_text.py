@@ -89,11 +89,11 @@ def test_prompts_and_gaps_are_kept(model: TextModel) -> None:
     text = f"the cat{model.tokenizer.mask_token} on"
     x_init = model.encode_prompts([text, "one"], 3)
     assert x_init.shape == (6, 12)
-    given = x_init != model.process.mask_id
+    given = x_init != model.mask_id
     assert 0 < int(given[0].sum()) < 12
     tokens, nfe = model.sample_tokens(6, 2, seed=0, x_init=x_init)
     assert torch.equal(tokens[given], x_init[given])
-    assert int(tokens.max()) < model.process.mask_id
+    assert int(tokens.max()) < model.mask_id
     assert nfe <= 2
 
 

@@ -50,7 +50,7 @@ def every_text(length: int = 3) -> Int64[Tensor, "N D"]:
 @torch.no_grad()
 def component_log_p(model: TextModel, length: int = 3) -> Float64[Tensor, "L D S"]:
     """log p(x_0^d | all MASK; λ_j) for every component (1 where there is no λ)."""
-    x_t = torch.full((1, length), model.process.mask_id)
+    x_t = torch.full((1, length), model.mask_id)
     rng = torch.Generator().manual_seed(0)
     lam = model.denoiser.training_latents(1, model.denoiser.num_components(10**6), rng, torch.device("cpu"))
     prediction = model.denoiser(x_t, torch.ones(1), lam)

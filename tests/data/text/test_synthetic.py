@@ -1,6 +1,7 @@
 """Sources whose law is known, against enumeration of every sequence."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -36,7 +37,7 @@ def entropy(source: Source) -> float:
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_the_law_is_one_and_its_facts_follow_from_it(name: str) -> None:
-    source = SOURCES[name]
+    source: Any = SOURCES[name]
     assert isinstance(source, Source)
     x_ND = every_sequence(source)
     p_N = source.log_prob(x_ND).exp()

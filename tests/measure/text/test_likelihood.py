@@ -39,7 +39,7 @@ class Rescheduled:
 
     @property
     def process(self) -> MaskedProcess:
-        return MaskedProcess(self.model.process.mask_id, self.schedule)
+        return MaskedProcess(self.model.mask_id, self.schedule)
 
 
 @pytest.mark.parametrize("codes", [0, CODES])
@@ -82,7 +82,7 @@ def _one_at_a_time(model: TextModel) -> torch.Tensor:
     rng = torch.Generator().manual_seed(0)
     codes = model.denoiser.training_latents(len(TEXTS), CODES, rng, torch.device("cpu"))
     for order in itertools.permutations(range(3)):
-        x_t = torch.full_like(TEXTS, model.process.mask_id)
+        x_t = torch.full_like(TEXTS, model.mask_id)
         for d in order:
             prediction = model.denoiser(x_t, torch.ones(len(TEXTS)), codes)
             law_NS = mixture_marginals(
