@@ -37,12 +37,13 @@ def entropy(source: Source) -> float:
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_the_law_is_one_and_its_facts_follow_from_it(name: str) -> None:
-    source: Any = SOURCES[name]
+    source = SOURCES[name]
     assert isinstance(source, Source)
     x_ND = every_sequence(source)
     p_N = source.log_prob(x_ND).exp()
     assert float(p_N.sum()) == pytest.approx(1, abs=1e-12)
-    pair_PSS = source.pair_marginals()
+    facts: Any = source
+    pair_PSS = facts.pair_marginals()
     for d in range(source.length - 1):
         for v in range(source.num_states):
             for w in range(source.num_states):
