@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from di4c_lm.core.settings import check, section
 from di4c_lm.losses.reading import PositionReading, Reading
-from di4c_lm.networks.base import Network, Rows, block_matrices, check_tensors
+from di4c_lm.networks.base import Network, Rows, check_tensors
 from di4c_lm.networks.lora import LoraSettings
 from di4c_lm.processes.categorical import sample_categorical
 from di4c_lm.processes.denoiser import Positions, Prediction, Walk
@@ -339,10 +339,6 @@ class Mixture(nn.Module, ABC):
     def learns_apart(self, name: str) -> bool:
         """`owns`, by the name in memory."""
         return self.owns(name.removeprefix(_NETWORK))
-
-    def is_matrix(self, name: str) -> bool:
-        """Whether a parameter is a matrix of a block, the network's or one of λ's."""
-        return name in block_matrices(self)
 
     def begin(self, sequences: Sequences, generator: torch.Generator) -> None:
         """Set λ's parameters off from the first sequences of the data, where the kind has a use for them."""

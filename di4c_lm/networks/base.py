@@ -323,10 +323,6 @@ class Network(nn.Module, ABC):
 
     learns_apart = owns  # whether a parameter belongs to λ
 
-    def is_matrix(self, name: str) -> bool:
-        """Whether a parameter is a matrix of a block."""
-        return name in block_matrices(self)
-
     def keep_exact(self) -> None:
         """Nothing: a network that is trained has masters of its own."""
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from di4c_lm.core.settings import at_least, check, positive, section, setting
 from di4c_lm.processes.categorical import sample_categorical
-from di4c_lm.processes.process import Predict, Process, StateTensor, TimeTensor, UniformTensor
+from di4c_lm.processes.process import Process, StateTensor, TimeTensor, UniformTensor
 from di4c_lm.processes.rng import Rng, uniform
 
 _LEAST = 1e-20  # of a transition: what rounding leaves of a smaller one means nothing, and 0 would make some bridges impossible
@@ -106,14 +106,6 @@ class GaussianChain(Process):
             weights_CS = low_KSS[pair_C, x_0_N[rows]] * high_KSS[pair_C, x_t_N[rows]]
             x_s_N[rows] = sample_categorical(weights_CS, u_N[rows])
         return x_s_N.view(x_0.shape)
-
-    def reverse(
-        self, x_t: Int64[Tensor, "B D"], predict: Predict, t: Float[Tensor, " B"], s: Float[Tensor, " B"], rng: Rng
-    ) -> Int64[Tensor, "B D"]:
-        """x_s ~ p(x_s | x_t) (Di4C, section F.1): x_0 everywhere, then x_s from the bridge."""
-        x_0 = predict(x_t, t, self.unknown(x_t), rng)
-        t_BD, s_BD = (time[:, None].expand_as(x_t) for time in (t, s))
-        return self.bridge(x_t, x_0, t_BD, s_BD, uniform(rng, tuple(x_t.shape), x_t.device))
 
     def posterior(
         self, x_t: Int64[Tensor, " N"], p_0: Float[Tensor, "N S"], t: Float64[Tensor, ""], s: Float64[Tensor, ""]

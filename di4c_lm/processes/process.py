@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
-from di4c_lm.processes.rng import Rng
+from di4c_lm.processes.rng import Rng, uniform
 
 StateTensor = Int64[Tensor, "..."]
 TimeTensor = Float[Tensor, "..."]
@@ -44,5 +44,7 @@ class Process(Protocol):
     def reverse(
         self, x_t: Int64[Tensor, "B D"], predict: Predict, t: Float[Tensor, " B"], s: Float[Tensor, " B"], rng: Rng
     ) -> Int64[Tensor, "B D"]:
-        """x_s ~ p(x_s | x_t) = Σ q(x_s | x_0, x_t) p(x_0 | x_t) for s < t: x_0 sampled where x_s depends on it, then `bridge`."""
-        ...
+        """x_s ~ p(x_s | x_t) = Σ q(x_s | x_0, x_t) p(x_0 | x_t) for s < t: x_0, then x_s from `bridge` (Di4C, section F.1)."""
+        x_0 = predict(x_t, t, self.unknown(x_t), rng)
+        t_BD, s_BD = (time[:, None].expand_as(x_t) for time in (t, s))
+        return self.bridge(x_t, x_0, t_BD, s_BD, uniform(rng, tuple(x_t.shape), x_t.device))

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from di4c_lm.processes.masked import LogLinear, Schedule
-from di4c_lm.processes.process import Predict, Process, StateTensor, TimeTensor, UniformTensor
+from di4c_lm.processes.process import Process, StateTensor, TimeTensor, UniformTensor
 from di4c_lm.processes.rng import Rng, uniform
 
 _LARGEST = 1 - 2.0**-53  # below 1: a share of a part of [0, 1), however it was rounded
@@ -61,14 +61,6 @@ class UniformProcess(Process):
         target = u * (to_x_0 + to_x_t + to_any)
         anew = self._any_state((target - to_x_0 - to_x_t) / to_any.clamp_min(torch.finfo(torch.float64).tiny))
         return torch.where((target < to_x_0) | (s == 0), x_0, torch.where(target < to_x_0 + to_x_t, x_t, anew))
-
-    def reverse(
-        self, x_t: Int64[Tensor, "B D"], predict: Predict, t: Float[Tensor, " B"], s: Float[Tensor, " B"], rng: Rng
-    ) -> Int64[Tensor, "B D"]:
-        """x_s ~ p(x_s | x_t) = Σ q(x_s | x_0, x_t) p(x_0 | x_t): x_0 everywhere, then x_s from the bridge."""
-        x_0 = predict(x_t, t, self.unknown(x_t), rng)
-        t_BD, s_BD = (time[:, None].expand_as(x_t) for time in (t, s))
-        return self.bridge(x_t, x_0, t_BD, s_BD, uniform(rng, tuple(x_t.shape), x_t.device))
 
     def posterior(
         self, x_t: Int64[Tensor, " N"], p_0: Float[Tensor, "N S"], t: Float64[Tensor, ""], s: Float64[Tensor, ""]

@@ -29,6 +29,7 @@ from di4c_lm.domains.domain import (
     Model,
 )
 from di4c_lm.mixtures.base import MixtureSettings, NoMixture, drawn_from
+from di4c_lm.networks.base import block_matrices
 from di4c_lm.objectives.registry import OBJECTIVES
 from di4c_lm.runs.folder import check_settings, is_finished, opened, run_dir
 from di4c_lm.runs.preflight import check_all
@@ -212,7 +213,7 @@ def pretrain(domain: Domain, settings: Any, model: Model, source: Source | Strea
         zero=ZeroConfig(),
         run_dir=work,
         device=settings.run.device,
-        is_matrix=model.denoiser.is_matrix,
+        matrices=block_matrices(model.denoiser),
         label="teacher",
     )
     return whole(trained)
@@ -278,7 +279,7 @@ def fit(
         tensorboard=settings.tensorboard,
         device=settings.run.device,
         is_latent=student.denoiser.learns_apart,
-        is_matrix=student.denoiser.is_matrix,
+        matrices=block_matrices(student.denoiser),
         label=settings.objective.label,
         settings=to_dict(settings),
         optimizer_from=optimizer_from,

@@ -5,7 +5,7 @@ import gc
 import logging
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar, final
 
@@ -83,7 +83,7 @@ def parameter_groups(
     optim: OptimConfig,
     *,
     is_latent: Callable[[str], bool],
-    is_matrix: Callable[[str], bool],
+    matrices: Collection[str],
 ) -> list[dict[str, Any]]:
     """Groups of one rate each: the parameters of λ learn at a rate of their own, and so do the matrices that Muon updates.
 
@@ -92,7 +92,7 @@ def parameter_groups(
     wants_muon = optim.kind == "muon"
     groups: dict[tuple[bool, float], dict[str, nn.Parameter]] = {}
     for name, p in trained.items():
-        muon = wants_muon and p.ndim == 2 and is_matrix(name)
+        muon = wants_muon and name in matrices
         groups.setdefault((muon, optim.mixture_lr_scale if is_latent(name) else 1.0), {})[name] = p
     if wants_muon and not any(muon for muon, _ in groups):
         raise ValueError("optim must be adamw where no matrix of a transformer block is trained, got 'muon'")
@@ -148,8 +148,8 @@ class Engine:
     A frozen teacher belongs outside `nn.Module`'s registration (in a tuple, say): DeepSpeed then neither casts, partitions, optimises nor
     saves it. Under ZeRO-3 a parameter that is used outside the `forward` of the module that owns it must be named by
     `objective.external_parameters() -> list[tuple[nn.Module, nn.Parameter]]` (the module that uses it, the parameter).
-    `is_latent(name)` tells which of the student's parameters learn at `optim.mixture_lr_scale` times the rate, `is_matrix(name)` which are
-    matrices of transformer blocks, Muon's to update.
+    `is_latent(name)` tells which of the student's parameters learn at `optim.mixture_lr_scale` times the rate; `matrices` are the names of
+    those that are Muon's to update, where the run asks for it.
 
     Errors: `ValueError` for parameters outside the student, for none to train (or none by Muon, where that is asked for), and for a
     contradictory `zero.config`.
@@ -164,7 +164,7 @@ class Engine:
         zero: ZeroConfig,
         world: World,
         is_latent: Callable[[str], bool] | None = None,
-        is_matrix: Callable[[str], bool] | None = None,
+        matrices: Collection[str] = (),
     ) -> None:
         on_cpu = world.device.type == "cpu"
         deepspeed = _import_deepspeed(on_cpu=on_cpu)
@@ -184,7 +184,7 @@ class Engine:
             trained,
             optim,
             is_latent=is_latent or (lambda name: False),
-            is_matrix=is_matrix or (lambda name: False),
+            matrices=matrices,
         )
         if plain:
             config["gradient_clipping"] = 0.0

@@ -3,7 +3,7 @@
 import logging
 import math
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -104,7 +104,7 @@ def train(
     tensorboard: TensorboardConfig | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     is_latent: Callable[[str], bool] | None = None,
-    is_matrix: Callable[[str], bool] | None = None,
+    matrices: Collection[str] = (),
     label: str = "train",
     settings: dict[str, Any] | None = None,
     optimizer_from: Path | None = None,
@@ -124,7 +124,7 @@ def train(
     world = init_distributed(device)
     with _Signals() as signals, Watchdog(train.rank_timeout_s) as watchdog:
         engine = Engine(
-            objective, train=train, optim=optim, zero=zero, world=world, is_latent=is_latent, is_matrix=is_matrix
+            objective, train=train, optim=optim, zero=zero, world=world, is_latent=is_latent, matrices=matrices
         )
         ema = Ema(engine.partition, optim.ema_decay)
         progress, idle = Progress(), 0

@@ -68,7 +68,6 @@ class Muon:
             rows, columns = partition.shapes[name]
             update = made[name] if name in made else partition.flats[0].new_zeros(rows, columns)
             update = sum_over_ranks(update).flatten()
-            for piece in partition.pieces:
-                if piece.name == name:
-                    change = update[piece.start : piece.start + piece.numel]
-                    piece.of(partition.flats).add_(change, alpha=-lr * max(1.0, rows / columns) ** 0.5)
+            for piece in partition.pieces_of.get(name, ()):
+                change = update[piece.start : piece.start + piece.numel]
+                piece.of(partition.flats).add_(change, alpha=-lr * max(1.0, rows / columns) ** 0.5)

@@ -7,6 +7,7 @@ another number of ranks or another ZeRO stage, and gathered.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -43,6 +44,14 @@ class Partition:
     shapes: Mapping[str, tuple[int, ...]]
     replicated: bool
 
+    @cached_property
+    def pieces_of(self) -> dict[str, list[Piece]]:
+        """This rank's pieces of each parameter that it holds any of."""
+        found: dict[str, list[Piece]] = {}
+        for piece in self.pieces:
+            found.setdefault(piece.name, []).append(piece)
+        return found
+
     def named(self, flats: Flats) -> Iterator[tuple[Piece, Tensor]]:
         """The pieces of `flats`, a state laid out like the masters; a flat tensor that the state lacks is empty."""
         return ((piece, piece.of(flats)) for piece in self.pieces if flats[piece.flat].numel())
@@ -52,9 +61,8 @@ class Partition:
         shape = torch.Size(self.shapes[name])
         device = self.flats[0].device if self.flats else torch.device("cpu")
         value = torch.zeros(shape.numel(), dtype=torch.float32, device=device)
-        for piece in self.pieces:
-            if piece.name == name:
-                value[piece.start : piece.start + piece.numel] = piece.of(flats)
+        for piece in self.pieces_of.get(name, ()):
+            value[piece.start : piece.start + piece.numel] = piece.of(flats)
         return (value if self.replicated else sum_over_ranks(value)).view(shape)
 
     def gather(self, flats: Flats) -> dict[str, Tensor]:

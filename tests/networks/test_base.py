@@ -50,7 +50,7 @@ def test_the_matrices_of_blocks_are_those_of_attention_and_mlps() -> None:
     dit = DIT(DitConfig(hidden_size=16, num_blocks=2, num_heads=2, cond_dim=8), num_states=6)
     of_block = {"attn_qkv.weight", "attn_out.weight", "mlp.0.weight", "mlp.2.weight"}
     assert block_matrices(dit) == {f"blocks.{i}.{name}" for i in range(2) for name in of_block}
-    assert dit.is_matrix("blocks.1.mlp.0.weight") and not dit.is_matrix("output_layer.linear.weight")
+    assert "blocks.1.mlp.0.weight" in block_matrices(dit) and "output_layer.linear.weight" not in block_matrices(dit)
     head = SequentialSettings(layers=1).over(
         dit, torch.Generator().manual_seed(0)
     )  # the backbone is frozen, and held outside

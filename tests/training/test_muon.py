@@ -37,7 +37,7 @@ def test_updates_are_those_of_pytorch_to_bfloat16(shape: tuple[int, int]) -> Non
     theirs, ours = torch.nn.Parameter(begin.clone()), torch.nn.Parameter(begin.clone())
     muon = torch.optim.Muon([theirs], lr=0.02, momentum=0.9, weight_decay=0.1)
     optim = OptimConfig(kind="muon", muon_lr=0.02, muon_momentum=0.9, weight_decay=0.1)
-    groups = parameter_groups({"w": ours}, optim, is_latent=lambda name: False, is_matrix=lambda name: True)
+    groups = parameter_groups({"w": ours}, optim, is_latent=lambda name: False, matrices={"w"})
     optimizer = Optimizer(groups, clip_norm=None, momentum=0.9, weight_decay=0.1)
     piece = Piece(name="w", start=0, numel=ours.numel(), flat=0, offset=0)
     optimizer.bind(

@@ -261,7 +261,7 @@ def run(spec: dict[str, Any], rank: int, world_size: int) -> int:
         run_dir=run_dir,
         device="cpu",
         is_latent=is_latent,
-        is_matrix=is_matrix,
+        matrices={name for name, p in objective.student.named_parameters() if is_matrix(name) and p.ndim == 2},
         gather_raw=True,
     )
     after = list(teacher.parameters())

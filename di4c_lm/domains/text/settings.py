@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from di4c_lm.checkpoints.files import CONFIG_FILE
 from di4c_lm.checkpoints.load import stated_length, stated_mask
@@ -25,12 +25,6 @@ from di4c_lm.training.settings import OptimConfig, PretrainConfig, TrainConfig
 class TextPretrainConfig(TeacherPretrainConfig):
     """How the run trains its teacher itself, where none is given: by MDLM's objective."""
 
-    steps: int = setting(1000, "updates of its training")
-    lr: float = setting(1e-2, "AdamW's learning rate after the warm-up")
-    optim: Literal["adamw", "muon"] = setting(
-        "muon", "adamw, or muon: for the matrices of transformer blocks, beside AdamW for all else"
-    )
-    times: Literal["antithetic", "iid", "bell"] = setting("bell", "how t is sampled, see objective.times")
     weight_power: float = setting(0.0, "power of 1/t that weighs a masked token, see objective.weight_power")
 
     def __post_init__(self) -> None:
@@ -44,7 +38,7 @@ class TextTeacherConfig(TeacherConfig):
 
     PATH_KEYS: ClassVar[tuple[str, ...]] = ("path", "weights", "revision")
 
-    pretrain: TextPretrainConfig = setting(TextPretrainConfig())
+    pretrain: TextPretrainConfig = setting(TextPretrainConfig(steps=1000, lr=1e-2, optim="muon", times="bell"))
     revision: str | None = setting(None, "branch, tag or commit of a teacher on the hub")
 
     def unused(self) -> dict[str, str]:

@@ -7,9 +7,10 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from di4c_lm.data.text.synthetic import Source
+from di4c_lm.measure.text.likelihood import sampled_step
 from di4c_lm.measure.text.mixture import predict
 from di4c_lm.processes.denoiser import Positions
-from di4c_lm.processes.rng import KeyedRng, uniform
+from di4c_lm.processes.rng import KeyedRng
 
 
 @torch.no_grad()
@@ -43,19 +44,12 @@ def factorisation_error(
         lambdas: samples of λ where it is not enumerated.
         seed: of the masks, which are the same for all models, and of λ.
     """
-    process, draws = model.process, min(draws, steps)
-    position_D = torch.arange(x_ND.shape[1])
-    found = []
+    draws, found = min(draws, steps), []
     for number_B in torch.arange(len(x_ND)).split(batch_size):
         rng, of_latents, x_BD = KeyedRng(seed, number_B), KeyedRng(seed + 1, number_B), x_ND[number_B]
         total_B = torch.zeros(len(x_BD), dtype=torch.float64)
         for part in range(draws):
-            step_B = ((part + uniform(rng, (len(x_BD),))) / draws * steps).floor()
-            t_B, s_B = (step_B + 1) / steps, step_B / steps
-            still_B = process.schedule.mask_prob(t_B) / process.schedule.mask_prob(torch.ones_like(t_B))
-            is_masked_BD = (uniform(rng, tuple(x_BD.shape)) < still_B[:, None]) & (position_D >= process.given)
-            x_t = torch.where(is_masked_BD, process.mask_id, x_BD)
-            revealed_BD = process.revealed(x_t, t_B[:, None], s_B[:, None], uniform(rng, tuple(x_BD.shape)))
+            x_t, t_B, revealed_BD = sampled_step(model.process, x_BD, rng, steps=steps, draw=part, draws=draws)
             positions = Positions.where(revealed_BD)
             prediction = predict(model, x_t, t_B, of_latents, lambdas=lambdas)
             said = prediction.read(positions, positions.gather(x_BD)[:, None])

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from di4c_lm.losses.reading import Reading
@@ -21,7 +21,7 @@ from di4c_lm.measure.statistics.bootstrap import Resampled, exp_mean, mean
 from di4c_lm.measure.text.mixture import predict
 from di4c_lm.measure.text.samples import TextModel, TextRun
 from di4c_lm.processes.denoiser import Positions
-from di4c_lm.processes.rng import KeyedRng, uniform
+from di4c_lm.processes.rng import KeyedRng, Rng, uniform
 
 
 @torch.no_grad()
@@ -47,6 +47,23 @@ def marginal_bound(
     return torch.cat(found)
 
 
+def sampled_step(
+    process: Any, x_BD: Int64[Tensor, "B D"], rng: Rng, *, steps: int, draw: int, draws: int
+) -> tuple[Int64[Tensor, "B D"], Float64[Tensor, " B"], Bool[Tensor, "B D"]]:
+    """x_t and t of one of `steps` uniform steps of ancestral sampling that ends in `x_BD`, and which positions the step reveals.
+
+    When a position is revealed does not depend on its token. Of each sequence the step is one of part `draw` of `draws` equal parts.
+    """
+    device, shape = x_BD.device, tuple(x_BD.shape)
+    step_B = ((draw + uniform(rng, (len(x_BD),), device)) / draws * steps).floor()
+    t_B, s_B = (step_B + 1) / steps, step_B / steps
+    at_t_B = process.schedule.mask_prob(t_B)
+    still_B = at_t_B / process.schedule.mask_prob(torch.ones_like(t_B))  # the sampler starts from MASK alone
+    may_be_BD = torch.arange(shape[1], device=device) >= process.given
+    x_t = torch.where((uniform(rng, shape, device) < still_B[:, None]) & may_be_BD, process.mask_id, x_BD)
+    return x_t, t_B, process.revealed(x_t, t_B[:, None], s_B[:, None], uniform(rng, shape, device))
+
+
 @torch.no_grad()
 def step_bound(
     model: TextModel,
@@ -65,20 +82,13 @@ def step_bound(
     `draws` steps a sequence, stratified. Of a λ not enumerated, too large on average, as in `marginal_bound`. Never below the entropy.
     """
     device = next(model.denoiser.parameters()).device
-    process = model.process
     found = []
     for number_B in torch.arange(len(x_ND)).split(batch_size):
         rng, x_BD = KeyedRng(seed, number_B.to(device)), x_ND[number_B].to(device)
         total_B = torch.zeros(len(x_BD), dtype=torch.float64, device=device)
         for part in range(draws):
-            step_B = ((part + uniform(rng, (len(x_BD),), device)) / draws * steps).floor()
-            t_B, s_B = (step_B + 1) / steps, step_B / steps
-            at_t_B, at_s_B = (process.schedule.mask_prob(time_B) for time_B in (t_B, s_B))
-            still_B = at_t_B / process.schedule.mask_prob(torch.ones_like(t_B))  # the sampler starts from MASK alone
-            x_t = torch.where(uniform(rng, tuple(x_BD.shape), device) < still_B[:, None], model.mask_id, x_BD)
-            keep_B = torch.where(s_B == 0, 0.0, at_s_B / at_t_B)
-            revealed_BD = uniform(rng, tuple(x_BD.shape), device) >= keep_B[:, None]
-            positions = Positions.where((x_t == model.mask_id) & revealed_BD)
+            x_t, t_B, revealed_BD = sampled_step(model.process, x_BD, rng, steps=steps, draw=part, draws=draws)
+            positions = Positions.where(revealed_BD)
             total_B -= _read(model, x_t, t_B, positions, x_BD, rng, lambdas).joint[:, 0] * steps
         found.append((total_B / draws).cpu())
     return torch.cat(found)

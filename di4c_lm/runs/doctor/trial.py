@@ -19,6 +19,7 @@ def try_out(config: TextSettings, world: World, steps: int) -> dict[str, Any]:
     On the run's own corpus and objective. A teacher that the run would train first is a random one of its shape. All ranks call it.
     Raises what the run would raise.
     """
+    from di4c_lm.networks.base import block_matrices
     from di4c_lm.runs.bench.measure import PeakMemory
 
     set_threads(config.run.threads)
@@ -37,7 +38,7 @@ def try_out(config: TextSettings, world: World, steps: int) -> dict[str, Any]:
         zero=config.zero,
         world=world,
         is_latent=student.denoiser.learns_apart,
-        is_matrix=student.denoiser.is_matrix,
+        matrices=block_matrices(student.denoiser),
     )
     peak = PeakMemory(world.device)
     tokens, started = 0, 0.0
