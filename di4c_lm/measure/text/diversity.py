@@ -1,7 +1,8 @@
 """How varied sampled tokens are, within a sample and across samples. Entropies in nats over the model's own tokens."""
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -61,6 +62,31 @@ def repetition(tokens_ND: Int[Tensor, "N D"], n: int = 4) -> Float[Tensor, " N"]
     return (sorted_NG[:, 1:] == sorted_NG[:, :-1]).sum(1).double() / gram_NG.shape[1]
 
 
+@final
+@dataclass(frozen=True)
+class Windows:
+    """The windows of `length` tokens that stand in sequences of a training text, for the share of samples that is copied from it.
+
+    Generative perplexity alone favours what is copied; the share is the complement of n-gram novelty (McCoy et al. 2023).
+    """
+
+    seen: frozenset[bytes]
+    length: int
+
+    @classmethod
+    def of(cls, training_MD: Int[Tensor, "M D"], length: int = 8) -> "Windows":
+        """Of sequences read apart from each other; of shorter ones windows of all their tokens."""
+        length = min(length, training_MD.shape[1])
+        return cls(frozenset(_windows(training_MD, length)), length)
+
+    def copied(self, tokens_ND: Int[Tensor, "N D"]) -> Float[ndarray, " N"]:
+        """The share of each sample's windows that stand in the text, in [0, 1]. Raises `ValueError` for samples shorter than one."""
+        if tokens_ND.shape[1] < self.length:
+            raise ValueError(f"samples must have at least {self.length} tokens, got {tokens_ND.shape[1]}")
+        found = [window in self.seen for window in _windows(tokens_ND, self.length)]
+        return np.array(found, dtype=float).reshape(len(tokens_ND), -1).mean(1)
+
+
 def near_duplicates(tokens_ND: Int[Tensor, "N D"], *, n: int = 5, share: float = 0.5) -> Bool[Tensor, " N"]:
     """Which samples have another of which they hold at least `share` of the n-grams, or it of theirs.
 
@@ -111,6 +137,12 @@ def _grams(tokens_ND: Int[Tensor, "N D"], n: int) -> tuple[Int[Tensor, "N G"], i
     grams = tokens_ND.unfold(1, n, 1).reshape(-1, n)
     distinct, number = grams.unique(dim=0, return_inverse=True)
     return number.view(len(tokens_ND), -1), len(distinct)
+
+
+def _windows(tokens_ND: Int[Tensor, "N D"], length: int) -> list[bytes]:
+    """Each window of each sequence, by its bytes."""
+    windows_WT = tokens_ND.cpu().int().unfold(1, length, 1).reshape(-1, length).contiguous().numpy()
+    return windows_WT.view(f"V{4 * length}")[:, 0].tolist()
 
 
 def entropy(samples: TextSamples, bench: Any) -> dict[str, Resampled]:

@@ -24,7 +24,7 @@ from di4c_lm.measure.render.pictures import Panel
 from di4c_lm.measure.render.tables import LEAD, NFE, Column, table, with_detectable, with_differences
 from di4c_lm.measure.settings import Measurement
 from di4c_lm.measure.statistics.bootstrap import Resampled, exp_mean, mean
-from di4c_lm.measure.text.diversity import corpus_entropy, distinct_n, entropy
+from di4c_lm.measure.text.diversity import Windows, corpus_entropy, distinct_n, entropy
 from di4c_lm.measure.text.perplexity import Document, token_weighted
 from di4c_lm.measure.text.samples import Reader, Reading, Sampler, TextSamples, examples, sampled
 
@@ -49,6 +49,7 @@ LAYOUT = Layout(
     details={
         "corpus_entropy": "corpus entropy",
         "distinct_2": "distinct-2",
+        "copied_8": "copied from the training text",
         "num_samples": "samples",
         "seconds": "seconds",
     },
@@ -160,14 +161,16 @@ def measure(
     data_ND: Int[Tensor, "N D"],
     reader: Reader,
     baselines: Mapping[str, Baseline] | None = None,
+    training: Int[Tensor, "M D"] | None = None,
 ) -> Measured:
     """Every sampler at every step count, all from the seed `settings.seed`, and the validation set; `reader.settings` say how.
 
     A row holds model, steps, nfe, gen_ppl (token-weighted), entropy (nats, within a sample, over all its tokens), each with `_low` and
     `_high` of a 95 % bootstrap over samples, num_samples; besides gen_ppl_doc (document-weighted), corpus_entropy, distinct_2,
     judge_tokens, seconds. `baselines` have rows of their own, whose `kind` is baseline, and a row of a model then says which of them it is
-    `beaten_by`: those with the lower gen_ppl at the same number of steps, n-grams at any, their whole interval below that of the model. The
-    row "data" has steps 0 and nfe 0.0: as many validation sequences, chosen without replacement.
+    `beaten_by`: those with the lower gen_ppl at the same number of steps, n-grams at any, their whole interval below that of the model.
+    With `training`, sequences of the training text, rows have copied_8 too: the share of a sample's windows of 8 tokens that stand there.
+    The row "data" has steps 0 and nfe 0.0: as many validation sequences, chosen without replacement.
 
     In the conditional form (Di4C, section 5.3) samplers continue prompts cut from the validation set. The NLL is of the continuation given
     its prompt, entropy and diversity are of the continuations alone, intervals resample prompts with all their continuations, and the row
@@ -204,6 +207,7 @@ def measure(
                 kind = "model" if name in samplers else "baseline"
                 yield dataclasses.replace(one, tokens=one.tokens[:, :end], kind=kind)
 
+    known = None if training is None else Windows.of(training)
     resampling = {"resamples": settings.bootstrap, "seed": settings.seed}
     rows: list[Row] = []
     shown: list[Row] = []
@@ -212,6 +216,9 @@ def measure(
         shown += examples(one, reader.tokenizer)
         nll_N, tokens_N = reader.nll(reader.evaluators[0], reader.documents(reader.evaluators[0], one), one.name)
         found = quantities[one.name, one.steps] = perplexities(one, nll_N, tokens_N) | entropy(one, reader)
+        if known is not None and one.own.shape[1] >= known.length:
+            copied_NR = known.copied(one.own).reshape(-1, one.repeats)
+            found["copied_8"] = Resampled(mean, (copied_NR.mean(1),), one.seeds)
         row: Row = {"model": one.name, "steps": one.steps, "nfe": float(one.nfe), **columns(found, **resampling)}
         row |= {"kind": "baseline"} if one.kind == "baseline" else {}
         row |= {"num_samples": len(one.tokens), "corpus_entropy": corpus_entropy(one.own)}

@@ -58,7 +58,7 @@ def gen_ppl_report(run: TextRun, settings: GenPplConfig) -> str:
     counted = {}
     if settings.baselines and run.training is not None:
         counted = ngrams(run.training, len(student.tokenizer))
-    found = measure(samplers, run.validation, reader, baselines(run, counted, settings.batch_size))
+    found = measure(samplers, run.validation, reader, baselines(run, counted, settings.batch_size), run.training)
     likelihoods = held_out(run, settings, counted) if counted else {}
     found.rows[:] = [{**row, **likelihoods.get(row["model"], {})} for row in found.rows]
     lengths = ("prompts", "continuations", "prompt_length", "continuation_length")

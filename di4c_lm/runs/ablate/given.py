@@ -28,7 +28,7 @@ TIMES = (1.0, 0.5, 0.25, 0.125)  # at which nats are gained
 _SEQUENCES = 512  # at most, whose nats are counted
 _COUNTED = ("ngram_3", "ngram_5")
 _LAMBDAS = 16
-_KEPT = ("model", "steps", "gen_ppl", "gen_ppl_low", "gen_ppl_high", "entropy", "beaten_by")
+_KEPT = ("model", "steps", "gen_ppl", "gen_ppl_low", "gen_ppl_high", "entropy", "copied_8", "beaten_by")
 Rows = list[dict[str, Any]]
 
 
@@ -86,5 +86,5 @@ class Bench:
         settings = replace(self.how, steps=steps)
         reader = Reader(tokenizer=model.tokenizer, evaluators=(self.evaluator,), settings=settings, cache=self.cache)
         sampler = sampler_of(model, settings.batch_size, **how.get(name, {}))
-        found = measure({name: sampler}, self.validation, reader, baselines)
+        found = measure({name: sampler}, self.validation, reader, baselines, self.training)
         return [{key: row[key] for key in _KEPT if key in row} for row in found.rows]

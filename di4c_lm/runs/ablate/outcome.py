@@ -17,6 +17,7 @@ MEASURES = {
     "factorisation_nats": "factorisation error, nats",
     "gen_ppl": "generative perplexity",
     "entropy": "entropy, nats",
+    "copied_8": "copied from the training text",
     "nats": "nats over the teacher's product",
 }
 

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from di4c_lm.measure.text.diversity import (
+    Windows,
     corpus_entropy,
     distinct_n,
     near_duplicates,
@@ -103,3 +104,13 @@ def test_an_empty_sample_and_a_single_one_are_named() -> None:
         self_bleu(["a word", "  "])
     with pytest.raises(ValueError, match="at least 2 samples, got 1"):
         self_bleu(["a word"])
+
+
+def test_windows_that_stand_in_the_training_text_are_counted() -> None:
+    training = torch.tensor([[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]])
+    samples = torch.tensor([[1, 2, 3, 4, 5], [9, 9, 9, 9, 9], [5, 6, 7, 8, 9]])
+    windows = Windows.of(training, 3)
+    assert windows.copied(samples).tolist() == pytest.approx([2 / 3, 0, 1])
+    assert Windows.of(training, 8).copied(samples).tolist() == [0, 0, 1]  # of short sequences whole ones
+    with pytest.raises(ValueError, match="at least 3 tokens, got 2"):
+        windows.copied(samples[:, :2])

@@ -87,6 +87,9 @@ def test_baselines_have_rows_of_their_own_and_models_say_which_beat_them() -> No
     ]
     assert [row["model"] for row in found.rows if "beaten_by" in row] == ["student"] * 2
     assert {row["of"] for row in found.comparisons} <= {"student"}
+    assert all("copied_8" not in row for row in found.rows)
+    of_text = measure({"student": uniform}, HELD_OUT, reader, training=HELD_OUT).rows
+    assert of_text[0]["copied_8"] == 1 and all(row["copied_8"] < 0.1 for row in of_text[1:])
 
 
 def row(model: str, steps: int, low: float, high: float, **more: Any) -> dict[str, Any]:
