@@ -49,7 +49,9 @@ class TeacherPretrainConfig(PretrainConfig):
         "adamw", "adamw, or muon: for the matrices of transformer blocks, beside AdamW for all else"
     )
     muon_lr: float = setting(0.02, "Muon's learning rate after the warm-up")
-    times: Literal["antithetic", "iid", "bell"] = setting("antithetic", "how t is sampled, see objective.times")
+    times: Literal["antithetic", "iid", "bell", "least_variance"] = setting(
+        "antithetic", "how t is sampled, see objective.times"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

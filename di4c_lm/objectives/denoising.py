@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from di4c_lm.core.settings import check, positive, section, setting, unit
 from di4c_lm.data.batches import Batch, batch_rng, classes_of, noised
+from di4c_lm.objectives.least_variance import LeastVarianceTimes
 from di4c_lm.objectives.objective import Objective, ObjectiveSettings
 from di4c_lm.processes.denoiser import Positions
 from di4c_lm.processes.masked import LogLinear, MaskedProcess, above
@@ -20,10 +21,11 @@ from di4c_lm.processes.rng import Rng, uniform
 class Denoising(ObjectiveSettings):
     """Cross-entropy of x_0 given x_t at all times, from data alone: how image teachers are trained."""
 
-    times: Literal["antithetic", "iid", "bell"] = setting(
+    times: Literal["antithetic", "iid", "bell", "least_variance"] = setting(
         "antithetic",
         "how t is sampled; antithetic: one t in each of G equal parts of (0, 1], G the global batch; iid: independently; bell: more often "
-        "in the middle, by antithetic parts of a normal cut off at 0 and 1",
+        "in the middle, by antithetic parts of a normal cut off at 0 and 1; least_variance: more often where the loss is large, each "
+        "weighed by its density",
     )
     masks: Literal["independent", "complementary"] = setting(
         "independent",
@@ -36,6 +38,8 @@ class Denoising(ObjectiveSettings):
         super().__post_init__()
         unit(self, "bell_mean")
         positive(self, "bell_std")
+        ok = self.masks == "independent" or self.times != "least_variance"
+        check(ok, "masks", self.masks, "independent where times=least_variance")
 
     def unused(self) -> dict[str, str]:
         """The bell's shape where there is none."""
@@ -57,9 +61,13 @@ class Denoising(ObjectiveSettings):
             linear or self.masks == "independent", "masks", self.masks, "independent where noise is not linear masking"
         )
 
-    def sample_times(self, batch: Batch, rng: Rng, low: float) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+    def sample_times(
+        self, batch: Batch, rng: Rng, low: float, least_variance: LeastVarianceTimes | None = None
+    ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
         """A time in (low, 1] for each example, in float64, and its density, where a uniform one's is 1."""
         u_B = 1 - batch.spread(uniform(rng, (len(batch.x),), batch.x.device))
+        if least_variance is not None:
+            return least_variance.sample(u_B)
         if self.times != "bell":
             return above(u_B, low), torch.ones_like(u_B)
         cut_2 = torch.special.ndtr((u_B.new_tensor([low, 1.0]) - self.bell_mean) / self.bell_std)
@@ -86,17 +94,35 @@ class DenoisingObjective(Objective):
 
     settings: Any
 
+    def __init__(
+        self, settings: Any, student: nn.Module, process: Process, *, seed: int, teacher: nn.Module | None = None
+    ) -> None:
+        super().__init__(settings, student, process, seed=seed, teacher=teacher)
+        if settings.times == "least_variance":
+            self.adaptive = LeastVarianceTimes(process.min_time)
+
     def forward(self, batch: Batch) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Mean over the batch of the cross-entropy in nats a position, a known one counting as 0; the metric is that of uniform times."""
-        nats_B, _, density_B = self.cross_entropy(batch)
+        nats_B, t_B, density_B = self.cross_entropy(batch)
         length = batch.x.shape[1]
-        return nats_B.mean() / length, {"cross_entropy": (nats_B.detach() / density_B).mean() / length}
+        return self.mean(nats_B, t_B, density_B) / length, {
+            "cross_entropy": (nats_B.detach() / density_B).mean() / length
+        }
+
+    def mean(
+        self, loss_B: Float[Tensor, " B"], t_B: Float[Tensor, " B"], density_B: Float[Tensor, " B"]
+    ) -> Float[Tensor, ""]:
+        """Mean of the examples' losses; over uniform times where these are of least variance, which see the losses here."""
+        if self.adaptive is None:
+            return loss_B.mean()
+        self.adaptive.record(t_B, loss_B.detach())
+        return (loss_B / density_B).mean()
 
     def cross_entropy(self, batch: Batch) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"], Float[Tensor, " B"]]:
         """-Σ_d log p(x_0^d | x_t) of each example, in nats a sequence, its t and the density of t; 2B of them by complementary masks."""
         rng = batch_rng(self.seed, batch)
         cond_B = classes_of(batch, self.settings.label_drop, rng)
-        t_B, density_B = self.settings.sample_times(batch, rng, self.process.min_time)
+        t_B, density_B = self.settings.sample_times(batch, rng, self.process.min_time, self.adaptive)
         x_0, x_t = batch.x, noised(self.process, batch, t_B, rng)
         if self.settings.masks == "complementary":
             assert isinstance(self.process, MaskedProcess)  # as `build` checks

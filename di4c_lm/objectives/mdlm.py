@@ -65,4 +65,6 @@ class MdlmObjective(DenoisingObjective):
         (nats_B, t_B, density_B), power = self.cross_entropy(batch), self.settings.weight_power
         weighted_B = log_linear_weight(t_B).double() * nats_B
         loss_B = weighted_B * (2 - power) * t_B.double() ** (1 - power)
-        return loss_B.mean(), {"bound_per_token": (weighted_B.detach() / density_B).mean() / batch.x.shape[1]}
+        return self.mean(loss_B, t_B, density_B), {
+            "bound_per_token": (weighted_B.detach() / density_B).mean() / batch.x.shape[1]
+        }

@@ -48,6 +48,7 @@ class Objective(nn.Module):
     """
 
     student: Any  # a `Denoiser`; of an objective that takes one a `Mixture`
+    adaptive: Any = None  # what an update changes besides the weights: `training.loop.Adaptive`
 
     def __init__(
         self, settings: Any, student: nn.Module, process: Process, *, seed: int, teacher: nn.Module | None = None

@@ -46,6 +46,15 @@ class Batches(Stateful, Protocol):
         ...
 
 
+@runtime_checkable
+class Adaptive(Stateful, Protocol):
+    """What an objective learns besides weights, the same on all ranks: the `adaptive` of an objective, where it is not None."""
+
+    def adapt(self, sum_over_ranks: Callable[[Tensor], Tensor]) -> None:
+        """Take in what this update's batches said. All ranks call it."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Trained:
     """What training leaves: on rank 0 of a finished run the student's full float32 `state_dict`, averaged and, if asked for, raw."""
@@ -128,6 +137,7 @@ def train(
         )
         ema = Ema(engine.partition, optim.ema_decay)
         progress, idle = Progress(), 0
+        adaptive: Adaptive | None = getattr(objective, "adaptive", None)
         checkpoint = Checkpoint(
             run_dir / "checkpoints",
             partition=engine.partition,
@@ -135,6 +145,7 @@ def train(
             ema=ema,
             batches=batches,
             progress=progress,
+            adaptive=adaptive,
             keep=train.keep_checkpoints,
         )
         watchdog.beat("the search for a checkpoint")
@@ -156,6 +167,8 @@ def train(
                 step = update(engine, batches, lr, lambda: signals.received, _beat_in(watchdog, progress.step + 1))
                 if step.applied:
                     ema.update()
+                if adaptive is not None:
+                    adaptive.adapt(sum_over_ranks)
                 advance(progress, step)
                 idle = idle + 1 if step.values["loss"] == 0 else 0
                 if idle == min(_IDLE_STEPS, train.steps):

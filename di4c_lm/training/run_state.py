@@ -104,11 +104,14 @@ class Checkpoint:
         batches: Stateful,
         progress: Progress,
         keep: int,
+        adaptive: Stateful | None = None,
     ) -> None:
         self._folder = folder
         self._partition = partition
         self._sharded = {"engine": engine, "ema": ema}
         self._stateful: dict[str, Stateful] = {**self._sharded, "batches": batches, "progress": progress}
+        if adaptive is not None:
+            self._stateful["adaptive"] = adaptive
         self._progress = progress
         self._keep = keep
         self._saved_step: int | None = None

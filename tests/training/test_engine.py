@@ -101,6 +101,7 @@ def one_rank(tmp_path_factory, run_toy) -> Path:
     specs = {
         **{f"stage {stage}": {"stage": stage} for stage in range(4)},
         **{f"muon {stage}": {"stage": stage, "optim": "muon"} for stage in range(4)},
+        "times 0": {"real": True, "path": "times"},
         "unmoved": {"stage": 3, "dtype": "bfloat16", "steps": 2, "lr": 1e-30},
     }
     run_toy([{**spec, "run_dir": str(folder / name)} for name, spec in specs.items()]).check()
@@ -139,11 +140,12 @@ ALIKE = {
 MUON = {f"muon, {name}": {**ALIKE[name], "optim": "muon"} for name in ALIKE if name != "stage 3"}
 BFLOAT16 = {f"bfloat16 {s}": {"stage": s, "dtype": "bfloat16", "accumulation": 2} for s in range(4)}
 BFLOAT16_MUON = {"bfloat16 1, muon": {**BFLOAT16["bfloat16 1"], "optim": "muon"}}
+TIMES = {f"times {stage}": {"stage": stage, "real": True, "path": "times"} for stage in (0, 3)}
 # The second half of a run, resumed by the same ranks and stage: the folder's name is that of the unbroken run and " again".
 HALVES = {
     f"{name} again": spec
-    for name, spec in {**ALIKE, **BFLOAT16, **MUON, **BFLOAT16_MUON}.items()
-    if name in ("stage 0", "stage 3", *BFLOAT16, *MUON, *BFLOAT16_MUON)
+    for name, spec in {**ALIKE, **BFLOAT16, **MUON, **BFLOAT16_MUON, **TIMES}.items()
+    if name in ("stage 0", "stage 3", *BFLOAT16, *MUON, *BFLOAT16_MUON, *TIMES)
 }
 REAL = {
     f"{dtype} {stage}, {how}": {
@@ -180,7 +182,7 @@ def two_ranks(tmp_path_factory, run_toy, one_rank) -> Path:
     """A folder with the runs of all of these by two ranks: one engine after another in the same processes."""
     folder = tmp_path_factory.mktemp("two_ranks")
     (folder / "release.json").write_text(json.dumps({"zero_optimization": RELEASE}))
-    alike = {**ALIKE, **BFLOAT16, **MUON, **BFLOAT16_MUON}
+    alike = {**ALIKE, **BFLOAT16, **MUON, **BFLOAT16_MUON, **TIMES}
     specs = {name: {**spec, "checked_ema": True} for name, spec in alike.items()} | {**BAD, **REAL}
     halves = [(name, {**spec, "checked_ema": True}) for name, spec in HALVES.items()]
     ordered = [*specs.items(), *((name, {**spec, "steps": 10}) for name, spec in halves), *halves]
@@ -258,6 +260,12 @@ def test_two_ranks_train_alike_at_every_stage(name, two_ranks, read_trace):
 @pytest.mark.parametrize("name", MUON)
 def test_two_ranks_train_alike_by_muon_at_every_stage(name, two_ranks, read_trace):
     check_run(two_ranks / name, read_trace(two_ranks / name), plain_run(kind="muon"), tolerance=2e-4)
+
+
+@pytest.mark.parametrize("name", TIMES)
+def test_times_that_follow_the_loss_are_the_same_on_two_ranks(name, one_rank, two_ranks, read_trace):
+    losses = [line["loss"] for line in read_trace(one_rank / "times 0")]
+    torch.testing.assert_close([line["loss"] for line in read_trace(two_ranks / name)], losses, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("name", [*MUON, *BFLOAT16_MUON])

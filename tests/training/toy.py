@@ -127,7 +127,7 @@ class Objective(nn.Module):
 
 
 def real_objective(spec: dict[str, Any]) -> Any:
-    """Di4C on small DiTs: λ's path is trained, and goes unused by the teacher."""
+    """Di4C on small DiTs: λ's path is trained, and goes unused by the teacher. `times`: MDLM's, whose times follow the loss."""
     from di4c_lm.mixtures.adaln import AdaLNSettings
     from di4c_lm.mixtures.class_chain import ClassChainSettings
     from di4c_lm.mixtures.sequential import SequentialSettings
@@ -135,6 +135,7 @@ def real_objective(spec: dict[str, Any]) -> Any:
     from di4c_lm.networks.dit import DIT, DitConfig
     from di4c_lm.objectives.di4c import Di4C
     from di4c_lm.objectives.likelihood import Likelihood
+    from di4c_lm.objectives.mdlm import Mdlm
     from di4c_lm.objectives.teacher_step import TeacherStep
     from di4c_lm.processes.masked import MaskedProcess
 
@@ -142,6 +143,8 @@ def real_objective(spec: dict[str, Any]) -> Any:
     teacher = DIT(DitConfig(hidden_size=16, num_blocks=3, num_heads=2, cond_dim=8), num_states=S + 1)
     for parameter in teacher.parameters():
         nn.init.normal_(parameter, std=0.2)
+    if spec.get("path") == "times":
+        return Mdlm(times="least_variance").build(teacher, MaskedProcess(S), seed=0)
     if spec.get("path") == "classes":
         mixture: Any = ClassChainSettings(codebook_size=5, init_scale=2.0)
     elif spec.get("path") == "sequential":
@@ -247,7 +250,8 @@ def run(spec: dict[str, Any], rank: int, world_size: int) -> int:
         real_objective(spec) if real else Objective(bad=spec.get("bad", []), external=spec.get("external", True))
     )
     held: Any = objective.teacher
-    frozen: Any = objective.student.network if held is None else held  # the likelihood has no teacher but the backbone
+    # the likelihood has no teacher but the backbone, MDLM none
+    frozen: Any = getattr(objective.student, "network", nn.Identity()) if held is None else held
     teacher: Any = frozen if real or held is None else held[0]
     before = [p.clone() for p in teacher.parameters()]
     batches = Batches(sections["train"].micro_batch_size, rank, world_size)
