@@ -157,6 +157,8 @@ def _measure(samples: TextSamples, bench: Any) -> dict[str, float]:
     found |= {f"distinct_{n}": distinct_n(own, min(n, length)) for n in (1, 2, 3)}
     found["rep_4"] = float(repetition(own, min(4, length)).mean())
     found["near_duplicates"] = float(near_duplicates(own, n=min(5, length)).double().mean())
+    if bench.windows is not None and length >= bench.windows.length:
+        found["copied_8"] = float(bench.windows.copied(own).mean())
     if bench.settings.self_bleu_samples:
         texts = [bench.tokenizer.decode(ids) for ids in own[: bench.settings.self_bleu_samples].tolist()]
         found["self_bleu"] = float(self_bleu(texts).mean())
@@ -174,6 +176,7 @@ DIVERSITY = Metric(
         "corpus_entropy": "corpus entropy",
         **{f"distinct_{n}": f"distinct-{n}" for n in (1, 2, 3)},
         "rep_4": "Rep-4",
+        "copied_8": "copied from the training text",
         "self_bleu": "Self-BLEU",
         "self_bleu_legacy": "Self-BLEU, legacy",
     },

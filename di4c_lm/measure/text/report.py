@@ -228,6 +228,7 @@ def _samples(
         encoder=encoder,
         reference=reference,
         sequential=sequential,
+        training=run.training,
         cache=run.cache,
     )
     return vars(measure_suite(_cells(run, real, settings), real, bench))

@@ -20,7 +20,7 @@ from di4c_lm.measure.render.files import Layout
 from di4c_lm.measure.render.pictures import Panel
 from di4c_lm.measure.render.tables import LEAD, Column, aligned, short, table, with_detectable
 from di4c_lm.measure.settings import Measurement, distinct
-from di4c_lm.measure.text.diversity import DIVERSITY, ENTROPY, repetition, sample_entropy
+from di4c_lm.measure.text.diversity import DIVERSITY, ENTROPY, Windows, repetition, sample_entropy
 from di4c_lm.measure.text.evaluator import Evaluator
 from di4c_lm.measure.text.features import DISTRIBUTION, FROM_TEACHER, Vectors, vectors
 from di4c_lm.measure.text.gen_ppl import FLUENCY, PERPLEXITY, SAMPLE_ENTROPY, beaten_by, verdict
@@ -191,13 +191,15 @@ _LEAST = {
 class Bench(Reader):
     """What the metrics of text work with: evaluators, an encoder, and the reference, sequences that no row holds.
 
-    `sequential`: samples of the teacher, one position a call, where distances from them are measured too.
+    `sequential`: samples of the teacher, one position a call, where distances from them are measured too. `training`: sequences of the
+    training text, where what is copied from it is counted.
     """
 
     encoder: Evaluator
     settings: ReportConfig
     reference: Int[Tensor, "M D"]
     sequential: Int[Tensor, "K D"] | None = None
+    training: Int[Tensor, "T D"] | None = None
     _last: dict[TextSamples, Vectors] = field(default_factory=dict, init=False)
 
     def vectors(self, samples: TextSamples) -> Vectors:
@@ -206,6 +208,11 @@ class Bench(Reader):
             self._last.clear()
             self._last[samples] = vectors(samples, self)
         return self._last[samples]
+
+    @cached_property
+    def windows(self) -> Windows | None:
+        """What stands in the training text, where that is known."""
+        return None if self.training is None else Windows.of(self.training)
 
     @cached_property
     def reference_vectors(self) -> Vectors:

@@ -142,6 +142,16 @@ def test_a_metric_is_one_file_and_one_entry_of_the_registry(monkeypatch: pytest.
     assert [one["metric"] for one in found.comparisons] == ["entropy", "even"]
 
 
+def test_what_stands_in_the_training_text_is_counted_where_that_is_known() -> None:
+    settings = dataclasses.replace(SETTINGS, parts=("diversity",), self_bleu_samples=0)
+    text = markov.text(NUM, seed=5)
+    copy = TextSamples(name="copy", kind="model", tokens=text, steps=4, nfe=4.0)
+    known = dataclasses.replace(bench(text, markov.evaluator(), settings=settings), training=text)
+    rows = measure_suite([copy], markov.text(NUM, seed=6), known).rows
+    assert [row["copied_8"] == 1 for row in rows] == [row["model"] == "copy" for row in rows]
+    assert "copied_8" not in _row(measure(copy, settings=settings), "copy")
+
+
 def test_a_canary_that_passes_raises_the_alarm() -> None:
     perfect = TextSamples(name="cheat", kind="canary", tokens=markov.text(NUM, seed=7))
     assert measure(model("bad", 0.3), perfect).alarms == ["cheat"]
