@@ -2,7 +2,7 @@
 
 python tools/keep_result.py report=outputs/<run>/report/gen_ppl.json name=<name> command="..."
 
-or of a study with an exact teacher, whose rows do not say what was trained:
+or of a study with an exact or a given teacher, whose rows do not say what was trained:
 
 python tools/keep_result.py report=outputs/ablate/<study>/rows.json name=<name> command="..." data="..." model="..." training="..."
     samples="..."
@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from di4c_lm.core.files import write_text
 from di4c_lm.core.settings import check, section, setting
 from di4c_lm.measure.render.manifest import read_result
+from di4c_lm.runs.ablate.outcome import beaten
 from di4c_lm.runs.command import run_command
 from tools.docs.results import RESULTS, as_text, of_report, of_study
 
@@ -29,7 +30,9 @@ from tools.docs.results import RESULTS, as_text, of_report, of_study
 class Settings:
     """Keep the figures of a run's closing report for the documentation."""
 
-    report: str = setting("", "report/gen_ppl.json of a run on text, or rows.json of a study with an exact teacher")
+    report: str = setting(
+        "", "report/gen_ppl.json of a run on text, or rows.json of a study with an exact or a given teacher"
+    )
     name: str = setting("", "what the result is called")
     command: str = setting("", "the command that made the run")
     counting: str = setting("", "what n-grams of the training text do to it; empty: what the report says")
@@ -63,13 +66,16 @@ def facts_of_study(settings: Settings, path: Path, rows: list[dict[str, Any]]) -
     given = ("data", "model", "training", "samples")
     for key in given:
         check(getattr(settings, key) != "", key, "", "given for a study")
+    counted = beaten([row for row in rows if "steps" in row]).replace("\n", "; ")
+    given_teacher = "gen_ppl" in rows[0]
+    check(not given_teacher or settings.evaluator != "", "evaluator", "", "given for a study with a given teacher")
     return {
         "date": date.fromtimestamp(path.stat().st_mtime).isoformat(),
         **{key: getattr(settings, key) for key in ("command", *given)},
         "evaluator": settings.evaluator or "the source itself, which is known",
         "seeds": ", ".join(map(str, sorted({row["seed"] for row in rows}))),
         "machine": f"{platform.system()}, CPU",
-        "counting": settings.counting or "the source is what counting gives",
+        "counting": settings.counting or counted or "the source is what counting gives",
         **({"note": settings.note} if settings.note else {}),
     }
 

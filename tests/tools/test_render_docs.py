@@ -179,6 +179,28 @@ def test_a_study_of_an_exact_teacher_is_kept(tmp_path: Path) -> None:
         keep_result.main(words)
 
 
+def test_a_study_of_a_given_teacher_is_kept_with_counting_first_and_nats_by_time(tmp_path: Path) -> None:
+    measured = {"entropy": 3.8, "copied_8": 0.125}
+    rows = [
+        {"model": "ngram_5", "steps": 1, "gen_ppl": 90.0, **measured},
+        {"model": "teacher", "steps": 1, "gen_ppl": 4000.0, **measured, "beaten_by": ["ngram_5"]},
+        {"model": "student", "setting": "head", "t": 0.5, "nats": 21.0},
+    ]
+    (tmp_path / "rows.json").write_text(json.dumps([{**row, "seed": 0} for row in rows]))
+    facts = [f"{key}=some" for key in ("data", "model", "training", "samples", "command", "name")]
+    words = [f"report={tmp_path / 'rows.json'}", f"out={tmp_path}", *facts]
+    with pytest.raises(SystemExit):
+        keep_result.main(words)
+    assert keep_result.main([*words, "evaluator=e"]) == 0
+    shown = render("<!-- table: some --><!-- end -->\n<!-- table: some copied_8 --><!-- end -->", tmp_path)
+    assert (
+        "| n-grams of the training text, 4 tokens of context | 90 |  |" in shown and "| teacher |  | 4,000 |" in shown
+    )
+    assert "| teacher |  | 12.5% |" in shown
+    assert "| head | 21.0 |" in render("<!-- table: some nats --><!-- end -->", tmp_path)
+    assert "counting beats teacher at every number of steps" in render("<!-- made: some --><!-- end -->", tmp_path)
+
+
 @pytest.mark.parametrize("words", [["name=x"], ["report={}/other.json", "name=x", "command=c"]])
 def test_what_is_no_report_of_text_is_refused(words: list[str], tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text(json.dumps({"manifest": {"config": {}}, "rows": [{"fid": 1.0}]}))

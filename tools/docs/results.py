@@ -220,42 +220,49 @@ def of_report(
 
 
 def of_study(rows: Sequence[Mapping[str, Any]], facts: Mapping[str, str]) -> dict[str, Any]:
-    """The result of a study with an exact teacher, of rows.json: means over seeds, and where there are several 95 % intervals.
+    """The result of a study with an exact or a given teacher, of rows.json: means over seeds, and where there are several 95 % intervals.
 
     `facts` are the manifest's. Raises `ValueError` for rows of another kind.
     """
-    if "factorisation_nats" not in rows[0]:
-        raise ValueError("report must be rows.json of a study with an exact teacher")
+    if not {"factorisation_nats", "gen_ppl"} & rows[0].keys():
+        raise ValueError("report must be rows.json of a study with an exact teacher, or a given one")
+    named = _called if "gen_ppl" in rows[0] else str
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     operations = [*dict.fromkeys(row.get("operation") for row in rows)]
     for row in sorted(rows, key=lambda row: operations.index(row.get("operation"))):
-        groups.setdefault((row.get("operation"), row.get("setting", row["model"]), row["steps"]), []).append(row)
-    measures = [measure for measure in MEASURES if measure in rows[0]]
+        place = {key: row[key] for key in ("operation", "t") if key in row}
+        steps = {"steps": 0 if row["model"].startswith("ngram") else row["steps"]} if "steps" in row else {}
+        one = {"model": row.get("setting") or named(row["model"]), **steps, **place}
+        groups.setdefault(tuple(one.items()), []).append(row)
     kept = []
-    for (operation, model, steps), of_seeds in groups.items():
-        one: dict[str, Any] = {"model": model, "steps": steps, "seeds": len(of_seeds)}
-        one |= {"operation": operation} if operation else {}
-        for measure in measures:
+    for group, of_seeds in groups.items():
+        one = {**dict(group), "seeds": len(of_seeds)}
+        for measure in (measure for measure in MEASURES if measure in of_seeds[0]):
             mean, half = summary([row[measure] for row in of_seeds])
-            one |= {measure: float(f"{round(mean, 6) + 0.0:.6g}")} | (
-                {} if len(of_seeds) < 2 else {f"{measure}_pm": float(f"{half:.3g}")}
-            )
+            one |= {measure: float(f"{round(mean, 6) + 0.0:.6g}")}
+            one |= {} if len(of_seeds) < 2 else {f"{measure}_pm": float(f"{half:.3g}")}
         kept.append(one)
-    counts = sorted({row["steps"] for row in kept})
-    heads = {str(n): "no steps" if n == 0 else f"{n} step{'s' if n > 1 else ''}" for n in counts}
-    of_operations = [["operation", "{operation}"]] if "operation" in kept[0] else []
-    view = {"columns": [*of_operations, ["", "{model}"]], "pivot": "steps", "heads": heads}
-    digits = {"accuracy": ".3f", "factorisation_nats": ".2f"}
-    views = {}
-    for measure in measures:
-        form = digits.get(measure, ".1f")
-        views[measure if views else "default"] = {
-            **view,
-            "cells": [f"{{{measure}:{form}}} ± {{{measure}_pm:{form}}}", f"{{{measure}:{form}}}"],
-        }
     several = max(row["seeds"] for row in kept) > 1
     said = {"interval": "95 % by Student's t over seeds" if several else "none: one seed", "commit": commit()}
+    measures = [measure for measure in MEASURES if any(measure in row for row in kept)]
+    views = {measure if number else "default": _view(measure, kept) for number, measure in enumerate(measures)}
     return {"manifest": {"source": "the study's own rows.json", **said, **facts}, "views": views, "rows": kept}
+
+
+def _view(measure: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A line a model, or operation and model, a column a number of steps, or time."""
+    shown = [row for row in rows if measure in row]
+    along = "t" if "t" in shown[0] else "steps"
+    places = sorted({row[along] for row in shown}, reverse=along == "t")
+    named = {"t": "t = {:g}".format, "steps": lambda n: f"{n} step{'s' * (n > 1)}" if n else "no steps"}
+    form = {"accuracy": ".3f", "factorisation_nats": ".2f", "gen_ppl": ",.0f", "entropy": ".2f", "copied_8": ".1%"}
+    digits = form.get(measure, ".1f")
+    return {
+        "columns": [*([["operation", "{operation}"]] if "operation" in shown[0] else []), ["", "{model}"]],
+        "pivot": along,
+        "heads": {str(place): named[along](place) for place in places},
+        "cells": [f"{{{measure}:{digits}}} ± {{{measure}_pm:{digits}}}", f"{{{measure}:{digits}}}"],
+    }
 
 
 def _called(model: str) -> str:
