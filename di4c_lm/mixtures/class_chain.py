@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, final
+from typing import Any, Literal, final
 
 import torch
 import torch.nn.functional as F
@@ -22,10 +22,10 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from di4c_lm.core.settings import at_least, positive, section, setting
+from di4c_lm.core.settings import at_least, check, positive, section, setting
 from di4c_lm.losses.reading import PositionReading
 from di4c_lm.mixtures.base import Chain, Chained, CodedMixture, Latents, MixtureSettings, Sequences
-from di4c_lm.mixtures.class_counts import token_classes
+from di4c_lm.mixtures.class_counts import class_log_ratios, token_classes
 from di4c_lm.networks.base import Network, Rows
 from di4c_lm.networks.dit import UniformHead
 from di4c_lm.processes.categorical import kl_divergence, sample_categorical
@@ -33,7 +33,9 @@ from di4c_lm.processes.denoiser import OutputHead, Positions, rows_at_once, wide
 
 _LEAST = 1e-30  # of a probability beside the likeliest; it keeps the logarithm of a path that cannot be finite
 _DISTANCES = 8  # between neighbours that are told apart; the last stands for all that are longer
-_SHARPNESS = 4.0  # log-odds of the class that a token is given, against all others together
+_MOST_ITERATIONS = 200  # of Sinkhorn scaling, where a tolerance asks for more than are set
+_WIDTH = 8  # numbers by which the features decide a term of the potentials of low rank
+_SPREAD = 0.5  # standard deviation of what those begin as
 
 
 @section
@@ -44,7 +46,24 @@ class ClassChainSettings(MixtureSettings):
     relations: int = setting(
         1, "pair potentials between neighbouring classes, mixed with independence by weights that x_t decides"
     )
+    counted: Literal["neighbours", "distances"] = setting(
+        "neighbours",
+        "pairs whose log-ratios the potentials begin with: of neighbours, whole and halved, or of tokens 1, 2, 3, ... apart",
+    )
+    rank: int = setting(
+        0,
+        "terms of a further pair potential, made of the features of both positions; 0: that x_t decides weights alone",
+    )
+    sharpness: float = setting(4.0, "log-odds with which a token begins in its class, against all others together")
+    combine: Literal["copula", "product_of_experts"] = setting(
+        "copula",
+        "copula: the teacher's marginals are kept; product_of_experts: they are multiplied by the pair potentials, and not kept",
+    )
     sinkhorn_iterations: int = setting(2, "Sinkhorn iterations that fit the chain to the teacher's marginals")
+    sinkhorn_tolerance: float = setting(
+        0.0,
+        "total variation from the teacher's marginal that no position may exceed: more iterations are made where needed; 0: no more",
+    )
     init_scale: float = setting(
         0.02, "standard deviation of the initial weights; what is counted from the data begins as counted"
     )
@@ -52,7 +71,15 @@ class ClassChainSettings(MixtureSettings):
 
     def __post_init__(self) -> None:
         at_least(self, 1, "codebook_size", "relations", "sinkhorn_iterations")
-        positive(self, "init_scale")
+        at_least(self, 0, "rank", "sinkhorn_tolerance")
+        positive(self, "init_scale", "sharpness")
+        free = self.combine == "copula" or not self.sinkhorn_tolerance
+        check(
+            free,
+            "sinkhorn_tolerance",
+            self.sinkhorn_tolerance,
+            "0 where combine=product_of_experts, which fits nothing",
+        )
 
     def wrap(self, network: Network) -> "ClassChainMixture":
         """See `MixtureSettings.wrap`."""
@@ -61,30 +88,44 @@ class ClassChainSettings(MixtureSettings):
 
 @dataclass(frozen=True)
 class PairPotentials:
-    """r(a, b) = Σ_k gate_k K_k(a, b), not negative, for pairs of neighbours; K_0 is 1 for all pairs of classes: independence."""
+    """r(a, b) = Σ_k gate_k K_k(a, b) + Σ_q f_q(a) g_q(b), not negative, for pairs of neighbours.
+
+    K_0 is 1 for all pairs of classes: independence. Each pair has f and g of its own, where there are any.
+    """
 
     gate: Float[Tensor, "*pairs K"]
     relation: Float[Tensor, "R L L"]  # K_1 and on: R = K - 1
+    left: Float[Tensor, "*pairs Q L"] | None = None  # f
+    right: Float[Tensor, "*pairs Q L"] | None = None  # g
 
     def forward(self, weight: Float[Tensor, "*pairs L"]) -> Float[Tensor, "*pairs L"]:
         """Σ_a weight(a) r(a, b)."""
-        return self._mixed(weight, self._by_here)
+        return self._mixed(weight, self._by_here, self.left, self.right)
 
     def backward(self, weight: Float[Tensor, "*pairs L"]) -> Float[Tensor, "*pairs L"]:
         """Σ_b r(a, b) weight(b)."""
-        return self._mixed(weight, self._by_there)
+        return self._mixed(weight, self._by_there, self.right, self.left)
 
     def of(self, pair: int) -> "PairPotentials":
         """One pair of each of B sequences, with an axis for several weights: gates (B, 1, K)."""
-        one = PairPotentials(self.gate[:, pair, None], self.relation)
+        one = PairPotentials(self.gate[:, pair, None], self.relation, *self._factors(pair))
         one.__dict__.update(_by_here=self._by_here, _by_there=self._by_there)
         return one
+
+    def for_several(self) -> "PairPotentials":
+        """The same with an axis for several weights a pair: gates (B, P, 1, K)."""
+        factors = (None if factor is None else factor[:, :, None] for factor in (self.left, self.right))
+        return PairPotentials(self.gate[:, :, None], self.relation, *factors)
 
     def rows(self, pair: int, code: Int64[Tensor, "B N"]) -> Float[Tensor, "B N L"]:
         """r(code, ·) of one pair of each of B sequences."""
         gate_BK = self.gate[:, pair]
-        related_BNL = torch.einsum("bk,kbnl->bnl", gate_BK[:, 1:], self.relation[:, code])
-        return related_BNL + gate_BK[:, :1, None]
+        row_BNL = torch.einsum("bk,kbnl->bnl", gate_BK[:, 1:], self.relation[:, code]) + gate_BK[:, :1, None]
+        if self.left is None or self.right is None:
+            return row_BNL
+        left_BQL = self.left[:, pair]
+        left_BQN = left_BQL.gather(2, code[:, None].expand(-1, left_BQL.shape[1], -1))
+        return row_BNL + left_BQN.mT @ self.right[:, pair]
 
     @cached_property
     def _by_here(self) -> Float[Tensor, "RL L"]:
@@ -94,10 +135,19 @@ class PairPotentials:
     def _by_there(self) -> Float[Tensor, "RL L"]:
         return self.relation.transpose(1, 2).flatten(0, 1)
 
-    def _mixed(self, weight: Tensor, stacked: Float[Tensor, "RL L"]) -> Float[Tensor, "*pairs L"]:
-        """All relations in one product."""
+    def _factors(self, pair: int) -> tuple[Tensor | None, Tensor | None]:
+        left, right = (None if factor is None else factor[:, pair, None] for factor in (self.left, self.right))
+        return left, right
+
+    def _mixed(
+        self, weight: Tensor, stacked: Float[Tensor, "RL L"], read: Tensor | None, write: Tensor | None
+    ) -> Float[Tensor, "*pairs L"]:
+        """All relations in one product, and what is of low rank by way of Q numbers."""
         free = self.gate[..., :1] * weight.sum(-1, keepdim=True)
-        return free + (self.gate[..., 1:, None] * weight[..., None, :]).flatten(-2) @ stacked
+        mixed = free + (self.gate[..., 1:, None] * weight[..., None, :]).flatten(-2) @ stacked
+        if read is None or write is None:
+            return mixed
+        return mixed + ((read @ weight[..., None]).mT @ write).squeeze(-2)
 
 
 @dataclass(frozen=True)
@@ -126,19 +176,52 @@ class ClassChain(Chain):
         *,
         num_positions: int,
         iterations: int,
+        tolerance: float = 0.0,
     ) -> "ClassChain":
         """The chain of these potentials with these marginals, by Sinkhorn iterations (Sinkhorn 1964), differentiable.
 
-        Every row is a distribution whatever their number; the marginals converge with it, and are exact under independence.
+        Every row is a distribution whatever their number; the marginals converge with it, and are exact under independence. With
+        `tolerance` it begins from where no position's marginal is further from its own than that, in total variation; the
+        gradient is that of the last `iterations` alone.
         """
         here, there = marginal[:, :-1], marginal[:, 1:]
         column = torch.ones_like(there)
+        if tolerance:
+            column = _scaled(here, there, potentials, is_unknown, tolerance)
         for _ in range(iterations):
             row = potentials.backward(column * there).reciprocal()
             column = potentials.forward(row * here).reciprocal()
         out = column * there
         normaliser = potentials.backward(out).reciprocal()
         return cls(marginal[:, 0], potentials, normaliser, out, place, is_unknown, num_positions)
+
+    @classmethod
+    def multiplied(
+        cls,
+        marginal: Float[Tensor, "B N L"],
+        potentials: PairPotentials,
+        place: Int64[Tensor, "B N"],
+        is_unknown: Bool[Tensor, "B N"],
+        *,
+        num_positions: int,
+    ) -> "ClassChain":
+        """p(z) ∝ Π_i p^i(z_i) Π_i r_i(z_i, z_{i+1}), a product of experts: what follows is summed out from the end, scaled on the way.
+
+        Its marginals are not those given. Reference: CoDD (arXiv 2603.00045), whose hidden Markov model multiplies a teacher's product.
+        """
+        after_BL = torch.ones_like(marginal[:, 0])
+        outs, normalisers = [], []
+        for i in reversed(range(marginal.shape[1] - 1)):
+            out_BL = marginal[:, i + 1] * after_BL
+            back_BL = potentials.of(i).backward(out_BL[:, None])[:, 0]
+            outs.append(out_BL)
+            normalisers.append(back_BL.reciprocal())
+            after_BL = torch.where(is_unknown[:, i + 1, None], back_BL / back_BL.amax(1, keepdim=True), 1.0)
+        first_BL = marginal[:, 0] * after_BL
+        first_BL = first_BL / first_BL.sum(1, keepdim=True)
+        none = marginal[:, 1:]  # of one position, which has no pair
+        out, normaliser = (torch.stack(parts[::-1], 1) if parts else none for parts in (outs, normalisers))
+        return cls(first_BL, potentials, normaliser, out, place, is_unknown, num_positions)
 
     @property
     def num_windows(self) -> int:
@@ -194,8 +277,9 @@ class ClassChain(Chain):
             return log_total_BT
         e_BNTL = e_BNTL / total_BNT1
         of_first_BT = (self.first[:, None] * e_BNTL[:, 0] * after[:, 0]).sum(2)
-        potentials = PairPotentials(self.potentials.gate[:, :, None], self.potentials.relation)
-        moved_BPTL = potentials.forward(before[:, :-1] * self.normaliser[:, :, None]) * self.out[:, :, None]
+        moved_BPTL = (
+            self.potentials.for_several().forward(before[:, :-1] * self.normaliser[:, :, None]) * self.out[:, :, None]
+        )
         of_pair_BPT = (moved_BPTL * e_BNTL[:, 1:] * after[:, 1:]).sum(3).masked_fill(~self.is_unknown[:, 1:, None], 0.0)
         parts_BT = of_first_BT + of_pair_BPT.sum(1)
         return log_total_BT + (parts_BT - parts_BT.detach())
@@ -237,6 +321,30 @@ class ClassChain(Chain):
         """Σ_a weight(a) p(b | a) from one unknown position to the next; unchanged where there is no next."""
         moved_BTL = self.potentials.of(pair).forward(weight * self.normaliser[:, pair, None]) * self.out[:, pair, None]
         return torch.where(self.is_unknown[:, pair + 1, None, None], moved_BTL, weight)
+
+
+@torch.no_grad()
+def _scaled(
+    here: Float[Tensor, "B P L"],
+    there: Float[Tensor, "B P L"],
+    potentials: PairPotentials,
+    is_unknown: Bool[Tensor, "B N"],
+    tolerance: float,
+) -> Float[Tensor, "B P L"]:
+    """The columns' scales after as many Sinkhorn iterations as it takes, at most `_MOST_ITERATIONS`.
+
+    A pair's error, the total variation of what it makes of p(z_i) from p(z_{i+1}), never grows along the chain, so that no marginal
+    is further off than the sum of the errors before it; the sum of each sequence is held to the tolerance.
+    """
+    column = torch.ones_like(there)
+    for _ in range(_MOST_ITERATIONS):
+        row = potentials.backward(column * there).reciprocal()
+        next_column = potentials.forward(row * here).reciprocal()
+        off_BP = (there * (column / next_column - 1)).abs().sum(2) / 2
+        column = next_column
+        if float(off_BP.masked_fill(~is_unknown[:, 1:], 0.0).sum(1).amax()) <= tolerance:
+            break
+    return column
 
 
 @final
@@ -403,23 +511,26 @@ class ClassHead(nn.Module):
         self.left = nn.Linear(width, width)
         self.right = nn.Linear(width, width, bias=False)
         self.gap = nn.Embedding(_DISTANCES, width)
-        self.gate = nn.Linear(width, relations + 1)
+        self.gate = nn.Linear(width, relations + 1 + bool(settings.rank))
         nn.init.normal_(self.table, std=settings.init_scale)
         nn.init.normal_(self.relation, std=settings.init_scale)
         nn.init.zeros_(self.gate.weight)
         nn.init.zeros_(self.gate.bias)
+        if settings.rank:
+            self.of_left = ContextFactor(width, settings.rank, size)
+            self.of_right = ContextFactor(width, settings.rank, size)
 
     @torch.no_grad()
-    def begin_with(self, class_S: Int64[Tensor, " S"], log_ratio_LL: Float[Tensor, "L L"]) -> None:
-        """Give token x the class `class_S[x]` (-1: none), and the first two relations the pairs' log-ratios, whole and halved.
+    def begin_with(self, class_S: Int64[Tensor, " S"], log_ratios: Sequence[Float[Tensor, "L L"]]) -> None:
+        """Give token x the class `class_S[x]` (-1: none), and the first relations these log-ratios of pairs.
 
         Without it the table and relations are random, and the classes are found by gradients alone, far more slowly.
         """
         known_N = (class_S >= 0).nonzero()[:, 0]
         self.table.zero_()
-        self.table[known_N, class_S[known_N]] = _SHARPNESS + math.log(self.table.shape[1])
-        for relation, share in zip(self.relation, (1.0, 0.5), strict=False):
-            relation.copy_(share * log_ratio_LL)
+        self.table[known_N, class_S[known_N]] = self.settings.sharpness + math.log(self.table.shape[1])
+        for relation, log_ratio_LL in zip(self.relation, log_ratios, strict=False):
+            relation.copy_(log_ratio_LL)
 
     def forward(
         self,
@@ -449,23 +560,46 @@ class ClassHead(nn.Module):
         p_BNL = tail_BDF[..., 1:].gather(1, place_BN[..., None].expand(-1, -1, head.num_classes)).exp()
         p_BNL = torch.where(unknown_BN[..., None], p_BNL, 1 / head.num_classes)
         h_BNW = context.gather(1, place_BN[..., None].expand(-1, -1, context.shape[2]))
-        potentials = PairPotentials(self._gates(h_BNW, rank_BN).to(p_BNL.dtype), self.relation.to(p_BNL.dtype).exp())
-        chain = ClassChain.fitted(
-            p_BNL,
-            potentials,
-            place_BN,
-            unknown_BN,
-            num_positions=is_unknown.shape[1],
-            iterations=self.settings.sinkhorn_iterations,
-        )
+        potentials = self._potentials(h_BNW, rank_BN, p_BNL.dtype)
+        given = (p_BNL, potentials, place_BN, unknown_BN)
+        settings, num_positions = self.settings, is_unknown.shape[1]
+        if settings.combine == "product_of_experts":
+            return ClassChain.multiplied(*given, num_positions=num_positions), tail_BDF
+        iterations, tolerance = settings.sinkhorn_iterations, settings.sinkhorn_tolerance
+        chain = ClassChain.fitted(*given, num_positions=num_positions, iterations=iterations, tolerance=tolerance)
         return chain, tail_BDF
 
-    def _gates(self, h_BNW: Float[Tensor, "B N W"], rank_BN: Int64[Tensor, "B N"]) -> Float[Tensor, "B P K"]:
-        """The weight of independence and of each relation, for each pair of neighbours."""
+    def _potentials(
+        self, h_BNW: Float[Tensor, "B N W"], rank_BN: Int64[Tensor, "B N"], dtype: torch.dtype
+    ) -> PairPotentials:
+        """The weights of independence and of each relation, and the terms of low rank, for each pair of neighbours."""
         normed_BNW = F.layer_norm(h_BNW, h_BNW.shape[-1:])
         distance_BP = (rank_BN[:, 1:] - rank_BN[:, :-1]).clamp(1, _DISTANCES) - 1
         both_BPW = self.left(normed_BNW[:, :-1]) + self.right(normed_BNW[:, 1:]) + self.gap(distance_BP)
-        return self.gate(F.gelu(both_BPW)).softmax(-1)
+        seen_BPW = F.gelu(both_BPW)
+        gate_BPK = self.gate(seen_BPW).softmax(-1).to(dtype)
+        relation = self.relation.to(dtype).exp()
+        if not self.settings.rank:
+            return PairPotentials(gate_BPK, relation)
+        share_BP11 = self.settings.rank * gate_BPK[..., -1:, None]
+        left, right = (factor(seen_BPW).to(dtype) for factor in (self.of_left, self.of_right))
+        return PairPotentials(gate_BPK[..., :-1], relation, share_BP11 * left, right)
+
+
+class ContextFactor(nn.Module):
+    """What a pair's features make of each class: a distribution over Q terms, that of both classes of a pair is to be the same."""
+
+    def __init__(self, width: int, rank: int, num_classes: int) -> None:
+        super().__init__()
+        self.table = nn.Parameter(_SPREAD * torch.randn(rank, num_classes))
+        self.by_class = nn.Parameter(torch.randn(_WIDTH, num_classes) / math.sqrt(_WIDTH))
+        self.by_context = nn.Linear(width, rank * _WIDTH)
+        nn.init.zeros_(self.by_context.weight)
+        nn.init.zeros_(self.by_context.bias)
+
+    def forward(self, seen: Float[Tensor, "*pairs W"]) -> Float[Tensor, "*pairs Q L"]:
+        """The distributions, over Q."""
+        return (self.table + self.by_context(seen).unflatten(-1, (-1, _WIDTH)) @ self.by_class).softmax(-2)
 
 
 class ClassChainMixture(CodedMixture):
@@ -487,7 +621,11 @@ class ClassChainMixture(CodedMixture):
         tokens_ND = sequences()
         tokens_ND = tokens_ND[:, self._order(tokens_ND.shape[1], tokens_ND.device)]
         num_states, num_classes = self.latent_head.table.shape
-        self.latent_head.begin_with(*token_classes(tokens_ND, num_states, num_classes, generator))
+        class_S, log_ratio_LL = token_classes(tokens_ND, num_states, num_classes, generator)
+        log_ratios: Sequence[Tensor] = [log_ratio_LL, 0.5 * log_ratio_LL]
+        if self.settings.counted == "distances":
+            log_ratios = class_log_ratios(tokens_ND, class_S, num_classes, self.settings.relations).unbind()
+        self.latent_head.begin_with(class_S, log_ratios)
 
     def num_calls(self, limit: int) -> int:
         """See `Mixture.num_calls`: 1, for all classes."""

@@ -40,6 +40,16 @@ def pair_log_ratios(tokens: Int64[Tensor, "N D"], num_states: int) -> Float[Tens
     return _Pairs.counted(tokens, num_states).log_ratio(torch.arange(num_states), num_states)
 
 
+def class_log_ratios(
+    tokens: Int64[Tensor, "N D"], class_S: Int64[Tensor, " S"], num_classes: int, distances: int
+) -> Float[Tensor, "K L L"]:
+    """log p(a, b) / p(a) p(b) of classes a, b of tokens 1, 2, ... K apart, in nats; 0 where no sequence is so long."""
+    num_states = len(class_S)
+    return torch.stack(
+        [_Pairs.counted(tokens, num_states, apart).log_ratio(class_S, num_classes) for apart in range(1, distances + 1)]
+    )
+
+
 @dataclass(frozen=True)
 class _Pairs:
     """How often token `here` stands before token `there`, for the pairs that occur, and how often each token is in a pair."""
@@ -50,8 +60,8 @@ class _Pairs:
     total_S: Float[Tensor, " S"]
 
     @classmethod
-    def counted(cls, tokens_ND: Int64[Tensor, "N D"], num_states: int) -> "_Pairs":
-        pair_N, times_N = (tokens_ND[:, :-1] * num_states + tokens_ND[:, 1:]).unique(return_counts=True)
+    def counted(cls, tokens_ND: Int64[Tensor, "N D"], num_states: int, apart: int = 1) -> "_Pairs":
+        pair_N, times_N = (tokens_ND[:, :-apart] * num_states + tokens_ND[:, apart:]).unique(return_counts=True)
         here_N, there_N, count_N = pair_N // num_states, pair_N % num_states, times_N.float()
         total_S = torch.zeros(num_states).index_add_(0, here_N, count_N).index_add_(0, there_N, count_N)
         return cls(here_N, there_N, count_N, total_S)

@@ -85,6 +85,8 @@ def prior(chain: ClassChain, b: int, z: tuple[int, ...]) -> Tensor:
     for i, (here, there) in enumerate(itertools.pairwise(z)):
         gate_K, relation = chain.potentials.gate[b, i], chain.potentials.relation
         tie = gate_K[0] + (gate_K[1:] * relation[:, here, there]).sum()
+        if chain.potentials.left is not None and chain.potentials.right is not None:
+            tie = tie + (chain.potentials.left[b, i, :, here] * chain.potentials.right[b, i, :, there]).sum()
         found = found * chain.normaliser[b, i, here] * tie * chain.out[b, i, there]
     return found
 
@@ -114,12 +116,19 @@ def by_enumeration(
     return {name: torch.stack(values) for name, values in fields.items()}
 
 
-@pytest.mark.parametrize("make", [text_world, uniform_world, code_world, level_world])
-@pytest.mark.parametrize("sinkhorn_iterations", [1, 4])
-def test_a_reading_and_its_gradients_are_sums_over_all_z(make: Callable[..., World], sinkhorn_iterations: int) -> None:
+@pytest.mark.parametrize(
+    ("make", "given"),
+    [
+        *((make, {}) for make in (text_world, uniform_world, code_world, level_world)),
+        (text_world, {"sinkhorn_iterations": 4}),
+        (text_world, {"rank": 2}),
+        (code_world, {"rank": 1, "combine": "product_of_experts"}),
+    ],
+)
+def test_a_reading_and_its_gradients_are_sums_over_all_z(make: Callable[..., World], given: dict[str, Any]) -> None:
     found, gradients = [], []
     for way in ("enumerated", "lean"):
-        world = make(sinkhorn_iterations=sinkhorn_iterations)
+        world = make(**{"sinkhorn_iterations": 1, **given})
         network, x_0, x_t, is_unknown = world
         positions, num_states = Positions.where(is_unknown), network.latent_head.table.shape[0]
         possible = num_states - (0 if make is level_world else 1)  # MASK is never x_0
@@ -145,8 +154,9 @@ def test_a_reading_and_its_gradients_are_sums_over_all_z(make: Callable[..., Wor
     assert gradients[0]["latent_head.table"].abs().max() > 0 and gradients[0]["latent_head.left.weight"].abs().max() > 0
 
 
-def test_all_z_of_a_sequence_have_probability_one() -> None:
-    network, (_, x_t) = on_dit(chosen()), sequences()
+@pytest.mark.parametrize("given", [{}, {"rank": 2}, {"rank": 2, "combine": "product_of_experts"}])
+def test_all_z_of_a_sequence_have_probability_one(given: dict[str, Any]) -> None:
+    network, (_, x_t) = on_dit(chosen(**given)), sequences()
     chain = every_class(network, x_t).chain
     for b in range(len(UNKNOWN)):
         total = torch.stack([prior(chain, b, z) for z in all_z(b)]).sum()
@@ -169,6 +179,49 @@ def test_marginals_converge_to_those_asked_for_whatever_the_potentials(seed: int
     torch.testing.assert_close(chain.log_marginal.exp(), expected, rtol=0, atol=1e-6)
     rough = ClassChain.fitted(p, potentials, place, is_unknown, num_positions=5, iterations=1)
     torch.testing.assert_close(rough.log_marginal.exp().sum(2), torch.ones(2, 5, dtype=torch.float64))
+
+
+def test_a_product_of_experts_multiplies_what_the_network_says_by_the_potentials() -> None:
+    """p(x) ∝ Π_d p^d(x^d) · Σ_z Π_i c(z_i | x_i) Π_i r_i(z_i, z_{i+1}), over every text of the masked positions."""
+    mixture, (_, x_t) = on_dit(chosen(combine="product_of_experts", rank=2)), sequences()
+    with torch.no_grad():
+        mixture.latent_head.relation.mul_(5)
+        mixture.latent_head.table.mul_(5)
+        every, own = every_class(mixture, x_t), mixture(x_t, half(3)).log_probs()[:, 0].exp()
+    b, positions = 0, Positions.where(UNKNOWN[:1])
+    texts = torch.cartesian_prod(*[torch.arange(STATES - 1)] * int(UNKNOWN[b].sum()))
+    with torch.no_grad():
+        one = every_class(mixture, x_t[:1])
+        joint_T = one.read(positions, texts.T).joint[0].exp()
+    torch.testing.assert_close(joint_T.sum(), torch.ones((), dtype=torch.float64))
+    table, potentials = every.output_head.log_class.exp(), every.chain.potentials
+    assert potentials.left is not None and potentials.right is not None
+    weight_TL = table[texts[:, 0]]
+    for i in range(texts.shape[1] - 1):
+        tie_LL = potentials.gate[b, i, 0] + (potentials.gate[b, i, 1:, None, None] * potentials.relation).sum(0)
+        tie_LL = tie_LL + potentials.left[b, i].T @ potentials.right[b, i]
+        weight_TL = weight_TL @ tie_LL * table[texts[:, i + 1]]
+    expected_T = weight_TL.sum(1) * own[b, UNKNOWN[b]].gather(1, texts.T).prod(0)
+    torch.testing.assert_close(joint_T, expected_T / expected_T.sum())
+    marginal = one.marginals(positions)[0]
+    by_sum = torch.zeros_like(marginal).index_add(0, texts[:, 0], joint_T)
+    torch.testing.assert_close(marginal, by_sum)
+    assert float((marginal - own[b, UNKNOWN[b]][0]).abs().sum()) > 0.01, "the marginals are not kept"
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_no_marginal_is_further_off_than_the_tolerance(rank: int) -> None:
+    """Where the potentials are sharp two iterations leave much; the pairs of a sequence are held together."""
+    worst = []
+    for tolerance in (0.0, 0.02, 1e-4):
+        mixture, (_, x_t) = on_dit(chosen(sinkhorn_tolerance=tolerance, rank=rank, sinkhorn_iterations=1)), sequences()
+        mixture.latent_head.relation.data.mul_(20)
+        mixture.latent_head.table.data.mul_(10)
+        mixture.network.get_parameter("output_layer.linear.weight").data.mul_(3)
+        found = every_class(mixture, x_t).marginals(Positions.where(UNKNOWN))
+        own = mixture(x_t, half(3)).log_probs()[:, 0][UNKNOWN].exp().detach()
+        worst.append(float((found - own).abs().sum(1).amax()) / 2)
+    assert worst[0] > 0.03 and worst[1] <= 0.02 and worst[2] <= 1e-4, worst
 
 
 def test_the_product_of_positions_is_kept() -> None:
@@ -229,8 +282,9 @@ def test_gates_see_how_far_apart_two_positions_are() -> None:
     assert float((near - far).abs().max().detach()) > 0.01
 
 
-def test_samples_follow_the_chain() -> None:
-    network, (_, x_t) = on_dit(chosen()), sequences()
+@pytest.mark.parametrize("given", [{}, {"rank": 3, "combine": "product_of_experts"}])
+def test_samples_follow_the_chain(given: dict[str, Any]) -> None:
+    network, (_, x_t) = on_dit(chosen(**given)), sequences()
     network.latent_head.relation.data.mul_(8)  # far from symmetric
     chain = every_class(network, x_t).chain
     num = 40_000
@@ -292,7 +346,7 @@ def test_the_classes_told_at_the_start_tie_the_pairs_that_they_say() -> None:
     network = on_dit(chosen(codebook_size=2, relations=1, sinkhorn_iterations=50))
     class_S = torch.arange(STATES) % 2
     class_S[MASK] = -1
-    network.latent_head.begin_with(class_S, torch.tensor([[-3.0, 3.0], [3.0, -3.0]]).double())
+    network.latent_head.begin_with(class_S, [torch.tensor([[-3.0, 3.0], [3.0, -3.0]]).double()])
     network.latent_head.gate.bias.data = torch.tensor([-20.0, 20.0]).double()
     network.latent_head.gate.weight.data.zero_()
     _, x_t = sequences()
@@ -338,6 +392,18 @@ def test_guidance_is_under_the_classes_sampled_with_the_condition() -> None:
     torch.testing.assert_close(free.log_probs(), every.under(classes).log_probs())
 
 
+def test_relations_begin_with_the_pairs_of_their_distance() -> None:
+    """Of texts where each second token says the one two further on, the second relation ties what the first does not."""
+    rng = torch.Generator().manual_seed(0)
+    halves = torch.randint(MASK, (2, 3000), generator=rng)
+    tokens = torch.stack([*halves, *halves, *halves], 1)
+    begun = chosen(codebook_size=STATES, relations=2, counted="distances")
+    student = begun.over(dit(), torch.Generator().manual_seed(0), sequences=lambda: tokens)
+    same = student.latent_head.table[:MASK].argmax(1)
+    near, far = student.latent_head.relation[:, same, same]
+    assert float(far.detach().min()) > 1.5 > 0.5 > float(near.detach().abs().max())
+
+
 def test_a_mixture_begins_with_the_classes_of_the_data() -> None:
     """Tokens that follow each other in a circle of three classes: each gets its class, over the teacher's own weights."""
     true_S = torch.arange(STATES) % CLASSES
@@ -360,3 +426,7 @@ def test_a_mixture_begins_with_the_classes_of_the_data() -> None:
 def test_impossible_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="codebook_size must be at least 1, got 0"):
         chosen(codebook_size=0)
+    with pytest.raises(ValueError, match="rank must be at least 0, got -1"):
+        chosen(rank=-1)
+    with pytest.raises(ValueError, match="sinkhorn_tolerance must be 0 where combine=product_of_experts"):
+        chosen(sinkhorn_tolerance=0.1, combine="product_of_experts")

@@ -20,7 +20,9 @@ from di4c_lm.measure.flow import Row, columns, difference
 from di4c_lm.measure.statistics.bootstrap import Resampled, exp_mean, mean
 from di4c_lm.measure.text.mixture import predict
 from di4c_lm.measure.text.samples import TextModel, TextRun
+from di4c_lm.processes.categorical import kl_divergence
 from di4c_lm.processes.denoiser import Positions
+from di4c_lm.processes.masked import NEVER
 from di4c_lm.processes.rng import KeyedRng, Rng, uniform
 
 
@@ -121,6 +123,36 @@ def joint_gain(
         gains.append((_read(model, x_t, t_B, positions, x_BD, rng, lambdas).joint[:, 0] - product_B).cpu())
         products.append(product_B.cpu())
     return torch.cat(gains), torch.cat(products)
+
+
+@torch.no_grad()
+def marginal_distance(
+    model: TextModel,
+    teacher: TextModel,
+    x_ND: Int64[Tensor, "N D"],
+    *,
+    t: float,
+    lambdas: int,
+    seed: int,
+    batch_size: int = 64,
+) -> tuple[Float64[Tensor, " N"], Float64[Tensor, " N"]]:
+    """How far the marginals given x_t are from the teacher's: Σ_d KL(teacher^d ‖ m^d) in nats, and the worst position's total variation.
+
+    Both a sequence, of its masked positions; x_t is that of `joint_gain`. Of a λ that is not enumerated too large, on average.
+    """
+    device = next(model.denoiser.parameters()).device
+    divergences, worst = [], []
+    for number_B in torch.arange(len(x_ND)).split(batch_size):
+        rng, x_BD = KeyedRng(seed, number_B.to(device)), x_ND[number_B].to(device)
+        t_B = torch.full((len(x_BD),), t, dtype=torch.float64, device=device)
+        masked_BD = uniform(rng, tuple(x_BD.shape), device) < t
+        x_t, positions = torch.where(masked_BD, model.mask_id, x_BD), Positions.where(masked_BD)
+        p_MS, m_MS = (predict(of, x_t, t_B, rng, lambdas=lambdas).marginals(positions) for of in (teacher, model))
+        divergences.append(positions.per_example(kl_divergence(p_MS, m_MS.log().clamp(min=NEVER))[:, None])[:, 0].cpu())
+        off_BD = torch.zeros(x_BD.shape, dtype=torch.float64, device=device)
+        off_BD[positions.example, positions.position] = (p_MS - m_MS).abs().sum(1).double() / 2
+        worst.append(off_BD.amax(1).cpu())
+    return torch.cat(divergences), torch.cat(worst)
 
 
 def _read(

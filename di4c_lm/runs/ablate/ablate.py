@@ -202,6 +202,8 @@ def show(rows: Rows, settings: Settings, study: Study, setting: str, out: Path) 
         )
     if nats:
         print(table(nats, "nats", along="t"), end="\n\n")
+    if apart := [row for row in nats if "worst_tv" in row]:
+        print(table(apart, "worst_tv", along="t"), end="\n\n")
     if said := beaten(rows):
         print(said, end="\n\n")
     print(out / "study.png")
@@ -218,7 +220,7 @@ def as_object(rows: Rows, nats: Rows, study: Study) -> dict[str, Rows]:
         return {"rows": [{key: value for key, value in row.items() if key != "setting"} for row in rows]}
     of_row, of_nats = (
         ("model", "steps", "gen_ppl", "entropy", "seed", "teacher"),
-        ("setting", "t", "nats", "seed", "teacher"),
+        ("setting", "t", "nats", "marginal_kl", "worst_tv", "seed", "teacher"),
     )
     named = [{**row, "model": row.get("setting", row["model"])} for row in rows]
     return {

@@ -19,7 +19,7 @@ from di4c_lm.measure.settings import device_of
 from di4c_lm.measure.text.counting import ngram_sampler, ngrams
 from di4c_lm.measure.text.evaluator import Evaluator, load_evaluator
 from di4c_lm.measure.text.gen_ppl import Baseline, GenPplConfig, measure
-from di4c_lm.measure.text.likelihood import joint_gain
+from di4c_lm.measure.text.likelihood import joint_gain, marginal_distance
 from di4c_lm.measure.text.samples import Reader, sampler_of
 from di4c_lm.runs import recipe
 from di4c_lm.training.distributed import init_distributed, set_threads
@@ -68,7 +68,8 @@ class Bench:
     def student_rows(self, folder: Path, steps: Ints) -> Rows:
         """Of the student of the run in `folder`, and of the nats that it gains on the product of the teacher's marginals at `TIMES`.
 
-        Nats are a sequence's, at the positions that are masked at time t; of at most 512 validation sequences, chosen by the seed.
+        Nats are a sequence's, at the positions that are masked at time t; of at most 512 validation sequences, chosen by the seed. Of a
+        mixture with marginals also how far they are from the teacher's: mean KL of a sequence, worst position's total variation.
         """
         run = load_run(folder)
         student = run.student.to(self.device)
@@ -78,6 +79,10 @@ class Bench:
         for t in TIMES:
             gain_N, _ = joint_gain(student, self.teacher, chosen_ND, t=t, lambdas=_LAMBDAS, seed=self.how.seed)
             rows.append({"model": "student", "t": t, "nats": float(gain_N.mean())})
+            if student.denoiser.has_latents and student.denoiser.settings.has_marginals:
+                how: Any = {"t": t, "lambdas": _LAMBDAS, "seed": self.how.seed}
+                kl_N, worst_N = marginal_distance(student, self.teacher, chosen_ND, **how)
+                rows[-1] |= {"marginal_kl": float(kl_N.mean()), "worst_tv": float(worst_N.max())}
         return rows
 
     def _measured(self, name: str, model: TextModel, how: Mapping[str, Any], steps: Ints) -> Rows:

@@ -19,6 +19,7 @@ MEASURES = {
     "entropy": "entropy, nats",
     "copied_8": "copied from the training text",
     "nats": "nats over the teacher's product",
+    "worst_tv": "worst position's total variation from the teacher's marginal",
 }
 
 

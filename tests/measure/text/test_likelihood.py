@@ -11,7 +11,14 @@ import torch
 
 from di4c_lm.domains.text.model import TextModel
 from di4c_lm.losses.reading import mixture_marginals
-from di4c_lm.measure.text.likelihood import last_words, marginal_bound, read_texts, step_bound, zero_shot_sets
+from di4c_lm.measure.text.likelihood import (
+    last_words,
+    marginal_bound,
+    marginal_distance,
+    read_texts,
+    step_bound,
+    zero_shot_sets,
+)
 from di4c_lm.processes.masked import LogLinear, MaskedProcess
 from tests.measure.models import CODES, component_log_p, every_text, log_mixture, text_model
 
@@ -25,6 +32,20 @@ def test_at_one_step_the_bound_is_the_likelihood(codes: int) -> None:
     expected = log_mixture(component_log_p(model), TEXTS)
     assert torch.allclose(-found, expected, atol=1e-4)
     assert float((-found).exp().sum()) == pytest.approx(1, abs=1e-4)
+
+
+def test_the_distance_of_marginals_is_that_of_sums_over_texts() -> None:
+    """A class chain, and a network that is not the one behind it."""
+    model, teacher = text_model(codes=CODES, window="classes"), text_model(seed=1)
+    p_N = (-step_bound(model, TEXTS, steps=1, draws=1, lambdas=1, seed=0)).exp()
+    own_DS = torch.stack([torch.zeros(4).double().index_add(0, TEXTS[:, d], p_N) for d in range(3)])
+    given_DS = component_log_p(teacher)[0, :, :4].exp()
+    kl_N, worst_N = marginal_distance(model, teacher, TEXTS[:2], t=1.0, lambdas=1, seed=0)
+    off_D = (own_DS - given_DS).abs().sum(1) / 2
+    expected = (given_DS * (given_DS / own_DS).log()).sum()
+    assert float(off_D.max()) > 0.01
+    torch.testing.assert_close(worst_N, off_D.max().expand(2), rtol=0, atol=1e-5)
+    torch.testing.assert_close(kl_N, expected.expand(2), rtol=1e-3, atol=1e-5)
 
 
 @dataclass
