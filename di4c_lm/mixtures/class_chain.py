@@ -55,6 +55,9 @@ class ClassChainSettings(MixtureSettings):
         "terms of a further pair potential, made of the features of both positions; 0: that x_t decides weights alone",
     )
     sharpness: float = setting(4.0, "log-odds with which a token begins in its class, against all others together")
+    order: Literal["rows", "columns", "turns"] = setting(
+        "rows", "of pixels: the chain goes along rows, along columns, or by one bit of λ along either"
+    )
     combine: Literal["copula", "product_of_experts"] = setting(
         "copula",
         "copula: the teacher's marginals are kept; product_of_experts: they are multiplied by the pair potentials, and not kept",
@@ -83,6 +86,8 @@ class ClassChainSettings(MixtureSettings):
 
     def wrap(self, network: Network) -> "ClassChainMixture":
         """See `MixtureSettings.wrap`."""
+        has_rows = self.order == "rows" or network.image_shape is not None
+        check(has_rows, "mixture.order", self.order, "rows over a network whose positions are no pixels")
         return ClassChainMixture(self, network)
 
 
@@ -323,6 +328,55 @@ class ClassChain(Chain):
         return torch.where(self.is_unknown[:, pair + 1, None, None], moved_BTL, weight)
 
 
+@dataclass(frozen=True)
+class EitherChain(Chain):
+    """½ p_1(z) + ½ p_2(z) for two chains over the same positions, such as along rows and along columns of an image.
+
+    Which one a sample of z is of is said by the uniform of a last window, which holds no position. A walk goes along the first.
+    """
+
+    chains: tuple[ClassChain, ClassChain]
+
+    @property
+    def num_windows(self) -> int:
+        """D + 1."""
+        return self.chains[0].num_windows + 1
+
+    def window_of(self, position: Int64[Tensor, "*shape"]) -> Int64[Tensor, "*shape"]:
+        """See `Chain.window_of`: the position itself."""
+        return position
+
+    @property
+    def num_links(self) -> int:
+        """See `Chain.num_links`: of the first."""
+        return self.chains[0].num_links
+
+    def window_at(self, link: int) -> Int64[Tensor, " B"]:
+        """See `Chain.window_at`."""
+        return self.chains[0].window_at(link)
+
+    def moved(self, weight: Float[Tensor, "B L"] | None, link: int) -> Float[Tensor, "B L"]:
+        """See `Chain.moved`."""
+        return self.chains[0].moved(weight, link)
+
+    @cached_property
+    def log_marginal(self) -> Float[Tensor, "B W L"]:
+        """See `Chain.log_marginal`; uniform in the last window."""
+        both_BDL = torch.logaddexp(*(chain.log_marginal for chain in self.chains)) - math.log(2)
+        return F.pad(both_BDL, (0, 0, 0, 1), value=-math.log(both_BDL.shape[2]))
+
+    def log_prob(self, log_emission: Float64[Tensor, "B W T L"]) -> Float64[Tensor, "B T"]:
+        """See `Chain.log_prob`."""
+        return torch.logaddexp(*(chain.log_prob(log_emission[:, :-1]) for chain in self.chains)) - math.log(2)
+
+    @torch.no_grad()
+    def sample(self, u: Float64[Tensor, "B N W"]) -> Int64[Tensor, "B N W"]:
+        """See `Chain.sample`."""
+        u_BND, is_first_BN1 = u[..., :-1], u[..., -1:] < 0.5
+        code_BND = torch.where(is_first_BN1, *(chain.sample(u_BND) for chain in self.chains))
+        return F.pad(code_BND, (0, 1))
+
+
 @torch.no_grad()
 def _scaled(
     here: Float[Tensor, "B P L"],
@@ -456,7 +510,7 @@ class EveryClass(Chained):
 
     features: Float[Tensor, "B 1 D H"]
     output_head: ClassOutputHead
-    chain: ClassChain
+    chain: ClassChain | EitherChain
 
     def read_positions(
         self,
@@ -516,6 +570,9 @@ class ClassHead(nn.Module):
         nn.init.normal_(self.relation, std=settings.init_scale)
         nn.init.zeros_(self.gate.weight)
         nn.init.zeros_(self.gate.bias)
+        if settings.order == "turns":
+            self.along = nn.Embedding(2, width)
+            nn.init.zeros_(self.along.weight)
         if settings.rank:
             self.of_left = ContextFactor(width, settings.rank, size)
             self.of_right = ContextFactor(width, settings.rank, size)
@@ -538,44 +595,51 @@ class ClassHead(nn.Module):
         is_unknown: Bool[Tensor, "B D"],
         inner: OutputHead,
         context: Float[Tensor, "B D W"],
-        order: Int64[Tensor, " D"],
+        orders: Sequence[Int64[Tensor, " D"]],
     ) -> EveryClass:
-        """The prediction under every class. The gates look at `context`; the chain goes through the unknown positions in `order`."""
+        """The prediction under every class. The gates look at `context`; the chain takes the unknown positions in one of `orders`."""
         head = ClassOutputHead(inner, self.table.to(widest(self.table.dtype)).log_softmax(1))
-        chain, tail_BDF = self._chain(features, is_unknown, head, context, order)
-        # The tail holds logarithms, which take more digits than features in a narrow dtype have.
-        return EveryClass(torch.cat([features.to(tail_BDF.dtype), tail_BDF], 2)[:, None], head, chain)
-
-    def _chain(
-        self, features: Tensor, is_unknown: Tensor, head: ClassOutputHead, context: Tensor, order: Tensor
-    ) -> tuple[ClassChain, Tensor]:
-        """The distribution of the classes given x_t, and the tail of the features, zeros where a position is known."""
         row_M, position_M = is_unknown.nonzero(as_tuple=True)
         (tail_MF,) = head.in_chunks(head.tail, features[row_M, position_M], position_M)
         tail_BDF = tail_MF.new_zeros(*is_unknown.shape, tail_MF.shape[1]).index_put((row_M, position_M), tail_MF)
-        num_unknown = max(1, int(is_unknown.sum(1).max()))
+        chains = [self._chain(tail_BDF, is_unknown, context, *numbered) for numbered in enumerate(orders)]
+        # The tail holds logarithms, which take more digits than features in a narrow dtype have.
+        features_BDF = torch.cat([features.to(tail_BDF.dtype), tail_BDF], 2)
+        return EveryClass(features_BDF[:, None], head, EitherChain((chains[0], chains[1])) if chains[1:] else chains[0])
+
+    def _chain(
+        self,
+        tail_BDF: Float[Tensor, "B D F"],
+        is_unknown: Bool[Tensor, "B D"],
+        context: Float[Tensor, "B D W"],
+        number: int,
+        order: Int64[Tensor, " D"],
+    ) -> ClassChain:
+        """The distribution of the classes given x_t, along the order of this number; the tail is 0 where a position is known."""
+        num_unknown, num_classes = max(1, int(is_unknown.sum(1).max())), tail_BDF.shape[2] - 1
         rank_BN = (~is_unknown[:, order]).byte().sort(dim=1, stable=True)[1][:, :num_unknown]
         place_BN = order[rank_BN]
         unknown_BN = is_unknown.gather(1, place_BN)
-        p_BNL = tail_BDF[..., 1:].gather(1, place_BN[..., None].expand(-1, -1, head.num_classes)).exp()
-        p_BNL = torch.where(unknown_BN[..., None], p_BNL, 1 / head.num_classes)
+        p_BNL = tail_BDF[..., 1:].gather(1, place_BN[..., None].expand(-1, -1, num_classes)).exp()
+        p_BNL = torch.where(unknown_BN[..., None], p_BNL, 1 / num_classes)
         h_BNW = context.gather(1, place_BN[..., None].expand(-1, -1, context.shape[2]))
-        potentials = self._potentials(h_BNW, rank_BN, p_BNL.dtype)
+        potentials = self._potentials(h_BNW, rank_BN, number, p_BNL.dtype)
         given = (p_BNL, potentials, place_BN, unknown_BN)
         settings, num_positions = self.settings, is_unknown.shape[1]
         if settings.combine == "product_of_experts":
-            return ClassChain.multiplied(*given, num_positions=num_positions), tail_BDF
+            return ClassChain.multiplied(*given, num_positions=num_positions)
         iterations, tolerance = settings.sinkhorn_iterations, settings.sinkhorn_tolerance
-        chain = ClassChain.fitted(*given, num_positions=num_positions, iterations=iterations, tolerance=tolerance)
-        return chain, tail_BDF
+        return ClassChain.fitted(*given, num_positions=num_positions, iterations=iterations, tolerance=tolerance)
 
     def _potentials(
-        self, h_BNW: Float[Tensor, "B N W"], rank_BN: Int64[Tensor, "B N"], dtype: torch.dtype
+        self, h_BNW: Float[Tensor, "B N W"], rank_BN: Int64[Tensor, "B N"], number: int, dtype: torch.dtype
     ) -> PairPotentials:
         """The weights of independence and of each relation, and the terms of low rank, for each pair of neighbours."""
         normed_BNW = F.layer_norm(h_BNW, h_BNW.shape[-1:])
         distance_BP = (rank_BN[:, 1:] - rank_BN[:, :-1]).clamp(1, _DISTANCES) - 1
         both_BPW = self.left(normed_BNW[:, :-1]) + self.right(normed_BNW[:, 1:]) + self.gap(distance_BP)
+        if self.settings.order == "turns":
+            both_BPW = both_BPW + self.along.weight[number]
         seen_BPW = F.gelu(both_BPW)
         gate_BPK = self.gate(seen_BPW).softmax(-1).to(dtype)
         relation = self.relation.to(dtype).exp()
@@ -605,7 +669,7 @@ class ContextFactor(nn.Module):
 class ClassChainMixture(CodedMixture):
     """`latent_head` behind a network, whose marginals it leaves as they are; for pixels also `latent_colour`, by the channel.
 
-    Of an image the chain goes through the pixels in boustrophedon order and through the channels of each.
+    Of an image the chain goes through the pixels in boustrophedon order, along rows or columns, and through the channels of each.
     """
 
     settings: ClassChainSettings
@@ -619,7 +683,7 @@ class ClassChainMixture(CodedMixture):
     def begin(self, sequences: Sequences, generator: torch.Generator) -> None:
         """See `Mixture.begin`: the classes are those of tokens that stand in like company."""
         tokens_ND = sequences()
-        tokens_ND = tokens_ND[:, self._order(tokens_ND.shape[1], tokens_ND.device)]
+        tokens_ND = torch.cat([tokens_ND[:, order_D] for order_D in self._orders(tokens_ND.shape[1], tokens_ND.device)])
         num_states, num_classes = self.latent_head.table.shape
         class_S, log_ratio_LL = token_classes(tokens_ND, num_states, num_classes, generator)
         log_ratios: Sequence[Tensor] = [log_ratio_LL, 0.5 * log_ratio_LL]
@@ -645,19 +709,28 @@ class ClassChainMixture(CodedMixture):
             pixel_BPC = F.layer_norm(stages.hidden, stages.hidden.shape[-1:])
             colour_C = torch.arange(self.network.image_shape[2], device=pixel_BPC.device)
             context_BDW = (pixel_BPC[:, None] + self.latent_colour(colour_C)[:, None]).flatten(1, 2)
-        order_D = self._order(features_BDH.shape[1], features_BDH.device)
-        every: EveryClass = self.latent_head(features_BDH, stages.unknown, stages.output_head, context_BDW, order_D)
+        orders = self._orders(features_BDH.shape[1], features_BDH.device)
+        every: EveryClass = self.latent_head(features_BDH, stages.unknown, stages.output_head, context_BDW, orders)
         return every if lam.enumerated else every.under(every.codes(lam))
 
-    def _order(self, num_positions: int, device: torch.device) -> Int64[Tensor, " D"]:
-        shape = self.network.image_shape
-        return torch.arange(num_positions, device=device) if shape is None else boustrophedon(shape).to(device)
+    def _orders(self, num_positions: int, device: torch.device) -> list[Int64[Tensor, " D"]]:
+        """The orders that a chain may go in: one, or by turns two."""
+        shape, order = self.network.image_shape, self.settings.order
+        if shape is None:
+            return [torch.arange(num_positions, device=device)]
+        return [
+            boustrophedon(shape, along).to(device) for along in (("rows", "columns") if order == "turns" else (order,))
+        ]
 
 
 @functools.cache
-def boustrophedon(shape: tuple[int, int, int]) -> Int64[Tensor, " D"]:
-    """The positions of an image (rows, columns, channels) row by row, each second row from right to left, a pixel's channels together."""
+def boustrophedon(shape: tuple[int, int, int], along: Literal["rows", "columns"] = "rows") -> Int64[Tensor, " D"]:
+    """The positions of an image (rows, columns, channels) row by row, each second row from right to left, a pixel's channels together.
+
+    Or column by column, each second one upwards.
+    """
     rows, columns, channels = shape
-    position_RQC = torch.arange(math.prod(shape)).view(channels, rows, columns).permute(1, 2, 0).clone()
-    position_RQC[1::2] = position_RQC[1::2].flip(1)
-    return position_RQC.flatten()
+    position_RQC = torch.arange(math.prod(shape)).view(channels, rows, columns).permute(1, 2, 0)
+    line_LPC = (position_RQC if along == "rows" else position_RQC.transpose(0, 1)).clone()
+    line_LPC[1::2] = line_LPC[1::2].flip(1)
+    return line_LPC.flatten()

@@ -15,6 +15,7 @@ from di4c_lm.mixtures.class_chain import (
     ClassChain,
     ClassChainSettings,
     ClassHead,
+    EitherChain,
     EveryClass,
     PairPotentials,
     boustrophedon,
@@ -381,6 +382,39 @@ def test_the_chain_goes_in_boustrophedon_order_and_through_the_colours() -> None
     assert bool((steps == 1).all()), "each pixel beside the one before"
 
 
+def test_by_turns_the_chain_goes_along_columns_too() -> None:
+    """½ rows + ½ columns: its likelihood, samples and marginals, against the sums over all z of both."""
+    mixture, _, x_t, is_unknown = level_world(order="turns", sinkhorn_iterations=50)
+    mixture.latent_head.relation.data.mul_(8)
+    prediction = every_class(mixture, x_t)
+    chain = prediction.chain
+    assert isinstance(chain, EitherChain) and chain.num_windows == 5
+    assert chain.chains[0].place[0].tolist() == [0, 1, 3, 2] and chain.chains[1].place[0].tolist() == [0, 2, 3, 1]
+    by_z: dict[tuple[int, ...], Tensor] = {}  # p(z), z by position
+    for one in chain.chains:
+        rank = one.place[0].argsort()
+        for z in all_z(0, is_unknown):
+            at = tuple(torch.tensor(z)[rank].tolist())
+            by_z[at] = by_z.get(at, torch.zeros(())) + prior(one, 0, z).detach() / 2
+    u = torch.rand(3, 40_000, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    code = chain.sample(u)[0, :, :4]
+    shares = [float((code == torch.tensor(z)).all(1).double().mean()) for z in by_z]
+    assert shares == pytest.approx([float(p) for p in by_z.values()], abs=0.015)
+    emission = torch.randn(3, 5, 1, CLASSES, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    places = torch.arange(4)
+    of_z = torch.stack([p * emission[0, places, 0, torch.tensor(z)].sum().exp() for z, p in by_z.items()])
+    torch.testing.assert_close(chain.log_prob(emission)[0, 0].exp(), of_z.sum())
+    positions = Positions.where(is_unknown)
+    own = mixture(x_t, half(3)).log_probs()[:, 0][is_unknown].exp()
+    torch.testing.assert_close(prediction.marginals(positions), own.detach(), rtol=0, atol=1e-4)
+    apart = (chain.chains[0].log_prob(emission[:, :4]) - chain.chains[1].log_prob(emission[:, :4])).abs().max()
+    assert float(apart.detach()) > 0.01, "two chains that differ"
+    reading = prediction.read(positions, positions.gather(torch.zeros(3, 4, dtype=torch.int64))[:, None])
+    assert bool((reading.joint - reading.product).abs().max() > 1e-4)
+    (-reading.joint.sum()).backward()
+    assert float(mixture.latent_head.along.weight.grad.abs().min()) > 0
+
+
 def test_guidance_is_under_the_classes_sampled_with_the_condition() -> None:
     mixture, labels = on_maskgit(chosen()), torch.tensor([0, 1, 2])
     x_t, lam = torch.full((3, CODE_LENGTH), CODES), sampled(mixture, 3, 1)
@@ -430,3 +464,5 @@ def test_impossible_settings_are_refused() -> None:
         chosen(rank=-1)
     with pytest.raises(ValueError, match="sinkhorn_tolerance must be 0 where combine=product_of_experts"):
         chosen(sinkhorn_tolerance=0.1, combine="product_of_experts")
+    with pytest.raises(ValueError, match=r"mixture.order must be rows over a network whose positions .*, got 'turns'"):
+        on_dit(chosen(order="turns"))
