@@ -49,6 +49,8 @@ def commands() -> dict[str, Command]:
         "images": "time and memory of a Di4C training step of tauLDR's U-Net, against the plain way",
         "sampling": "time of a sampling step, against the plain way or the teacher",
         "zero": "time and memory of a rank by ZeRO stage",
+        "serving": "tokens a second of a model, by the number of texts sampled at once",
+        "scaling": "how the costs of a training step and a sampling call grow with each size, in one picture",
         "loader": "speed of preparing and loading text",
         "gpu_day": "exactness, speed, memory and a training on a GPU, in parts of ten minutes; torch and NumPy alone",
     }

@@ -6,12 +6,12 @@ from typing import Any, ClassVar, Literal, TypeVar
 from di4c_lm.core.settings import (
     Ints,
     Rounds,
+    at_least,
     build,
     check,
     choice,
     fields,
     kind_of,
-    positive,
     section,
     setting,
     to_dict,
@@ -44,22 +44,14 @@ T = TypeVar("T")
 class TeacherPretrainConfig(PretrainConfig):
     """How the run trains its teacher itself, where none is given."""
 
-    lr: float = setting(1e-3, "AdamW's learning rate after the warm-up")
-    optim: Literal["adamw", "muon"] = setting(
-        "adamw", "adamw, or muon: for the matrices of transformer blocks, beside AdamW for all else"
-    )
-    muon_lr: float = setting(0.02, "Muon's learning rate after the warm-up")
+    warmup_steps: int = setting(100, "updates over which the learning rates rise from 0")
     times: Literal["antithetic", "iid", "bell", "least_variance"] = setting(
         "antithetic", "how t is sampled, see objective.times"
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(self, "muon_lr")
-
-    def unused(self) -> dict[str, str]:
-        """Muon's rate where AdamW updates all."""
-        return {} if self.optim == "muon" else {"muon_lr": f"where optim={self.optim}"}
+        at_least(self, 0, "warmup_steps")
 
 
 @section

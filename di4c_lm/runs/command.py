@@ -30,7 +30,7 @@ def run_command(program: str, settings_class: type[T], work: Callable[[T], str |
 def own_arguments(settings_class: type, argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """The arguments that name fields of `settings_class`, and the others: those of the run that a command is about."""
     names = fields(settings_class)
-    own = [word for word in argv if word.partition("=")[0].removeprefix("--").replace("-", "_") in names]
+    own = [word for word in argv if word.partition("=")[0].removeprefix("--").split(".")[0].replace("-", "_") in names]
     return own, [word for word in argv if word not in own]
 
 

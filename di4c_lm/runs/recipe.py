@@ -206,7 +206,7 @@ def pretrain(domain: Domain, settings: Any, model: Model, source: Source | Strea
             kind=chosen.optim,
             lr=chosen.lr,
             muon_lr=chosen.muon_lr,
-            warmup_steps=min(100, chosen.steps),
+            warmup_steps=min(chosen.warmup_steps, chosen.steps),
             schedule="cosine",
             ema_decay=how.ema_decay,
         ),

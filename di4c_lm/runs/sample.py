@@ -7,9 +7,11 @@ di4c sample model=<run, folder, file or hub name> [steps=8] [labels=[0,1,2]] [ou
 """
 
 import json
+import logging
 import math
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -27,7 +29,7 @@ from di4c_lm.measure.settings import device_of
 from di4c_lm.runs.command import run_command
 from di4c_lm.runs.reveal import Revealing, Token
 from di4c_lm.runs.sampling import Sampling, labels_of
-from di4c_lm.samplers.trajectory import OnScored, name_of
+from di4c_lm.samplers.trajectory import OnScored, Sample, name_of
 
 _COLOURS = (
     183,
@@ -39,6 +41,7 @@ _COLOURS = (
     192,
     229,
 )  # of the 256 of a terminal, from violet to yellow, light enough for black letters
+_log = logging.getLogger(__name__)
 _OF_TEXT, _OF_IMAGES = (
     ("prompt", "prompts_file", "chat", "length", "tokenizer", "text", "jsonl"),
     ("labels", "guidance", "out", "codec"),
@@ -110,7 +113,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def write_samples(settings: Settings) -> str | None:
-    """Texts of every prompt, to the terminal, to `settings.text` and to `settings.jsonl`; or images, to `settings.out`."""
+    """Texts of every prompt, to the terminal batch by batch, to `settings.text` and `settings.jsonl`; or images to `settings.out`."""
     prompts = _prompts(settings)
     model, teacher = _models(settings)
     settings.refuse_of_others(model)
@@ -121,12 +124,19 @@ def write_samples(settings: Settings) -> str | None:
         prompts = list(map(model.chat_prompt, prompts))
     x_init = model.begin(prompts, settings.num_samples, length=settings.length, seed=settings.seed)
     shown = _printed(model, settings.steps) if settings.show_steps else None
+    sampler, texts = settings.sampler_for(model), []
+
+    def finished(first: int, batch: Sample) -> None:
+        said = f"{name_of(sampler)}, {batch.nfe:g} network calls a sample"
+        for number, text in enumerate(model.tokenizer.batch_decode(batch.x), first + 1):
+            texts.append(text)
+            print(f"--- {number}/{len(x_init)} ({said})\n{text}", flush=True)
+
+    started = time.perf_counter()
     tokens_ND, nfe = model.sample_tokens(
-        len(x_init), settings.steps, seed=settings.seed, x_init=x_init, on_scored=shown, **how
+        len(x_init), settings.steps, seed=settings.seed, x_init=x_init, on_scored=shown, on_batch=finished, **how
     )
-    sampler, texts = settings.sampler_for(model), model.tokenizer.batch_decode(tokens_ND)
-    for number, text in enumerate(texts):
-        print(f"--- {number + 1}/{len(texts)} ({name_of(sampler)}, {nfe:g} network calls a sample)\n{text}")
+    seconds = time.perf_counter() - started
     if settings.text:
         Path(settings.text).write_text("\n\n".join(texts) + "\n", encoding="utf-8")
     if settings.jsonl:
@@ -139,6 +149,8 @@ def write_samples(settings: Settings) -> str | None:
         Path(settings.jsonl).write_text(
             "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
         )
+    new = int((x_init == model.mask_id).sum()) if model.masks else x_init.numel()
+    _log.info("%d texts, %s tokens in %.1f s: %s tokens/s", len(texts), f"{new:,}", seconds, f"{new / seconds:,.0f}")
     return None
 
 

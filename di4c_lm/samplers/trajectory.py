@@ -21,6 +21,7 @@ from di4c_lm.processes.rng import KeyedRng, Rng, uniform
 
 P = TypeVar("P")
 OnScored = Callable[[Int64[Tensor, "B D"], Float64[Tensor, "B D"], int], None]  # states, ln p of their tokens, the step
+OnBatch = Callable[[int, "Sample"], None]  # the number of the batch's first sequence, and the batch
 Noise = Literal["exact", "legacy_fp32"]
 Certainty = Literal["probability", "entropy", "margin"]
 _ROWS, _LEVEL_ROWS = 2**8, 2**14  # read at once
@@ -529,10 +530,12 @@ def sample_keyed(
     device: torch.device | str = "cpu",
     on_step: Callable[[Int64[Tensor, "B D"]], None] | None = None,
     on_scored: OnScored | None = None,
+    on_batch: OnBatch | None = None,
 ) -> Sample:
     """`sample` for N sequences of D positions, `shape`, in batches; sequence n depends on (seed, n) alone, whatever the batch.
 
-    `x_init` is absent where nothing is given. Samples come back on the CPU. Raises `ValueError` as `sample` does, and for sizes below 1.
+    `x_init` is absent where nothing is given; `on_batch` sees each batch as it is done. Samples come back on the CPU.
+    Raises `ValueError` as `sample` does, and for sizes below 1.
     """
     check(shape[0] >= 1, "num_samples", shape[0], "at least 1")
     check(batch_size >= 1, "batch_size", batch_size, "at least 1")
@@ -556,4 +559,6 @@ def sample_keyed(
         )
         rows.append(found.x.cpu())
         calls += found.nfe * len(number_B)
+        if on_batch is not None:
+            on_batch(int(number_B[0]), Sample(rows[-1], found.nfe))
     return Sample(torch.cat(rows), calls / shape[0])

@@ -30,6 +30,34 @@ def orthogonalise(matrices: Float[Tensor, "N R C"]) -> Float[Tensor, "N R C"]:
     return (x.mT if is_tall else x).to(matrices.dtype)
 
 
+class LocalMuon(torch.optim.Optimizer):
+    """Muon on matrices that one process holds whole, (inputs, outputs) as in GPT-2's linear maps: for small networks beside a run's."""
+
+    def __init__(
+        self, matrices: Sequence[Tensor], *, lr: float, momentum: float = 0.95, weight_decay: float = 0.0
+    ) -> None:
+        super().__init__(matrices, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """One update of all matrices, those of one shape orthogonalised together. `closure` must be None."""
+        assert closure is None
+        for group in self.param_groups:
+            of_shape: dict[torch.Size, list[Tensor]] = {}
+            for p in group["params"]:
+                of_shape.setdefault(p.shape, []).append(p)
+            for matrices in of_shape.values():
+                directions = []
+                for p in matrices:
+                    average = self.state[p].setdefault("exp_avg", torch.zeros_like(p))
+                    average.lerp_(p.grad, 1 - group["momentum"])
+                    directions.append(p.grad.lerp(average, group["momentum"]))
+                for p, update in zip(matrices, orthogonalise(torch.stack(directions)), strict=True):
+                    inputs, outputs = p.shape
+                    p.mul_(1 - group["lr"] * group["weight_decay"])
+                    p.add_(update, alpha=-group["lr"] * max(1.0, outputs / inputs) ** 0.5)
+
+
 class Muon:
     """Updates of the masters that `partition` describes, the same at every ZeRO stage and on any number of ranks, up to rounding.
 

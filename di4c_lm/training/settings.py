@@ -137,13 +137,21 @@ class PretrainConfig:
 
     steps: int = setting(1500, "updates of its training")
     batch_size: int = setting(32, "sequences in an update, over all ranks")
-    lr: float = setting(1e-3, "learning rate after the warm-up")
+    lr: float = setting(1e-3, "AdamW's learning rate after the warm-up")
+    optim: Literal["adamw", "muon"] = setting(
+        "adamw", "adamw, or muon: for the matrices of transformer blocks, beside AdamW for all else"
+    )
+    muon_lr: float = setting(0.02, "Muon's learning rate after the warm-up")
     seed: int = setting(0, "random seed of its weights, data order and noise")
 
     def __post_init__(self) -> None:
         at_least(self, 1, "steps", "batch_size")
-        positive(self, "lr")
+        positive(self, "lr", "muon_lr")
         at_least(self, 0, "seed")
+
+    def unused(self) -> dict[str, str]:
+        """Muon's rate where AdamW updates all."""
+        return {} if self.optim == "muon" else {"muon_lr": f"where optim={self.optim}"}
 
 
 @section

@@ -1,6 +1,8 @@
 """The sampling tool: any checkpoint, any sampler, prompts, steps shown, files written, bad input refused."""
 
 import json
+import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -128,3 +130,24 @@ def test_an_empty_or_broken_prompts_file_is_refused(capsys, student: Path, tmp_p
         with pytest.raises(SystemExit):
             tool.main([f"model={student}", f"prompts_file={tmp_path / name}"])
         assert message in capsys.readouterr().err
+
+
+def test_texts_are_printed_as_their_batch_is_done_and_the_speed_at_the_end(
+    capsys, caplog, student: Path, monkeypatch
+) -> None:
+    """While the second batch is sampled, the first is printed already."""
+    seen: list[str] = []
+    whole = TextModel.sample_tokens
+
+    def watched(self: TextModel, *arguments, on_batch, **named):
+        def done(first: int, batch) -> None:
+            on_batch(first, batch)
+            seen.append(capsys.readouterr().out)
+
+        return whole(self, *arguments, on_batch=done, **named)
+
+    monkeypatch.setattr(TextModel, "sample_tokens", watched)
+    with caplog.at_level(logging.INFO):
+        run(capsys, f"model={student}", "steps=1", "num_samples=3", "batch_size=2")
+    assert [printed.count("--- ") for printed in seen] == [2, 1] and "--- 3/3 (" in seen[1]
+    assert re.search(r"3 texts, 36 tokens in [\d.]+ s: [\d,]+ tokens/s", caplog.text)

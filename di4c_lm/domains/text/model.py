@@ -24,7 +24,7 @@ from di4c_lm.processes.rng import KeyedRng
 from di4c_lm.processes.uniform import UniformProcess
 from di4c_lm.samplers.grids import grid_for
 from di4c_lm.samplers.registry import fit_context
-from di4c_lm.samplers.trajectory import Decoding, OnScored, Sampler, name_of, sample_keyed
+from di4c_lm.samplers.trajectory import Decoding, OnBatch, OnScored, Sampler, name_of, sample_keyed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -236,15 +236,16 @@ class TextModel(Probabilities):
         teacher: "TextModel | None" = None,
         on_step: "Callable[[Int64[Tensor, 'B D']], None] | None" = None,
         on_scored: OnScored | None = None,
+        on_batch: OnBatch | None = None,
         **decoding: Any,
     ) -> tuple[Int64[Tensor, "N D"], float]:
         """Tokens of `num_samples` sequences, and the mean NFE.
 
         `x_init` (N, D) holds what is given, MASK elsewhere; of uniform noise it is the noise. `sampler` is an object or a name, `grid` a
         name of `make_grid`, times, or one optimised on this model: `optimised` the best of `steps` steps, `fewest` the shortest as good as
-        `steps` equal ones. `teacher` takes the last `hybrid_last` steps; `decoding` are fields of `Decoding`. Sample n depends on (seed, n)
-        alone, whatever the batch size. Raises `ValueError` for sizes and settings that do not fit, and for sequences longer than the
-        context, which take the sampler `blocks`.
+        `steps` equal ones. `teacher` takes the last `hybrid_last` steps; `decoding` are fields of `Decoding`; `on_batch` sees the number
+        of a batch's first sequence, and the batch, as it is done. Sample n depends on (seed, n) alone, whatever the batch size. Raises
+        `ValueError` for sizes and settings that do not fit, and for sequences longer than the context, which take the sampler `blocks`.
         """
         device = next(self.denoiser.parameters()).device
         if x_init is None:
@@ -270,6 +271,7 @@ class TextModel(Probabilities):
             device=device,
             on_step=on_step,
             on_scored=on_scored,
+            on_batch=on_batch,
         )
         return found.x, found.nfe
 

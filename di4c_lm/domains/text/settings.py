@@ -38,7 +38,9 @@ class TextTeacherConfig(TeacherConfig):
 
     PATH_KEYS: ClassVar[tuple[str, ...]] = ("path", "weights", "revision")
 
-    pretrain: TextPretrainConfig = setting(TextPretrainConfig(steps=1000, lr=1e-2, optim="muon", times="bell"))
+    pretrain: TextPretrainConfig = setting(
+        TextPretrainConfig(steps=700, lr=1e-2, optim="muon", warmup_steps=30, times="bell")
+    )
     revision: str | None = setting(None, "branch, tag or commit of a teacher on the hub")
 
     def unused(self) -> dict[str, str]:
@@ -53,7 +55,7 @@ class EvalConfig:
 
     skip: bool = setting(False, "end without a report")
     steps: Ints = setting((1, 2, 4, 8, 16), "numbers of sampling steps that are compared")
-    num_samples: int = setting(256, "texts sampled for each model and number of steps")
+    num_samples: int = setting(128, "texts sampled for each model and number of steps")
     batch_size: int = setting(64, "sequences sampled at once")
     seeds: Ints = setting((0,), "random seed of sampling: a list of one")
     bootstrap: int = setting(1000, "bootstrap resamples for each 95 % interval")
@@ -80,7 +82,9 @@ class TextSettings(RunSettings):
     optim: OptimConfig = setting(OptimConfig(lr=1e-2, schedule="cosine", ema_decay=0.99))
     train: TrainConfig = setting(TrainConfig(steps=200, micro_batch_size=16, save_every=100))
     teacher: TextTeacherConfig = setting(TextTeacherConfig())
-    evaluator: EvaluatorConfig = setting(EvaluatorConfig(num_blocks=3, pretrain=PretrainConfig(steps=400)))
+    evaluator: EvaluatorConfig = setting(
+        EvaluatorConfig(num_blocks=3, dropout=0.0, pretrain=PretrainConfig(steps=150, lr=1e-2, optim="muon"))
+    )
     eval: EvalConfig = setting(EvalConfig(), identity=False)
 
     def __post_init__(self) -> None:

@@ -18,15 +18,15 @@ from di4c_lm.core.cache import Cache, key_of
 from di4c_lm.core.files import write_json
 from di4c_lm.core.fingerprints import fingerprint
 from di4c_lm.core.retry import foreign_reason, is_local, look_for_hub
-from di4c_lm.core.settings import positive, section, setting, to_dict
+from di4c_lm.core.settings import positive, section, setting, to_dict, unit
 from di4c_lm.core.terminal import progress_bar
 from di4c_lm.measure.render.manifest import weights_hash
 from di4c_lm.measure.text.perplexity import context_limit, same_vocabulary
 from di4c_lm.measure.text.presets import PRESETS, preset_folder
+from di4c_lm.training.muon import LocalMuon
 from di4c_lm.training.settings import PretrainConfig, RunConfig
 
-_FORMAT = 2  # of the cache's key: a change in how evaluators are trained raises it
-_DROPOUT = 0.1
+_FORMAT = 3  # of the cache's key: a change in how evaluators are trained raises it
 _WEIGHT_DECAY = 0.1
 _EXPECTED = f"a folder with config.json, weights and a tokenizer, as save_pretrained writes it, a hub name, or {', '.join(PRESETS)}"
 _log = logging.getLogger(__name__)
@@ -46,15 +46,17 @@ class EvaluatorConfig:
     hidden_size: int = setting(192, "width of an evaluator trained here")
     num_blocks: int = setting(4, "layers of an evaluator trained here")
     num_heads: int = setting(4, "attention heads of an evaluator trained here")
+    dropout: float = setting(0.1, "dropout of an evaluator while it is trained here")
     batch_size: int = setting(32, "documents in a batch that the evaluator reads")
     pretrain: PretrainConfig = setting(PretrainConfig())
 
     def __post_init__(self) -> None:
         positive(self, "hidden_size", "num_blocks", "num_heads", "batch_size")
+        unit(self, "dropout")
 
     def unused(self) -> dict[str, str]:
         """Shape and training of an evaluator that is given."""
-        names = [] if self.path == "train" else ["hidden_size", "num_blocks", "num_heads", "pretrain"]
+        names = [] if self.path == "train" else ["hidden_size", "num_blocks", "num_heads", "dropout", "pretrain"]
         names += [] if self.path in PRESETS else ["download"]
         return dict.fromkeys(names, f"where evaluator.path={self.path}")
 
@@ -117,7 +119,7 @@ def cache_key(tokens_ND: Int[Tensor, "N D"], tokenizer: Any, config: EvaluatorCo
     """Stands for all that shapes a trained evaluator. `path`, `download` and `batch_size` (of reading) do not."""
     settings = {key: value for key, value in to_dict(config).items() if key not in ("path", "batch_size", "download")}
     data = hashlib.sha256(tokens_ND.to("cpu", torch.int64).contiguous().numpy().tobytes()).hexdigest()
-    return key_of(_FORMAT, _DROPOUT, _WEIGHT_DECAY, settings, list(tokens_ND.shape), data, fingerprint(tokenizer))
+    return key_of(_FORMAT, _WEIGHT_DECAY, settings, list(tokens_ND.shape), data, fingerprint(tokenizer))
 
 
 def _train(
@@ -133,18 +135,32 @@ def _train(
             n_embd=config.hidden_size,
             n_layer=config.num_blocks,
             n_head=config.num_heads,
-            resid_pdrop=_DROPOUT,
-            embd_pdrop=_DROPOUT,
-            attn_pdrop=_DROPOUT,
+            resid_pdrop=config.dropout,
+            embd_pdrop=config.dropout,
+            attn_pdrop=config.dropout,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
         )
     )
     model.to(device).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=pretrain.lr, betas=(0.9, 0.95), weight_decay=_WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=pretrain.lr, total_steps=pretrain.steps + 1, pct_start=0.05, cycle_momentum=False
-    )
+    matrices = [p for p in model.transformer.h.parameters() if p.ndim == 2] if pretrain.optim == "muon" else []
+    own = {id(p) for p in matrices}
+    rest = [p for p in model.parameters() if id(p) not in own]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(rest, lr=pretrain.lr, betas=(0.9, 0.95), weight_decay=_WEIGHT_DECAY)
+    ]
+    if matrices:
+        optimizers.append(LocalMuon(matrices, lr=pretrain.muon_lr, weight_decay=_WEIGHT_DECAY))
+    schedules = [
+        torch.optim.lr_scheduler.OneCycleLR(
+            optimizer,
+            max_lr=optimizer.defaults["lr"],
+            total_steps=pretrain.steps + 1,
+            pct_start=0.05,
+            cycle_momentum=False,
+        )
+        for optimizer in optimizers
+    ]
     rng = torch.Generator().manual_seed(pretrain.seed)
     epochs = -(-pretrain.steps * pretrain.batch_size // len(tokens_ND))
     order = torch.cat([torch.randperm(len(tokens_ND), generator=rng) for _ in range(epochs)])
@@ -155,11 +171,12 @@ def _train(
         ids_ND = tokens_ND[index_B].to(device, torch.long)
         logits_NDV = model(input_ids=ids_ND, use_cache=False).logits
         loss = F.cross_entropy(logits_NDV[:, :-1].flatten(0, 1), ids_ND[:, 1:].flatten())
-        optimizer.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0, error_if_nonfinite=True)
-        optimizer.step()
-        schedule.step()
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
         weight = max(0.02, 1 / (step + 1))
         smoothed += weight * (loss.item() - smoothed)
         bar.set_postfix(loss=f"{smoothed:.3f}", refresh=False)

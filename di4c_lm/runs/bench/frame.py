@@ -90,12 +90,12 @@ def run_benchmark(
     return 0
 
 
-def run_apart(command: Sequence[str], way: str, settings: BenchSettings) -> dict[str, Any]:
-    """What the first of a way's processes prints on its last line; ends the program if one of them fails."""
+def run_apart(command: Sequence[str], way: str, settings: BenchSettings, *, count: int = 0) -> dict[str, Any]:
+    """What the first of a way's `count` processes (0: those of `settings`) prints on its last line; ends the program if one fails."""
     from di4c_lm.training.distributed import free_port
 
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    count = settings.processes
+    count = count or settings.processes
     ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)} | place for rank in range(count)]
     threads = {"OMP_NUM_THREADS": str(settings.threads)}
     started = [

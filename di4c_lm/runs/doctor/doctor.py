@@ -1,10 +1,12 @@
 """What this machine offers, what a run will take, and whether it can go:
 
-    di4c doctor [key=value ...] [ranks=2] [trial_steps=3] [--json]
+    di4c doctor [key=value ...] [ranks=2] [trial_steps=3] [simulate=[1,8,1024] cluster=h100] [--json]
     di4c doctor --nproc 2 zero.stage=2 ...
 
 The other keys are those of `di4c train`. `ranks` is the number of ranks to plan for (under a launcher: its own), all on machines
-like this one with one rank a GPU, or all on this one without GPUs. `trial_steps` real updates are timed, after a first one; 0 skips that,
+like this one with one rank a GPU, or all on this one without GPUs. `simulate` names numbers of ranks on which the time of an update is
+computed from shapes and speeds, which with `cluster=here` are measured first.
+`trial_steps` real updates are timed, after a first one; 0 skips that,
 and then nothing is downloaded but a pretrained teacher. Exit status: 0 the run can go, 1 it cannot, for the reasons given, 2 bad settings.
 """
 
@@ -15,7 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from di4c_lm.core.compose import parse
-from di4c_lm.core.settings import at_least, check, section, setting
+from di4c_lm.core.settings import Ints, at_least, check, choice, section, setting
 from di4c_lm.core.terminal import errors_end
 from di4c_lm.domains.text.domain import DOMAIN
 from di4c_lm.domains.text.settings import TextSettings
@@ -23,7 +25,9 @@ from di4c_lm.networks.decoder import DecoderConfig
 from di4c_lm.networks.dit import DitConfig
 from di4c_lm.runs.command import launch_if_asked, own_arguments
 from di4c_lm.runs.doctor.machine import describe_machine
+from di4c_lm.runs.doctor.simulate import CLUSTERS, H100, Here, measured, products, simulate
 from di4c_lm.runs.folder import parse_run
+from di4c_lm.training.distributed import World, init_distributed, set_threads
 
 
 @section
@@ -32,9 +36,20 @@ class Settings:
 
     ranks: int | None = setting(None, "ranks to plan for; null: those of the launcher, or one")
     trial_steps: int = setting(3, "updates of the run to time, after a first one; 0: no trial")
+    simulate: Ints = setting(
+        (), "numbers of ranks on which an update is simulated, such as [1,8,64,1024]; none: no simulation"
+    )
+    cluster: Any = choice(CLUSTERS, H100(), "what the simulation's ranks are: h100, a100, or here, which is measured")
     json: bool = setting(False, "print the report as one object in place of the text")
 
+    def unused(self) -> dict[str, str]:
+        """The cluster of no simulation."""
+        return {} if self.simulate else {"cluster": "where simulate=[]"}
+
     def __post_init__(self) -> None:
+        check(
+            all(ranks >= 1 for ranks in self.simulate), "simulate", self.simulate, "numbers of ranks, each at least 1"
+        )
         check(self.ranks is None or self.ranks >= 1, "ranks", self.ranks, "at least 1")
         at_least(self, 0, "trial_steps")
 
@@ -122,6 +137,11 @@ def print_report(report: dict[str, Any]) -> None:
             mark = "*" if way == planned["way"] else " "
             print(f"  {mark} {way:26}" + "".join(f"{value:12.3f}" for value in parts.values()))
         print()
+    if simulated := report.get("simulation"):
+        print("An update, simulated" + "".join(f"{name:>14}" for name in simulated[0]))
+        for row in simulated:
+            print(f"{'':20}" + "".join(f"{value:14,.4g}" for value in row.values()))
+        print()
     if trial:
         print(
             f"trial       {trial['steps']} updates on {trial['ranks']} rank(s): {trial['seconds_per_step']:.3f} s each, "
@@ -133,11 +153,19 @@ def print_report(report: dict[str, Any]) -> None:
     print("the run can go" if not report["reasons"] else f"the run cannot go: {len(report['reasons'])} reason(s)")
 
 
-def examine(config: TextSettings, ranks: int | None, trial_steps: int) -> dict[str, Any]:
-    """Machine, plan, trial, and the reasons against the run. All ranks call it."""
+def simulation(
+    config: TextSettings, settings: Settings, counts: dict[str, int], world: World
+) -> list[dict[str, float]]:
+    """An update on each of `settings.simulate` ranks. All ranks call it. Raises `ValueError` for offload."""
+    model, num_states = shape_of(config)
+    cluster = measured(config, model.hidden_size, world) if isinstance(settings.cluster, Here) else settings.cluster
+    return simulate(cluster, config, products(config, model, num_states), counts, settings.simulate)
+
+
+def examine(config: TextSettings, settings: Settings) -> dict[str, Any]:
+    """Machine, plan, simulation, trial, and the reasons against the run. All ranks call it."""
     from di4c_lm.runs.folder import run_dir
     from di4c_lm.runs.preflight import faults
-    from di4c_lm.training.distributed import init_distributed
 
     machine = describe_machine(run_dir(DOMAIN, config), config.run.cache)
     report: dict[str, Any] = {"machine": machine, "reasons": faults(DOMAIN, config)}
@@ -146,12 +174,15 @@ def examine(config: TextSettings, ranks: int | None, trial_steps: int) -> dict[s
     try:
         world = init_distributed(config.run.device)
         on_gpu = world.device.type == "cuda"
-        report["plan"] = plan(config, ranks or world.size, on_gpu=on_gpu)
+        report["plan"] = plan(config, settings.ranks or world.size, on_gpu=on_gpu)
+        if settings.simulate:
+            set_threads(config.run.threads)
+            report["simulation"] = simulation(config, settings, report["plan"]["parameters"], world)
         report["reasons"] += reasons_against(machine, report["plan"], on_gpu=on_gpu)
-        if trial_steps and not report["reasons"]:
+        if settings.trial_steps and not report["reasons"]:
             from di4c_lm.runs.doctor.trial import try_out
 
-            report["trial"] = try_out(config, world, trial_steps)
+            report["trial"] = try_out(config, world, settings.trial_steps)
     except (ValueError, OSError, RuntimeError) as error:
         report["reasons"].append(str(error) or type(error).__name__)
     return report
@@ -166,7 +197,7 @@ def main(argv: Sequence[str]) -> int:
     settings = parse(Settings, own, program="di4c doctor")
     config, rounds = parse_run(DOMAIN, run, program="di4c doctor")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    report = examine(rounds[0] if rounds else config, settings.ranks, settings.trial_steps)
+    report = examine(rounds[0] if rounds else config, settings)
     if os.environ.get("RANK", "0") == "0":
         if settings.json:
             print(json.dumps(report))

@@ -1,10 +1,14 @@
 """Each benchmark at a size that takes a moment."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from di4c_lm.domains.text.model import TextModel
+from di4c_lm.runs.bench import scaling
 from tests.tools.helpers import run_tool
 
 NETWORK = ("H=16", "blocks=2", "heads=2", "threads=1", "device=cpu")
@@ -99,3 +103,56 @@ def test_text_that_is_not_there_is_named(tmp_path: Path) -> None:
     done = run_tool("bench_loader", f"path={tmp_path / 'none.jsonl'}")
     assert done.returncode == 2
     assert "none.jsonl" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_serving(texts: dict[str, TextModel], tmp_path: Path) -> None:
+    texts["student"].save_pretrained(tmp_path)
+    command = [sys.executable, "-m", "di4c_lm", "bench", "serving", f"model={tmp_path}", "steps=2", "num_samples=3"]
+    done = subprocess.run([*command, "ways=2", "threads=1", "--json"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])["2"]
+    assert found["tokens_per_s"] == pytest.approx(2 * texts["student"].length / found["seconds_per_batch"])
+
+
+def test_scaling_fits_what_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    """Of costs that are known: a training step as D², a sampling call as D, a rank as the root of the ranks."""
+
+    def cost(bench: str, way: str, words: list[str], settings: scaling.Settings, *, ranks: int) -> dict[str, float]:
+        values = dict(word.split("=") for word in words)
+        D = float(values["D"])
+        if bench == "zero":
+            return {"seconds_per_step": ranks**0.5, "peak": 1.0}
+        return {"seconds": D**2, "peak_gib_above_models": D, "seconds_per_step": D}
+
+    monkeypatch.setattr(scaling, "_measured", cost)
+    out = tmp_path / "scaling.png"
+    assert scaling.main(["of=D,ranks", f"out={out}", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])["curves"]
+    exponents = {(one["size"], one["work"], one["cost"], one["way"]): one["exponent"] for one in found}
+    assert (
+        exponents["D", "training step", "seconds", "lean"] == exponents["D", "training step", "seconds", "plain"] == 2
+    )
+    assert exponents["D", "training step", "GiB", "lean"] == exponents["D", "sampling call", "seconds", "fast"] == 1
+    assert exponents["ranks", "rank of a training step", "seconds", "3"] == 0.5
+    assert out.read_bytes().startswith(b"\x89PNG")
+
+
+def test_scaling_measures_each_point_in_processes_of_its_own() -> None:
+    size = ("of=ranks", "doublings=2", "D=4", "S=20", "H=8", "blocks=1", "heads=1", "B=1", "out=")
+    rows = scaling.points(scaling.parse(scaling.Settings, size, program="di4c bench scaling"))
+    first = next(rows)
+    assert (first["size"], first["value"], first["way"]) == ("ranks", 1, "0") and first["seconds"] > 0 < first["GiB"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["of=D,X"], "of must be some of D,L,S,H,B,ranks"),
+        (["doublings=1"], "doublings must be at least 2"),
+        (["out=a.svg"], "out must be a file whose name ends in .png"),
+    ],
+)
+def test_scaling_refuses(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        scaling.main(words)
+    assert ended.value.code == 2 and said in capsys.readouterr().err
