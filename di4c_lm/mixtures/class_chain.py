@@ -7,14 +7,18 @@ With p^d the product that the network predicts by itself, c(z | x) the classes o
 so the marginals stay those of the network, and all that is learned is how tokens go together: the class pairs of a class-based n-gram
 model (Brown et al. 1992) as a copula, gated by what the network knows of both positions. The chain is fitted to its marginals by Sinkhorn
 iterations, so that whatever the pair potentials are, they are (nearly) kept.
+
+The chain goes through all unknown positions, whose classes take the output head at each of them (`positions=masked`), or through those
+alone that a step reveals, or that a likelihood asks for (`revealed`): then the head is run once a token in all. That is another
+distribution with the same marginals: positions that are further apart are tied by the gates, which know their distance.
 """
 
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal, final
+from typing import Any, ClassVar, Literal, cast, final
 
 import torch
 import torch.nn.functional as F
@@ -23,13 +27,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from di4c_lm.core.settings import at_least, check, positive, section, setting
-from di4c_lm.losses.reading import PositionReading
+from di4c_lm.losses.reading import PositionReading, Reading
 from di4c_lm.mixtures.base import Chain, Chained, CodedMixture, Latents, MixtureSettings, Sequences
 from di4c_lm.mixtures.class_counts import class_log_ratios, token_classes
 from di4c_lm.networks.base import Network, Rows
 from di4c_lm.networks.dit import UniformHead
 from di4c_lm.processes.categorical import kl_divergence, sample_categorical
-from di4c_lm.processes.denoiser import OutputHead, Positions, rows_at_once, widest
+from di4c_lm.processes.denoiser import LinearHead, OutputHead, Positions, Prediction, Walk, rows_at_once, widest
 
 _LEAST = 1e-30  # of a probability beside the likeliest; it keeps the logarithm of a path that cannot be finite
 _DISTANCES = 8  # between neighbours that are told apart; the last stands for all that are longer
@@ -70,6 +74,12 @@ class ClassChainSettings(MixtureSettings):
     init_scale: float = setting(
         0.02, "standard deviation of the initial weights; what is counted from the data begins as counted"
     )
+    positions: Literal["masked", "revealed"] = setting(
+        "masked", "that the chain goes through: all that are masked, or those alone that a step reveals, for less"
+    )
+    matmul_dtype: Literal["same", "bfloat16"] = setting(
+        "same", "type of the products that say the distribution of each position's class, in sampling alone"
+    )
     freeze_backbone: bool = setting(True, "keep the teacher's weights and train λ's alone")
 
     def __post_init__(self) -> None:
@@ -83,6 +93,11 @@ class ClassChainSettings(MixtureSettings):
             self.sinkhorn_tolerance,
             "0 where combine=product_of_experts, which fits nothing",
         )
+
+    @property
+    def has_marginals(self) -> bool:
+        """See `MixtureSettings`: of a chain through what a step reveals an objective knows none before the step."""
+        return self.positions == "masked"
 
     def wrap(self, network: Network) -> "ClassChainMixture":
         """See `MixtureSettings.wrap`."""
@@ -401,22 +416,81 @@ def _scaled(
     return column
 
 
+@dataclass(frozen=True)
+class ClassTable:
+    """log c(z | x), and what is made of it for predictions without gradient."""
+
+    log_p: Float[Tensor, "S L"]
+
+    @cached_property
+    def p(self) -> Float[Tensor, "S L"]:
+        """c(z | x)."""
+        return self.log_p.exp()
+
+    @cached_property
+    def narrow_p(self) -> Float[Tensor, "S L"]:
+        """c(z | x) in bfloat16."""
+        return self.p.bfloat16()
+
+    @cached_property
+    def by_class(self) -> Float[Tensor, "L S"]:
+        """log c(z | x), the states of a class side by side."""
+        return self.log_p.T.contiguous()
+
+
 @final
 @dataclass(frozen=True)
-class ClassOutputHead(OutputHead):
-    """`inner`, the network's head with p(x), and log c(z | x): L classes cost one pass of the inner head.
-
-    Features carry a tail behind the network's own: of all classes, log Σ_x exp logit(x) and log p(z); of chosen ones 0 and the class,
-    one-hot.
-    """
+class ChosenClassHead(OutputHead):
+    """`inner` under one class a position: p(x | z) up to its normaliser. The last of the features is the number of the class."""
 
     inner: OutputHead
-    log_class: Float[Tensor, "S L"]
+    table: ClassTable
 
     @property
     def num_states(self) -> int:
         """S."""
         return self.inner.num_states
+
+    @property
+    def parameters(self) -> tuple[Tensor, ...]:
+        """The inner head's, then the table."""
+        return (*self.inner.parameters, self.table.log_p)
+
+    def logits(self, features_NH: Float[Tensor, "N H"], positions_N: Int64[Tensor, " N"]) -> Float[Tensor, "N S"]:
+        """log p(x | z) but for its normaliser."""
+        logits_NS = self.inner.logits(_of_inner(self.inner, features_NH[:, :-1]), positions_N)
+        class_N = features_NH[:, -1].long()
+        if torch.is_grad_enabled():
+            return logits_NS + self.table.log_p.T[class_N]
+        return logits_NS.add_(self.table.by_class[class_N])
+
+
+def _of_inner(inner: OutputHead, features_MH: Float[Tensor, "M H"]) -> Float[Tensor, "M H"]:
+    """A network's own features, in the dtype of its output head."""
+    casts_itself = not inner.parameters or isinstance(inner, UniformHead)
+    return features_MH if casts_itself else features_MH.to(inner.parameters[0].dtype)
+
+
+@final
+@dataclass(frozen=True)
+class ClassOutputHead(OutputHead):
+    """`inner`, the network's head with p(x), and log c(z | x): L classes cost one pass of the inner head.
+
+    Features carry a tail behind the network's own: log Σ_x exp logit(x), and log p(z) of all classes.
+    """
+
+    inner: OutputHead
+    table: ClassTable
+
+    @property
+    def num_states(self) -> int:
+        """S."""
+        return self.inner.num_states
+
+    @property
+    def log_class(self) -> Float[Tensor, "S L"]:
+        """log c(z | x)."""
+        return self.table.log_p
 
     @property
     def num_classes(self) -> int:
@@ -429,15 +503,13 @@ class ClassOutputHead(OutputHead):
         return (*self.inner.parameters, self.log_class)
 
     def logits(self, features_NH: Float[Tensor, "N H"], positions_N: Int64[Tensor, " N"]) -> Float[Tensor, "N S"]:
-        """log p(x | z) but for its normaliser, z said by the tail of the features."""
-        own_NH, _, class_NL = self._parted(features_NH)
-        return self.inner.logits(own_NH, positions_N) + class_NL @ self.log_class.T
+        """Those of the network by itself."""
+        return self.inner.logits(self._parted(features_NH)[0], positions_N)
 
-    def chosen(self, features: Float[Tensor, "B 1 D H"], choice: Int64[Tensor, "B N D"]) -> Float[Tensor, "B N D H"]:
-        """The features with classes chosen, N a position, in place of all."""
+    def chosen(self, features: Float[Tensor, "B 1 D H"], choice: Int64[Tensor, "B N D"]) -> Rows:
+        """The prediction under classes that are chosen, N a position."""
         own = features[..., : -self.num_classes - 1].expand(-1, choice.shape[1], -1, -1)
-        tail = F.pad(F.one_hot(choice, self.num_classes), (1, 0))
-        return torch.cat([own, tail.to(own.dtype)], 3)
+        return Rows(torch.cat([own, choice[..., None].to(own.dtype)], 3), ChosenClassHead(self.inner, self.table))
 
     def in_chunks(self, read: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> list[Tensor]:
         """What `read`, such as `tail`, makes of some rows of the tensors at a time; it is made once more in the backward pass."""
@@ -446,11 +518,23 @@ class ClassOutputHead(OutputHead):
         return [torch.cat(parts) for parts in zip(*found, strict=True)]
 
     def tail(self, features_NH: Float[Tensor, "N H"], positions_N: Int64[Tensor, " N"]) -> tuple[Tensor]:
-        """The tail of all classes, 1 + L wide: log Σ_x exp logit(x), and log p(z) = log Σ_x p(x) c(z | x)."""
+        """The tail, 1 + L wide: log Σ_x exp logit(x), and log p(z) = log Σ_x p(x) c(z | x)."""
         logits_NS = self.inner.logits(features_NH, positions_N)
         log_norm_N1 = logits_NS.logsumexp(1, keepdim=True)
-        p_NL = (logits_NS - log_norm_N1).exp() @ self.log_class.exp()
+        if torch.is_grad_enabled():
+            p_NL = (logits_NS - log_norm_N1).exp() @ self.log_class.exp()
+        else:
+            p_NL = logits_NS.sub_(log_norm_N1).exp_() @ self.table.p
         return (torch.cat([log_norm_N1, p_NL.clamp(min=_LEAST).log()], 1),)
+
+    @torch.no_grad()
+    def narrow_tail(self, features_NH: Float[Tensor, "N H"], positions_N: Int64[Tensor, " N"]) -> tuple[Tensor]:
+        """`tail` by products in bfloat16, to sample classes from: log p(z), and 0 for the normaliser, which has then no use."""
+        own = self.inner
+        own = replace(own, matmul_dtype=torch.bfloat16) if isinstance(own, LinearHead) else own
+        p_NS = own.logits(features_NH, positions_N).softmax(1)
+        p_NL = (p_NS.bfloat16() @ self.table.narrow_p).to(p_NS.dtype)
+        return (F.pad(p_NL / p_NL.sum(1, keepdim=True), (1, 0), value=1.0).clamp(min=_LEAST).log(),)
 
     def log_target(
         self,
@@ -499,9 +583,7 @@ class ClassOutputHead(OutputHead):
             [features_MH.shape[1] - self.num_classes - 1, 1, self.num_classes], 1
         )
         wide = widest(features_MH.dtype)
-        if self.inner.parameters and not isinstance(self.inner, UniformHead):  # which casts its part itself
-            own_MH = own_MH.to(self.inner.parameters[0].dtype)
-        return own_MH, log_norm_M1[:, 0].to(wide), log_p_ML.to(wide)
+        return _of_inner(self.inner, own_MH), log_norm_M1[:, 0].to(wide), log_p_ML.to(wide)
 
 
 @dataclass(frozen=True)
@@ -544,7 +626,7 @@ class EveryClass(Chained):
 
     def under(self, choice: Int64[Tensor, "B N D"]) -> Rows:
         """See `Rows.under`."""
-        return Rows(self.output_head.chosen(self.features, choice), self.output_head)
+        return self.output_head.chosen(self.features, choice)
 
     def log_probs(self) -> Float[Tensor, "B L D S"]:
         """See `Prediction.log_probs`: each class at all positions."""
@@ -553,12 +635,58 @@ class EveryClass(Chained):
         return self.under(code_L[None, :, None].expand(num_batch, -1, num_positions)).log_probs()
 
 
+@dataclass(frozen=True)
+class RevealedRows(Rows):
+    """What the network says of each position by itself, L = 1, and the head that ties those together that are asked for.
+
+    Where it is asked about positions one by one (their marginals, the product) it answers with the network's own distribution, which the
+    chain keeps.
+    """
+
+    head: "ClassHead"
+    context: Float[Tensor, "B D W"]
+    orders: Sequence[Int64[Tensor, " D"]]
+    lam: Latents
+    chosen_by: "RevealedRows | None" = None  # whose classes are sampled in place of its own
+    is_product: ClassVar[bool] = False
+
+    def over(self, where: Bool[Tensor, "B D"], *, to_sample: bool = False) -> EveryClass:
+        """The prediction under every class, the chain going through these positions; `to_sample` as `ClassHead.forward` has it."""
+        asked = self.features[:, 0], where, self.output_head, self.context, self.orders
+        return self.head(*asked, to_sample=to_sample)
+
+    def read(
+        self,
+        positions: Positions,
+        targets: Int64[Tensor, "M T"],
+        distributions: Sequence[Float[Tensor, "M S"]] = (),
+        *,
+        components: bool = False,
+        chunk_rows: int = 0,
+    ) -> Reading:
+        """See `Rows.read`."""
+        where_BD = torch.zeros(self.context.shape[:2], dtype=torch.bool, device=self.context.device)
+        where_BD[positions.example, positions.position] = True
+        every = self.over(where_BD)
+        return every.read(positions, targets, distributions, components=components, chunk_rows=chunk_rows)
+
+    @torch.no_grad()
+    def walk(self, where: Bool[Tensor, "B D"], rows: int) -> Walk:
+        """See `Prediction.walk`: under classes that are sampled first, or with λ summed out."""
+        every = self.over(where, to_sample=not self.lam.enumerated)
+        if self.lam.enumerated:
+            return every.walk(where, rows)
+        by = every if self.chosen_by is None else self.chosen_by.over(where, to_sample=True)
+        return every.under(by.codes(self.lam)).walk(where, rows)
+
+
 class ClassHead(nn.Module):
     """The table of classes, the relations of class pairs, and the gates that choose among them from both positions' features."""
 
     def __init__(self, settings: ClassChainSettings, width: int, num_states: int) -> None:
         super().__init__()
         self.settings = settings
+        self._kept: tuple[tuple[Any, ...], ClassTable] | None = None
         size, relations = settings.codebook_size, settings.relations
         self.table = nn.Parameter(torch.empty(num_states, size))
         self.relation = nn.Parameter(torch.empty(relations, size, size))
@@ -596,16 +724,36 @@ class ClassHead(nn.Module):
         inner: OutputHead,
         context: Float[Tensor, "B D W"],
         orders: Sequence[Int64[Tensor, " D"]],
+        *,
+        to_sample: bool = False,
     ) -> EveryClass:
-        """The prediction under every class. The gates look at `context`; the chain takes the unknown positions in one of `orders`."""
-        head = ClassOutputHead(inner, self.table.to(widest(self.table.dtype)).log_softmax(1))
+        """The prediction under every class. The gates look at `context`; the chain takes the unknown positions in one of `orders`.
+
+        `to_sample`: of use only to sample classes from, so that it may be made by narrower products.
+        """
+        narrow = to_sample and self.settings.matmul_dtype == "bfloat16" and not torch.is_grad_enabled()
+        head = ClassOutputHead(inner, self._classes())
         row_M, position_M = is_unknown.nonzero(as_tuple=True)
-        (tail_MF,) = head.in_chunks(head.tail, features[row_M, position_M], position_M)
+        (tail_MF,) = head.in_chunks(head.narrow_tail if narrow else head.tail, features[row_M, position_M], position_M)
         tail_BDF = tail_MF.new_zeros(*is_unknown.shape, tail_MF.shape[1]).index_put((row_M, position_M), tail_MF)
         chains = [self._chain(tail_BDF, is_unknown, context, *numbered) for numbered in enumerate(orders)]
         # The tail holds logarithms, which take more digits than features in a narrow dtype have.
         features_BDF = torch.cat([features.to(tail_BDF.dtype), tail_BDF], 2)
         return EveryClass(features_BDF[:, None], head, EitherChain((chains[0], chains[1])) if chains[1:] else chains[0])
+
+    def train(self, mode: bool = True) -> "ClassHead":  # noqa: FBT001, FBT002 (torch's)
+        """See `nn.Module.train`; the weights may be others from here on."""
+        self._kept = None
+        return super().train(mode)
+
+    def _classes(self) -> ClassTable:
+        """The table as probabilities; kept from one prediction to the next while no weights are trained."""
+        made_of = (self.table.data_ptr(), self.table._version, self.table.dtype)
+        if self._kept is not None and self._kept[0] == made_of and not torch.is_grad_enabled():
+            return self._kept[1]
+        found = ClassTable(self.table.to(widest(self.table.dtype)).log_softmax(1))
+        self._kept = None if self.training or torch.is_grad_enabled() else (made_of, found)
+        return found
 
     def _chain(
         self,
@@ -675,6 +823,9 @@ class ClassChainMixture(CodedMixture):
     settings: ClassChainSettings
 
     def __init__(self, settings: ClassChainSettings, network: Network) -> None:
+        is_masked = network.image_shape is None and getattr(network.config, "process", "masked") == "masked"
+        allowed = "masked over a network of another process, where all is unknown"
+        check(is_masked or settings.positions == "masked", "mixture.positions", settings.positions, allowed)
         super().__init__(settings, network, shares_backbone=settings.freeze_backbone)
         self.latent_head = ClassHead(settings, network.width, network.num_states)
         if network.image_shape is not None:
@@ -690,6 +841,11 @@ class ClassChainMixture(CodedMixture):
         if self.settings.counted == "distances":
             log_ratios = class_log_ratios(tokens_ND, class_S, num_classes, self.settings.relations).unbind()
         self.latent_head.begin_with(class_S, log_ratios)
+
+    @property
+    def joint_over(self) -> str:
+        """See `Mixture.joint_over`."""
+        return self.settings.positions
 
     def num_calls(self, limit: int) -> int:
         """See `Mixture.num_calls`: 1, for all classes."""
@@ -710,8 +866,20 @@ class ClassChainMixture(CodedMixture):
             colour_C = torch.arange(self.network.image_shape[2], device=pixel_BPC.device)
             context_BDW = (pixel_BPC[:, None] + self.latent_colour(colour_C)[:, None]).flatten(1, 2)
         orders = self._orders(features_BDH.shape[1], features_BDH.device)
-        every: EveryClass = self.latent_head(features_BDH, stages.unknown, stages.output_head, context_BDW, orders)
+        if self.settings.positions == "revealed":
+            return RevealedRows(features_BDH[:, None], stages.output_head, self.latent_head, context_BDW, orders, lam)
+        asked = features_BDH, stages.unknown, stages.output_head, context_BDW, orders
+        every: EveryClass = self.latent_head(*asked, to_sample=not lam.enumerated)
         return every if lam.enumerated else every.under(every.codes(lam))
+
+    def guided(
+        self, x_t: Int64[Tensor, "B D"], t: Float[Tensor, " B"], lam: Latents, cond: Tensor
+    ) -> tuple[Prediction, Prediction]:
+        """See `CodedMixture.guided`."""
+        if self.settings.positions == "masked":
+            return super().guided(x_t, t, lam, cond)
+        conditional, free = (cast(RevealedRows, self(x_t, t, lam, given)) for given in (cond, None))
+        return conditional, replace(free, chosen_by=conditional)
 
     def _orders(self, num_positions: int, device: torch.device) -> list[Int64[Tensor, " D"]]:
         """The orders that a chain may go in: one, or by turns two."""

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from di4c_lm.mixtures.base import Chained, Mixture
+from di4c_lm.mixtures.base import Chained, Latents, Mixture
 from di4c_lm.mixtures.class_chain import (
     ClassChain,
     ClassChainSettings,
@@ -18,9 +18,11 @@ from di4c_lm.mixtures.class_chain import (
     EitherChain,
     EveryClass,
     PairPotentials,
+    RevealedRows,
     boustrophedon,
 )
-from di4c_lm.processes.denoiser import Positions
+from di4c_lm.networks.base import Rows
+from di4c_lm.processes.denoiser import LinearHead, Positions, sample_along
 from tests.losses import oracle
 from tests.losses.problem import FIELDS, fields_of
 from tests.mixtures.helpers import enumerated, on_dit, on_maskgit, on_unet, sampled
@@ -303,8 +305,8 @@ def test_a_sample_says_of_each_position_what_its_class_says() -> None:
     network, (_, x_t) = on_dit(chosen()), sequences()
     codes = every_class(network, x_t)
     drawn = network(x_t, half(3), sampled(network, 3, 4))
-    assert not isinstance(drawn, Chained) and drawn.features.shape == (3, 4, LENGTH, codes.features.shape[3])
-    choice = drawn.features[..., -CLASSES:].argmax(-1)
+    assert not isinstance(drawn, Chained) and drawn.features.shape[:3] == (3, 4, LENGTH)
+    choice = drawn.features[..., -1].long()
     assert len(choice[2].unique(dim=0)) > 1
     torch.testing.assert_close(codes.under(choice).log_probs(), drawn.log_probs())
     by_class = codes.log_probs()
@@ -420,8 +422,8 @@ def test_guidance_is_under_the_classes_sampled_with_the_condition() -> None:
     x_t, lam = torch.full((3, CODE_LENGTH), CODES), sampled(mixture, 3, 1)
     conditional, free = mixture.guided(x_t, half(3), lam, labels)
     torch.testing.assert_close(conditional.log_probs(), mixture(x_t, half(3), lam, labels).log_probs())
-    classes = conditional.features[..., -CLASSES:].argmax(-1)
-    assert torch.equal(classes, free.features[..., -CLASSES:].argmax(-1))
+    classes = conditional.features[..., -1].long()
+    assert torch.equal(classes, free.features[..., -1].long()) and int(classes.max()) > 0
     every = mixture(x_t, half(3), enumerated(mixture, 3), None)
     torch.testing.assert_close(free.log_probs(), every.under(classes).log_probs())
 
@@ -457,6 +459,115 @@ def test_a_mixture_begins_with_the_classes_of_the_data() -> None:
     assert torch.equal(again.latent_head.table, head.table), "a second round goes on with the classes of the first"
 
 
+def revealed_rows(x_t: Tensor, lam: Latents | None = None, cond: Tensor | None = None) -> RevealedRows:
+    """On codes of images where there are classes, else on text; the weights are those of the chain through all that is masked."""
+    mixture = on_dit(chosen(positions="revealed")) if cond is None else on_maskgit(chosen(positions="revealed"))
+    found = mixture(x_t, half(len(x_t)), enumerated(mixture, len(x_t)) if lam is None else lam, cond)
+    assert isinstance(found, RevealedRows)
+    return found
+
+
+def test_through_all_that_is_masked_a_chain_of_what_is_revealed_is_the_same() -> None:
+    x_0, x_t = sequences()
+    positions, found = Positions.where(UNKNOWN), []
+    for rows in (every_class(on_dit(chosen()), x_t), revealed_rows(x_t)):
+        log_p_M = rows.output_head.logits(rows.features[positions.example, 0, positions.position], positions.position)
+        q_MS = log_p_M.detach().softmax(1)
+        found.append(rows.read(positions, positions.gather(x_0)[:, None], [q_MS], components=True))
+    for name in FIELDS[:2]:
+        torch.testing.assert_close(getattr(found[0], name), getattr(found[1], name))
+
+
+def test_a_chain_goes_through_what_is_asked_for_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its strings are a distribution, its marginals the network's, and the head is not run elsewhere."""
+    x_t, part = sequences()[1][:1], torch.tensor([[True, False, False, True, False, False]])
+    rows, positions = revealed_rows(x_t), Positions.where(part)
+    every = torch.tensor(list(itertools.product(range(MASK), repeat=2)))
+    asked, logits_of = [], LinearHead.logits
+
+    def counted(head: LinearHead, features_NH: Tensor, positions_N: Tensor) -> Tensor:
+        asked.extend(positions_N.tolist())
+        return logits_of(head, features_NH, positions_N)
+
+    monkeypatch.setattr(LinearHead, "logits", counted)
+    reading = rows.read(positions, every.T)
+    p_T = reading.joint[0].detach().exp()
+    assert set(asked) == {0, 3}
+    torch.testing.assert_close(p_T.sum(), torch.ones((), dtype=torch.float64))
+    own_S = rows.marginals(positions)[0, :MASK].detach()
+    torch.testing.assert_close(p_T.view(MASK, MASK).sum(1), own_S, atol=1e-6, rtol=1e-4)
+    assert float((reading.joint - reading.product).detach().abs().max()) > 1e-3
+    among_all = every_class(on_dit(chosen()), x_t).read(positions, every.T)
+    assert float((reading.joint - among_all.joint).detach().abs().max()) > 1e-3, "tied by their distance"
+
+
+@torch.no_grad()
+def test_what_is_revealed_is_sampled_by_its_chain() -> None:
+    """With λ summed out a walk has the joint probability of what is sampled; else it goes by the classes that λ stands for."""
+    x_0, x_t = sequences()
+    where = UNKNOWN & torch.tensor([True, True, False, True, True, True])
+    positions, rows = Positions.where(where), revealed_rows(x_t)
+    log_p_B = torch.zeros(3, dtype=torch.float64)
+
+    def choose(at: Any, logits_NS: Tensor) -> Tensor:
+        log_p_B[at[0]] += logits_NS.log_softmax(1).gather(1, x_0[at][:, None])[:, 0]
+        return x_0[at]
+
+    sample_along(rows.walk(where, 4), choose)
+    torch.testing.assert_close(log_p_B, rows.read(positions, positions.gather(x_0)[:, None]).joint[:, 0])
+    lam = sampled(on_dit(chosen()), 3, 1)
+    under = rows.over(where).under(rows.over(where).codes(lam))
+    for at, logits_NS in revealed_rows(x_t, lam).walk(where, 4):
+        torch.testing.assert_close(logits_NS, under.logits(*at))
+
+
+@torch.no_grad()
+def test_guidance_samples_what_is_revealed_under_the_same_classes() -> None:
+    mixture, labels = on_maskgit(chosen(positions="revealed")), torch.tensor([0, 1, 2])
+    x_t, lam = torch.full((3, CODE_LENGTH), CODES), sampled(mixture, 3, 1)
+    where = torch.ones_like(x_t, dtype=torch.bool)
+    conditional, free = (one.walk(where, 100) for one in mixture.guided(x_t, half(3), lam, labels))
+    with_labels, alone = revealed_rows(x_t, lam, labels).over(where), mixture(x_t, half(3), lam, None).over(where)
+    classes = with_labels.codes(lam)
+    for walk, every in ((conditional, with_labels), (free, alone)):
+        (at, logits_NS) = next(walk)
+        said: Rows = every.under(classes)
+        torch.testing.assert_close(logits_NS, said.logits(*at))
+
+
+@torch.no_grad()
+def test_narrow_products_say_nearly_the_same_of_classes_and_nothing_else() -> None:
+    """Of classes alone that are sampled: what is read, and what a token is sampled from under a class, has every digit."""
+    x_t, exact, narrow = sequences()[1], on_dit(chosen()), on_dit(chosen(matmul_dtype="bfloat16"))
+    lam = sampled(exact, 3, 1)
+    every, same = every_class(exact, x_t), every_class(narrow, x_t)
+    assert torch.equal(every.features, same.features)
+    asked = every.features[:, 0, :, : -CLASSES - 1], UNKNOWN, every.output_head.inner
+    context, orders = every.features[:, 0, :, : exact.latent_head.left.in_features], [torch.arange(LENGTH)]
+    rough = narrow.latent_head(*asked, context, orders, to_sample=True)
+    p, q = every.chain.log_marginal.exp(), rough.chain.log_marginal.exp()
+    assert 0 < float((p - q).abs().max()) < 0.02
+    torch.testing.assert_close(q.sum(2), torch.ones_like(q[..., 0]))
+    codes = narrow(x_t, half(3), lam).features[..., -1].long()
+    said, expected = narrow(x_t, half(3), lam).log_probs(), every.under(codes).log_probs()
+    assert torch.equal(said, expected)
+
+
+@torch.no_grad()
+def test_a_table_that_is_kept_is_made_anew_for_other_weights() -> None:
+    mixture, x_t = on_dit(chosen()), sequences()[1]
+    head: ClassHead = mixture.latent_head
+    first = every_class(mixture, x_t).output_head.table
+    assert every_class(mixture, x_t).output_head.table is first
+    head.table.mul_(2)
+    second = every_class(mixture, x_t).output_head.table
+    torch.testing.assert_close(second.log_p, head.table.log_softmax(1))
+    head.table.data.mul_(2)  # by which an engine writes weights
+    mixture.train().eval()
+    torch.testing.assert_close(every_class(mixture, x_t).output_head.log_class, head.table.log_softmax(1))
+    assert not torch.allclose(first.log_p, second.log_p)
+
+
 def test_impossible_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="codebook_size must be at least 1, got 0"):
         chosen(codebook_size=0)
@@ -466,3 +577,8 @@ def test_impossible_settings_are_refused() -> None:
         chosen(sinkhorn_tolerance=0.1, combine="product_of_experts")
     with pytest.raises(ValueError, match=r"mixture.order must be rows over a network whose positions .*, got 'turns'"):
         on_dit(chosen(order="turns"))
+    with pytest.raises(ValueError, match="mixture.positions must be masked over a network of another process"):
+        on_unet(chosen(positions="revealed"), shape=(2, 2, 1))
+    with pytest.raises(ValueError, match="mixture.positions must be masked over a network of another process"):
+        on_dit(chosen(positions="revealed"), process="uniform", time_conditioning=True)
+    assert chosen().has_marginals and not chosen(positions="revealed").has_marginals

@@ -45,9 +45,15 @@ class Settings(BenchSettings):
         "none", "kind of mixture of the student that is timed; none: the teacher's kind of network"
     )
     classes: int = setting(512, "classes of a mixture=class_chain")
+    matmul: Literal["same", "bf16"] = setting(
+        "same",
+        "type in which a mixture=class_chain multiplies for the classes' distribution: same as the network, or bf16",
+    )
     candidates: int = setting(0, "likeliest states that a mixture=sequential changes; 0: all")
     dtype: Literal["float32", "bfloat16"] = setting("float32", "type of the networks' weights and activations")
-    positions: Literal["masked", "revealed"] = setting("masked", "that a mixture=sequential samples together")
+    positions: Literal["masked", "revealed"] = setting(
+        "masked", "that a mixture=sequential or class_chain samples together"
+    )
 
     WAYS = ("fast", "plain", "teacher")
     BY_DEFAULT = ("fast", "plain")
@@ -55,8 +61,13 @@ class Settings(BenchSettings):
 
     def unused(self) -> dict[str, str]:
         """What belongs to another mixture."""
-        of = {"classes": "class_chain", "candidates": "sequential", "positions": "sequential"}
-        return {key: f"where mixture={self.mixture}" for key, kind in of.items() if kind != self.mixture}
+        of = {
+            "classes": ("class_chain",),
+            "matmul": ("class_chain",),
+            "candidates": ("sequential",),
+            "positions": ("sequential", "class_chain"),
+        }
+        return {key: f"where mixture={self.mixture}" for key, kinds in of.items() if self.mixture not in kinds}
 
 
 def mixture_of(settings: Settings) -> MixtureSettings:
@@ -65,7 +76,12 @@ def mixture_of(settings: Settings) -> MixtureSettings:
         "none": NoMixture(),
         "token": TokenSettings(),
         "codes": CodesSettings(window=1, codebook_size=16),
-        "class_chain": ClassChainSettings(codebook_size=settings.classes, freeze_backbone=False),
+        "class_chain": ClassChainSettings(
+            codebook_size=settings.classes,
+            positions=settings.positions,
+            matmul_dtype="bfloat16" if settings.matmul == "bf16" else "same",
+            freeze_backbone=False,
+        ),
         "sequential": SequentialSettings(
             candidates=settings.candidates, positions=settings.positions, freeze_backbone=False
         ),
