@@ -32,6 +32,7 @@ _APART = "--run"
 _LIKE_TIME = 0.1  # of the logarithm of a ratio of times
 _TWICE = ((1, 2), (2, 4), (4, 8), (8, 16), (16, 16))  # a student at K steps against the teacher at K'
 _FOUR_TIMES = ((1, 4), (2, 8), (4, 16), (8, 32))
+_REACH = ((1, 16), (2, 32), (4, 64), (8, 256))
 Rows = list[dict[str, Any]]
 
 
@@ -194,12 +195,10 @@ def show(rows: Rows, settings: Settings, study: Study, setting: str, out: Path) 
     nats, rows = [row for row in rows if "nats" in row], [row for row in rows if "nats" not in row]
     spread = f"{len(settings.teachers)} teachers" if len(settings.teachers) > 1 else f"{len(settings.seeds)} seed(s)"
     plot(rows, out / "study.png", f"{study.name}: {spread}, 95 % intervals over them")
+    pairs = _REACH if study.is_given else _FOUR_TIMES if study.is_exact else _TWICE
     for measure in measures_of(rows):
         print(table(rows, measure), end="\n\n")
-        print(
-            "\n".join(bars(rows, setting, measure, _FOUR_TIMES if study.is_given or study.is_exact else _TWICE)),
-            end="\n\n",
-        )
+        print("\n".join(bars(rows, setting, measure, pairs)), end="\n\n")
     if nats:
         print(table(nats, "nats", along="t"), end="\n\n")
     if apart := [row for row in nats if "worst_tv" in row]:

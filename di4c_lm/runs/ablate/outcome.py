@@ -120,9 +120,8 @@ def plot(rows: Sequence[Row], path: Path, title: str) -> None:
                 label=name,
                 **style,
             )
-        axis.set(
-            xscale="log", yscale="linear" if measure == "entropy" else "log", xlabel="steps", ylabel=MEASURES[measure]
-        )
+        scale = "linear" if measure in ("entropy", "copied_8") else "log"
+        axis.set(xscale="log", yscale=scale, xlabel="steps", ylabel=MEASURES[measure])
         axis.set_xticks(steps, [str(k) for k in steps])
     axes[0, -1].legend(fontsize=7)
     figure.suptitle(title)
