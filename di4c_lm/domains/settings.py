@@ -223,6 +223,10 @@ class RunSettings:
         allowed = "corpus, or teacher where a teacher is given (teacher=<path>) and data=shards are samples of it"
         check(samples or self.objective.source == "corpus", "objective.source", self.objective.source, allowed)
         check(needs or not self.lora.rank, "lora.rank", self.lora.rank, "0 where no teacher is given to begin from")
+        alone = self.teacher.kind == "pretrained" and self.export != "merged"
+        apart = not needs or self.zero.teacher == "replicated" or alone
+        allowed = "replicated, unless a teacher is given (teacher=<path>) and export is not merged"
+        check(apart, "zero.teacher", self.zero.teacher, allowed)
         if not self.objective.takes_mixture:
             return
         self.mixture.check_num_lambdas(self.objective.num_lambdas)
@@ -240,7 +244,7 @@ class RunSettings:
         if not self.HAS_CLASSES:
             found |= dict.fromkeys(("decoding.guidance", "decoding.guidance_ramp"), "where there are no classes")
         if not self.objective.needs_teacher:
-            found |= {"teacher": reason, "decoding.hybrid_last": reason}
+            found |= {"teacher": reason, "zero.teacher": reason, "decoding.hybrid_last": reason}
         elif self.teacher.kind == "pretrained":
             names = [name for name in fields(type(self.model)) if name not in self.STUDENTS_OWN]
             found |= {f"model.{name}": "where a teacher is given, whose shape it is" for name in names}

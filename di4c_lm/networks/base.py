@@ -212,6 +212,11 @@ class AttentionBlock(nn.Module):
     """Attention and an MLP: what its matrices are trained by may differ from all else (`optim=muon`)."""
 
 
+def attention_blocks(module: nn.Module) -> list[AttentionBlock]:
+    """The blocks in `module`, in order."""
+    return [block for block in module.modules() if isinstance(block, AttentionBlock)]
+
+
 def block_matrices(module: nn.Module) -> set[str]:
     """Names of the matrices of attention and MLPs in the blocks of `module`; those of shifts and scales, and of adapters, are none."""
     return {

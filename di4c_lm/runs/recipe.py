@@ -29,11 +29,11 @@ from di4c_lm.domains.domain import (
     Model,
 )
 from di4c_lm.mixtures.base import MixtureSettings, NoMixture, drawn_from
-from di4c_lm.networks.base import block_matrices
+from di4c_lm.networks.base import attention_blocks, block_matrices
 from di4c_lm.objectives.registry import OBJECTIVES
 from di4c_lm.runs.folder import check_settings, is_finished, opened, run_dir
 from di4c_lm.runs.preflight import check_all
-from di4c_lm.training.distributed import World, barrier, init_distributed, set_threads
+from di4c_lm.training.distributed import World, barrier, init_distributed, partition, set_threads
 from di4c_lm.training.loop import Trained, train
 from di4c_lm.training.settings import OptimConfig, TrainConfig, ZeroConfig
 
@@ -301,12 +301,14 @@ def batches_of(settings: Any, source: Source | Stream, world: World) -> BatchStr
 
 
 def make_objective(settings: Any, student: Model, teacher: Model | None, world: World) -> nn.Module:
-    """What the engine wraps; the teacher is moved to the device in the dtype of training."""
+    """What the engine wraps; the teacher is moved to the device in the dtype of training, and partitioned if that is asked for."""
     frozen = None
     if teacher is not None:
         if settings.train.dtype != "float32" and world.is_main:
             student.denoiser.keep_exact()
         frozen = teacher.denoiser.to(world.device, _DTYPES[settings.train.dtype])
+        if settings.zero.teacher == "partitioned":
+            partition(attention_blocks(frozen), world)
     return settings.objective.build(student.denoiser, student.process, seed=settings.train.seed, teacher=frozen)
 
 

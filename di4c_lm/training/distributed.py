@@ -12,14 +12,14 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal, TypeVar, cast
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from di4c_lm.core.cache import everywhere
 
@@ -333,3 +333,18 @@ def _connect(prefix: str, timeout: int | float) -> Any:
     host, port, wait = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timedelta(seconds=max(10.0, timeout))
     store = dist.TCPStore(host, port, is_master=False, timeout=wait)  # pyright: ignore[reportPrivateImportUsage]
     return dist.PrefixStore(prefix, store)  # pyright: ignore[reportPrivateImportUsage]
+
+
+def partition(blocks: Sequence[nn.Module], world: World) -> None:
+    """Leave of each of a frozen network's blocks this rank's part (PyTorch's fully sharded data parallel, one block a group).
+
+    A block's weights are gathered before it runs, forwards or backwards, and let go behind it; what is outside the blocks, such as
+    embeddings and the output head, stays whole. Predictions do not change by a bit. All ranks call it, and from then on the network alike:
+    its state dict is no longer whole on any of them.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(world.device.type, (world.size,))
+    for block in blocks:
+        fully_shard(block, mesh=mesh, reshard_after_forward=True)

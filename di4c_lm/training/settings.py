@@ -123,6 +123,10 @@ class ZeroConfig:
         0, "what is partitioned over the ranks; 1: the optimiser's state, 2: gradients too, 3: weights too"
     )
     offload: bool = setting(False, "keep the optimiser's state in CPU memory")
+    teacher: Literal["replicated", "partitioned"] = setting(
+        "replicated",
+        "the frozen teacher: whole on each rank, or its blocks partitioned and gathered one by one as they run",
+    )
     config: str | None = setting(
         None, "a DeepSpeed JSON file, merged with the run's own settings; contradictions are refused"
     )

@@ -10,6 +10,7 @@ import torch
 from di4c_lm.core.compose import CONFIGS, compose
 from di4c_lm.domains.text.settings import TextSettings
 from di4c_lm.mixtures.adaln import AdaLNSettings
+from di4c_lm.networks.base import attention_blocks
 from di4c_lm.networks.decoder import Decoder, DecoderConfig
 from di4c_lm.networks.dit import DIT
 from di4c_lm.runs.doctor import doctor, machine, plan
@@ -20,7 +21,9 @@ SMALL = ["model.hidden_size=32", "model.num_heads=2", "model.cond_dim=8", "data.
 
 
 def config(*words: str) -> TextSettings:
-    return compose(TextSettings, [*SMALL, *words], CONFIGS, "text")
+    given = any(word.startswith("teacher=") for word in words)  # whose shape nobody says then
+    small = [word for word in SMALL if not (given and word.startswith("model."))]
+    return compose(TextSettings, [*small, *words], CONFIGS, "text")
 
 
 def memory(*words: str, ranks: int = 4) -> dict[str, dict[str, float]]:
@@ -47,6 +50,15 @@ def test_a_frozen_trunk_is_held_and_not_optimised() -> None:
     one, shared = (plan.state_memory(chosen, counts, 4, way) for way in ("0", "3"))
     assert (one["weights"] + one["teacher"], one["optimizer"]) == (4 * counts["student"], 8 * counts["trained"])
     assert shared["weights"] == counts["trained"]
+
+
+def test_a_partitioned_teacher_is_held_in_parts_but_for_what_is_outside_its_blocks(tmp_path) -> None:
+    given = ("recipe=copula", f"teacher={tmp_path}")
+    whole, parts = (config(*given, f"zero.teacher={way}") for way in ("replicated", "partitioned"))
+    counts = plan.count(whole, whole.model, 301)
+    blocks = sum(p.numel() for block in attention_blocks(DIT(whole.model, num_states=301)) for p in block.parameters())
+    held = [plan.state_memory(chosen, counts, 4, "3")["teacher"] for chosen in (whole, parts)]
+    assert held == [4 * counts["teacher"], 4 * (counts["teacher"] - blocks * 3 / 4)]
 
 
 def test_adapters_are_optimised_and_what_they_change_is_held() -> None:

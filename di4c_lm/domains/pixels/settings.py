@@ -75,6 +75,8 @@ class PixelSettings(RunSettings):
             "likelihood, di4c or denoising on pixels, whose noise is no mask",
         )
         check(kind not in ("adaln", "sequential"), "mixture", kind, "token, codes or class_chain for a U-Net")
+        whole = self.zero.teacher == "replicated"
+        check(whole, "zero.teacher", self.zero.teacher, "replicated for a U-Net, which has no transformer blocks")
         at, distribution = getattr(self.mixture, "inject_at", 0), getattr(self.mixture, "distribution", "uniform")
         check(at == 0, "mixture.inject_at", at, "0 for a U-Net")
         allowed = "uniform, stratified or codebook for a U-Net"

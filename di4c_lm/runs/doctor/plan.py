@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from di4c_lm.domains.text.settings import TextSettings
+from di4c_lm.networks.base import attention_blocks
 from di4c_lm.networks.decoder import Decoder, DecoderConfig
 from di4c_lm.networks.dit import DIT, DitConfig
 from di4c_lm.networks.lora import of_adapters
@@ -42,8 +43,10 @@ def count(config: TextSettings, model: DitConfig | DecoderConfig, num_states: in
         sum(p.numel() for n, p in own.items() if of(n)) for of in (lambda name: True, student.learns_apart)
     )
     trained = latent + of_adapters(getattr(student, "network", student), config.lora) if config.lora.rank else whole
+    blocks = attention_blocks(teacher) if teacher is not None else []
     return {
         "teacher": sum(p.numel() for p in teacher.parameters()) if teacher is not None else 0,
+        "teacher_blocks": sum(p.numel() for block in blocks for p in block.parameters()),
         "student": sum(tensor.numel() for name, tensor in tensors.items() if name != "rotary_emb.inv_freq"),
         "latent": latent,
         "trained": trained,
@@ -66,12 +69,13 @@ def state_memory(config: TextSettings, counts: dict[str, int], ranks: int, way: 
     width, trained = (4 if wide else 2), counts["trained"]
     stage = 1 if stage == 0 and not wide else stage
     share = trained / ranks if stage else trained
+    gone = counts["teacher_blocks"] * (1 - 1 / ranks) if config.zero.teacher == "partitioned" else 0
     parts = {
         "weights": width * (trained + counts["frozen"]) / (ranks if stage == 3 else 1),
         "gradients": width * (share if stage >= 2 else trained) + (0 if wide else 4 * share),
         "optimizer": 8 * share + (4 * share if stage else 0),
         "ema": 4 * share,
-        "teacher": width * counts["teacher"],
+        "teacher": width * (counts["teacher"] - gone),
     }
     on_host = parts["optimizer"] + parts["ema"] + (0 if wide else 4 * share)
     return {**parts, "on_host": on_host if offload else 0.0}
