@@ -93,6 +93,8 @@ class ClassChainSettings(MixtureSettings):
             self.sinkhorn_tolerance,
             "0 where combine=product_of_experts, which fits nothing",
         )
+        keeps = self.combine == "copula" or self.positions == "masked"
+        check(keeps, "positions", self.positions, "masked where combine=product_of_experts, which keeps no marginals")
 
     @property
     def has_marginals(self) -> bool:

@@ -575,6 +575,8 @@ def test_impossible_settings_are_refused() -> None:
         chosen(rank=-1)
     with pytest.raises(ValueError, match="sinkhorn_tolerance must be 0 where combine=product_of_experts"):
         chosen(sinkhorn_tolerance=0.1, combine="product_of_experts")
+    with pytest.raises(ValueError, match="positions must be masked where combine=product_of_experts"):
+        chosen(positions="revealed", combine="product_of_experts")
     with pytest.raises(ValueError, match=r"mixture.order must be rows over a network whose positions .*, got 'turns'"):
         on_dit(chosen(order="turns"))
     with pytest.raises(ValueError, match="mixture.positions must be masked over a network of another process"):
