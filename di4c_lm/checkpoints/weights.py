@@ -2,12 +2,13 @@
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from di4c_lm.mixtures.base import Mixture, MixtureSettings, NoMixture
 from di4c_lm.networks.base import Network, check_tensors
@@ -151,7 +152,7 @@ class Weights:
         kind = ARCHITECTURES[self.architecture].network
         sizes = {name: size for name, size in self.sizes.items() if name != "length" or kind not in (DIT, Decoder)}
         try:
-            with torch.device("meta"):
+            with torch.device("meta"), _Undrawn():
                 return self.mixture.fresh(kind, self.model, sizes)
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from error
@@ -212,3 +213,19 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+class _Undrawn(TorchFunctionMode):
+    """In the block initialisers leave tensors as they are: where there is no storage, they would load PyTorch's compiler to do nothing."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)

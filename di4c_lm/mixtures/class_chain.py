@@ -516,7 +516,9 @@ class ClassOutputHead(OutputHead):
     def in_chunks(self, read: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> list[Tensor]:
         """What `read`, such as `tail`, makes of some rows of the tensors at a time; it is made once more in the backward pass."""
         chunks = zip(*(tensor.split(rows_at_once(self, 0)) for tensor in tensors), strict=True)
-        found = [checkpoint(read, *chunk, use_reentrant=False) for chunk in chunks]
+        if torch.is_grad_enabled():
+            read = functools.partial(checkpoint, read, use_reentrant=False)
+        found = [read(*chunk) for chunk in chunks]
         return [torch.cat(parts) for parts in zip(*found, strict=True)]
 
     def tail(self, features_NH: Float[Tensor, "N H"], positions_N: Int64[Tensor, " N"]) -> tuple[Tensor]:

@@ -419,7 +419,11 @@ class Rotary(torch.nn.Module):
 
 def frequencies(dim: int, base: float, device: torch.device | None = None) -> Float[Tensor, " half"]:
     """base^(-2k / dim), in float32: what each pair of a head's channels turns by from one position to the next."""
-    return 1.0 / base ** (torch.arange(0, dim, 2, device=device).float() / dim)
+    place = torch.get_default_device() if device is None else device
+    made_on = (
+        torch.device("cpu") if place.type == "meta" else place
+    )  # whose division takes half of PyTorch's compiler with it
+    return (1.0 / base ** (torch.arange(0, dim, 2, device=made_on).float() / dim)).to(place)
 
 
 def phases(

@@ -31,6 +31,7 @@ _MASKS = ("[MASK]", "<|mask|>", "<|di4c_mask|>")
 _READ_AS = {
     "DreamTokenizer": "qwen2"
 }  # classes that come as code with a model, by the kind of transformers for its files
+_PLAIN = ("PreTrainedTokenizerFast", "TokenizersBackend")  # all in tokenizer.json, as we save them
 _FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))  # any of these
 _TRAINING_CHARACTERS = 50_000_000  # of the corpus, enough for any vocabulary and bounded in memory
 _OFFLINE_WAY = "data.tokenizer=train, or a folder that holds the tokenizer's files"
@@ -194,9 +195,13 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def _loaded(name: str) -> "transformers.PreTrainedTokenizerFast":
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     path = Path(name).expanduser()
+    if path.is_dir() and _class_of(path) in _PLAIN and (path / "tokenizer.json").is_file():
+        return PreTrainedTokenizerFast.from_pretrained(str(path), trust_remote_code=False)
+    from transformers import AutoTokenizer  # a second's work, which a tokenizer of our own saves
+
     if path.is_file():
         if path.suffix not in (".json", ".model"):
             raise ValueError(f"data.tokenizer={name}: a file must be a `tokenizers` .json or a sentencepiece .model")
