@@ -180,10 +180,10 @@ def test_a_study_of_an_exact_teacher_is_kept(tmp_path: Path) -> None:
 
 
 def test_a_study_of_a_given_teacher_is_kept_with_counting_first_and_nats_by_time(tmp_path: Path) -> None:
-    measured = {"entropy": 3.8, "copied_8": 0.125}
+    measured, ends = {"entropy": 3.8, "copied_8": 0.125}, {"gen_ppl_low": 3500.0, "gen_ppl_high": 4500.0}
     rows = [
         {"model": "ngram_5", "steps": 1, "gen_ppl": 90.0, **measured},
-        {"model": "teacher", "steps": 1, "gen_ppl": 4000.0, **measured, "beaten_by": ["ngram_5"]},
+        {"model": "teacher", "steps": 1, "gen_ppl": 4000.0, **ends, **measured, "beaten_by": ["ngram_5"]},
         {"model": "student", "setting": "head", "t": 0.5, "nats": 21.0},
     ]
     (tmp_path / "rows.json").write_text(json.dumps([{**row, "seed": 0} for row in rows]))
@@ -194,7 +194,8 @@ def test_a_study_of_a_given_teacher_is_kept_with_counting_first_and_nats_by_time
     assert keep_result.main([*words, "evaluator=e"]) == 0
     shown = render("<!-- table: some --><!-- end -->\n<!-- table: some copied_8 --><!-- end -->", tmp_path)
     assert (
-        "| n-grams of the training text, 4 tokens of context | 90 |  |" in shown and "| teacher |  | 4,000 |" in shown
+        "| n-grams of the training text, 4 tokens of context | 90 |  |" in shown
+        and "| teacher |  | 4,000 (3,500 to 4,500) |" in shown
     )
     assert "| teacher |  | 12.5% |" in shown
     assert "| head | 21.0 |" in render("<!-- table: some nats --><!-- end -->", tmp_path)

@@ -220,7 +220,7 @@ def of_report(
 
 
 def of_study(rows: Sequence[Mapping[str, Any]], facts: Mapping[str, str]) -> dict[str, Any]:
-    """The result of a study with an exact or a given teacher, of rows.json: means over seeds, and where there are several 95 % intervals.
+    """The result of a study with an exact or a given teacher, of rows.json: means over seeds with 95 % intervals, of one seed its own.
 
     `facts` are the manifest's. Raises `ValueError` for rows of another kind.
     """
@@ -240,10 +240,15 @@ def of_study(rows: Sequence[Mapping[str, Any]], facts: Mapping[str, str]) -> dic
         for measure in (measure for measure in MEASURES if measure in of_seeds[0]):
             mean, half = summary([row[measure] for row in of_seeds])
             one |= {measure: float(f"{round(mean, 6) + 0.0:.6g}")}
-            one |= {} if len(of_seeds) < 2 else {f"{measure}_pm": float(f"{half:.3g}")}
+            ends = {end: of_seeds[0].get(end) for end in (f"{measure}_low", f"{measure}_high")}
+            if len(of_seeds) > 1:
+                one |= {f"{measure}_pm": float(f"{half:.3g}")}
+            elif None not in ends.values():
+                one |= {end: float(f"{value:.6g}") for end, value in ends.items()}
         kept.append(one)
-    several = max(row["seeds"] for row in kept) > 1
-    said = {"interval": "95 % by Student's t over seeds" if several else "none: one seed", "commit": commit()}
+    over = "95 % bootstrap over samples" if any(key.endswith("_low") for row in kept for key in row) else ""
+    several = "95 % by Student's t over seeds" if max(row["seeds"] for row in kept) > 1 else ""
+    said = {"interval": "; of one seed ".join(filter(None, (several, over))) or "none: one seed", "commit": commit()}
     measures = [measure for measure in MEASURES if any(measure in row for row in kept)]
     views = {measure if number else "default": _view(measure, kept) for number, measure in enumerate(measures)}
     return {"manifest": {"source": "the study's own rows.json", **said, **facts}, "views": views, "rows": kept}
@@ -261,7 +266,11 @@ def _view(measure: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "columns": [*([["operation", "{operation}"]] if "operation" in shown[0] else []), ["", "{model}"]],
         "pivot": along,
         "heads": {str(place): named[along](place) for place in places},
-        "cells": [f"{{{measure}:{digits}}} ± {{{measure}_pm:{digits}}}", f"{{{measure}:{digits}}}"],
+        "cells": [
+            f"{{{measure}:{digits}}} ± {{{measure}_pm:{digits}}}",
+            f"{{{measure}:{digits}}} ({{{measure}_low:{digits}}} to {{{measure}_high:{digits}}})",
+            f"{{{measure}:{digits}}}",
+        ],
     }
 
 
