@@ -25,6 +25,11 @@ class LoraSettings:
         (), "linear maps that are adapted, by the ends of their names: [q_proj, v_proj], or attn_qkv of a DiT"
     )
 
+    adapters: bool = setting(
+        True,
+        "save the adapters in peft's format too, in adapters/ of the run's folder, beside the student that has them merged",
+    )
+
     def __post_init__(self) -> None:
         at_least(self, 0, "rank")
         positive(self, "alpha")
@@ -39,7 +44,7 @@ class LoraSettings:
 
     def unused(self) -> dict[str, str]:
         """All but the rank where that is 0."""
-        return {} if self.rank else dict.fromkeys(("alpha", "dropout", "targets"), "where lora.rank=0")
+        return {} if self.rank else dict.fromkeys(("alpha", "dropout", "targets", "adapters"), "where lora.rank=0")
 
 
 def adaptable(network: nn.Module) -> list[str]:
@@ -88,6 +93,15 @@ def adapt(network: nn.Module, settings: LoraSettings) -> None:
         r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=names, bias="none"
     )
     inject_adapter_in_model(config, network, adapter_name=_NAME)
+
+
+def of_state(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A and B of each map that is adapted, as <name of the map>.lora_A and .lora_B; `state` may be that of a mixture on the network."""
+    plain = {name.removeprefix("network."): tensor for name, tensor in state.items()}
+    adapted = [name for name, module in network.named_modules() if hasattr(module, "lora_A")]
+    return {
+        f"{name}.lora_{letter}": plain[f"{name}.lora_{letter}.{_NAME}.weight"] for name in adapted for letter in "AB"
+    }
 
 
 def merged(network: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

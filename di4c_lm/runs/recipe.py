@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from di4c_lm.checkpoints import adapters
 from di4c_lm.core.cache import WORK, Cache, key_of
 from di4c_lm.core.settings import kind_of, to_dict
 from di4c_lm.core.terminal import Interrupted, Stages
@@ -38,6 +39,7 @@ from di4c_lm.training.loop import Trained, train
 from di4c_lm.training.settings import OptimConfig, TrainConfig, ZeroConfig
 
 logger = logging.getLogger(__name__)
+ADAPTERS = "adapters"  # in the folder of a run with LoRA
 _GIVEN = ("kind", "path", "weights")  # of `teacher`: what has no part in training one
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -93,6 +95,9 @@ def run_once(domain: Domain, settings: Any, *, export_raw: bool = False, optimiz
             stages.begin("export", folder / STUDENT)
             for name, state in exports.items():
                 student.save_pretrained(folder / name, state, backbone=None if merged(settings) else f"../{TEACHER}")
+            if settings.lora.rank and settings.lora.adapters:
+                network = getattr(student.denoiser, "network", student.denoiser)
+                adapters.write(folder / ADAPTERS, network, trained.ema, settings.lora, settings.teacher.path)
             data.save(folder)
             finished.write()
 

@@ -224,6 +224,40 @@ def test_low_rank_adapters_are_trained_and_merged(llada: Path, tmp_path: Path, w
     assert torch.linalg.matrix_rank(change, atol=1e-5 * float(change.norm())) <= 2
 
 
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+def test_peft_loads_the_adapters_and_says_what_the_student_says(kind: str, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    teacher = folder_of(tmp_path / kind, kind)
+    settings = lora_settings(teacher, tmp_path, "objective=sdtt", "lora.targets=[q_proj,down_proj]", "optim.lr=0.05")
+    assert recipe.run(DOMAIN, settings) == 0
+    sizes = {"vocab_size": ROWS, "hidden_size": 64, "intermediate_size": 96}
+    base, student = reference(kind, **sizes), di4c_lm.load(tmp_path / "run")
+    x_t = student.encode(["the cat sat on"])[:, :16]
+    before, _ = said(base, x_t)
+    adapted = peft.PeftModel.from_pretrained(base, str(tmp_path / "run" / "adapters"))
+    assert adapted.peft_config["default"].base_model_name_or_path == str(teacher)
+    logits_BDV, _ = said(adapted.get_base_model(), x_t)
+    found_BDS = student.logits(x_t)
+    num_states, mask_id = found_BDS.shape[2], student.mask_id
+    wanted_BDS = logits_BDV[..., :num_states].clone()
+    wanted_BDS[..., mask_id] = -torch.inf
+    is_masked_BD = x_t == mask_id
+    shown, found = (one[is_masked_BD].log_softmax(-1).exp() for one in (wanted_BDS, found_BDS))
+    torch.testing.assert_close(found, shown, rtol=1e-4, atol=1e-5)
+    assert (before - logits_BDV).abs().max() > 1e-2
+
+
+def test_adapters_have_the_names_of_their_checkpoint(llada: Path, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    from safetensors import safe_open
+
+    assert recipe.run(DOMAIN, lora_settings(llada, tmp_path, "objective=sdtt", "lora.targets=[down_proj]")) == 0
+    with safe_open(tmp_path / "run" / "adapters" / "adapter_model.safetensors", "pt") as file:
+        names = {*file.keys()}
+    start = "base_model.model.model.transformer.blocks"
+    assert names == {f"{start}.{block}.ff_out.lora_{letter}.weight" for block in (0, 1) for letter in "AB"}
+
+
 @pytest.mark.parametrize(
     "words, complaint",
     [

@@ -99,7 +99,7 @@ def test_settings() -> None:
         LoraSettings(rank=4)
     with pytest.raises(ValueError, match="rank must be at least 0, got -1"):
         LoraSettings(rank=-1)
-    assert set(LoraSettings().unused()) == {"alpha", "dropout", "targets"} and not lora("x").unused()
+    assert set(LoraSettings().unused()) == {"alpha", "dropout", "targets", "adapters"} and not lora("x").unused()
 
 
 @pytest.mark.parametrize("make, x, target", [(unet, images(2), "dense0"), (maskgit, codes(2), "out_proj")])
