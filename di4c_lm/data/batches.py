@@ -13,7 +13,7 @@ from typing import Any, Protocol, final, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int, Int64, Integer, UInt
+from jaxtyping import Bool, Float, Float64, Int, Int64, Integer, UInt
 from torch import Tensor
 
 from di4c_lm.processes.denoiser import NO_CLASS
@@ -22,6 +22,7 @@ from di4c_lm.processes.rng import KeyedRng, Rng, uniform
 
 _ROWS_AT_ONCE = 1 << 14
 _ROUNDS = 6
+_WINDOW, _STRETCH = 1024, 64  # sequences that are sorted by width together, and of like width that stay together
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -42,11 +43,37 @@ class Batch:
     given: Int64[Tensor, " B"] | None = (
         None  # how many tokens at the beginning of each are given: never masked, never scored
     )
+    parts: Int64[Tensor, "B D"] | None = (
+        None  # of rows of records: 2k where the k-th of a row (from 1 on) is learned, 2k + 1 where it is given, 0 where there is none
+    )
+    noised: "Noised | None" = None  # what was made of each before training, in place of noise that is sampled now
+
+    @property
+    def is_given(self) -> Bool[Tensor, "B D"] | None:
+        """The positions that are never masked and never scored: what is given, and padding."""
+        if self.parts is not None:
+            return (self.parts == 0) | (self.parts % 2 == 1)
+        return None if self.given is None else torch.arange(self.x.shape[1], device=self.x.device) < self.given[:, None]
+
+    @property
+    def segments(self) -> Int64[Tensor, "B D"] | None:
+        """The number of the record at each position, from 1 on, 0 at padding; None where each row is one sequence, all of it."""
+        return None if self.parts is None else self.parts // 2
 
     def spread(self, u: Float64[Tensor, " B"]) -> Float64[Tensor, " B"]:
         """Uniforms `u`, each in the part of its sequence: over a global batch they cover [0, 1) evenly, and each is still uniform over
         the batches. Without strata `u` itself."""
         return u if self.stratum is None else (self.stratum + u) / self.num_strata
+
+
+@dataclasses.dataclass(frozen=True)
+class Noised:
+    """x_t of sequences, and what a network has said of it: its features at the M masked positions, one sequence after the other."""
+
+    x_t: Int64[Tensor, "B D"]
+    t: Float64[Tensor, " B"]
+    s: Float64[Tensor, " B"]  # where the step from t leads; 0 where t is of no step
+    features: Float[Tensor, "M H"] | None = None
 
 
 def make_batch(
@@ -58,11 +85,8 @@ def make_batch(
 
 def noised(process: Process, batch: Batch, t: Float[Tensor, " B"], rng: Rng) -> Int64[Tensor, "B D"]:
     """x_t ~ q(x_t | x_0) of the batch, in which what is given stands as it is."""
-    x_t = process.corrupt(batch.x, t, rng)
-    if batch.given is None:
-        return x_t
-    position_D = torch.arange(batch.x.shape[1], device=batch.x.device)
-    return torch.where(position_D < batch.given[:, None], batch.x, x_t)
+    x_t, is_given_BD = process.corrupt(batch.x, t, rng), batch.is_given
+    return x_t if is_given_BD is None else torch.where(is_given_BD, batch.x, x_t)
 
 
 def batch_rng(seed: int, batch: Batch) -> KeyedRng:
@@ -70,9 +94,11 @@ def batch_rng(seed: int, batch: Batch) -> KeyedRng:
     return KeyedRng(seed, torch.stack([batch.sample_id, batch.epoch], 1))
 
 
-def classes_of(batch: Batch, drop: float, rng: Rng) -> Int64[Tensor, " B"] | None:
-    """The classes that a network is given, each hidden with probability `drop`; None where the batch has none."""
-    if batch.labels is None or drop == 0:
+def condition_of(batch: Batch, drop: float, rng: Rng) -> Int64[Tensor, "B *each"] | None:
+    """What a network is given beside x_t: classes, each hidden with probability `drop`, or `segments`; None where there are neither."""
+    if batch.labels is None:
+        return batch.segments
+    if drop == 0:
         return batch.labels
     return torch.where(uniform(rng, (len(batch.x),), batch.x.device) < drop, NO_CLASS, batch.labels)
 
@@ -134,6 +160,49 @@ def in_epochs(
     return row_N, epoch_N
 
 
+def cut(batch: Batch) -> Batch:
+    """A batch of rows with `parts` without the columns that are padding in all of them."""
+    if batch.parts is None:
+        return batch
+    width = max(1, int((batch.parts > 0).any(0).nonzero().max() + 1)) if bool(batch.parts.any()) else 1
+    noised = batch.noised and dataclasses.replace(batch.noised, x_t=batch.noised.x_t[:, :width])
+    return dataclasses.replace(batch, x=batch.x[:, :width], parts=batch.parts[:, :width], noised=noised)
+
+
+@final
+class LikeWidths:
+    """An order of each epoch in which neighbours are of like width, so that a batch has little padding.
+
+    Windows of another order, `rows_at(epoch, places)`, are sorted by width and cut into stretches, whose order in the window is random.
+    """
+
+    def __init__(
+        self,
+        rows_at: Callable[[int, Int[np.ndarray, " B"]], Int[np.ndarray, " B"]],
+        widths_of: Callable[[Int[np.ndarray, " B"]], Int[np.ndarray, " B"]],
+        size: int,
+        seed: int,
+    ) -> None:
+        self._rows_at, self._widths_of, self._size, self._seed = rows_at, widths_of, size, seed
+        self._window = functools.lru_cache(maxsize=2)(self._made)
+
+    def __call__(self, epoch: int, place_B: Int[np.ndarray, " B"]) -> Int[np.ndarray, " B"]:
+        """The rows at places of the order."""
+        window_B, within_B = np.divmod(place_B, _WINDOW)
+        row_B = np.empty_like(place_B)
+        for window in np.unique(window_B):
+            here_B = window_B == window
+            row_B[here_B] = self._window(epoch, int(window))[within_B[here_B]]
+        return row_B
+
+    def _made(self, epoch: int, window: int) -> Int[np.ndarray, " W"]:
+        place_W = np.arange(window * _WINDOW, min(self._size, (window + 1) * _WINDOW))
+        row_W = self._rows_at(epoch, place_W)
+        row_W = row_W[np.argsort(self._widths_of(row_W), kind="stable")]
+        stretches = np.split(row_W, range(_STRETCH, len(row_W), _STRETCH))
+        return np.concatenate([stretches[n] for n in permutation(len(stretches), self._seed + window + 1, epoch)])
+
+
 # Where sequences come from
 
 
@@ -193,13 +262,19 @@ class PackedSource:
     """
 
     def __init__(
-        self, tokens_ND: Integer[np.ndarray, "N D"], seed: int, given_N: Int64[np.ndarray, " N"] | None = None
+        self,
+        tokens_ND: Integer[np.ndarray, "N D"],
+        seed: int,
+        given_N: Int64[np.ndarray, " N"] | None = None,
+        parts_ND: Integer[np.ndarray, "N D"] | None = None,
+        *,
+        grouped: bool = False,
     ) -> None:
         if len(tokens_ND) == 0:
             raise ValueError("a source of batches needs at least one sequence, found none")
         self.tokens_ND = tokens_ND
-        self.given_N = given_N  # see `Batch.given`
-        self.seed = seed
+        self.given_N, self.parts_ND = given_N, parts_ND  # see `Batch`
+        self.seed, self.grouped = seed, grouped  # sequences of like width together
         self._orders: dict[int, Int[np.ndarray, " N"]] = {}
 
     def __len__(self) -> int:
@@ -216,18 +291,25 @@ class PackedSource:
         for start in range(0, len(self), _ROWS_AT_ONCE):
             rows_nD = self.tokens_ND[start : start + _ROWS_AT_ONCE]
             digest.update(np.ascontiguousarray(rows_nD, dtype="<u4").data)  # the same for any type that holds them
-        if self.given_N is not None:
-            digest.update(np.ascontiguousarray(self.given_N, dtype="<u4").data)
+        for more in (self.given_N, self.parts_ND):
+            if more is not None:
+                digest.update(np.ascontiguousarray(more, dtype="<u4").data)
         return f"{len(self)} sequences ({digest.hexdigest()[:12]})"
 
     def ordered(self, seed: int) -> "PackedSource":
         """The same in the order of another seed."""
-        return PackedSource(self.tokens_ND, seed, self.given_N)
+        return PackedSource(self.tokens_ND, seed, self.given_N, self.parts_ND, grouped=self.grouped)
 
     def _order(self, epoch: int) -> Int[np.ndarray, " N"]:
         if epoch not in self._orders:
             self._orders = {e: order for e, order in self._orders.items() if abs(e - epoch) == 1}
-            self._orders[epoch] = permutation(len(self), self.seed, epoch)
+            order_N = permutation(len(self), self.seed, epoch)
+            if self.grouped:
+                assert self.parts_ND is not None
+                width_N = (self.parts_ND > 0).sum(1)
+                like = LikeWidths(lambda _, place: order_N[place], lambda row: width_N[row], len(self), self.seed)
+                order_N = like(epoch, np.arange(len(self)))
+            self._orders[epoch] = order_N
         return self._orders[epoch]
 
     def read(self, start: int, count: int) -> Batch:
@@ -235,7 +317,10 @@ class PackedSource:
         sample_id_B, epoch_B = in_epochs(start, count, len(self), lambda epoch, index_B: self._order(epoch)[index_B])
         batch = make_batch(np.asarray(self.tokens_ND[sample_id_B]), sample_id_B, epoch_B)
         given_B = None if self.given_N is None else torch.from_numpy(self.given_N[sample_id_B])
-        return dataclasses.replace(batch, given=given_B)
+        parts_BD = None
+        if self.parts_ND is not None:
+            parts_BD = torch.from_numpy(self.parts_ND[sample_id_B].astype(np.int64))
+        return cut(dataclasses.replace(batch, given=given_B, parts=parts_BD))
 
 
 # What a rank trains on

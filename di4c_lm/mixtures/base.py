@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from di4c_lm.core.settings import check, section
 from di4c_lm.losses.reading import PositionReading, Reading
-from di4c_lm.networks.base import Network, Rows, check_tensors
+from di4c_lm.networks.base import Network, Rows, Stages, check_tensors
 from di4c_lm.networks.lora import LoraSettings
 from di4c_lm.processes.categorical import sample_categorical
 from di4c_lm.processes.denoiser import Positions, Prediction, Walk
@@ -173,6 +173,9 @@ class MixtureSettings(ABC):
     """What the settings of every kind of mixture can do."""
 
     freeze_backbone: bool
+    reads_features: ClassVar[bool] = (
+        False  # whether the features of masked positions are all that it takes of a network
+    )
     has_marginals: ClassVar[bool] = True  # whether the distribution of one position, λ averaged out, is known
 
     @abstractmethod
@@ -308,12 +311,23 @@ class Mixture(nn.Module, ABC):
         return 0
 
     def forward(
-        self, x_t: Int64[Tensor, "B D"], t: Float[Tensor, " B"], lam: Latents | None = None, cond: Tensor | None = None
+        self,
+        x_t: Int64[Tensor, "B D"],
+        t: Float[Tensor, " B"],
+        lam: Latents | None = None,
+        cond: Tensor | None = None,
+        *,
+        features: Float[Tensor, "M H"] | None = None,
     ) -> Rows:
-        """Predict x_0 once for each λ; without `lam`, what the network says by itself. Raises `ValueError` for λ of another shape."""
+        """Predict x_0 once for each λ; without `lam`, what the network says by itself. Raises `ValueError` for λ of another shape.
+
+        With `features`, the network's at the masked positions, for a kind that reads no more of it, the network is not run.
+        """
         if lam is None:
             return self.network(x_t, t, None, cond)
         self.check(x_t, lam)
+        if features is not None:
+            return self.drive(KnownStages(self.network, x_t, features, cond), lam)
         return self.network(x_t, t, None, cond, drive=partial(self.drive, lam=lam), share=self.is_late)
 
     def check(self, x_t: Int64[Tensor, "B D"], lam: Latents) -> None:
@@ -394,6 +408,26 @@ class Mixture(nn.Module, ABC):
             if name == "network":
                 raise
             return getattr(self.network, name)
+
+
+class KnownStages(Stages):
+    """The stages of a pass that was made before: the features are known at the masked positions, and 0 at the others."""
+
+    def __init__(
+        self,
+        network: Network,
+        x_t: Int64[Tensor, "B D"],
+        features: Float[Tensor, "M H"],
+        segments: Int64[Tensor, "B D"] | None = None,
+    ) -> None:
+        mask_id: Any = network.mask_id
+        self.unknown, self.output_head, self.segments = x_t.eq(mask_id), network.output_head(), segments
+        self._features = features.to(next(network.parameters()).dtype)
+
+    def features(self) -> Float[Tensor, "B D H"]:
+        """See `Stages.features`."""
+        shape = *self.unknown.shape, self._features.shape[1]
+        return self._features.new_zeros(shape).index_put(self.unknown.nonzero(as_tuple=True), self._features)
 
 
 class CodedMixture(Mixture):

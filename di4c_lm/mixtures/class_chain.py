@@ -82,6 +82,8 @@ class ClassChainSettings(MixtureSettings):
     )
     freeze_backbone: bool = setting(True, "keep the teacher's weights and train λ's alone")
 
+    reads_features: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         at_least(self, 1, "codebook_size", "relations", "sinkhorn_iterations")
         at_least(self, 0, "rank", "sinkhorn_tolerance")
@@ -133,6 +135,13 @@ class PairPotentials:
         one = PairPotentials(self.gate[:, pair, None], self.relation, *self._factors(pair))
         one.__dict__.update(_by_here=self._by_here, _by_there=self._by_there)
         return one
+
+    def cut(self, where: Bool[Tensor, "*pairs"]) -> "PairPotentials":
+        """The same, but that the pairs `where` are independent."""
+        free_K = torch.eye(self.gate.shape[-1], device=self.gate.device, dtype=self.gate.dtype)[0]
+        gate = torch.where(where[..., None], free_K, self.gate)
+        left = None if self.left is None else self.left.masked_fill(where[..., None, None], 0.0)
+        return PairPotentials(gate, self.relation, left, self.right)
 
     def for_several(self) -> "PairPotentials":
         """The same with an axis for several weights a pair: gates (B, P, 1, K)."""
@@ -652,11 +661,12 @@ class RevealedRows(Rows):
     orders: Sequence[Int64[Tensor, " D"]]
     lam: Latents
     chosen_by: "RevealedRows | None" = None  # whose classes are sampled in place of its own
+    segments: Int64[Tensor, "B D"] | None = None  # see `Stages`
     is_product: ClassVar[bool] = False
 
     def over(self, where: Bool[Tensor, "B D"], *, to_sample: bool = False) -> EveryClass:
         """The prediction under every class, the chain going through these positions; `to_sample` as `ClassHead.forward` has it."""
-        asked = self.features[:, 0], where, self.output_head, self.context, self.orders
+        asked = self.features[:, 0], where, self.output_head, self.context, self.orders, self.segments
         return self.head(*asked, to_sample=to_sample)
 
     def read(
@@ -728,19 +738,22 @@ class ClassHead(nn.Module):
         inner: OutputHead,
         context: Float[Tensor, "B D W"],
         orders: Sequence[Int64[Tensor, " D"]],
+        segments: Int64[Tensor, "B D"] | None = None,
         *,
         to_sample: bool = False,
     ) -> EveryClass:
         """The prediction under every class. The gates look at `context`; the chain takes the unknown positions in one of `orders`.
 
-        `to_sample`: of use only to sample classes from, so that it may be made by narrower products.
+        `to_sample`: of use only to sample classes from, so that it may be made by narrower products. Where `segments` tell records apart,
+        a record's classes are independent of another's.
         """
         narrow = to_sample and self.settings.matmul_dtype == "bfloat16" and not torch.is_grad_enabled()
         head = ClassOutputHead(inner, self._classes())
         row_M, position_M = is_unknown.nonzero(as_tuple=True)
         (tail_MF,) = head.in_chunks(head.narrow_tail if narrow else head.tail, features[row_M, position_M], position_M)
         tail_BDF = tail_MF.new_zeros(*is_unknown.shape, tail_MF.shape[1]).index_put((row_M, position_M), tail_MF)
-        chains = [self._chain(tail_BDF, is_unknown, context, *numbered) for numbered in enumerate(orders)]
+        given = tail_BDF, is_unknown, context, segments
+        chains = [self._chain(*given, *numbered) for numbered in enumerate(orders)]
         # The tail holds logarithms, which take more digits than features in a narrow dtype have.
         features_BDF = torch.cat([features.to(tail_BDF.dtype), tail_BDF], 2)
         return EveryClass(features_BDF[:, None], head, EitherChain((chains[0], chains[1])) if chains[1:] else chains[0])
@@ -764,6 +777,7 @@ class ClassHead(nn.Module):
         tail_BDF: Float[Tensor, "B D F"],
         is_unknown: Bool[Tensor, "B D"],
         context: Float[Tensor, "B D W"],
+        segments: Int64[Tensor, "B D"] | None,
         number: int,
         order: Int64[Tensor, " D"],
     ) -> ClassChain:
@@ -776,6 +790,9 @@ class ClassHead(nn.Module):
         p_BNL = torch.where(unknown_BN[..., None], p_BNL, 1 / num_classes)
         h_BNW = context.gather(1, place_BN[..., None].expand(-1, -1, context.shape[2]))
         potentials = self._potentials(h_BNW, rank_BN, number, p_BNL.dtype)
+        if segments is not None:
+            segment_BN = segments.gather(1, place_BN)
+            potentials = potentials.cut(segment_BN[:, 1:] != segment_BN[:, :-1])
         given = (p_BNL, potentials, place_BN, unknown_BN)
         settings, num_positions = self.settings, is_unknown.shape[1]
         if settings.combine == "product_of_experts":
@@ -871,8 +888,9 @@ class ClassChainMixture(CodedMixture):
             context_BDW = (pixel_BPC[:, None] + self.latent_colour(colour_C)[:, None]).flatten(1, 2)
         orders = self._orders(features_BDH.shape[1], features_BDH.device)
         if self.settings.positions == "revealed":
-            return RevealedRows(features_BDH[:, None], stages.output_head, self.latent_head, context_BDW, orders, lam)
-        asked = features_BDH, stages.unknown, stages.output_head, context_BDW, orders
+            more = self.latent_head, context_BDW, orders, lam, None, stages.segments
+            return RevealedRows(features_BDH[:, None], stages.output_head, *more)
+        asked = features_BDH, stages.unknown, stages.output_head, context_BDW, orders, stages.segments
         every: EveryClass = self.latent_head(*asked, to_sample=not lam.enumerated)
         return every if lam.enumerated else every.under(every.codes(lam))
 

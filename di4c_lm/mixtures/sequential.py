@@ -55,6 +55,7 @@ class SequentialSettings(MixtureSettings):
     freeze_backbone: bool = setting(True, "whether the teacher's weights stay as they are, and λ's alone are trained")
 
     has_marginals: ClassVar[bool] = False
+    reads_features: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         at_least(self, 1, "layers")
@@ -385,12 +386,15 @@ class SequentialMixture(Mixture):
         """See `Mixture.kept_beside`: the activations of the causal layers."""
         return 20 * self.settings.layers * self.network.width
 
-    def forward(self, x_t: Int64[Tensor, "B D"], t: Float[Tensor, " B"], lam: Any = None, cond: Any = None) -> Rows:
+    def forward(
+        self, x_t: Int64[Tensor, "B D"], t: Float[Tensor, " B"], lam: Any = None, cond: Any = None, **known: Any
+    ) -> Rows:
         """See `Mixture.forward`. A frozen network records no gradient, so that equal sequences share a row."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.shares_backbone):
-            rows = super().forward(x_t, t, lam, cond)
+            rows = super().forward(x_t, t, lam, cond, **known)
         if lam is None:
             return rows
+        x_t = x_t if cond is None else torch.where(cond == 0, self.latent_head.nothing, x_t)  # padding is no token
         num_positions = x_t.shape[1]
         key_BKD, u_BKD = code_uniforms(lam, 2 * num_positions).chunk(2, dim=2)
         if self.settings.order == "left_to_right":

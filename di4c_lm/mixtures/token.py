@@ -121,10 +121,12 @@ class TokenMixture(Mixture):
         late = self.network.config.num_blocks - self.inject_at
         return [1.0] * self.inject_at + [float(num_lambdas)] * late
 
-    def forward(self, x_t: Tensor, t: Tensor, lam: Latents | None = None, cond: Tensor | None = None) -> Rows:
+    def forward(
+        self, x_t: Tensor, t: Tensor, lam: Latents | None = None, cond: Tensor | None = None, **known: Any
+    ) -> Rows:
         """See `Mixture.forward`."""
         if lam is None or not self.network.takes_shifts:
-            return super().forward(x_t, t, lam, cond)
+            return super().forward(x_t, t, lam, cond, **known)
         self.check(x_t, lam)
         return self.network(x_t, t, self.embed(lam).unflatten(0, (-1, lam.num_lambdas)), cond)
 

@@ -9,12 +9,12 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -110,10 +110,14 @@ class Rows(Prediction):
 
 
 class Stages(ABC):
-    """A network's pass over B sequences, stopped where a mixture brings in λ. `unknown`: the positions whose x_0 x_t does not tell."""
+    """A network's pass over B sequences, stopped where a mixture brings in λ. `unknown`: the positions whose x_0 x_t does not tell.
+
+    `segments`, where a sequence holds several records or padding: the number of the record at each position, from 1 on, 0 at padding.
+    """
 
     unknown: Bool[Tensor, "B D"]
     output_head: OutputHead
+    segments: Int64[Tensor, "B D"] | None = None
 
     @abstractmethod
     def features(self) -> Float[Tensor, "N D H"]:
@@ -276,12 +280,12 @@ class Network(nn.Module, ABC):
         x_t: Int64[Tensor, "B D"],
         t: Float[Tensor, " B"],
         lam: Any = None,
-        cond: Int64[Tensor, " B"] | None = None,
+        cond: Int64[Tensor, "B *each"] | None = None,
         *,
         drive: Drive = product,
         share: bool = False,
     ) -> Rows:
-        """Predict x_0 from x_t at times t, given classes where the network knows any.
+        """Predict x_0 from x_t at times t, given classes (B,) where the network knows any, or of text `Stages.segments` (B, D).
 
         Args:
             lam: None: a network by itself has no λ.
@@ -293,7 +297,7 @@ class Network(nn.Module, ABC):
 
     @abstractmethod
     def stages(
-        self, x_t: Int64[Tensor, "B D"], t: Float[Tensor, " B"], cond: Int64[Tensor, " B"] | None, *, share: bool
+        self, x_t: Int64[Tensor, "B D"], t: Float[Tensor, " B"], cond: Int64[Tensor, "B *each"] | None, *, share: bool
     ) -> Stages:
         """A pass that has not begun."""
 
@@ -359,6 +363,49 @@ class Network(nn.Module, ABC):
         return not torch.is_grad_enabled() and not (self.training and getattr(self.config, "dropout", 0.0))
 
 
+@dataclass(frozen=True)
+class Within:
+    """Which of P places see each other: those of one record, `segment` from 1 on; 0 is padding, -1 sees all records and is seen by all."""
+
+    segment: Int64[Tensor, "N P"]
+
+    @classmethod
+    def of(cls, segments: Int64[Tensor, "N D"], num_extra: int) -> "Within":
+        """Positions in records, and behind them places that are of none."""
+        return cls(F.pad(segments, (0, num_extra), value=-1))
+
+    @cached_property
+    def starts(self) -> Bool[Tensor, "N P"]:
+        """Where a stretch of one record, or of padding, begins."""
+        return F.pad(self.segment[:, 1:] != self.segment[:, :-1], (1, 0), value=True)
+
+    @cached_property
+    def position(self) -> Int64[Tensor, "N P"]:
+        """The place of each within its record; 0 outside of all."""
+        place_P = torch.arange(self.segment.shape[1], device=self.segment.device)
+        begun_NP = torch.where(self.starts, place_P, 0).cummax(1).values
+        return (place_P - begun_NP).masked_fill(self.segment < 0, 0)
+
+    @cached_property
+    def mask(self) -> Bool[Tensor, "N 1 P P"]:
+        """Whether a place sees another; padding sees padding."""
+        here_NP1, there_N1P = self.segment[:, :, None], self.segment[:, None]
+        sees_all, seen_by_all = (here_NP1 < 0) & (there_N1P != 0), there_N1P < 0
+        return ((here_NP1 == there_N1P) | sees_all | seen_by_all)[:, None]
+
+    @cached_property
+    def is_stretches(self) -> bool:
+        """Whether what sees each other stands together."""
+        return bool((self.segment >= 0).all())
+
+    @cached_property
+    def ends(self) -> tuple[Int[Tensor, " K"], int]:
+        """Of all rows, one behind the other, where each stretch ends, 0 before the first; and the longest."""
+        begun_K = self.starts.flatten().nonzero()[:, 0]
+        ends_K = F.pad(begun_K, (0, 1), value=self.segment.numel()).int()
+        return ends_K, int(ends_K.diff().max())
+
+
 @cache
 def use_flash(choice: str) -> bool:
     """Whether flash-attn serves: `choice` is auto, sdpa or flash. Raises `ValueError` where flash is asked for and absent."""
@@ -379,19 +426,25 @@ def attend(
     flash: bool = False,
     dropout: float = 0.0,
     causal: bool = False,
+    within: Within | None = None,
 ) -> Float[Tensor, "N D heads dim"]:
-    """softmax(q k^T / sqrt(dim)) v over all positions, or those up to its own, with `dropout` on the weights, always on.
+    """softmax(q k^T / sqrt(dim)) v over all positions, those up to its own, or those `within`, with `dropout` on the weights, always on.
 
     Where there are fewer keys and values than queries, each serves as many heads of queries, one beside the other.
-    `flash` needs half-precision tensors on a GPU; others take PyTorch's path.
+    `flash` needs half-precision tensors on a GPU, and of records that they stand together; others take PyTorch's path.
     """
-    if flash and q.is_cuda and q.dtype in (torch.float16, torch.bfloat16):
-        from flash_attn import flash_attn_func  # pyright: ignore[reportMissingImports]
+    together = within is None or within.is_stretches
+    if flash and together and q.is_cuda and q.dtype in (torch.float16, torch.bfloat16):
+        import flash_attn  # pyright: ignore[reportMissingImports]
 
-        return flash_attn_func(q, k, v, dropout_p=dropout, causal=causal)
+        if within is None:
+            return flash_attn.flash_attn_func(q, k, v, dropout_p=dropout, causal=causal)
+        (ends_K, longest), flat = within.ends, (one.flatten(0, 1) for one in (q, k, v))
+        out = flash_attn.flash_attn_varlen_func(*flat, ends_K, ends_K, longest, longest, dropout_p=dropout)
+        return out.view_as(q)
     q, k, v = (one.transpose(1, 2) for one in (q, k, v))
-    grouped = q.shape[1] != k.shape[1]
-    out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=causal, enable_gqa=grouped)
+    grouped, mask = q.shape[1] != k.shape[1], None if within is None else within.mask
+    out = F.scaled_dot_product_attention(q, k, v, mask, dropout_p=dropout, is_causal=causal, enable_gqa=grouped)
     return out.transpose(1, 2)
 
 
@@ -412,9 +465,11 @@ class Rotary(torch.nn.Module):
             self.inv_freq = exact.to(self.inv_freq.device)
         return self
 
-    def forward(self, num_rotated: int, num_extra: int) -> tuple[Float[Tensor, "P half"], Float[Tensor, "P half"]]:
-        """Cosines and sines of `num_rotated` positions followed by `num_extra` that are not turned."""
-        return phases(self.inv_freq, num_rotated, num_extra)
+    def forward(
+        self, num_rotated: int, num_extra: int, within: Within | None = None
+    ) -> tuple[Float[Tensor, "*N P half"], Float[Tensor, "*N P half"]]:
+        """See `phases`."""
+        return phases(self.inv_freq, num_rotated, num_extra, within)
 
 
 def frequencies(dim: int, base: float, device: torch.device | None = None) -> Float[Tensor, " half"]:
@@ -427,12 +482,15 @@ def frequencies(dim: int, base: float, device: torch.device | None = None) -> Fl
 
 
 def phases(
-    inv_freq: Float[Tensor, " half"], num_rotated: int, num_extra: int
-) -> tuple[Float[Tensor, "P half"], Float[Tensor, "P half"]]:
-    """Cosines and sines of `num_rotated` positions followed by `num_extra` that are not turned."""
+    inv_freq: Float[Tensor, " half"], num_rotated: int, num_extra: int, within: Within | None = None
+) -> tuple[Float[Tensor, "*N P half"], Float[Tensor, "*N P half"]]:
+    """Cosines and sines of `num_rotated` positions followed by `num_extra` that are not turned; each record begins anew."""
     device = inv_freq.device
-    position_P = torch.cat([torch.arange(num_rotated, device=device), torch.zeros(num_extra, device=device)])
-    phase = position_P.float()[:, None] * inv_freq.float()
+    if within is not None:
+        position = within.position
+    else:
+        position = torch.cat([torch.arange(num_rotated, device=device), torch.zeros(num_extra, device=device)])
+    phase = position.float()[..., None] * inv_freq.float()
     return phase.cos(), phase.sin()
 
 

@@ -1,5 +1,6 @@
 """The decoder of Llama, Qwen, LLaDA and Dream, reading in both directions, under Llama's names (without their `model.`)."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -8,7 +9,17 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from di4c_lm.core.settings import check, positive, section, setting
-from di4c_lm.networks.base import BlockStages, Network, TransformerBlock, attend, frequencies, phases, rotate, use_flash
+from di4c_lm.networks.base import (
+    BlockStages,
+    Network,
+    TransformerBlock,
+    Within,
+    attend,
+    frequencies,
+    phases,
+    rotate,
+    use_flash,
+)
 from di4c_lm.processes.denoiser import LinearHead, widest
 
 _INIT_STD = 0.02  # of fresh weights
@@ -77,7 +88,7 @@ class Decoder(Network):
         self, x_t: Int64[Tensor, "B D"], t: Float[Tensor, " B"], cond: Tensor | None, *, share: bool
     ) -> "DecoderStages":
         """See `Network.stages`."""
-        return DecoderStages(self, x_t, share=share)
+        return DecoderStages(self, x_t, cond, share=share)
 
     def output_head(self) -> LinearHead:
         """The linear head over the states; MASK has probability 0."""
@@ -89,11 +100,21 @@ class Decoder(Network):
 class DecoderStages(BlockStages):
     """A pass of `Decoder`."""
 
-    def __init__(self, network: Decoder, x_t: Int64[Tensor, "B D"], *, share: bool = False) -> None:
-        unknown, row_B = x_t == network.mask_id, None
+    def __init__(
+        self,
+        network: Decoder,
+        x_t: Int64[Tensor, "B D"],
+        segments: Int64[Tensor, "B D"] | None = None,
+        *,
+        share: bool = False,
+    ) -> None:
+        unknown, row_B, self.segments = x_t == network.mask_id, None, segments
         if share and network.may_share():
-            x_t, row_B = x_t.unique(dim=0, return_inverse=True)
+            rows = x_t if segments is None else torch.cat([x_t, segments], 1)
+            rows, row_B = rows.unique(dim=0, return_inverse=True)
+            x_t, segments = rows[:, : x_t.shape[1]], None if segments is None else rows[:, x_t.shape[1] :]
         super().__init__(network, network.layers, unknown, row_B)
+        self._of_rows = segments  # of the rows of the stream
         self.x = network.embed_tokens(x_t)
         self._flash = use_flash(network.config.attention) if x_t.is_cuda else False
         self._is_aligned = not network.config.shift
@@ -109,17 +130,27 @@ class DecoderStages(BlockStages):
         self.x, self._is_aligned = self._aligned(super().before_last_mlp()), True
         return self.x
 
+    def _take(self, rows: Callable[[Tensor], Tensor]) -> None:
+        super()._take(rows)
+        if self._of_rows is not None:
+            self._of_rows = rows(self._of_rows)
+            self._turn()
+
     def _turn(self) -> None:
         config, num_extra = self.network.config, self.x.shape[1] - self.num_positions
         inv_freq = frequencies(config.head_dim, config.rope_theta, device=self.x.device)
-        self.given = (*phases(inv_freq, self.num_positions, num_extra), self._flash)
+        within = None if self._of_rows is None else Within.of(self._of_rows, num_extra)
+        self.given = (*phases(inv_freq, self.num_positions, num_extra, within), self._flash, within)
 
     def _features(self, shift_scale: Tensor | None) -> Tensor:
         return self.network.norm(self._aligned(self.x[:, : self.num_positions]), shift_scale)
 
     def _aligned(self, x: Float[Tensor, "N D H"]) -> Float[Tensor, "N D H"]:
-        """Each row at the position that it predicts: shifted by one, and of the first, which nothing precedes, its own."""
-        return x if self._is_aligned else torch.cat([x[:, :1], x[:, :-1]], 1)
+        """Each row at the position that it predicts: shifted by one, and of the first of a record, which nothing precedes, its own."""
+        if self._is_aligned:
+            return x
+        before = torch.cat([x[:, :1], x[:, :-1]], 1)
+        return before if self._of_rows is None else torch.where(Within(self._of_rows).starts[..., None], x, before)
 
 
 class DecoderBlock(TransformerBlock):
@@ -139,9 +170,10 @@ class DecoderBlock(TransformerBlock):
         cos: Tensor,
         sin: Tensor,
         flash: bool,  # noqa: FBT001 (checkpointing passes it by position)
+        within: Within | None = None,
     ) -> Float[Tensor, "N P H"]:
         """The block's first half, attention."""
-        return x + self.self_attn(self.input_layernorm(x, shift_scale), cos, sin, flash=flash)
+        return x + self.self_attn(self.input_layernorm(x, shift_scale), cos, sin, flash=flash, within=within)
 
     def feed(
         self, x: Float[Tensor, "N P H"], shift_scale: Float[Tensor, "N Q twoH"] | None, *_: object
@@ -151,7 +183,7 @@ class DecoderBlock(TransformerBlock):
 
 
 class Attention(nn.Module):
-    """Attention over all positions, in both directions."""
+    """Attention over all positions, or those of a record, in both directions."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -165,13 +197,15 @@ class Attention(nn.Module):
             self.q_norm = RmsNorm(dim, config.norm_eps)
             self.k_norm = RmsNorm(dim, config.norm_eps)
 
-    def forward(self, x: Float[Tensor, "N P H"], cos: Tensor, sin: Tensor, *, flash: bool) -> Float[Tensor, "N P H"]:
+    def forward(
+        self, x: Float[Tensor, "N P H"], cos: Tensor, sin: Tensor, *, flash: bool, within: Within | None = None
+    ) -> Float[Tensor, "N P H"]:
         """Heads are normed where the model does that, then turned in float32."""
         q, k, v = (one(x).unflatten(2, (-1, self.head_dim)) for one in (self.q_proj, self.k_proj, self.v_proj))
         if hasattr(self, "q_norm"):
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = (rotate(one.to(widest(one.dtype)), cos, sin).to(one.dtype) for one in (q, k))
-        return self.o_proj(attend(q, k, v, flash=flash).flatten(2))
+        return self.o_proj(attend(q, k, v, flash=flash, within=within).flatten(2))
 
 
 class SwiGlu(nn.Module):

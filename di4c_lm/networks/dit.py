@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from di4c_lm.core.settings import check, positive, section, setting
-from di4c_lm.networks.base import BlockStages, Network, Rotary, TransformerBlock, attend, rotate, use_flash
+from di4c_lm.networks.base import BlockStages, Network, Rotary, TransformerBlock, Within, attend, rotate, use_flash
 from di4c_lm.processes.denoiser import LinearHead, OutputHead, widest
 from di4c_lm.processes.masked import LogLinear, MaskedProcess
 from di4c_lm.processes.uniform import UniformProcess
@@ -71,7 +71,7 @@ class DitConfig:
 class DIT(Network):
     """p(x_0 | x_t) as a product of positions, factored: features and the output head. Of a masked process MASK is the last state.
 
-    Text has no classes: `cond` is not looked at. What its own objective makes of the output layer's values c:
+    Text has no classes: `cond` are `Stages.segments`. What its own objective makes of the output layer's values c:
 
     - logits of a masked process (MDLM, RADD, BD3-LM): p(x_0 = v | x_t) = softmax c over the tokens.
     - log concrete scores (SEDD, Lou et al. 2024): e^c(v) = p_t(v) / p_t(MASK) = p(x_0 = v | x_t) / (e^σ - 1), with MASK's position
@@ -107,7 +107,7 @@ class DIT(Network):
     ) -> "DitStages":
         """See `Network.stages`."""
         sigma_M = self.noise.sigma(t) if self.config.time_conditioning else torch.zeros_like(t[:1])
-        return DitStages(self, x_t, sigma_M, share=share)
+        return DitStages(self, x_t, sigma_M, cond, share=share)
 
     def output_head(self) -> OutputHead:
         """The linear head with SUBS' first half: MASK has probability 0; of the uniform process with what x_t says of its own position."""
@@ -177,17 +177,26 @@ class DitStages(BlockStages):
     """A pass of `DIT`, with the total noise `sigma` of each sequence (M = B, or 1 for all) in place of its time."""
 
     def __init__(
-        self, network: DIT, x_t: Int64[Tensor, "B D"], sigma: Float[Tensor, " M"], *, share: bool = False
+        self,
+        network: DIT,
+        x_t: Int64[Tensor, "B D"],
+        sigma: Float[Tensor, " M"],
+        segments: Int64[Tensor, "B D"] | None = None,
+        *,
+        share: bool = False,
     ) -> None:
-        unknown, row_B = network.process.unknown(x_t), None
+        unknown, row_B, self.segments = network.process.unknown(x_t), None, segments
         if share and network.may_share():
-            x_t, sigma, row_B = distinct(x_t, sigma)
+            num_positions = x_t.shape[1]
+            rows, sigma, row_B = distinct(x_t if segments is None else torch.cat([x_t, segments], 1), sigma)
+            x_t, segments = rows[:, :num_positions], None if segments is None else rows[:, num_positions:]
         super().__init__(network, network.blocks, unknown, row_B)
+        self._of_rows = segments  # of the rows of the stream
         self.seen = x_t  # by the rows of the stream as it begins
         flash = use_flash(network.config.attention) if x_t.is_cuda else False
         self.x = network.vocab_embed(x_t)
         cond = F.silu(network.sigma_map(sigma)) if network.config.modulation else self.x.new_zeros(1, 1)
-        self.given = (cond, *network.rotary_emb(self.num_positions, 0), flash)
+        self.given = (cond, *self._turned(flash))
         self._of_x_t: Tensor | None = None  # of the uniform process: see `UniformHead`
         if isinstance(network.process, UniformProcess):
             odds_BD = network.process.log_odds(sigma)[:, None].expand(x_t.shape)
@@ -196,13 +205,21 @@ class DitStages(BlockStages):
     def append(self, token: Float[Tensor, "N H"]) -> None:
         """See `BlockStages.append`: the token is not rotated."""
         super().append(token)
-        cond, *_, flash = self.given
+        cond, *_, flash, _ = self.given
+        self.given = (cond, *self._turned(flash))
+
+    def _turned(self, flash: bool) -> tuple[Any, ...]:  # noqa: FBT001
+        """What attention reads: phases, whether flash-attn serves, and which places see each other."""
         num_extra = self.x.shape[1] - self.num_positions
-        self.given = (cond, *self.network.rotary_emb(self.num_positions, num_extra), flash)
+        within = None if self._of_rows is None else Within.of(self._of_rows, num_extra)
+        return *self.network.rotary_emb(self.num_positions, num_extra, within), flash, within
 
     def _take(self, rows: Any) -> None:
         super()._take(rows)
         cond, *rest = self.given
+        if self._of_rows is not None:
+            self._of_rows = rows(self._of_rows)
+            rest = self._turned(rest[-2])
         self.given = (cond if len(cond) == 1 else rows(cond), *rest)
         self._of_x_t = None if self._of_x_t is None else rows(self._of_x_t)
 
@@ -313,13 +330,14 @@ class DDiTBlock(TransformerBlock):
         cos: Tensor,
         sin: Tensor,
         flash: bool,  # noqa: FBT001 (checkpointing passes it by position)
+        within: Within | None = None,
     ) -> Float[Tensor, "N P H"]:
         """The block's first half, attention."""
         shift_1, scale_1, gate_1 = modulation(self.adaLN_modulation(cond)[:, None].chunk(6, dim=2)[:3], shift_scale)
         qkv = self.attn_qkv(self.norm1(x, shift_1, scale_1))
         q, k, v = qkv.view(*qkv.shape[:2], 3, self.num_heads, -1).unbind(2)
         # A copy of v, so that q and k unrotated are not kept for the backward pass.
-        mixed = attend(rotate(q, cos, sin), rotate(k, cos, sin), v.contiguous(), flash=flash)
+        mixed = attend(rotate(q, cos, sin), rotate(k, cos, sin), v.contiguous(), flash=flash, within=within)
         return x + gate_1 * self._drop(self.attn_out(mixed.flatten(2)))
 
     def feed(

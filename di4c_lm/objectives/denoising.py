@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from di4c_lm.core.settings import check, positive, section, setting, unit
-from di4c_lm.data.batches import Batch, batch_rng, classes_of, noised
+from di4c_lm.data.batches import Batch, batch_rng, condition_of, noised
 from di4c_lm.objectives.least_variance import LeastVarianceTimes
 from di4c_lm.objectives.objective import Objective, ObjectiveSettings
 from di4c_lm.processes.denoiser import Positions
@@ -121,7 +121,7 @@ class DenoisingObjective(Objective):
     def cross_entropy(self, batch: Batch) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"], Float[Tensor, " B"]]:
         """-Σ_d log p(x_0^d | x_t) of each example, in nats a sequence, its t and the density of t; 2B of them by complementary masks."""
         rng = batch_rng(self.seed, batch)
-        cond_B = classes_of(batch, self.settings.label_drop, rng)
+        cond_B = condition_of(batch, self.settings.label_drop, rng)
         t_B, density_B = self.settings.sample_times(batch, rng, self.process.min_time, self.adaptive)
         x_0, x_t = batch.x, noised(self.process, batch, t_B, rng)
         if self.settings.masks == "complementary":
@@ -129,11 +129,11 @@ class DenoisingObjective(Objective):
             # m(t) = (1 - ε) t: of t and this time exactly one masks a position
             other_B = (1 / self.process.schedule.mask_prob(torch.ones_like(t_B)) - t_B).clamp(max=1)
             kept = self.process.unknown(x_t)
-            if batch.given is not None:
-                kept |= torch.arange(x_0.shape[1], device=x_0.device) < batch.given[:, None]
+            if batch.is_given is not None:
+                kept |= batch.is_given
             others = torch.where(kept, x_0, self.process.mask_id)
             x_0, x_t, t_B = torch.cat([x_0, x_0]), torch.cat([x_t, others]), torch.cat([t_B, other_B])
-            density_B, cond_B = density_B.repeat(2), None if cond_B is None else cond_B.repeat(2)
+            density_B, cond_B = density_B.repeat(2), None if cond_B is None else torch.cat([cond_B, cond_B])
         positions = Positions.where(self.process.unknown(x_t))
         prediction = self.student(x_t, t_B.float(), None, cond_B)
         reading = prediction.read(positions, positions.gather(x_0)[:, None], chunk_rows=self.settings.chunk_rows)

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from di4c_lm.core.settings import at_least, section, setting, unit
-from di4c_lm.data.batches import Batch, batch_rng, classes_of, noised
+from di4c_lm.data.batches import Batch, batch_rng, condition_of, noised
 from di4c_lm.losses.di4c import Alpha, alpha, consistency_term, correlation, data_term, distillation_term
 from di4c_lm.losses.reading import Reading, sample_rows
 from di4c_lm.mixtures.base import Latents
@@ -82,7 +82,7 @@ class Di4CObjective(Objective):
     def forward(self, batch: Batch) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Mean over the batch of the weighted terms (nats a sequence), and the mean of each."""
         rng, x_0, settings = batch_rng(self.seed, batch), batch.x, self.settings
-        cond_B = classes_of(batch, settings.label_drop, rng)
+        cond_B = condition_of(batch, settings.label_drop, rng)
         t_B, u_B = self.times(len(x_0), rng, x_0.device)
         x_t = noised(self.process, batch, t_B, rng)
         positions = Positions.where(self.in_loss(x_t))
@@ -142,7 +142,7 @@ class Di4CObjective(Objective):
         teacher_MS: Float[Tensor, "M S"],
         wanted: Bool[Tensor, " B"],
         rng: Rng,
-        cond: Int64[Tensor, " B"] | None = None,
+        cond: Int64[Tensor, "B *each"] | None = None,
     ) -> tuple[Int64[Tensor, "M I"], Float[Tensor, "M S"]]:
         """x̂_i ~ student(x_u^i; fresh λ) and the mean of its distributions over i, for the examples `wanted`.
 
@@ -155,7 +155,7 @@ class Di4CObjective(Objective):
         rows_B = wanted.nonzero().squeeze(1)
         rows_B = rows_B if len(rows_B) else wanted.new_zeros(1, dtype=torch.int64)
         u_N = u[rows_B].repeat_interleave(num_samples)
-        cond_N = None if cond is None else cond[rows_B].repeat_interleave(num_samples)
+        cond_N = None if cond is None else cond[rows_B].repeat_interleave(num_samples, 0)
         was_training = self.student.training
         self.student.eval()
         prediction = self.student(x_u[rows_B].flatten(0, 1), u_N.float(), lam[rows_B].one_a_row(), cond_N)
@@ -186,12 +186,12 @@ class Di4CObjective(Objective):
         return samples_MI, torch.where(wanted_M1, marginal_MS, teacher_MS)
 
     def own_distillation(
-        self, x_0: Int64[Tensor, "B D"], lam: Latents, rng: Rng, cond: Int64[Tensor, " B"] | None = None
+        self, x_0: Int64[Tensor, "B D"], lam: Latents, rng: Rng, cond: Int64[Tensor, "B *each"] | None = None
     ) -> Float[Tensor, " B"]:
         """mean_j Σ_d KL(teacher^d ‖ ℓ_j^d), each λ_j at an x of its own, near the process's lowest time (section F.1)."""
         num_lambdas, chunk_rows = lam.num_lambdas, self.settings.chunk_rows
         rows_rng, x_0 = split(rng, num_lambdas), x_0.repeat_interleave(num_lambdas, 0)
-        cond_N = None if cond is None else cond.repeat_interleave(num_lambdas)
+        cond_N = None if cond is None else cond.repeat_interleave(num_lambdas, 0)
         lowest_N, share_N = uniform(rows_rng, (len(x_0), 2), x_0.device).unbind(1)
         t_N = self.process.min_time + torch.where(lowest_N < 0.5, 0.0, self.settings.delta * share_N)
         x_t = self.process.corrupt(x_0, t_N, rows_rng)

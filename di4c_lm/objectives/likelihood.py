@@ -14,7 +14,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from di4c_lm.core.settings import at_least, check, section, setting
-from di4c_lm.data.batches import Batch, batch_rng, classes_of, noised
+from di4c_lm.data.batches import Batch, Noised, batch_rng, condition_of, noised
 from di4c_lm.objectives.objective import Objective, ObjectiveSettings
 from di4c_lm.processes.denoiser import Positions
 from di4c_lm.processes.masked import Times, above
@@ -55,6 +55,12 @@ class Likelihood(ObjectiveSettings):
         """The teacher's, where it is called."""
         return int(self.marginal_weight > 0)
 
+    def noise(self, process: Process, batch: Batch, rng: Rng) -> Noised:
+        """A time for each sequence of the batch, the end of its step, and x_t."""
+        t_B, s_B = self.times.sample_steps(len(batch.x), rng, device=batch.x.device)
+        t_B = above(t_B, process.min_time)
+        return Noised(noised(process, batch, t_B, rng), t_B, s_B)
+
     def build(
         self, student: nn.Module, process: Process, *, seed: int, teacher: nn.Module | None = None
     ) -> "LikelihoodObjective":
@@ -75,10 +81,9 @@ class LikelihoodObjective(Objective):
         With `marginal_weight` the loss has also Σ_d KL(teacher^d ‖ m^d) of the positions, times it.
         """
         rng, x_0, settings = batch_rng(self.seed, batch), batch.x, self.settings
-        cond_B = classes_of(batch, settings.label_drop, rng)
-        t_B, s_B = settings.times.sample_steps(len(x_0), rng, device=x_0.device)
-        t_B = above(t_B, self.process.min_time)
-        x_t = noised(self.process, batch, t_B, rng)
+        cond_B = condition_of(batch, settings.label_drop, rng)
+        made = batch.noised or settings.noise(self.process, batch, rng)
+        x_t, t_B, s_B = made.x_t, made.t, made.s
         if self.student.joint_over == "revealed":
             u_BD = uniform(rng, tuple(x_0.shape), x_0.device)
             positions = Positions.where(self.process.revealed(x_t, t_B[:, None], s_B[:, None], u_BD))
@@ -86,7 +91,8 @@ class LikelihoodObjective(Objective):
             positions = Positions.where(self.process.unknown(x_t))
         lam = self.student.training_latents(len(x_0), settings.num_lambdas, rng, x_0.device)
         asked = (positions, positions.gather(x_0)[:, None], self.held_to(x_t, t_B, positions, rng, cond_B))
-        reading = self.student(x_t, t_B.float(), lam, cond_B).read(*asked, chunk_rows=settings.chunk_rows)
+        known = {} if made.features is None else {"features": made.features}
+        reading = self.student(x_t, t_B.float(), lam, cond_B, **known).read(*asked, chunk_rows=settings.chunk_rows)
         corr = (reading.product - reading.joint).detach().mean()
         none, held = torch.zeros_like(corr), reading.divergence.sum(1).mean()
         loss = -reading.joint.mean() + settings.marginal_weight * held
@@ -99,7 +105,7 @@ class LikelihoodObjective(Objective):
         t_B: Float[Tensor, " B"],
         positions: Positions,
         rng: Rng,
-        cond_B: Int64[Tensor, " B"] | None,
+        cond_B: Int64[Tensor, "B *each"] | None,
     ) -> list[Float[Tensor, "M S"]]:
         """The teacher's marginals at the positions, where it is called."""
         settings = self.settings

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from di4c_lm.core.settings import at_least, check, positive, section, setting
-from di4c_lm.data.batches import Batch, batch_rng, classes_of, noised
+from di4c_lm.data.batches import Batch, batch_rng, condition_of, noised
 from di4c_lm.losses.sdtt import DivergenceName, sdtt_divergence
 from di4c_lm.objectives.objective import Objective, ObjectiveSettings
 from di4c_lm.processes.categorical import sample_categorical
@@ -82,7 +82,7 @@ class SdttObjective(Objective):
     def forward(self, batch: Batch) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Mean over the batch of the divergence summed over the masked positions, and the same a token."""
         rng = batch_rng(self.seed, batch)
-        cond_B = classes_of(batch, self.settings.label_drop, rng)
+        cond_B = condition_of(batch, self.settings.label_drop, rng)
         t_B = 1 - uniform(rng, (len(batch.x),), batch.x.device)
         x_t = noised(self.process, batch, t_B, rng)
         positions = Positions.where(self.process.unknown(x_t))
@@ -106,7 +106,7 @@ class SdttObjective(Objective):
         positions: Positions,
         t_B: Float[Tensor, " B"],
         rng: Rng,
-        cond_B: Int64[Tensor, " B"] | None = None,
+        cond_B: Int64[Tensor, "B *each"] | None = None,
     ) -> Float[Tensor, "M S"]:
         """Algorithm 1: at each position the teacher's log-probabilities in the step that reveals it, or of the last step."""
         target_MS = torch.empty(0, device=x_t.device)

@@ -75,7 +75,7 @@ def step_down(
     times: list[Float[Tensor, " B"]],
     num_samples: int,
     rng: Rng,
-    cond: Int64[Tensor, " B"] | None = None,
+    cond: Int64[Tensor, "B *each"] | None = None,
     *,
     chunk_rows: int = 0,
 ) -> tuple[Float[Tensor, "M S"], Int64[Tensor, "B I D"]]:
@@ -108,7 +108,7 @@ def step_down(
     u_bridge_MI = uniform_at(positions, rng, num_samples, x_t.shape[1])
     x_t_MI = positions.gather(x_t)[:, None].expand_as(x_0_MI)
     x_BID[positions.example, :, positions.position] = process.bridge(x_t_MI, x_0_MI, t_MI, s_MI, u_bridge_MI)
-    predict = predictor(teacher, None if cond is None else cond.repeat_interleave(num_samples))
+    predict = predictor(teacher, None if cond is None else cond.repeat_interleave(num_samples, 0))
     for t_B, s_B in zip(times[1:-1], times[2:], strict=True):
         t_N, s_N = (time_B.repeat_interleave(num_samples) for time_B in (t_B, s_B))
         x_BID = process.reverse(x_BID.flatten(0, 1), predict, t_N, s_N, split(rng, num_samples)).view_as(x_BID)

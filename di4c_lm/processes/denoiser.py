@@ -260,9 +260,9 @@ class Denoiser(Protocol):
         x_t: Int64[Tensor, "B D"],
         t: Float[Tensor, " B"],
         lam: Any = None,
-        cond: Int64[Tensor, " B"] | None = None,
+        cond: Int64[Tensor, "B *each"] | None = None,
     ) -> Prediction:
-        """Predict x_0 once for each λ of each sequence; `cond` are classes, `NO_CLASS` where one is hidden."""
+        """Predict x_0 once for each λ of each sequence; `cond` are classes (`NO_CLASS`: hidden), or of text its records (B, D)."""
         ...
 
     def sample_latents(self, num_batch: int, num_lambdas: int, rng: Rng, device: torch.device) -> Any:
@@ -291,7 +291,7 @@ def sample_along(walk: Walk, choose: Callable[[At, Float[Tensor, "N S"]], Int64[
         state_N = choose(at, logits_NS)
 
 
-def predictor(denoiser: Denoiser, cond: Int64[Tensor, " B"] | None = None) -> Predict:
+def predictor(denoiser: Denoiser, cond: Int64[Tensor, "B *each"] | None = None) -> Predict:
     """`predict` of `Process.reverse` by a network: one λ a sequence, a call for those that need one, then x_0 ~ p(x_0 | x_t; λ)."""
 
     def predict(x_t: Tensor, t: Tensor, needed_BD: Bool[Tensor, "B D"], rng: Rng) -> Tensor:

@@ -362,8 +362,9 @@ def _agreed_weights(trained: dict[str, nn.Parameter], device: torch.device) -> d
 
 
 def _to_device(batch: T, device: torch.device) -> T:
-    """`batch`, a dataclass, with its tensors on `device`."""
+    """`batch`, a dataclass, with its tensors, and those of the dataclasses in it, on `device`."""
     assert dataclasses.is_dataclass(batch) and not isinstance(batch, type)
     fields = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
     moved = {name: v.to(device, non_blocking=True) for name, v in fields.items() if isinstance(v, Tensor)}
-    return dataclasses.replace(batch, **moved)
+    inner = {name: _to_device(v, device) for name, v in fields.items() if dataclasses.is_dataclass(v)}
+    return dataclasses.replace(batch, **moved, **inner)

@@ -17,7 +17,7 @@ from di4c_lm.data.batches import (
     BatchStream,
     PackedSource,
     batch_rng,
-    classes_of,
+    condition_of,
     first_sequences,
     permutation,
     random_index,
@@ -316,21 +316,21 @@ def labelled(count: int) -> Batch:
 
 def test_classes_are_hidden_at_the_rate_asked_for_and_by_the_samples_own_noise() -> None:
     batch = labelled(20_000)
-    told = classes_of(batch, 0.1, batch_rng(0, batch))
+    told = condition_of(batch, 0.1, batch_rng(0, batch))
     assert told is not None and batch.labels is not None
     hidden = told == NO_CLASS
     assert abs(float(hidden.double().mean()) - 0.1) < 0.01
     assert torch.equal(told[~hidden], batch.labels[~hidden])
     part = Batch(*(column[7:19] for column in (batch.x, batch.sample_id, batch.epoch, batch.labels)))
-    again = classes_of(part, 0.1, batch_rng(0, part))
+    again = condition_of(part, 0.1, batch_rng(0, part))
     assert again is not None and torch.equal(again, told[7:19])
 
 
 def test_without_classes_nothing_is_drawn_and_none_are_told() -> None:
     batch = labelled(3)
     rng, other = (KeyedRng(0, torch.arange(3)) for _ in range(2))
-    assert classes_of(dataclasses.replace(batch, labels=None), 0.5, rng) is None
-    assert classes_of(batch, 0.0, rng) is batch.labels
+    assert condition_of(dataclasses.replace(batch, labels=None), 0.5, rng) is None
+    assert condition_of(batch, 0.0, rng) is batch.labels
     assert torch.equal(rng.uniform((3,)), other.uniform((3,)))
 
 

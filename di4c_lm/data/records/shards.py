@@ -4,6 +4,7 @@
     train_00000.bin ...   (n, D) little-endian states, uint16, or uint32 for more than 65,536; where there are classes, (n, D + 1) with
                           the class of each row behind it
     validation.bin        the same, of what was held out, if anything was
+    features_00000.bin    of the features of a teacher (kind "features"), one file beside each shard: see `features`
 
 A folder may instead hold the folders part_1_of_4, ..., part_4_of_4, each of this form and all made alike.
 
@@ -29,15 +30,20 @@ from jaxtyping import Int, Int64, Integer
 
 from di4c_lm.core.files import checksum, read_json, write_json
 from di4c_lm.core.terminal import progress_bar
-from di4c_lm.data.batches import Batch, in_epochs, make_batch, scattered
+from di4c_lm.data.batches import Batch, LikeWidths, cut, in_epochs, make_batch, scattered
 
 logger = logging.getLogger(__name__)
 
 INDEX, FORMAT = "index.json", 2
-Kind = Literal["tokens", "codes"]
+FILLING = "filling"  # among the facts of tokens: how records fill rows, where a row is not one record and EOS behind it
+Kind = Literal["tokens", "codes", "features"]
 How = Literal["once", "always", "size"]
 Stamp = tuple[int, int]  # bytes, nanoseconds of the last change
-TOOLS = {"tokens": "`di4c prepare shards`", "codes": "`di4c prepare codes`"}
+TOOLS = {
+    "tokens": "`di4c prepare shards`",
+    "codes": "`di4c prepare codes`",
+    "features": "`di4c prepare features`",
+}
 _PART = re.compile(r"part_(\d+)_of_(\d+)")
 blake2b = functools.partial(hashlib.blake2b, digest_size=16)
 
@@ -72,11 +78,32 @@ class Index:
     counts: dict[str, int] = dataclasses.field(default_factory=dict)  # what was read, mended and left out on the way
     train: tuple[Shard, ...] = ()
     validation: Shard | None = None
+    tail: int = 0  # numbers a row behind states and label
+    beside: tuple[Shard, ...] = ()  # where there are any, one beside each of `train`
 
     @property
     def width(self) -> int:
         """Numbers a row."""
-        return self.length + (bool(self.classes) or self.has_prompts)
+        behind = self.length if self.has_parts else bool(self.classes) or self.has_prompts
+        return self.length + behind + self.tail
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether behind each row of tokens stands, for each of them, which record it is of; see `Batch.parts`."""
+        return FILLING in self.facts
+
+    def batch(
+        self, cells_BW: Integer[np.ndarray, "B W"], sample_id: Int[np.ndarray, " B"], epoch: Int[np.ndarray, " B"]
+    ) -> Batch:
+        """Rows as a batch, with their labels or what is given of them where they have some."""
+        length = self.length
+        batch = make_batch(cells_BW[:, :length], sample_id, epoch)
+        if not (self.has_parts or self.classes or self.has_prompts):
+            return batch
+        behind_BK = torch.from_numpy(cells_BW[:, length : self.width - self.tail].astype(np.int64))
+        if self.has_parts:
+            return dataclasses.replace(batch, parts=behind_BK)
+        return dataclasses.replace(batch, **{"given" if self.has_prompts else "labels": behind_BK[:, 0]})
 
     @property
     def has_prompts(self) -> bool:
@@ -90,8 +117,8 @@ class Index:
 
     @property
     def files(self) -> tuple[Shard, ...]:
-        """Of both sides."""
-        return self.train if self.validation is None else (*self.train, self.validation)
+        """Of both sides, and what stands beside them."""
+        return (*self.train, *(() if self.validation is None else (self.validation,)), *self.beside)
 
     def write(self, folder: Path) -> None:
         """Write `index.json`, under a checksum of its own."""
@@ -115,7 +142,7 @@ class Index:
                 return cls(**_from_tokens_1(plain))
             if plain.pop("format") != FORMAT:
                 raise KeyError("format")
-            plain["train"] = tuple(Shard(**shard) for shard in plain["train"])
+            plain |= {side: tuple(Shard(**shard) for shard in plain.get(side, ())) for side in ("train", "beside")}
             plain["validation"] = plain["validation"] and Shard(**plain["validation"])
             return cls(**{**plain, "classes": tuple(plain["classes"])})
         except (KeyError, TypeError, AttributeError) as error:
@@ -171,9 +198,11 @@ class Shards:
     def __init__(self, folder: Path, parts: Sequence[tuple[Path, Index]], left_out: Collection[Path] = ()) -> None:
         self.folder, self.index, self._parts = folder, parts[0][1], list(parts)
         train = [(part / shard.name, shard) for part, index in parts for shard in index.train]
+        beside = [(part / shard.name, shard) for part, index in parts for shard in index.beside]
         starts = np.cumsum([0, *(shard.rows for _, shard in train)])
-        kept = [n for n, (path, shard) in enumerate(train) if path not in left_out and shard.rows]
-        self._train = [train[n] for n in kept]
+        files = [{path for path, _ in pair} for pair in zip(train, beside or train, strict=True)]
+        kept = [n for n, (_, shard) in enumerate(train) if shard.rows and not files[n] & {*left_out}]
+        self._train, self._beside = [train[n] for n in kept], [beside[n] for n in kept if beside]
         self._first_id = np.array([starts[n] for n in kept], dtype=np.int64)
         self._ends = np.cumsum([shard.rows for _, shard in self._train])
         self._begins = self._ends - np.array([shard.rows for _, shard in self._train], dtype=np.int64)
@@ -189,7 +218,7 @@ class Shards:
         parts = [(part, Index.read(part)) for part in _parts(folder)]
         first = parts[0][1]
         for part, index in parts:
-            for what in ("kind", "length", "num_states", "dtype", "coder", "classes", "facts"):
+            for what in ("kind", "length", "num_states", "dtype", "coder", "classes", "facts", "tail"):
                 if getattr(index, what) != getattr(first, what):
                     raise ValueError(f"{part / INDEX}: {what} differs from that of {parts[0][0] / INDEX}")
         return cls(folder, parts)
@@ -228,6 +257,10 @@ class Shards:
             found[here_B] = self.blocks[number][rows[here_B] - self._begins[number]]
         return found
 
+    def number_of(self, row: int) -> int:
+        """Which of the shards in use holds a row."""
+        return int(np.searchsorted(self._ends, row, side="right"))
+
     def ids(self, rows: Int[np.ndarray, " B"]) -> Int64[np.ndarray, " B"]:
         """The number of each of these rows among all that were written, those left out counted."""
         number_B = np.searchsorted(self._ends, rows, side="right")
@@ -240,6 +273,11 @@ class Shards:
     def blocks(self) -> list[Integer[np.ndarray, "n W"]]:
         """The rows in use shard by shard, mapped."""
         return [self._mapped(path, shard) for path, shard in self._train]
+
+    @property
+    def beside(self) -> list[tuple[Path, Shard]]:
+        """The files beside the shards in use."""
+        return self._beside
 
     def states(self) -> Int64[np.ndarray, "N D"]:
         """All rows in use without their labels, in memory."""
@@ -293,7 +331,8 @@ class Shards:
         damage = self.damage(how, cache_dir)
         if not damage:
             return self
-        train, total = {path for path, _ in self._train}, sum(len(index.files) for _, index in self._parts)
+        train = {path for path, _ in (*self._train, *self._beside)}
+        total = sum(len(index.files) for _, index in self._parts)
         if not skip_bad or not damage.keys() <= train:
             raise ValueError(
                 "\n".join(damage.values())
@@ -303,7 +342,7 @@ class Shards:
         for problem in damage.values():
             logger.warning("left out: %s", problem)
         left = Shards(self.folder, self._parts, set(damage))
-        shown = (self.folder, len(damage), len(train), len(self) - len(left), len(self))
+        shown = (self.folder, len(self._train) - len(left._train), len(self._train), len(self) - len(left), len(self))
         logger.warning("%s: reading without %d of %d shards, %d of %d sequences", *shown)
         return left
 
@@ -351,6 +390,22 @@ class ShardSource:
     def __init__(self, shards: Shards, seed: int) -> None:
         self.shards, self.seed = shards, seed
 
+    @functools.cached_property
+    def _like_widths(self) -> LikeWidths:
+        """Of rows with buckets."""
+        length, size = self.shards.index.length, len(self)
+
+        def widths_of(row_N: Int[np.ndarray, " N"]) -> Int[np.ndarray, " N"]:
+            return (self.shards[row_N][:, length : 2 * length] > 0).sum(1)
+
+        return LikeWidths(lambda epoch, place: scattered(place, size, self.seed, epoch), widths_of, size, self.seed)
+
+    def rows_at(self, epoch: int, place_B: Int[np.ndarray, " B"]) -> Int[np.ndarray, " B"]:
+        """The rows at places of an epoch: in random order, where there are buckets those of like width together."""
+        if self.shards.index.facts.get(FILLING, {}).get("buckets"):
+            return self._like_widths(epoch, place_B)
+        return scattered(place_B, len(self), self.seed, epoch)
+
     def ordered(self, seed: int) -> "ShardSource":
         """The same in the order of another seed."""
         return ShardSource(self.shards, seed)
@@ -365,13 +420,5 @@ class ShardSource:
 
     def read(self, start: int, count: int) -> Batch:
         """`count` rows from position `start` on, with their labels where they have some."""
-        size, length = len(self), self.shards.index.length
-        row_B, epoch_B = in_epochs(
-            start, count, size, lambda epoch, index_B: scattered(index_B, size, self.seed, epoch)
-        )
-        cells_BW = self.shards[row_B]
-        batch = make_batch(cells_BW[:, :length], self.shards.ids(row_B), epoch_B)
-        if not self.shards.index.classes and not self.shards.index.has_prompts:
-            return batch
-        behind_B = torch.from_numpy(cells_BW[:, length].astype(np.int64))
-        return dataclasses.replace(batch, **{"given" if self.shards.index.has_prompts else "labels": behind_B})
+        row_B, epoch_B = in_epochs(start, count, len(self), self.rows_at)
+        return cut(self.shards.index.batch(self.shards[row_B], self.shards.ids(row_B), epoch_B))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Integer
+from jaxtyping import Integer, Real
 
 from di4c_lm.core.files import lock, remove_left_overs, write_bytes, write_json
 from di4c_lm.data.records.shards import INDEX, Index, Shard, blake2b
@@ -21,7 +21,7 @@ from di4c_lm.data.records.shards import INDEX, Index, Shard, blake2b
 STATE, LOCK = "state.json", "writing.lock"
 
 
-def write_shard(folder: Path, name: str, rows: Integer[np.ndarray, "n W"]) -> Shard:
+def write_shard(folder: Path, name: str, rows: Real[np.ndarray, "n W"]) -> Shard:
     """Write the file `name` of `folder`, whole or not at all."""
     content = rows.tobytes()
     write_bytes(folder / name, content)
@@ -51,6 +51,7 @@ class ShardWriter:
         self._folder, self._shard_rows = folder, shard_rows
         self._index = dataclasses.replace(index, made_by=json.loads(json.dumps(index.made_by)))
         self.shards: list[Shard] = []  # finished so far
+        self.beside: list[Shard] = []  # what stands beside them, if anything
         self._behind = [np.empty((0, index.width), index.dtype)]  # the rows behind them
         self.place: dict[str, Any] | None = None
         self.finished: Index | None = None
@@ -65,12 +66,13 @@ class ShardWriter:
             state = json.loads(path.read_bytes())
             made_by, self.place = state["made_by"], state["place"]
             self.shards = [Shard(**shard) for shard in state["shards"]]
+            self.beside = [Shard(**shard) for shard in state.get("beside", ())]
             rows = np.frombuffer(base64.b64decode(state["rows"]), self._index.dtype)
             self._behind = [rows.reshape(-1, self._index.width)]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path}: damaged: {error}: begin again in an empty folder") from error
         self._check(made_by)
-        for shard in self.shards:
+        for shard in (*self.shards, *self.beside):
             file = self._folder / shard.name
             if not file.exists() or file.stat().st_size != shard.size:
                 raise ValueError(
@@ -102,21 +104,27 @@ class ShardWriter:
         self._behind = [together[full:].copy()]
         return True
 
+    def append_with(self, rows: Integer[np.ndarray, "n W"], name: str, values: Real[np.ndarray, "M K"]) -> None:
+        """Take rows as a shard of their own, with a file of values, `<name>_<number>.bin`, beside it: the time to `commit`."""
+        self.beside.append(write_shard(self._folder, f"{name}_{len(self.shards):05d}.bin", values))
+        self._finish(rows.astype(self._index.dtype))
+
     def _finish(self, rows: Integer[np.ndarray, "n W"]) -> None:
         self.shards.append(write_shard(self._folder, f"train_{len(self.shards):05d}.bin", rows))
 
     def commit(self, place: dict[str, Any]) -> None:
         """Make the rows until now, the last of them appended by the call that finished a shard, the ones to resume behind."""
         rows = base64.b64encode(np.concatenate(self._behind).tobytes()).decode()
-        shards = [dataclasses.asdict(shard) for shard in self.shards]
-        state = {"made_by": self._index.made_by, "shards": shards, "rows": rows, "place": place}
+        shards, beside = ([dataclasses.asdict(shard) for shard in side] for side in (self.shards, self.beside))
+        state = {"made_by": self._index.made_by, "shards": shards, "rows": rows, "place": place, "beside": beside}
         write_json(self._folder / STATE, state)
 
     def close(self, counts: dict[str, int], validation: Shard | None = None) -> Index:
         """End the last shard and write the index, which ends the state."""
         if len(rest := np.concatenate(self._behind)):
             self._finish(rest)
-        index = dataclasses.replace(self._index, counts=counts, train=tuple(self.shards), validation=validation)
+        sides = {"train": tuple(self.shards), "beside": tuple(self.beside), "validation": validation}
+        index = dataclasses.replace(self._index, counts=counts, **sides)
         index.write(self._folder)
         (self._folder / STATE).unlink(missing_ok=True)
         return index

@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,8 +16,9 @@ from torch import Tensor
 
 from di4c_lm.core.settings import check
 from di4c_lm.core.terminal import progress_bar
-from di4c_lm.data.batches import PackedSource
-from di4c_lm.data.records.shards import Index, Shards, ShardSource, row_dtype
+from di4c_lm.data.batches import Batch, PackedSource, cut, make_batch
+from di4c_lm.data.records.features import FeatureSource
+from di4c_lm.data.records.shards import FILLING, TOOLS, Index, Shards, ShardSource, row_dtype
 from di4c_lm.data.text.documents import (
     VALIDATION_CHARACTERS,
     Documents,
@@ -27,7 +28,7 @@ from di4c_lm.data.text.documents import (
 )
 from di4c_lm.data.text.files import file_documents, hub_documents, hub_stream
 from di4c_lm.data.text.packing import Cursor, Run, encode_documents, encode_runs, frame_of, pack
-from di4c_lm.data.text.pairs import Pairs
+from di4c_lm.data.text.pairs import Filling, Pairs, pair_runs
 from di4c_lm.data.text.prepare import TOKENIZER, read_held_out
 from di4c_lm.data.text.settings import DataConfig
 from di4c_lm.data.text.streaming import StreamingSource
@@ -49,18 +50,19 @@ class Corpus:
 
     name: str
     tokenizer: "transformers.PreTrainedTokenizerFast"
-    train: PackedSource | ShardSource | StreamingSource
+    train: PackedSource | ShardSource | FeatureSource | StreamingSource
     evaluator: Int[Tensor, "J D"] | None = (
         None  # what `data.evaluator_share` sets aside for the evaluator, read by nothing else
     )
     validation: Int[Tensor, "N D"]
+    validation_given: Int[Tensor, " N"] | None = None  # of records with prompts: how many tokens of each are given
     validation_texts: list[str]
     fingerprint: str
 
 
 def open_documents(config: DataConfig) -> Documents:
     """The corpus of texts that `config` names, not yet read. Raises ValueError where a local path does not exist."""
-    assert config.kind != "shards"
+    assert not config.is_prepared
     if config.kind == "builtin":
         return builtin_corpus()
     if config.kind == "files":
@@ -78,7 +80,7 @@ def check_corpus(config: DataConfig) -> None:
     """
     if config.kind == "files":
         open_documents(config)
-    if config.kind == "shards":
+    if config.is_prepared:
         folder, shards = _fitting_shards(config)
         _shards_tokenizer(config, folder, shards.index, Path())
     elif config.tokenizer != "train":
@@ -104,7 +106,7 @@ def load_corpus(config: DataConfig, seed: int, cache_dir: Path) -> Corpus:
     characters. There are three ways to the sequences:
 
     - in memory: all is read, tokenised and packed now, 2 bytes a token for up to 65,536 states;
-    - `config.kind="shards"`: that has been done before, by `di4c prepare shards`, and the files are mapped;
+    - `config.is_prepared`: that has been done before, by `di4c prepare shards` or `features`, and the files are mapped;
     - `config.streaming`: training documents are read, tokenised, packed and mixed as they are needed. The validation is what the first
       2 million held-out characters give, of at most the first 64 million characters.
 
@@ -113,7 +115,7 @@ def load_corpus(config: DataConfig, seed: int, cache_dir: Path) -> Corpus:
             another tokenizer or length; each by its name.
         ConnectionError: the hub did not answer; the message names the offline way.
     """
-    read = _from_shards if config.kind == "shards" else _from_texts
+    read = _from_shards if config.is_prepared else _from_texts
     return read(config, seed, cache_dir)
 
 
@@ -138,7 +140,7 @@ def _sequences(
     return tokens_ND
 
 
-def _as_tensor(tokens_ND: Integer[np.ndarray, "N D"]) -> Int[Tensor, "N D"]:
+def _as_tensor(tokens_ND: Integer[np.ndarray, "N *D"]) -> Int[Tensor, "N *D"]:
     return torch.from_numpy(tokens_ND.astype(np.int64))
 
 
@@ -189,27 +191,49 @@ def _from_pairs(
 ) -> Corpus:
     """As `_from_texts`, of records with prompts: a sequence is a response behind its prompt."""
     check_template(tokenizer, config)
-    pairs = Pairs(tokenizer=tokenizer, records=config.records, length=config.length, skip_bad=config.skip_bad)
-    held_out = list(first_characters(filter(split.holds_out, documents.read()), VALIDATION_CHARACTERS))
+    pairs = pairs_of(config, tokenizer)
+    if config.streaming:
+        held_out = list(_early_held_out(documents, split, enough=16 * config.length))
+    else:
+        held_out = list(first_characters(filter(split.holds_out, documents.read()), VALIDATION_CHARACTERS))
     texts = list(map(pairs.plain, held_out))
     check_lost(tokenizer, texts, config)
-    validation_NW, rows_NW = pairs.rows(held_out), pairs.rows(filter(split.trains, documents.read()))
+    validation_NV = pairs.one_each(held_out)
+    rows_NW = None if config.streaming else pairs.rows(filter(split.trains, documents.read()))
     pairs.warn(documents.name)
-    for side, found in (("validation", validation_NW), ("training", rows_NW)):
-        if not len(found):
+    for side, found in (("validation", validation_NV), ("training", rows_NW)):
+        if found is not None and not len(found):
             raise ValueError(f"{documents.name}: the {side} records make no sequence")
-    states = np.dtype(row_dtype(max(len(tokenizer), config.length + 1)))
-    train = PackedSource(rows_NW[:, :-1].astype(states), seed, rows_NW[:, -1])
-    logger.info("%s: %d training and %d validation sequences", documents.name, len(train), len(validation_NW))
-    content = hashlib.sha256(fingerprint(tokenizer).encode() + validation_NW.tobytes() + rows_NW.tobytes())
+    content = hashlib.sha256(fingerprint(tokenizer).encode() + validation_NV.tobytes())
+    if rows_NW is None:
+        train = _pair_stream(config, seed, documents, split, pairs)
+        content.update(documents.name.encode())
+    else:
+        length = config.length
+        states = np.dtype(row_dtype(max(len(tokenizer), length + 1)))
+        tokens_ND, behind_NK = rows_NW[:, :length].astype(states), rows_NW[:, length:]
+        if pairs.filling.has_parts:
+            parts_ND = behind_NK.astype(states)
+            train = PackedSource(tokens_ND, seed, parts_ND=parts_ND, grouped=bool(config.buckets))
+        else:
+            train = PackedSource(tokens_ND, seed, behind_NK[:, 0])
+        logger.info("%s: %d training and %d validation sequences", documents.name, len(train), len(validation_NV))
+        content.update(rows_NW.tobytes())
     return Corpus(
         name=documents.name,
         tokenizer=tokenizer,
         train=train,
-        validation=_as_tensor(validation_NW[:, :-1]),
+        validation=_as_tensor(validation_NV[:, :-1]),
+        validation_given=_as_tensor(validation_NV[:, -1]),
         validation_texts=texts,
         fingerprint=content.hexdigest(),
     )
+
+
+def pairs_of(config: DataConfig, tokenizer: "transformers.PreTrainedTokenizerFast") -> Pairs:
+    """How records become sequences."""
+    how: dict[str, Any] = {"records": config.records, "length": config.length, "filling": config.filling}
+    return Pairs(tokenizer=tokenizer, skip_bad=config.skip_bad, **how)
 
 
 def _early_held_out(documents: Documents, split: Split, enough: int) -> Iterator[str]:
@@ -247,9 +271,40 @@ def _stream(
     )
 
 
+def _pair_stream(config: DataConfig, seed: int, documents: Documents, split: Split, pairs: Pairs) -> StreamingSource:
+    """As `_stream`, of records with prompts."""
+    states = np.dtype(row_dtype(max(len(pairs.tokenizer), config.length + 1)))
+
+    def open_runs(cursor: Cursor, rank: int, world_size: int) -> Iterator[Run]:
+        walk = documents.walk(cursor.place, rank=rank, world_size=world_size)
+        for rows_nW, run in pair_runs(walk, pairs, start=cursor, holds_out=split.holds_out):
+            yield dataclasses.replace(run, tokens_N=rows_nW.astype(states).ravel())
+
+    def as_batch(
+        rows_BW: Integer[np.ndarray, "B W"], sample_id: Int[np.ndarray, " B"], epoch: Int[np.ndarray, " B"]
+    ) -> Batch:
+        batch = make_batch(rows_BW[:, : config.length], sample_id, epoch)
+        behind_BK = torch.from_numpy(rows_BW[:, config.length :].astype(np.int64))
+        if config.filling.has_parts:
+            return cut(dataclasses.replace(batch, parts=behind_BK))
+        return dataclasses.replace(batch, given=behind_BK[:, 0])
+
+    filling = config.filling.said()
+    parts = [documents.identity, fingerprint(pairs.tokenizer), config.length, config.records, filling, split.threshold]
+    return StreamingSource(
+        open_runs=open_runs,
+        length=config.filling.width(config.length),
+        shuffle_buffer=config.shuffle_buffer,
+        seed=seed,
+        name=documents.name,
+        identity=hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16],
+        as_batch=as_batch,
+    )
+
+
 def verify_corpus(config: DataConfig, cache_dir: Path) -> None:
     """Read now, once for all ranks of this machine, the checksums that their `load_corpus` wants; it is that which tells of damage."""
-    if config.kind == "shards" and config.path is not None and config.verify == "once":
+    if config.is_prepared and config.path is not None and config.verify == "once":
         folder = Path(config.path).expanduser()
         with contextlib.suppress(ValueError):
             Shards.read(folder).damage(config.verify, cache_dir)
@@ -276,12 +331,15 @@ def _fitting_shards(config: DataConfig) -> tuple[Path, Shards]:
     folder = Path(config.path).expanduser()
     shards = Shards.read(folder)
     index = shards.index
-    if index.kind != "tokens":
-        raise ValueError(f"data.path must be a folder of `di4c prepare shards`, got shards of {index.kind} in {folder}")
+    kind = "tokens" if config.kind == "shards" else config.kind
+    if index.kind != kind:
+        raise ValueError(f"data.path must be a folder of {TOOLS[kind]}, got shards of {index.kind} in {folder}")
+    filling = index.facts.get(FILLING, Filling().said())
     for key, here, there in (
         ("length", config.length, index.length),
         ("wrap", config.wrap, index.facts["wrap"]),
         ("records", config.records, index.facts.get("records", "text")),
+        *((key, here, filling[key]) for key, here in config.filling.said().items()),
     ):
         if here != there:
             said = json.dumps(there)
@@ -295,16 +353,21 @@ def _from_shards(config: DataConfig, seed: int, cache_dir: Path) -> Corpus:
     folder, shards = _fitting_shards(config)
     tokenizer = _shards_tokenizer(config, folder, shards.index, cache_dir)
     plain = str
+    if config.records != "text" and config.kind == "shards":
+        plain = pairs_of(config, tokenizer).plain
+    shards = shards.verified(config.verify, cache_dir, skip_bad=config.skip_bad)
+    train = ShardSource(shards, seed) if config.kind == "shards" else FeatureSource(shards, seed)
+    validation_NW, given_N = shards.validation(), None
+    validation_ND = validation_NW[:, : shards.index.length]
     if config.records != "text":
-        plain = Pairs(tokenizer=tokenizer, records=config.records, length=config.length).plain
-    train = ShardSource(shards.verified(config.verify, cache_dir, skip_bad=config.skip_bad), seed)
-    validation_ND = shards.validation()[:, : shards.index.length]
+        given_N = _as_tensor(config.filling.given_of(validation_NW, shards.index.length))
     logger.info("%s: %d training and %d validation sequences in shards", folder, len(train), len(validation_ND))
     return Corpus(
         name=f"data.path={folder}",
         tokenizer=tokenizer,
         train=train,
         validation=_as_tensor(validation_ND),
+        validation_given=given_N,
         validation_texts=list(map(plain, read_held_out(folder))),
         fingerprint=shards.fingerprint,
     )

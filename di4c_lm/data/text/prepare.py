@@ -16,11 +16,11 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from di4c_lm.core.fingerprints import fingerprint
-from di4c_lm.data.records.shards import Index, row_dtype
+from di4c_lm.data.records.shards import FILLING, Index, row_dtype
 from di4c_lm.data.records.writer import LOCK, STATE, write_shard, writing
 from di4c_lm.data.text.documents import VALIDATION_CHARACTERS, Documents, Split
 from di4c_lm.data.text.packing import Cursor, Rows, Run, encode_documents, encode_runs, frame_of, pack, token_id
-from di4c_lm.data.text.pairs import Pairs, Records, pair_runs
+from di4c_lm.data.text.pairs import Filling, Pairs, Records, pair_runs
 from di4c_lm.data.text.tokenizers import save_tokenizer
 
 if TYPE_CHECKING:
@@ -42,10 +42,13 @@ class Layout:
     shard_tokens: int
     validation_share: float
     records: Records = "text"
+    filling: Filling = Filling()
 
     def said(self) -> dict[str, Any]:
-        """What a folder keeps of it; of plain text as before there were other records."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if (name, value) != ("records", "text")}
+        """What a folder keeps of it; of plain text as before there were other records, and ways to fill rows by them."""
+        plain = {**dataclasses.asdict(self), FILLING: self.filling.said()}
+        given = {"records": "text", FILLING: Filling().said()}
+        return {name: value for name, value in plain.items() if name not in given or given[name] != value}
 
 
 def prepare(
@@ -84,6 +87,7 @@ def prepare(
             "wrap": layout.wrap,
             "eos_id": token_id(tokenizer.eos_token_id),
             **({} if layout.records == "text" else {"records": layout.records}),
+            **({FILLING: layout.filling.said()} if layout.filling.has_parts else {}),
         },
         made_by=made_by,
     )
@@ -102,7 +106,8 @@ def prepare(
         cursor, tokens, size, characters = Cursor.from_state(place["cursor"]), 0, place["bytes"], place["characters"]
         report(cursor, tokens)
         split = Split.by_share(layout.validation_share)
-        pairs = Pairs(tokenizer=tokenizer, records=layout.records, length=layout.length, skip_bad=skip_bad)
+        how: dict[str, Any] = {"records": layout.records, "filling": layout.filling}
+        pairs = Pairs(tokenizer=tokenizer, length=layout.length, skip_bad=skip_bad, **how)
         walk = documents.walk(cursor.place)
         if layout.records == "text":
             runs = encode_runs(walk, tokenizer, start=cursor, holds_out=split.holds_out)
@@ -123,7 +128,8 @@ def prepare(
         if layout.records == "text":
             held_out_ND = pack(encode_documents(read_held_out(folder), tokenizer), layout.length, frame=frame)
         else:
-            held_out_ND = pairs.rows(read_held_out(folder))
+            held_out_NV = pairs.one_each(read_held_out(folder))
+            held_out_ND = layout.filling.held_out(held_out_NV[:, :-1], held_out_NV[:, -1])
         pairs.warn(documents.name)
         for side, sequences, texts in (
             ("training", writer.rows, cursor.documents),

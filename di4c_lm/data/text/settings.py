@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-from di4c_lm.core.settings import at_least, check, section, setting, unit
-from di4c_lm.data.text.pairs import KEYS, Records
+from di4c_lm.core.settings import Ints, at_least, check, section, setting, unit
+from di4c_lm.data.text.pairs import KEYS, Filling, Records
 
 
 @section
@@ -16,11 +16,12 @@ class DataConfig:
         "files": "the texts at `data.path`",
         "openwebtext": "`data.dataset` of the hub",
         "shards": "the folder of `di4c prepare shards` at `data.path`",
+        "features": "the folder of `di4c prepare features` at `data.path`: x_t, and what the teacher says of it",
     }
     PATH_KIND: ClassVar[str] = "files"
     PATH_KEYS: ClassVar[tuple[str, ...]] = ("path",)
 
-    kind: Literal["builtin", "files", "openwebtext", "shards"] = setting(
+    kind: Literal["builtin", "files", "openwebtext", "shards", "features"] = setting(
         "builtin", "where the texts come from; usually set as data=<kind> or data=<path>"
     )
     path: str | None = setting(
@@ -36,6 +37,15 @@ class DataConfig:
     records: Records = setting(
         "text",
         "what a record holds: text; prompt: prompt and response, prompt given; chat: messages, by the tokenizer's chat template",
+    )
+    packing: bool = setting(
+        False,
+        "of prompt and chat records: as many a sequence as there is room for, each with one EOS; false: one, filled up by EOS",
+    )
+    joined: bool = setting(False, "packed records see each other; false: each is read as if it stood alone")
+    buckets: Ints = setting(
+        (),
+        "lengths below data.length, rising: a record is filled up to the next of them, and a batch has records of like length",
     )
     validation_share: float = setting(0.05, "share of the documents that is kept out of training, for validation")
     evaluator_share: float = setting(
@@ -71,11 +81,16 @@ class DataConfig:
         rest = 1 - self.validation_share
         check(0 <= self.evaluator_share < rest, "evaluator_share", self.evaluator_share, f"in [0, {rest:g})")
         aside = self.at_hand or self.evaluator_share == 0
-        check(aside, "evaluator_share", self.evaluator_share, "0 where streaming=true or kind=shards")
+        check(aside, "evaluator_share", self.evaluator_share, "0 where streaming=true, or kind is shards or features")
         check(self.records == "text" or not self.wrap, "wrap", self.wrap, f"false where records={self.records}")
+        rising = tuple(sorted({*self.buckets}))
+        fits = self.buckets == rising and all(2 <= one < self.length for one in rising)
+        check(fits, "buckets", self.buckets, f"rising lengths of at least 2 and below length={self.length}")
+        check(not (self.packing and self.buckets), "buckets", self.buckets, "left out where packing=true")
         check(self.kind != "files" or bool(self.path), "path", self.path, "a file or folder where kind=files")
-        check(self.kind != "shards" or bool(self.path), "path", self.path, "a folder of shards where kind=shards")
-        check(self.kind != "shards" or not self.streaming, "streaming", self.streaming, "false where kind=shards")
+        if self.is_prepared:
+            check(bool(self.path), "path", self.path, f"a folder of shards where kind={self.kind}")
+            check(not self.streaming, "streaming", self.streaming, f"false where kind={self.kind}")
 
     @property
     def document_key(self) -> str:
@@ -83,19 +98,29 @@ class DataConfig:
         return self.text_key if self.records == "text" else KEYS[self.records]
 
     @property
+    def filling(self) -> Filling:
+        """How records fill sequences."""
+        return Filling(packing=self.packing, joined=self.joined, buckets=self.buckets)
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether the sequences were made before and are mapped."""
+        return self.kind in ("shards", "features")
+
+    @property
     def at_hand(self) -> bool:
         """Whether the whole corpus is read when a run begins."""
-        return self.kind != "shards" and not self.streaming
+        return not self.is_prepared and not self.streaming
 
     def unused(self) -> dict[str, str]:
         """What other kinds of corpora read."""
         used_by = {
-            "path": ("files", "shards"),
+            "path": ("files", "shards", "features"),
             "dataset": ("openwebtext",),
             "split": ("openwebtext",),
             "text_key": ("files", "openwebtext"),
-            "skip_bad": ("files", "openwebtext", "shards"),
-            "verify": ("shards",),
+            "skip_bad": ("files", "openwebtext", "shards", "features"),
+            "verify": ("shards", "features"),
             "validation_share": ("builtin", "files", "openwebtext"),
         }
         found = {key: f"where data.kind={self.kind}" for key, kinds in used_by.items() if self.kind not in kinds}
@@ -103,10 +128,14 @@ class DataConfig:
             found["path"] += "; data=<path> reads files"
         if self.records != "text":
             found["text_key"] = f"where data.records={self.records}"
+        else:
+            found |= dict.fromkeys(("packing", "joined", "buckets"), "where data.records=text")
+        if not self.packing:
+            found["joined"] = "where data.packing=false"
         if not self.streaming:
             found["shuffle_buffer"] = "where data.streaming=false"
-        if self.tokenizer != "train" or self.kind == "shards":
+        if self.tokenizer != "train" or self.is_prepared:
             found["vocab_size"] = "where the tokenizer is given"
-        if self.tokenizer == "train" and self.kind != "shards":
+        if self.tokenizer == "train" and not self.is_prepared:
             found["mask_id"] = "where the tokenizer is trained here"
         return found

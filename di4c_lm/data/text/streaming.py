@@ -29,6 +29,7 @@ class StreamingSource:
     seed: int
     name: str
     identity: str = ""
+    as_batch: Callable[..., Batch] = make_batch  # of rows of `length` numbers, sample ids and epochs
 
     def of_rank(self, rank: int, world_size: int) -> "RankStream":
         """The endless series of a rank's sequences."""
@@ -118,7 +119,7 @@ class RankStream:
     def take(self, count: int) -> Batch:
         """The next `count` sequences. Raises `ValueError` where the rank's documents do not hold one, and as `open_runs`."""
         epochs, sample_ids, rows = zip(*(self._next() for _ in range(count)), strict=True)
-        return make_batch(np.stack(rows), np.array(sample_ids), np.array(epochs))
+        return self._source.as_batch(np.stack(rows), np.array(sample_ids), np.array(epochs))
 
     def state_of(self, mark: Mark) -> dict[str, Any]:
         """`mark` as plain JSON values."""

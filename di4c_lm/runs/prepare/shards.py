@@ -12,8 +12,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from di4c_lm.core.settings import check, section, setting
-from di4c_lm.data.records.shards import Index
+from di4c_lm.core.compose import as_said
+from di4c_lm.core.settings import Ints, check, section, setting
+from di4c_lm.data.records.shards import FILLING, Index
 from di4c_lm.data.text.corpus import check_template, open_documents
 from di4c_lm.data.text.documents import Split
 from di4c_lm.data.text.packing import Cursor
@@ -46,6 +47,9 @@ class Settings:
     tokenizer: str = setting(
         "gpt2", "tokenizer: a folder, file or hub name; train: a BPE of vocab_size entries trained on the corpus"
     )
+    packing: bool = setting(False, "as data.packing")
+    joined: bool = setting(False, "as data.joined")
+    buckets: Ints = setting((), "as data.buckets")
     mask_id: int | None = setting(
         None, "id of MASK in a given tokenizer that has one of its own; null: the last, added where there is none"
     )
@@ -65,6 +69,8 @@ class Settings:
         """The other way to a corpus, and to a tokenizer."""
         found = {} if self.tokenizer == "train" else {"vocab_size": "where the tokenizer is given"}
         found |= {} if self.records == "text" else {"text_key": f"where records={self.records}"}
+        filling = ("packing", "joined", "buckets") if self.records == "text" else ()
+        found |= dict.fromkeys(filling, "where records=text")
         return found | ({} if self.dataset else {"split": "where no dataset is given"})
 
     def data(self) -> DataConfig:
@@ -81,6 +87,9 @@ class Settings:
             "wrap",
             "skip_bad",
             "records",
+            "packing",
+            "joined",
+            "buckets",
         )
         kind = "files" if self.path else "openwebtext"
         plain = {name: getattr(self, name) for name in same}
@@ -114,7 +123,7 @@ def write_shards(settings: Settings) -> None:
         bar.set_postfix_str(f"{cursor.documents:,} documents, {speed:,.0f} tokens/s", refresh=False)
 
     with bar:
-        layout, skip_bad = Layout(**shape), settings.skip_bad
+        layout, skip_bad = Layout(**shape, filling=config.filling), settings.skip_bad
         index = prepare(Path(settings.out), documents, tokenizer, layout, source, report, skip_bad=skip_bad)
     seconds = max(time.perf_counter() - begun, 1e-9)
     print(
@@ -138,6 +147,8 @@ def description(folder: str, index: Index) -> str:
     validation = index.validation.rows if index.validation else 0
     wrap = " data.wrap=true" if index.facts["wrap"] else ""
     wrap += f" data.records={index.facts['records']}" if index.has_prompts else ""
+    said = index.facts.get(FILLING, {})
+    wrap += "".join(f" data.{key}={as_said(value)}" for key, value in said.items() if value)
     return (
         f"{folder}: {index.rows:,} sequences of {index.length} tokens in {len(index.train)} shards, "
         f"from {counts['documents']:,} documents; {validation:,} sequences of {counts['held_out']:,} held-out documents"

@@ -187,8 +187,12 @@ def test_what_goes_with_no_records(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "words, complaint",
     [
-        (("eval.skip=false",), "eval.skip must be true where data.records=prompt"),
-        (("data.streaming=true",), "data.streaming must be false where"),
+        (("evaluator.num_blocks=2",), "evaluator.num_blocks must be left out where data.records=prompt"),
+        (("data.packing=true", "mixture=sequential"), "mixture must be class_chain where data.records=prompt and"),
+        (("data.packing=true", "data.buckets=[8]"), "data.buckets must be left out where packing=true"),
+        (("data.buckets=[8,64]",), "data.buckets must be rising lengths of at least 2 and below length=64"),
+        (("data.joined=true",), "data.joined must be left out where data.packing=false"),
+        (("data.records=text", "data.packing=true"), "data.packing must be left out where data.records=text"),
         (("objective=di4c", "mixture=codes", "objective.positions=all"), "objective.positions must be masked where"),
         (
             ("objective=denoising", "model={process: uniform, time_conditioning: true}"),
