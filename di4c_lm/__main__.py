@@ -41,6 +41,7 @@ def commands() -> dict[str, Command]:
         "shards": "tokenise a corpus once, into a folder of shards",
         "codes": "encode images to the codes of a VQGAN once",
         "teacher-samples": "write a teacher's own samples, for a student that is made without data",
+        "features": "write what a frozen teacher says of noised sequences, so that a head is trained without running it",
         "tokenizer": "cut a BPE down to the entries that a corpus uses",
         "miniature": "a small decoder of random weights in a published format, to try out a recipe by",
     }
@@ -51,6 +52,8 @@ def commands() -> dict[str, Command]:
         "zero": "time and memory of a rank by ZeRO stage",
         "serving": "tokens a second of a model, by the number of texts sampled at once",
         "scaling": "how the costs of a training step and a sampling call grow with each size, in one picture",
+        "features": "time of a training step of a head, from features made before against running the teacher",
+        "decoder": "time and memory of a decoder's step, against the same network of transformers",
         "loader": "speed of preparing and loading text",
         "gpu_day": "exactness, speed, memory and a training on a GPU, in parts of ten minutes; torch and NumPy alone",
     }
@@ -64,7 +67,7 @@ def commands() -> dict[str, Command]:
         "demo": Command("a page where models are sampled side by side, step by step", f"{runs}.demo.demo"),
         "eval": Command("measure the models of a run, and write a report", below=_evaluations()),
         "prepare": Command(
-            "make shards of text or of a teacher's samples, codes of images, a smaller tokenizer, or a miniature of a decoder",
+            "make shards of text, of a teacher's samples or features, codes of images, a smaller tokenizer, or a miniature of a decoder",
             below={name: Command(line, f"{runs}.prepare.{name.replace('-', '_')}") for name, line in prepare.items()},
         ),
         "convert": Command("write a checkpoint in another format", f"{runs}.convert"),

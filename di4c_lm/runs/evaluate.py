@@ -25,7 +25,13 @@ class Evaluation:
         return _found(self.settings)
 
 
-_RESULTS = ("gen_ppl", "report", "harness", "images")  # evaluations that leave <name>.json in a run's report
+_RESULTS = (
+    "gen_ppl",
+    "responses",
+    "report",
+    "harness",
+    "images",
+)  # evaluations that leave <name>.json in a run's report
 _CONFIG, _SUITE = "di4c_lm.measure.text.suite:ReportConfig", "di4c_lm.domains.text.domain:suite"
 EVALUATIONS = {
     "gen_ppl": Evaluation(
@@ -37,6 +43,11 @@ EVALUATIONS = {
         "generative perplexity and entropy of several models, such as the rounds of a chain, in one table",
         "di4c_lm.measure.text.gen_ppl:CompareConfig",
         "di4c_lm.domains.text.domain:compare",
+    ),
+    "responses": Evaluation(
+        "held-out responses given their prompts, bounded, and prompts continued, of a run on records with prompts",
+        "di4c_lm.measure.text.responses:ResponsesConfig",
+        "di4c_lm.domains.text.domain:responses",
     ),
     "report": Evaluation("every part of the evaluation of a text run, with canaries, as one page", _CONFIG, _SUITE),
     "brier": Evaluation(
@@ -105,7 +116,7 @@ def evaluate(
     Args:
         run: the run's folder.
         settings: by key, as `di4c eval <what> --help` lists them.
-        what: gen_ppl, report, harness or images; absent, gen_ppl of text, images of images.
+        what: gen_ppl, responses, report, harness or images; absent, gen_ppl of text, images of images.
         more: settings whose keys have no dot.
 
     Returns:

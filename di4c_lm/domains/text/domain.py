@@ -1,6 +1,7 @@
 """Text: tokens under a masked process, DiT networks, MDLM teachers."""
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,21 +14,23 @@ from torch import Tensor
 
 from di4c_lm.checkpoints.load import read_checkpoint
 from di4c_lm.checkpoints.weights import Weights
-from di4c_lm.core.settings import check
+from di4c_lm.core.settings import check, to_dict
 from di4c_lm.data.batches import PackedSource, Source, Stream, first_sequences
+from di4c_lm.data.records.features import TIMES, FeatureSource
 from di4c_lm.data.records.shards import Shards
 from di4c_lm.data.text.corpus import Corpus, check_corpus, load_corpus, verify_corpus
 from di4c_lm.data.text.prepare import TEACHER
 from di4c_lm.data.text.streaming import StreamingSource
 from di4c_lm.data.text.tokenizers import fingerprint
 from di4c_lm.domains.domain import STUDENT, FinishedRun, Pretraining, find_run
-from di4c_lm.domains.text.model import EVALUATOR, VALIDATION, TextModel, fitted, load_run, of_text
+from di4c_lm.domains.text.model import EVALUATOR, GIVEN, VALIDATION, TextModel, fitted, load_run, of_text
 from di4c_lm.domains.text.settings import TextSettings
 from di4c_lm.measure.settings import Measurement, device_of
 from di4c_lm.measure.text.evaluator import check_evaluator, train_evaluator
 from di4c_lm.measure.text.gen_ppl import CompareConfig, GenPplConfig
 from di4c_lm.measure.text.harness import HarnessConfig, harness_report
 from di4c_lm.measure.text.report import bound_report, full_report, gen_ppl_report
+from di4c_lm.measure.text.responses import ResponsesConfig, responses_report
 from di4c_lm.measure.text.samples import TextRun
 from di4c_lm.measure.text.suite import ReportConfig
 from di4c_lm.mixtures.base import NoMixture
@@ -56,15 +59,22 @@ class TextData:
 
     def first_sequences(self, seed: int) -> Int64[Tensor, "N D"]:
         """From the beginning of the training sequences."""
-        return first_sequences(self.source(seed), self.length)
+        return first_sequences(_tokens(self.source(seed)), self.length)
 
     def save(self, folder: Path) -> None:
         """Leave the validation set, and the training text that n-grams are counted from: a finished run may have lost its files."""
         from safetensors.torch import save_file
 
-        training_ND = first_sequences(self.corpus.train, self.length)
+        training_ND = first_sequences(_tokens(self.corpus.train), self.length)
         kept = {"validation": self.corpus.validation.int(), "training": training_ND.int().contiguous()}
+        if self.corpus.validation_given is not None:
+            kept[GIVEN] = self.corpus.validation_given.int()
         save_file(kept, str(folder / VALIDATION))
+
+
+def _tokens(source: Source | Stream) -> Source | Stream:
+    """The same without features, which take long to read."""
+    return source.tokens if isinstance(source, FeatureSource) else source
 
 
 class TextDomain:
@@ -92,7 +102,7 @@ class TextDomain:
         objective, the mixture or the sampler does not take.
         """
         if settings.objective.needs_teacher and settings.teacher.kind == "pretrained":
-            weights = self._weights(settings.teacher.path or "", settings)
+            weights = self.weights(settings.teacher.path or "", settings)
             weights.check(settings.teacher.path)
             if getattr(weights.model, "process", "masked") == "uniform":
                 settings.check_uniform("the teacher's noise is uniform")
@@ -103,8 +113,11 @@ class TextDomain:
             if asked > known:
                 raise ValueError(f"data.length must be at most {known}, the teacher's length, got {asked}")
             check_samples(settings, weights)
+            if settings.data.kind == "features":
+                check_features(settings, weights)
 
-    def _weights(self, path: Path | str, settings: TextSettings) -> Weights:
+    def weights(self, path: Path | str, settings: TextSettings) -> Weights:
+        """A given teacher's checkpoint, as the settings say to read it."""
         teacher, length = settings.teacher, settings.data.length
         return read_checkpoint(path, revision=teacher.revision, weights=teacher.weights, length=length)
 
@@ -123,7 +136,7 @@ class TextDomain:
 
     def read(self, path: Path | str, settings: TextSettings, data: TextData) -> TextModel:
         """The network of any of the field's checkpoints, its states those of the corpus's tokenizer."""
-        weights = self._weights(path, settings)
+        weights = self.weights(path, settings)
         return self.wrap(fitted(weights, data.corpus.tokenizer, path).build(path), settings, data)
 
     def wrap(self, network: Any, settings: TextSettings, data: TextData) -> TextModel:
@@ -152,6 +165,22 @@ def check_samples(settings: TextSettings, teacher: Weights) -> None:
         )
 
 
+def check_features(settings: TextSettings, teacher: Weights) -> None:
+    """Raise `ValueError` for features of another teacher, or of x_t whose times are sampled otherwise."""
+    path = settings.data.path or ""
+    facts = Shards.read(Path(path).expanduser()).index.facts
+    if facts[TEACHER] != (found := teacher.fingerprint):
+        raise ValueError(
+            f"data.path must hold features of the teacher {settings.teacher.path}, whose weights have the fingerprint {found[:16]}, got "
+            f"{path}, features of {facts[TEACHER][:16]}"
+        )
+    for key, here in json.loads(json.dumps(to_dict(settings.objective.times))).items():
+        there = facts[TIMES][key]
+        check(
+            here == there, f"objective.times.{key}", here, f"{json.dumps(there)}, as the features in {path} were made"
+        )
+
+
 DOMAIN = TextDomain()
 
 
@@ -167,6 +196,11 @@ def compare(settings: CompareConfig) -> str:
     """As `gen_ppl`, of the models that are named, or of those of a chain of rounds."""
     finished = FinishedRun.read(Path(settings.run)) if settings.run else _found(settings)
     return report(finished, settings, models=settings.models)
+
+
+def responses(settings: ResponsesConfig) -> str:
+    """Held-out responses and continued prompts of the run that `settings` name: writes its report and returns the table."""
+    return responses_report(load_run(_found(settings)), settings)
 
 
 def suite(settings: ReportConfig) -> str:
@@ -194,6 +228,8 @@ def report(
     An evaluator that is trained for it is left in the run's folder. `corpus` spares reading the run's again.
     """
     config, run = finished.settings, load_run(finished)
+    if settings is None and run.parts is not None:
+        return responses_report(chosen(run, models), config.responses_report())
     asked = settings or config.closing_report()
     run = chosen(run, models)
     if asked.evaluator is None:

@@ -14,6 +14,7 @@ from di4c_lm.checkpoints.files import read_safetensors
 from di4c_lm.checkpoints.load import find, read_checkpoint
 from di4c_lm.checkpoints.weights import Weights
 from di4c_lm.core.settings import check, to_dict
+from di4c_lm.data.text.packing import token_id
 from di4c_lm.data.text.pairs import templated
 from di4c_lm.data.text.tokenizers import fingerprint, read_tokenizer, save_tokenizer, with_mask
 from di4c_lm.domains.domain import FinishedRun, sampling
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from di4c_lm.checkpoints.weights import WhichWeights
 
 VALIDATION, EVALUATOR = "validation.safetensors", "evaluator"  # in a run's folder
+GIVEN = "given"  # among what the former holds: how many tokens of each validation sequence are given, of records with prompts
 TOKENIZER_KEY = "tokenizer"  # in a checkpoint's extra: the fingerprint of the tokenizer that it was trained with
 _GRID_TRAJECTORIES = 16  # on which a grid is optimised
 _GRID_KEYS, _PRIOR_KEYS = 2**40, 2**41  # the numbers of those, and of uniform noise, apart from those of samples
@@ -288,12 +290,21 @@ def load_run(run: Path | FinishedRun) -> TextRun:
         models=models,
         paths=dict(finished.models),
         validation=kept["validation"].long(),
+        parts=_parts(settings, kept, next(iter(models.values())).tokenizer),
         training=kept["training"].long() if "training" in kept else None,
         evaluator=str(trained) if trained.is_dir() else settings.evaluator.path,
         sampler=name_of(settings.sampler),
         how={name: sampling(settings, name, models) for name in models},
         cache=settings.run.cache,
     )
+
+
+def _parts(settings: Any, kept: "Mapping[str, Tensor]", tokenizer: "PreTrainedTokenizerFast") -> Tensor | None:
+    """Of the validation set of a run on records with prompts."""
+    if GIVEN not in kept:
+        return None
+    rows = (kept[name].long().numpy() for name in ("validation", GIVEN))
+    return torch.from_numpy(settings.data.filling.parts_of(*rows, token_id(tokenizer.eos_token_id)))
 
 
 def fitted(weights: Weights, tokenizer: "PreTrainedTokenizerFast", source: object) -> Weights:

@@ -13,6 +13,7 @@ from di4c_lm.domains.domain import STUDENT
 from di4c_lm.domains.settings import RunSettings, TeacherConfig, TeacherPretrainConfig, closing
 from di4c_lm.measure.text.evaluator import EvaluatorConfig
 from di4c_lm.measure.text.gen_ppl import GenPplConfig
+from di4c_lm.measure.text.responses import ResponsesConfig
 from di4c_lm.mixtures.registry import MIXTURES
 from di4c_lm.networks.dit import DitConfig
 from di4c_lm.objectives.registry import OBJECTIVES
@@ -96,9 +97,14 @@ class TextSettings(RunSettings):
             check(not made, "teacher.kind", self.teacher.kind, allowed)
             self.check_uniform("model.process=uniform")
         self.check_records()
+        if self.data.kind == "features":
+            self.check_features("where data.kind=features")
         path, skip = self.evaluator.path, self.eval.skip
-        allowed = "a folder or hub name, or eval.skip=true, where data.streaming=true or data.kind=shards"
-        check(path != "train" or self.data.at_hand or skip, "evaluator.path", path, allowed)
+        allowed = (
+            "a folder or hub name, or eval.skip=true, where data.streaming=true, or data.kind is shards or features"
+        )
+        needless = self.data.at_hand or self.data.records != "text" or skip
+        check(path != "train" or needless, "evaluator.path", path, allowed)
 
     def check_records(self) -> None:
         """Raise `ValueError` where records with prompts go with none of the other settings: all of them ask for plain text."""
@@ -106,18 +112,30 @@ class TextSettings(RunSettings):
         if data.records == "text":
             return
         where = f"where data.records={data.records}"
-        check(data.kind in ("files", "shards"), "data.kind", data.kind, f"files or shards {where}")
-        check(not data.streaming, "data.streaming", data.streaming, f"false {where}")
+        fits = data.is_prepared or data.kind == "files"
+        check(fits, "data.kind", data.kind, f"files, shards or features {where}")
+        apart = data.packing and not data.joined and objective.takes_mixture
+        kind = kind_of(MIXTURES, self.mixture)
+        allowed = f"class_chain {where} and data.packing=true, or data.joined=true: λ of the others is one of a whole sequence"
+        check(not apart or kind == "class_chain", "mixture", kind, allowed)
         check(data.evaluator_share == 0, "data.evaluator_share", data.evaluator_share, f"0 {where}")
-        check(
-            self.eval.skip,
-            "eval.skip",
-            self.eval.skip,
-            f"true {where}: the closing report samples text without prompts",
-        )
         for name, allowed in (("positions", "masked"), ("distil_inputs", "shared")):
             found = getattr(objective, name, allowed)
             check(found == allowed, f"objective.{name}", found, f"{allowed} {where}")
+
+    def check_features(self, where: str) -> None:
+        """Raise `ValueError` where anything but a head behind a frozen teacher is asked for, which reads features that were made before."""
+        objective, mixture, kind = self.objective, self.mixture, kind_of(MIXTURES, self.mixture)
+        name, given = kind_of(OBJECTIVES, objective), self.teacher.kind == "pretrained"
+        check(name == "likelihood", "objective", name, f"likelihood {where}")
+        check(objective.init == "teacher", "objective.init", objective.init, f"teacher {where}")
+        weight = objective.marginal_weight
+        check(weight == 0, "objective.marginal_weight", weight, f"0 {where}: the teacher is not run")
+        of_any = " or ".join(one for one, entry in MIXTURES.items() if getattr(entry, "reads_features", False))
+        check(mixture.reads_features, "mixture", kind, f"{of_any} {where}")
+        check(mixture.freeze_backbone, "mixture.freeze_backbone", mixture.freeze_backbone, f"true {where}")
+        check(given, "teacher.kind", self.teacher.kind, f"a path, that of the teacher of the features, {where}")
+        check(self.model.dropout == 0, "model.dropout", self.model.dropout, f"0 {where}, which were made without")
 
     def check_uniform(self, why: str) -> None:
         """Raise `ValueError` where the objective, the mixture or the sampler takes masked noise alone; `why` says what is uniform."""
@@ -132,7 +150,9 @@ class TextSettings(RunSettings):
 
     def unused(self) -> dict[str, str]:
         """Those of any run, and the state that no text has."""
-        return {"model.impossible": "where the tokenizer says which state is none of a text", **super().unused()}
+        found = {"model.impossible": "where the tokenizer says which state is none of a text", **super().unused()}
+        reason = f"where data.records={self.data.records}, whose report has no evaluator"
+        return found | ({} if self.data.records == "text" else {"evaluator": reason})
 
     def implied(self, said: Collection[str]) -> dict[str, Any]:
         """The tokenizer, the length and of a decoder the mask of a given teacher that has them, where `said` does not hold their keys.
@@ -152,6 +172,10 @@ class TextSettings(RunSettings):
         if length is not None:
             found["data.length"] = length
         return {key: value for key, value in found.items() if key not in said}
+
+    def responses_report(self) -> ResponsesConfig:
+        """The closing report's settings of a run on records with prompts, as `di4c eval responses` takes them."""
+        return closing(self, ResponsesConfig, seed=self.eval.seeds[0])
 
     def closing_report(self) -> GenPplConfig:
         """The closing report's settings, as `di4c eval gen_ppl` takes them."""

@@ -50,18 +50,26 @@ def marginal_bound(
 
 
 def sampled_step(
-    process: Any, x_BD: Int64[Tensor, "B D"], rng: Rng, *, steps: int, draw: int, draws: int
+    process: Any,
+    x_BD: Int64[Tensor, "B D"],
+    rng: Rng,
+    *,
+    steps: int,
+    draw: int,
+    draws: int,
+    learned: Bool[Tensor, "B D"] | None = None,
 ) -> tuple[Int64[Tensor, "B D"], Float64[Tensor, " B"], Bool[Tensor, "B D"]]:
     """x_t and t of one of `steps` uniform steps of ancestral sampling that ends in `x_BD`, and which positions the step reveals.
 
-    When a position is revealed does not depend on its token. Of each sequence the step is one of part `draw` of `draws` equal parts.
+    When a position is revealed does not depend on its token. Of each sequence the step is one of part `draw` of `draws` equal parts. Where
+    it is said what is `learned`, all else stands as it is.
     """
     device, shape = x_BD.device, tuple(x_BD.shape)
     step_B = ((draw + uniform(rng, (len(x_BD),), device)) / draws * steps).floor()
     t_B, s_B = (step_B + 1) / steps, step_B / steps
     at_t_B = process.schedule.mask_prob(t_B)
     still_B = at_t_B / process.schedule.mask_prob(torch.ones_like(t_B))  # the sampler starts from MASK alone
-    may_be_BD = torch.arange(shape[1], device=device) >= process.given
+    may_be_BD = torch.arange(shape[1], device=device) >= process.given if learned is None else learned
     x_t = torch.where((uniform(rng, shape, device) < still_B[:, None]) & may_be_BD, process.mask_id, x_BD)
     return x_t, t_B, process.revealed(x_t, t_B[:, None], s_B[:, None], uniform(rng, shape, device))
 
@@ -76,8 +84,9 @@ def step_bound(
     lambdas: int,
     seed: int,
     batch_size: int = 64,
+    parts_ND: Int64[Tensor, "N D"] | None = None,
 ) -> Float64[Tensor, " N"]:
-    """Nats: an upper bound on -log p(x) of the ancestral sampler of `steps` uniform steps.
+    """Nats: an upper bound on -log p(x) of the ancestral sampler of `steps` uniform steps; with parts, as of `Batch`, given what is given.
 
     Σ_k E[-log mean_λ Π_{d revealed in step k} p(x^d | x_t; λ)], x_t masked as the sampler's own trajectory is: when a position is revealed
     does not depend on its token, so what is left of the bound is the tokens' own term, and at 1 step it is the likelihood itself.
@@ -88,10 +97,15 @@ def step_bound(
     for number_B in torch.arange(len(x_ND)).split(batch_size):
         rng, x_BD = KeyedRng(seed, number_B.to(device)), x_ND[number_B].to(device)
         total_B = torch.zeros(len(x_BD), dtype=torch.float64, device=device)
+        parts_BD = None if parts_ND is None else parts_ND[number_B].to(device)
+        learned_BD = None if parts_BD is None else (parts_BD > 0) & (parts_BD % 2 == 0)
+        segments_BD = parts_BD // 2 if parts_BD is not None and not bool(parts_BD.all()) else None
         for part in range(draws):
-            x_t, t_B, revealed_BD = sampled_step(model.process, x_BD, rng, steps=steps, draw=part, draws=draws)
+            how: dict[str, Any] = {"steps": steps, "draw": part, "draws": draws, "learned": learned_BD}
+            x_t, t_B, revealed_BD = sampled_step(model.process, x_BD, rng, **how)
             positions = Positions.where(revealed_BD)
-            total_B -= _read(model, x_t, t_B, positions, x_BD, rng, lambdas).joint[:, 0] * steps
+            found_BT = _read(model, x_t, t_B, positions, x_BD, rng, lambdas, segments_BD).joint
+            total_B -= found_BT[:, 0] * steps
         found.append((total_B / draws).cpu())
     return torch.cat(found)
 
@@ -156,10 +170,18 @@ def marginal_distance(
 
 
 def _read(
-    model: TextModel, x_t: Tensor, t_B: Tensor, positions: Positions, x_BD: Tensor, rng: KeyedRng, lambdas: int
+    model: TextModel,
+    x_t: Tensor,
+    t_B: Tensor,
+    positions: Positions,
+    x_BD: Tensor,
+    rng: KeyedRng,
+    lambdas: int,
+    segments: Tensor | None = None,
 ) -> Reading:
     """log mean_λ Π_d p(x^d | x_t; λ) and Σ_d log mean_λ p(x^d | x_t; λ) over the positions of each sequence."""
-    return predict(model, x_t, t_B, rng, lambdas=lambdas).read(positions, positions.gather(x_BD)[:, None])
+    said = predict(model, x_t, t_B, rng, lambdas=lambdas, segments=segments)
+    return said.read(positions, positions.gather(x_BD)[:, None])
 
 
 def read_texts(path: Path) -> list[str]:

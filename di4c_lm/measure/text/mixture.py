@@ -26,9 +26,17 @@ def latents(model: TextModel, num_batch: int, lambdas: int, rng: Any, device: to
     return model.denoiser.training_latents(num_batch, model.denoiser.num_components(lambdas), rng, device)
 
 
-def predict(model: TextModel, x_t: Int64[Tensor, "B D"], t: Float[Tensor, " B"], rng: KeyedRng, *, lambdas: int) -> Any:
-    """The prediction of x_0 under `latents`, which can be read, averaged and made independent."""
-    return model.denoiser(x_t, t.float(), latents(model, len(x_t), lambdas, rng, x_t.device))
+def predict(
+    model: TextModel,
+    x_t: Int64[Tensor, "B D"],
+    t: Float[Tensor, " B"],
+    rng: KeyedRng,
+    *,
+    lambdas: int,
+    segments: Int64[Tensor, "B D"] | None = None,
+) -> Any:
+    """The prediction of x_0 under `latents`, which can be read, averaged and made independent; `segments` as of `Stages`."""
+    return model.denoiser(x_t, t.float(), latents(model, len(x_t), lambdas, rng, x_t.device), segments)
 
 
 @torch.no_grad()

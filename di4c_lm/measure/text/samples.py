@@ -36,6 +36,7 @@ class TextRun:
     paths: Mapping[str, Path]  # where each was loaded from
     validation: Int[Tensor, "N D"]
     evaluator: str
+    parts: Int[Tensor, "N D"] | None = None  # of a run on records with prompts: see `Batch.parts`, one record a row
     training: Int[Tensor, "M D"] | None = None  # the first of the training text; runs of earlier versions have none
     sampler: str = "ancestral"  # of the run, by name
     how: Mapping[str, Mapping[str, Any]] = field(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from di4c_lm.__main__ import main
 from di4c_lm.domains.text.model import TextModel
 from di4c_lm.runs.bench import scaling
 from tests.tools.helpers import run_tool
@@ -156,3 +157,29 @@ def test_scaling_refuses(words: list[str], said: str, capsys: pytest.CaptureFixt
     with pytest.raises(SystemExit) as ended:
         scaling.main(words)
     assert ended.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_features_are_read_in_place_of_the_teacher(capfd: pytest.CaptureFixture[str]) -> None:
+    size = (
+        "H=16",
+        "blocks=1",
+        "heads=2",
+        "S=40",
+        "D=8",
+        "B=2",
+        "codes=3",
+        "threads=1",
+        "device=cpu",
+        "precision=float32",
+    )
+    assert main(["bench", "features", *size, "json=true"]) == 0
+    found = json.loads(capfd.readouterr().out.splitlines()[-1])
+    assert found["cached"]["value"] == pytest.approx(found["teacher"]["value"], rel=1e-5)
+    assert found["cached"]["kib_a_sequence"] > 0
+
+
+def test_a_decoder_and_the_same_of_transformers(capfd: pytest.CaptureFixture[str]) -> None:
+    size = ("H=16", "blocks=2", "heads=2", "S=40", "D=8", "B=2", "threads=1", "device=cpu", "backward=true")
+    assert main(["bench", "decoder", *size, "json=true"]) == 0
+    found = json.loads(capfd.readouterr().out.splitlines()[-1])
+    assert found["ours"]["value"] == pytest.approx(found["transformers"]["value"], rel=1e-4)
