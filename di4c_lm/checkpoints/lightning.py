@@ -35,7 +35,7 @@ def read(path: Path, hints: Hints) -> Weights:
     raw = published.assemble(bare, says, path, hints, published.read_extra({**config, **kept}, "lightning"))
     if hints.weights == "raw" or content is state or content.get("ema") is None:
         return raw
-    return dataclasses.replace(raw, tensors={**raw.tensors, **_averaged(content["ema"], bare, raw, path)})
+    return dataclasses.replace(raw, tensors={**raw.tensors, **averages(content["ema"], bare, raw, path)})
 
 
 def write(path: Path, weights: Weights) -> None:
@@ -60,7 +60,7 @@ def write(path: Path, weights: Weights) -> None:
     write_pickle(path, published.with_extra(content, weights, "lightning"))
 
 
-def _averaged(ema: Any, bare: Mapping[str, Tensor], raw: Weights, path: Path) -> dict[str, Tensor]:
+def averages(ema: Any, bare: Mapping[str, Tensor], raw: Weights, path: Path) -> dict[str, Tensor]:
     """Give the shadow list its names: it follows the parameters of the published network, as does the state dict."""
     if isinstance(ema, dict) and ema and all(isinstance(value, Tensor) for value in ema.values()):  # by name
         named = published.unwrap(ema, path)

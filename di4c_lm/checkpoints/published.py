@@ -3,13 +3,11 @@
 import logging
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from di4c_lm.checkpoints.weights import Hints, Weights
-from di4c_lm.core.files import read_json
 from di4c_lm.mixtures.base import NoMixture
 from di4c_lm.mixtures.token import TokenSettings
 from di4c_lm.networks.base import Rotary
@@ -45,6 +43,7 @@ _ALGORITHMS: dict[
     str, tuple[str, dict[str, Any]]
 ] = {  # of training configs: the parameterization and the kind of network
     "mdlm": ("subs", {}),
+    "bd3lm": ("subs", {}),
     "duo": ("mean", _UNIFORM),
     "duo_base": ("mean", _UNIFORM),
     "distillation": ("mean", _UNIFORM),  # Duo's discrete consistency distillation
@@ -91,6 +90,12 @@ def stated_by_training_config(config: Mapping[str, Any], source: object) -> dict
     model = config.get("model")
     if not isinstance(model, Mapping):
         raise ValueError(f"{source}: expected the settings of the network under 'model', found {sorted(config)}")
+    block, length = config.get("block_size"), model.get("length")
+    if name == "bd3lm" and block != length:
+        raise ValueError(
+            f"{source}: block_size must be model.length={length}, the whole sequence, got {block!r}: "
+            "attention block by block is not built here"
+        )
     of_run = {name: name for name in ("time_conditioning", "is_di4c")}
     return {**stated(model, _OF_MODEL, source), **stated({**config, **algorithm}, of_run, source), **kind}
 
@@ -194,9 +199,8 @@ def training_config(weights: Weights, kept: Mapping[str, Any]) -> dict[str, Any]
     return config
 
 
-def has_graph(path: Path) -> bool | None:
+def has_graph(config: Mapping[str, Any]) -> bool | None:
     """Of a config as SEDD and RADD have it, with a number of tokens and a model of blocks: whether it has a graph; None of any other."""
-    config = read_json(path) if path.is_file() else {}
     model = config.get("model")
     if "tokens" not in config or not isinstance(model, dict) or "n_blocks" not in model:
         return None

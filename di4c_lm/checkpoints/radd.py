@@ -12,7 +12,7 @@ _KIND = {"modulation": False, "norm_bias": True}
 
 def recognises(path: Path) -> bool:
     """Whether a folder's `config.json` is a config of RADD: a number of tokens and a model of blocks, and no graph."""
-    return published.has_graph(path / CONFIG_FILE) is False
+    return (path / CONFIG_FILE).is_file() and published.has_graph(read_json(path / CONFIG_FILE)) is False
 
 
 def read(folder: Path, hints: Hints) -> Weights:

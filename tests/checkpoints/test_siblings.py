@@ -20,6 +20,7 @@ from tests.checkpoints.siblings import (
     KINDS,
     LENGTH,
     STATES,
+    config_of,
     probabilities,
     rewrite,
     tensors_of,
@@ -120,7 +121,7 @@ def test_duo_as_a_lightning_file_of_its_own_repository(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "algorithm, complaint",
     [
-        ({"name": "ar"}, "algo.name='ar', expected one of mdlm, duo"),
+        ({"name": "ar"}, "algo.name='ar', expected one of mdlm, bd3lm, duo"),
         ({"name": "duo", "parameterization": "subs"}, "parameterization='subs', expected 'mean'"),
         ({"name": "duo", "causal_attention": True}, "causal_attention=True, expected False"),
     ],
@@ -215,3 +216,53 @@ def test_an_mdlm_and_an_sdtt_are_what_they_were(tmp_path: Path) -> None:
         weights = read_checkpoint(write_folder(tmp_path / name, named(tiny()), config))
         assert weights.extra["origin"]["format"] == name
         assert weights.model == type(MODEL)(**{**vars(MODEL), "dropout": 0.1})
+
+
+def parameters_of(kind: str) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in tensors_of(kind).items() if name != "rotary_emb.inv_freq"}
+
+
+def test_the_trainer_s_own_files_of_sedd(tmp_path: Path) -> None:
+    import yaml
+
+    raw, parameters = tensors_of("sedd"), parameters_of("sedd")
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "config.yaml").write_text(yaml.safe_dump(config_of("sedd")))
+    (tmp_path / "checkpoints").mkdir()
+    path, shadow = tmp_path / "checkpoints" / "checkpoint_3.pth", [tensor + 1 for tensor in parameters.values()]
+    content = {
+        "optimizer": {"state": {}, "param_groups": []},
+        "model": {f"module.{name}": tensor for name, tensor in raw.items()},
+        "ema": {"decay": 0.9999, "num_updates": 3, "shadow_params": shadow},
+        "step": 3,
+    }
+    torch.save(content, path)
+    found = read_checkpoint(path)
+    assert found.model.output == "scaled_scores" and found.model.time_conditioning
+    for name, tensor in parameters.items():
+        assert torch.equal(found.tensors[name], tensor + 1)
+    assert_same_tensors(read_checkpoint(path, weights="raw").tensors, raw)
+    x_t = sequences()
+    network = load_checkpoint(path, weights="raw").double()
+    torch.testing.assert_close(
+        network(x_t, T).log_probs()[:, 0].exp(), probabilities("sedd", x_t, T), atol=1e-6, rtol=1e-5
+    )
+
+
+def test_lightning_files_of_bd3lm_at_full_block(tmp_path: Path) -> None:
+    network = tiny()
+    algorithm = {"name": "bd3lm", "backbone": "dit", "parameterization": "subs", "causal_attention": False}
+    beside = {"sampling_eps_min": torch.tensor(0.001), "sampling_eps_max": torch.tensor(1.0)}
+
+    def written(name: str, block: int) -> Path:
+        config = training_config(network, algo=algorithm, block_size=block)
+        config["parameterization"] = None
+        path = write_ckpt(tmp_path / name, network, network, more={"hyper_parameters": {"config": config}})
+        content = torch.load(path, weights_only=True)
+        torch.save({**content, "state_dict": {**content["state_dict"], **beside}}, path)
+        return path
+
+    length = training_config(network)["model"]["length"]
+    assert_same_tensors(read_checkpoint(written("whole.ckpt", length)).tensors, named(network, ""))
+    with pytest.raises(ValueError, match=rf"block_size must be model.length={length}, the whole sequence, got 4"):
+        read_checkpoint(written("blocks.ckpt", 4))
