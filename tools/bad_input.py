@@ -41,6 +41,10 @@ TINY = (
 GIVEN = (
     "train.steps=3 data=in/c.jsonl data.tokenizer=in/run/teacher train.micro_batch_size=2 eval.skip=true run.threads=1"
 )
+MINI = (
+    "recipe=copula data.records=chat data.length=64 mixture.codebook_size=4 train.steps=2 train.micro_batch_size=2 eval.skip=true "
+    "run.threads=1 run.device=cpu"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +52,7 @@ class Case:
     """One command with bad input, and what is promised of it."""
 
     name: str
-    run: str  # script and words; {tiny}, {bpe} and {given}: those of a small run, of its tokenizer, of one with a given teacher
+    run: str  # script and words; {tiny}, {bpe}, {given}, {mini}: of a small run, its tokenizer, a given teacher, a decoder
     says: tuple[str, ...] = ()  # of the last line on stderr; where the status is 0, of anything printed
     silent: tuple[str, ...] = ()  # what is not printed: what the command does not come to
     status: int = 2
@@ -204,7 +208,10 @@ def _become(case: Case, place: Path, out: Path, err: Path) -> None:
             limit = pages * os.sysconf("SC_PAGE_SIZE") + int(case.memory_gib * 2**30)
             resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         script, *words = shlex.split(
-            case.run.replace("{tiny}", TINY).replace("{given}", GIVEN).replace("{bpe}", "data.vocab_size=300")
+            case.run.replace("{tiny}", TINY)
+            .replace("{given}", GIVEN)
+            .replace("{bpe}", "data.vocab_size=300")
+            .replace("{mini}", MINI)
         )
         sys.argv = [str(ROOT / script), *words]
         runpy.run_path(str(ROOT / script), run_name="__main__")

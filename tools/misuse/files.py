@@ -47,6 +47,7 @@ def make_inputs(folder: Path, run: Callable[[str], None]) -> None:
     break_shards(folder)
     break_models(folder)
     break_runs(folder)
+    make_decoders(folder)
     make_images(folder)
 
 
@@ -201,6 +202,46 @@ def _with_code(folder: Path) -> None:
     plain = json.loads(path.read_text(encoding="utf-8"))
     plain |= {"auto_map": {"AutoTokenizer": ["evil.Tokenizer", None]}, "tokenizer_class": "EvilTokenizer"}
     path.write_text(json.dumps(plain), encoding="utf-8")
+
+
+def make_decoders(folder: Path) -> None:
+    """A small decoder in LLaDA's format with chats, copies of it that are broken, and records that make no sequence."""
+    from safetensors.torch import load_file, save_file
+
+    from di4c_lm.runs.prepare.miniature import Settings, write_miniature
+
+    whole = folder / "mini"
+    write_miniature(Settings(out=str(whole), hidden_size=16, num_blocks=1, rows=600))
+
+    def changed(name: str, file: str, **change: Any) -> None:
+        shutil.copytree(whole, folder / name)
+        path = folder / name / file
+        path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **change}), encoding="utf-8")
+
+    changed("mini_moe", "config.json", architectures=["LLaDAMoEModelLM"])
+    changed("mini_mask", "config.json", mask_token_id=600)
+    changed("mini_heads", "config.json", n_heads=8)
+    changed("mini_rope", "config.json", rope_scaling={"rope_type": "yarn", "factor": 4.0})
+    template = "{{ raise_exception('no such role') }}"
+    changed("mini_template", "tokenizer_config.json", chat_template=template)
+    (folder / "mini_template" / "chat_template.jinja").write_text(template, encoding="utf-8")
+    tensors = load_file(whole / "model.safetensors")
+    files = {name: "model-00001-of-00002.safetensors" for name in tensors}
+    last = sorted(tensors)[-1]
+    for name, lost in (
+        ("mini_shard", {last: "model-00002-of-00002.safetensors"}),
+        ("mini_index", {"absent.weight": ""}),
+    ):
+        shutil.copytree(whole, folder / name)
+        (folder / name / "model.safetensors").unlink()
+        kept = {one: tensor for one, tensor in tensors.items() if one not in lost}
+        save_file(kept, folder / name / "model-00001-of-00002.safetensors", metadata={"format": "pt"})
+        where = {one: place or "model-00001-of-00002.safetensors" for one, place in {**files, **lost}.items()}
+        index = {"metadata": {}, "weight_map": where}
+        (folder / name / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    for name, response in (("unsaid", ""), ("longwinded", "one and " * 100)):
+        records = [{"prompt": "What is one?", "response": response}] * 30
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records), encoding="utf-8")
 
 
 def break_runs(folder: Path) -> None:
