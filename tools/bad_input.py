@@ -42,7 +42,7 @@ GIVEN = (
     "train.steps=3 data=in/c.jsonl data.tokenizer=in/run/teacher train.micro_batch_size=2 eval.skip=true run.threads=1"
 )
 MINI = (
-    "recipe=copula data.records=chat data.length=64 mixture.codebook_size=4 train.steps=2 train.micro_batch_size=2 eval.skip=true "
+    "recipe=copula data.records=chat data.length=64 train.steps=2 train.micro_batch_size=2 eval.skip=true "
     "run.threads=1 run.device=cpu"
 )
 

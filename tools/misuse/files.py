@@ -221,7 +221,7 @@ def make_decoders(folder: Path) -> None:
     changed("mini_moe", "config.json", architectures=["LLaDAMoEModelLM"])
     changed("mini_mask", "config.json", mask_token_id=600)
     changed("mini_heads", "config.json", n_heads=8)
-    changed("mini_rope", "config.json", rope_scaling={"rope_type": "yarn", "factor": 4.0})
+    changed("mini_rope", "config.json", partial_rotary_factor=0.5)
     template = "{{ raise_exception('no such role') }}"
     changed("mini_template", "tokenizer_config.json", chat_template=template)
     (folder / "mini_template" / "chat_template.jinja").write_text(template, encoding="utf-8")
@@ -240,7 +240,7 @@ def make_decoders(folder: Path) -> None:
         index = {"metadata": {}, "weight_map": where}
         (folder / name / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
     for name, response in (("unsaid", ""), ("longwinded", "one and " * 100)):
-        records = [{"prompt": "What is one?", "response": response}] * 30
+        records = [{"prompt": f"What is {number}?", "response": response} for number in range(60)]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records), encoding="utf-8")
 
 

@@ -61,7 +61,11 @@ def reference(settings: Settings) -> Any:
     """The model of transformers, of random weights."""
     import transformers
 
-    shape = {"hidden_size": settings.H, "num_hidden_layers": settings.blocks, "num_attention_heads": settings.heads}
+    shape: dict[str, Any] = {
+        "hidden_size": settings.H,
+        "num_hidden_layers": settings.blocks,
+        "num_attention_heads": settings.heads,
+    }
     shape |= {"vocab_size": settings.S, "intermediate_size": _mlp(settings), "max_position_embeddings": settings.D}
     torch.manual_seed(0)
     return transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape)).eval()
