@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import ConfigMixin, DiffusionPipeline, ModelMixin
-from diffusers.utils import BaseOutput
+from diffusers import ConfigMixin, DiffusionPipeline, ModelMixin  # pyright: ignore[reportPrivateImportUsage]
+from diffusers.utils import BaseOutput  # pyright: ignore[reportPrivateImportUsage]
 from torch import Tensor
 
 from di4c_lm.checkpoints import own
