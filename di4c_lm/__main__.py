@@ -8,6 +8,7 @@ from importlib import import_module
 
 from di4c_lm import __version__
 from di4c_lm.core.terminal import errors_end, fail, say_all_letters
+from di4c_lm.core.waiting import wait_by_load
 
 _HELP = ("-h", "--help")
 
@@ -102,6 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             fail(f"{' '.join(said)}: there is no {words[0]!r}; {hint}")
         command = below[said[-1]]
         if command.module:
+            wait_by_load()
             with errors_end():
                 main_of = import_module(command.module).main
             return main_of([*command.passed_on, *words])

@@ -47,7 +47,7 @@ def test_sampling() -> None:
     found = measured("bench_sampling", "steps=3", "D=8", "B=2", "S=40", *NETWORK, "mixture=token")
     assert list(found) == ["fast", "plain"]
     for way in found.values():
-        assert set(way) == {"seconds_per_step", "tokens_per_s", "nfe"}
+        assert set(way) == {"seconds_per_step", "cpu_seconds_per_step", "tokens_per_s", "nfe"}
         assert way["tokens_per_s"] == pytest.approx(2 * 8 / (3 * way["seconds_per_step"]))
     assert 0 < found["fast"]["nfe"] <= 3 <= found["plain"]["nfe"]
 
@@ -56,7 +56,7 @@ def test_sampling() -> None:
     "words",
     [
         ("mixture=codes",),
-        ("mixture=class_chain", "classes=5"),
+        ("mixture=class_chain", "classes=5", "positions=revealed", "matmul=bf16", "at=0.7"),
         ("mixture=sequential", "candidates=5", "positions=revealed"),
     ],
 )
@@ -65,6 +65,7 @@ def test_what_lambda_costs_in_sampling(words: tuple[str, ...]) -> None:
     found = measured("bench_sampling", *size, *words, "ways=fast,teacher")
     assert list(found) == ["fast", "teacher"]
     assert min(way["seconds_per_step"] for way in found.values()) > 0
+    assert "at=0.7" not in words or found["fast"]["nfe"] == 1
 
 
 def test_the_former_name_of_a_key_is_refused_with_the_new_one() -> None:
