@@ -92,7 +92,7 @@ def test_there_is_nothing_else() -> None:
         (lambda: di4c_lm.evaluate("outputs/stories", steps=[0]), "steps must be one or more distinct numbers"),
         (
             lambda: di4c_lm.evaluate("outputs/stories", what="taste"),
-            "what must be one of gen_ppl, report, harness, images",
+            "what must be one of gen_ppl, responses, report, harness, images",
         ),
         (lambda: di4c_lm.evaluate("outputs"), "expected the folder of a finished run"),
     ],

@@ -44,11 +44,13 @@ def test_the_recipe_for_the_large_one_runs_on_it(
     folder: Path, tmp_path: Path, kind: str, experiment: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = f"""experiment={experiment} teacher={folder / kind} data={folder / kind / "chats.jsonl"} data.length=64
-        mixture.codebook_size=4 train.steps=2 train.micro_batch_size=2 run.device=cpu run.threads=1 run.dir={tmp_path / "run"}"""
+        mixture.codebook_size=4 train.steps=2 train.micro_batch_size=2 run.device=cpu run.threads=1 run.dir={tmp_path / "run"}
+        eval.steps=[2] eval.num_samples=4 eval.bootstrap=20"""
     settings: Any = parse_run(DOMAIN, words.split(), program="test")[0]
     mask_id = di4c_lm.load(folder / kind).mask_id
     assert (settings.data.records, settings.data.mask_id, settings.train.dtype) == ("chat", mask_id, "bfloat16")
     assert recipe.run(DOMAIN, settings) == 0
+    assert "What is" in (tmp_path / "run" / "report" / "responses.html").read_text()
     student = di4c_lm.load(tmp_path / "run")
     teacher = di4c_lm.load(folder / kind).denoiser.state_dict()
     assert all(torch.equal(student.denoiser.network.state_dict()[name], teacher[name]) for name in teacher)
