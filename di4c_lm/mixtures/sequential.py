@@ -165,7 +165,7 @@ class SequentialHead(nn.Module):
         x = self.of_features(F.layer_norm(features, features.shape[-1:]).to(self.of_features.weight.dtype))
         token_BNT = torch.cat([last[..., None], near], 2)
         x = x + self.of_distance(distance) + self.of_tokens(self.of_token(token_BNT).flatten(2))
-        cos, sin = (table[place] for table in self.rotary(int(place.max()) + 1, 0))
+        cos, sin = self.rotary.at(place)
         flash = use_flash(self.attention) if x.is_cuda else False
         for block, cache in zip(self.blocks, caches or [[] for _ in self.blocks], strict=True):
             x = block(x, cos, sin, cache, flash)

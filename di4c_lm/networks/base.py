@@ -471,6 +471,13 @@ class Rotary(torch.nn.Module):
         """See `phases`."""
         return phases(self.inv_freq, num_rotated, num_extra, within)
 
+    def at(
+        self, position: Int64[Tensor, "*shape"]
+    ) -> tuple[Float[Tensor, "*shape half"], Float[Tensor, "*shape half"]]:
+        """Cosines and sines of these positions alone."""
+        phase = position.float()[..., None] * self.inv_freq.float()
+        return phase.cos(), phase.sin()
+
 
 def frequencies(dim: int, base: float, device: torch.device | None = None) -> Float[Tensor, " half"]:
     """base^(-2k / dim), in float32: what each pair of a head's channels turns by from one position to the next."""
