@@ -394,7 +394,8 @@ class SequentialMixture(Mixture):
             rows = super().forward(x_t, t, lam, cond, **known)
         if lam is None:
             return rows
-        x_t = x_t if cond is None else torch.where(cond == 0, self.latent_head.nothing, x_t)  # padding is no token
+        if cond is not None and cond.shape == x_t.shape:  # segments, not classes: padding is no token
+            x_t = torch.where(cond == 0, self.latent_head.nothing, x_t)
         num_positions = x_t.shape[1]
         key_BKD, u_BKD = code_uniforms(lam, 2 * num_positions).chunk(2, dim=2)
         if self.settings.order == "left_to_right":
