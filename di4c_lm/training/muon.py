@@ -49,6 +49,7 @@ class LocalMuon(torch.optim.Optimizer):
             for matrices in of_shape.values():
                 directions = []
                 for p in matrices:
+                    assert p.grad is not None
                     average = self.state[p].setdefault("exp_avg", torch.zeros_like(p))
                     average.lerp_(p.grad, 1 - group["momentum"])
                     directions.append(p.grad.lerp(average, group["momentum"]))

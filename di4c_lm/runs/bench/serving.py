@@ -36,7 +36,7 @@ class Settings(BenchSettings):
 def measure(way: str, settings: Settings) -> dict[str, float]:
     """Tokens a second, and seconds until a batch is done. Raises `ValueError` for a model of images."""
     batch_size, device = int(way), settings.torch_device()
-    model = load(settings.model or str(find_run(None, settings.outputs)), device=device)
+    model = load(settings.model or str(find_run(None, settings.outputs)), device=str(device))
     if not isinstance(model, TextModel):
         raise ValueError(f"model must be one of text, got {settings.model}, of images")
     count = max(settings.num_samples // batch_size, 1) * batch_size
