@@ -82,6 +82,11 @@ def every_class(mixture: Mixture, x_t: Tensor) -> EveryClass:
     return found
 
 
+def one_chain(every: EveryClass) -> ClassChain:
+    assert isinstance(every.chain, ClassChain)
+    return every.chain
+
+
 def prior(chain: ClassChain, b: int, z: tuple[int, ...]) -> Tensor:
     """p(z) of one z over the open positions of sequence b, from the factors as they are defined."""
     found = chain.first[b, z[0]]
@@ -102,7 +107,7 @@ def by_enumeration(
     prediction: EveryClass, is_unknown: Tensor, positions: Positions, targets: Tensor, distributions: list[Tensor]
 ) -> dict[str, Tensor]:
     """Every field of `Reading` straight from the definitions."""
-    chain, log_p = prediction.chain, prediction.log_probs()
+    chain, log_p = one_chain(prediction), prediction.log_probs()
     fields: dict[str, list[Tensor]] = {name: [] for name in FIELDS}
     for b in range(len(is_unknown)):
         place, here = is_unknown[b].nonzero()[:, 0], positions.example == b
@@ -160,7 +165,7 @@ def test_a_reading_and_its_gradients_are_sums_over_all_z(make: Callable[..., Wor
 @pytest.mark.parametrize("given", [{}, {"rank": 2}, {"rank": 2, "combine": "product_of_experts"}])
 def test_all_z_of_a_sequence_have_probability_one(given: dict[str, Any]) -> None:
     network, (_, x_t) = on_dit(chosen(**given)), sequences()
-    chain = every_class(network, x_t).chain
+    chain = one_chain(every_class(network, x_t))
     for b in range(len(UNKNOWN)):
         total = torch.stack([prior(chain, b, z) for z in all_z(b)]).sum()
         torch.testing.assert_close(total, torch.ones((), dtype=torch.float64))
@@ -197,7 +202,7 @@ def test_a_product_of_experts_multiplies_what_the_network_says_by_the_potentials
         one = every_class(mixture, x_t[:1])
         joint_T = one.read(positions, texts.T).joint[0].exp()
     torch.testing.assert_close(joint_T.sum(), torch.ones((), dtype=torch.float64))
-    table, potentials = every.output_head.log_class.exp(), every.chain.potentials
+    table, potentials = every.output_head.log_class.exp(), one_chain(every).potentials
     assert potentials.left is not None and potentials.right is not None
     weight_TL = table[texts[:, 0]]
     for i in range(texts.shape[1] - 1):
@@ -281,7 +286,7 @@ def test_gates_see_how_far_apart_two_positions_are() -> None:
         head.right.weight.zero_()
     unknown = torch.tensor([[1, 1, 0, 0, 0, 0], [1, 0, 0, 1, 0, 0]], dtype=torch.bool)
     x_0 = torch.randint(MASK, unknown.shape, generator=rng)
-    near, far = every_class(mixture, torch.where(unknown, MASK, x_0)).chain.potentials.gate[:, 0]
+    near, far = one_chain(every_class(mixture, torch.where(unknown, MASK, x_0))).potentials.gate[:, 0]
     assert float((near - far).abs().max().detach()) > 0.01
 
 
@@ -289,7 +294,7 @@ def test_gates_see_how_far_apart_two_positions_are() -> None:
 def test_samples_follow_the_chain(given: dict[str, Any]) -> None:
     network, (_, x_t) = on_dit(chosen(**given)), sequences()
     network.latent_head.relation.data.mul_(8)  # far from symmetric
-    chain = every_class(network, x_t).chain
+    chain = one_chain(every_class(network, x_t))
     num = 40_000
     u = torch.rand(len(UNKNOWN), num, LENGTH, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     code = chain.sample(u)
