@@ -23,6 +23,7 @@ from di4c_lm.networks.lora import LoraSettings
 from di4c_lm.objectives.likelihood import Likelihood
 from di4c_lm.objectives.registry import OBJECTIVES
 from di4c_lm.objectives.registry import OLD_KEYS as OLD_OBJECTIVE_KEYS
+from di4c_lm.processes.gaussian import GaussianChain
 from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.samplers.ancestral import Ancestral
 from di4c_lm.samplers.registry import SAMPLERS
@@ -236,6 +237,9 @@ class RunSettings:
         inputs, kind = getattr(self.objective, "distil_inputs", "shared"), kind_of(MIXTURES, self.mixture)
         each = kind in ("token", "adaln")
         check(each or inputs == "shared", "objective.distil_inputs", inputs, f"shared where mixture={kind}")
+        order = getattr(self.mixture, "order", None) if kind == "class_chain" else "rows"
+        has_pixels = self.PROCESS is GaussianChain
+        check(has_pixels or order == "rows", "mixture.order", order, "rows where the positions are no pixels")
 
     def unused(self) -> dict[str, str]:
         """Sections that the objective, or a given teacher, has no use for."""
