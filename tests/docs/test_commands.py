@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from di4c_lm.core.compose import CONFIGS, compose
-from di4c_lm.core.settings import fields
+from di4c_lm.runs.command import own_arguments
 from tools.docs.reference import Entry, entries
 
 ROOT = Path(__file__).parents[2]
 ENTRIES = {one.program: one for one in entries()}
 TRAINERS = {"train_lm.py": "text", "train_cifar10.py": "cifar10", "train_imagenet.py": "imagenet"}
+ABOUT_A_RUN = ("di4c doctor", "di4c prepare features")  # whose other keys are those of the run
 TOOLS = {path.stem for path in (ROOT / "tools").glob("*.py")}
 _LAUNCHER = re.compile(r"(?:deepspeed|python)\b.*?(?:launch|eval|tools)/(\w+\.py)")
 
@@ -47,10 +48,10 @@ def check(command: str) -> None:
     elif words[0] != "di4c" or words[1:] == ["--version"]:
         return
     entry, overrides = command_of(words)
-    if entry.program == "di4c doctor":
-        own = {one for one in overrides if one.partition("=")[0] in fields(type(entry.settings))}
-        compose(type(entry.settings), sorted(own))
-        entry, overrides = ENTRIES["di4c train text"], [one for one in overrides if one not in own]
+    if entry.program in ABOUT_A_RUN:
+        own, overrides = own_arguments(type(entry.settings), overrides)
+        compose(type(entry.settings), own)
+        entry = ENTRIES["di4c train text"]
     compose(type(entry.settings), overrides, CONFIGS, entry.program.split()[-1])
 
 
