@@ -151,7 +151,7 @@ def test_rotary_positions_are_turned_in_float32() -> None:
     """Rounded to bfloat16, the phase of a late position would be off by radians."""
     network = decoder().bfloat16()
     stages = network.stages(masked(1), half(1), None, share=False)
-    cos, sin, _ = stages.given
+    cos, sin, *_ = stages.given
     assert cos.dtype == sin.dtype == torch.float32
     assert product(stages).features.dtype == torch.bfloat16
 

@@ -148,7 +148,7 @@ def damaged(folder: Path, how: str) -> None:
         ("changed", "train_00001.bin: corrupt: expected 16 bytes"),
         ("index", "index.json: expected a JSON file, could not read it"),
         ("other index", "index.json: damaged: expected checksum None"),
-        ("no index", "no index.json: expected a folder that .*di4c prepare codes. has finished"),
+        ("no index", "no index.json: expected a folder that .*di4c prepare codes.* has finished"),
     ],
 )
 def test_a_damaged_folder_is_named(tmp_path: Path, how: str, message: str) -> None:
