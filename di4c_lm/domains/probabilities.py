@@ -96,6 +96,11 @@ class Probabilities:
         return next(self.denoiser.parameters()).device
 
     @property
+    def has_marginals(self) -> bool:
+        """Whether the distribution of one position, λ averaged out, is known: not of a mixture that samples positions in turn."""
+        return not self.denoiser.has_latents or self.denoiser.settings.has_marginals
+
+    @property
     def masks(self) -> bool:
         """Whether noise is masking, which x_t shows."""
         return isinstance(self.process, MaskedProcess)

@@ -13,6 +13,7 @@ from di4c_lm.mixtures.adaln import AdaLNSettings
 from di4c_lm.mixtures.base import NoMixture
 from di4c_lm.mixtures.class_chain import ClassChainSettings
 from di4c_lm.mixtures.codes import CodesSettings
+from di4c_lm.mixtures.sequential import SequentialSettings
 from di4c_lm.networks.dit import DIT, DitConfig
 from tests.measure.tiny import words
 
@@ -28,9 +29,11 @@ def tokenizer() -> Any:
 def text_model(
     *, codes: int = 0, length: int = 3, seed: int = 0, scale: float = 0.8, window: int | str | None = None
 ) -> TextModel:
-    """A random network, of the mixture of `codes` components where that is not 0; with `window` of strings of them, or of classes."""
-    if window == "classes":
-        mixture: Any = ClassChainSettings(codebook_size=codes, freeze_backbone=False)
+    """A random network, of the mixture of `codes` components unless 0; `window`: of strings of them, of classes, or sequential."""
+    if window == "sequential":
+        mixture: Any = SequentialSettings(freeze_backbone=False)
+    elif window == "classes":
+        mixture = ClassChainSettings(codebook_size=codes, freeze_backbone=False)
     elif window is None:
         mixture = AdaLNSettings(distribution="codebook", codebook_size=codes) if codes else NoMixture()
     else:

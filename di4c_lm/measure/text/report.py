@@ -235,7 +235,7 @@ def _samples(
 
 
 def _cells(run: TextRun, real: Tensor, settings: ReportConfig) -> Iterator[TextSamples]:
-    noise, student, name = _NOISE[settings.noise], run.student, list(run.models)[-1]
+    noise, student = _NOISE[settings.noise], run.student
     tail = {}  # of the sampler in use, but of those that need more than steps, or a particular network
     if noise == "float64" and settings.sampler in ("ancestral", "first_hitting", "first_hitting_parallel"):
         probed = {"sampler": settings.sampler}
@@ -263,9 +263,11 @@ def _cells(run: TextRun, real: Tensor, settings: ReportConfig) -> Iterator[TextS
     yield TextSamples(name="canary: periodic", kind="canary", tokens=periodic(real, num, seed=seed))
     yield TextSamples(name="canary: one text tiled", kind="canary", tokens=tiled(real, num))
     yield TextSamples(name="canary: shuffled text", kind="canary", tokens=shuffled(real, num, seed=seed))
-    if not student.masks:
+    published = [name for name, model in run.models.items() if model.masks and model.has_marginals]
+    if not published:  # nothing that can be sampled as published, position by position
         return
-    legacy, few = sampler_of(student, settings.batch_size, noise="legacy_fp32"), min(num, _FLOAT32_SAMPLES)
+    name, few = published[-1], min(num, _FLOAT32_SAMPLES)
+    legacy = sampler_of(run.models[name], settings.batch_size, noise="legacy_fp32")
     tokens, nfe = legacy(few, max(settings.steps), seed)
     canary: dict[str, Any] = {"name": f"canary: {name}, float32 noise", "kind": "canary", "noise": "float32"}
     yield TextSamples(**canary, tokens=tokens, steps=max(settings.steps), nfe=nfe)

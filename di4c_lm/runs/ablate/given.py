@@ -79,7 +79,7 @@ class Bench:
         for t in TIMES:
             gain_N, _ = joint_gain(student, self.teacher, chosen_ND, t=t, lambdas=_LAMBDAS, seed=self.how.seed)
             rows.append({"model": "student", "t": t, "nats": float(gain_N.mean())})
-            if student.denoiser.has_latents and student.denoiser.settings.has_marginals:
+            if student.denoiser.has_latents and student.has_marginals:
                 how: Any = {"t": t, "lambdas": _LAMBDAS, "seed": self.how.seed}
                 kl_N, worst_N = marginal_distance(student, self.teacher, chosen_ND, **how)
                 rows[-1] |= {"marginal_kl": float(kl_N.mean()), "worst_tv": float(worst_N.max())}

@@ -115,6 +115,18 @@ def test_the_report_holds_every_part_and_its_manifest(run: TextRun) -> None:
     assert (folder / "report.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_of_a_student_without_marginals_every_part_but_those_is_measured(run: TextRun, tmp_path: Path) -> None:
+    """The default student of text: its float32 noise is the teacher's, which is sampled as published."""
+    models = {"teacher": run.models["teacher"], "student": text_model(window="sequential", length=LENGTH, seed=1)}
+    models["student"].save_pretrained(tmp_path / "student")
+    paths = {**run.paths, "student": tmp_path / "student"}
+    found = dataclasses.replace(run, models=models, paths=paths, folder=tmp_path)
+    full_report(found, dataclasses.replace(QUICK, steps=(2,), evaluators=(run.evaluator,)))
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert [row["model"] for row in report["rows"] if row["noise"] == "float32"] == ["canary: teacher, float32 noise"]
+    assert {row["model"] for row in report["likelihood"]} >= {"teacher", "student"}
+
+
 def test_a_part_alone_needs_no_evaluator(run: TextRun, tmp_path: Path) -> None:
     config = dataclasses.replace(QUICK, parts=("cost",), report=str(tmp_path))
     full_report(dataclasses.replace(run, evaluator="/absent"), config)
