@@ -152,7 +152,7 @@ def a_machine(**changes: Any) -> dict[str, Any]:
     ],
 )
 def test_a_run_that_does_not_fit_is_told_why(changes, on_gpu, said) -> None:
-    planned = doctor.plan(config(), 2, on_gpu=on_gpu)
+    planned = doctor.plan(config(), doctor.shape_of(config()), 2, on_gpu=on_gpu)
     found = doctor.reasons_against(a_machine(**changes), planned, on_gpu=on_gpu)
     assert not found if said is None else re.search(said, found[0])
 

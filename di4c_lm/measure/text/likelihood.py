@@ -6,7 +6,7 @@ the bound of the sampler of n uniform steps itself: tokens revealed in one step 
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -126,13 +126,8 @@ def joint_gain(
     First: log mean_λ Π_d p(x^d | x_t; λ) - Σ_d log p_teacher(x^d | x_t); second: the sum over d. x_t depends on (seed, number of the
     sequence, t) alone. Of a λ that is not enumerated the gain is too small on average, never too large (Jensen).
     """
-    device = next(model.denoiser.parameters()).device
     gains, products = [], []
-    for number_B in torch.arange(len(x_ND)).split(batch_size):
-        rng, x_BD = KeyedRng(seed, number_B.to(device)), x_ND[number_B].to(device)
-        t_B = torch.full((len(x_BD),), t, dtype=torch.float64, device=device)
-        masked_BD = uniform(rng, tuple(x_BD.shape), device) < t
-        x_t, positions = torch.where(masked_BD, model.mask_id, x_BD), Positions.where(masked_BD)
+    for x_BD, x_t, t_B, positions, rng in _masked(model, x_ND, t, seed=seed, batch_size=batch_size):
         product_B = _read(teacher, x_t, t_B, positions, x_BD, rng, lambdas).product[:, 0]
         gains.append((_read(model, x_t, t_B, positions, x_BD, rng, lambdas).joint[:, 0] - product_B).cpu())
         products.append(product_B.cpu())
@@ -154,19 +149,26 @@ def marginal_distance(
 
     Both a sequence, of its masked positions; x_t is that of `joint_gain`. Of a λ that is not enumerated too large, on average.
     """
-    device = next(model.denoiser.parameters()).device
     divergences, worst = [], []
+    for x_BD, x_t, t_B, positions, rng in _masked(model, x_ND, t, seed=seed, batch_size=batch_size):
+        p_MS, m_MS = (predict(of, x_t, t_B, rng, lambdas=lambdas).marginals(positions) for of in (teacher, model))
+        divergences.append(positions.per_example(kl_divergence(p_MS, m_MS.log().clamp(min=NEVER))[:, None])[:, 0].cpu())
+        off_BD = torch.zeros(x_BD.shape, dtype=torch.float64, device=x_BD.device)
+        off_BD[positions.example, positions.position] = (p_MS - m_MS).abs().sum(1).double() / 2
+        worst.append(off_BD.amax(1).cpu())
+    return torch.cat(divergences), torch.cat(worst)
+
+
+def _masked(
+    model: TextModel, x_ND: Int64[Tensor, "N D"], t: float, *, seed: int, batch_size: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Positions, KeyedRng]]:
+    """Batches of x_0, x_t and t with the masked positions, and the generator that goes on; x_t depends on (seed, number, t) alone."""
+    device = next(model.denoiser.parameters()).device
     for number_B in torch.arange(len(x_ND)).split(batch_size):
         rng, x_BD = KeyedRng(seed, number_B.to(device)), x_ND[number_B].to(device)
         t_B = torch.full((len(x_BD),), t, dtype=torch.float64, device=device)
         masked_BD = uniform(rng, tuple(x_BD.shape), device) < t
-        x_t, positions = torch.where(masked_BD, model.mask_id, x_BD), Positions.where(masked_BD)
-        p_MS, m_MS = (predict(of, x_t, t_B, rng, lambdas=lambdas).marginals(positions) for of in (teacher, model))
-        divergences.append(positions.per_example(kl_divergence(p_MS, m_MS.log().clamp(min=NEVER))[:, None])[:, 0].cpu())
-        off_BD = torch.zeros(x_BD.shape, dtype=torch.float64, device=device)
-        off_BD[positions.example, positions.position] = (p_MS - m_MS).abs().sum(1).double() / 2
-        worst.append(off_BD.amax(1).cpu())
-    return torch.cat(divergences), torch.cat(worst)
+        yield x_BD, torch.where(masked_BD, model.mask_id, x_BD), t_B, Positions.where(masked_BD), rng
 
 
 def _read(

@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from di4c_lm.core.settings import section, setting
-from di4c_lm.networks.decoder import Decoder, DecoderConfig
+from di4c_lm.networks.decoder import Decoder
 from di4c_lm.runs.bench.frame import BenchSettings, run_benchmark
-from di4c_lm.runs.bench.measure import PeakMemory
+from di4c_lm.runs.bench.measure import PeakMemory, llama_shape
 
 
 @section
@@ -77,29 +77,17 @@ def reference(settings: Settings) -> Any:
         "num_hidden_layers": settings.blocks,
         "num_attention_heads": settings.heads,
     }
-    shape |= {"vocab_size": settings.S, "intermediate_size": _mlp(settings), "max_position_embeddings": settings.D}
+    shape |= {"vocab_size": settings.S, "intermediate_size": 8 * settings.H // 3, "max_position_embeddings": settings.D}
     torch.manual_seed(0)
     return transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape)).eval()
 
 
 def ours_of(theirs: Any, settings: Settings) -> Decoder:
     """The same network as a decoder."""
-    config = DecoderConfig(
-        hidden_size=settings.H,
-        num_blocks=settings.blocks,
-        num_heads=settings.heads,
-        num_kv_heads=settings.heads,
-        head_dim=settings.H // settings.heads,
-        mlp_size=_mlp(settings),
-        norm_eps=theirs.config.rms_norm_eps,
-    )
+    config = llama_shape(settings.H, settings.blocks, settings.heads, norm_eps=theirs.config.rms_norm_eps)
     decoder = Decoder(config, num_states=settings.S)
     decoder.load_state_dict({name.removeprefix("model."): tensor for name, tensor in theirs.state_dict().items()})
     return decoder.to(theirs.device).eval()
-
-
-def _mlp(settings: Settings) -> int:
-    return 8 * settings.H // 3
 
 
 def _run(step: Callable[[], Tensor], x: Tensor, settings: Settings) -> float:

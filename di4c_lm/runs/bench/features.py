@@ -22,11 +22,11 @@ from di4c_lm.data.records.shards import Index, Shards, row_dtype
 from di4c_lm.data.records.writer import writing
 from di4c_lm.mixtures.class_chain import ClassChainSettings
 from di4c_lm.mixtures.sequential import SequentialSettings
-from di4c_lm.networks.decoder import Decoder, DecoderConfig
+from di4c_lm.networks.decoder import Decoder
 from di4c_lm.objectives.likelihood import Likelihood
 from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.runs.bench.frame import BenchSettings, run_benchmark
-from di4c_lm.runs.bench.measure import Stopwatch, measure_step
+from di4c_lm.runs.bench.measure import Stopwatch, llama_shape, measure_step
 
 _BATCHES = 4  # that are cached, and read in turn
 
@@ -74,14 +74,7 @@ def measure(way: str, settings: Settings) -> dict[str, Any]:
     """Seconds, memory, and KiB a sequence on disk of one way, in this process."""
     device, rng = settings.torch_device(), torch.Generator().manual_seed(0)
     torch.manual_seed(0)
-    config = DecoderConfig(
-        hidden_size=settings.H,
-        num_blocks=settings.blocks,
-        num_heads=settings.heads,
-        num_kv_heads=settings.heads,
-        head_dim=settings.H // settings.heads,
-        mlp_size=8 * settings.H // 3,
-    )
+    config = llama_shape(settings.H, settings.blocks, settings.heads)
     decoder, process = Decoder(config, num_states=settings.S).to(device), MaskedProcess(settings.S - 1)
     chain = ClassChainSettings(codebook_size=settings.codes)
     student = (chain if settings.mixture == "class_chain" else SequentialSettings()).over(decoder, rng)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from di4c_lm.data.batches import Batch, batch_rng
+from di4c_lm.networks.decoder import DecoderConfig
 from di4c_lm.objectives.di4c import Di4C
 from di4c_lm.processes.process import Process
 
@@ -99,6 +100,19 @@ def watch_networks(student: nn.Module, teacher: nn.Module, watch: Stopwatch) -> 
     teacher.register_forward_pre_hook(teacher_begins)
     student.register_forward_pre_hook(student_begins)
     student.register_forward_hook(student_ends)
+
+
+def llama_shape(width: int, num_blocks: int, num_heads: int, **more: Any) -> DecoderConfig:
+    """A decoder of as many heads of keys as of queries, its MLP 8/3 as wide as itself."""
+    return DecoderConfig(
+        hidden_size=width,
+        num_blocks=num_blocks,
+        num_heads=num_heads,
+        num_kv_heads=num_heads,
+        head_dim=width // num_heads,
+        mlp_size=8 * width // 3,
+        **more,
+    )
 
 
 def measure_training(

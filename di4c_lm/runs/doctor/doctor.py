@@ -29,6 +29,8 @@ from di4c_lm.runs.doctor.simulate import CLUSTERS, H100, Here, measured, product
 from di4c_lm.runs.folder import parse_run
 from di4c_lm.training.distributed import World, init_distributed, set_threads
 
+Shape = tuple[DitConfig | DecoderConfig, int]
+
 
 @section
 class Settings:
@@ -54,8 +56,8 @@ class Settings:
         at_least(self, 0, "trial_steps")
 
 
-def shape_of(config: TextSettings) -> tuple[DitConfig | DecoderConfig, int]:
-    """The networks' shape, and S, or of a decoder the rows of its vocabulary.
+def shape_of(config: TextSettings) -> Shape:
+    """The networks' shape, and S, or of a decoder the rows of its vocabulary; `ValueError` and `ConnectionError` where it cannot be had.
 
     (A tokenizer that the run would train has at most `data.vocab_size` entries, and MASK.)
     """
@@ -73,11 +75,11 @@ def shape_of(config: TextSettings) -> tuple[DitConfig | DecoderConfig, int]:
     return config.model, len(load_tokenizer(config.data, [], config.run.cache))
 
 
-def plan(config: TextSettings, ranks: int, *, on_gpu: bool) -> dict[str, Any]:
-    """What the run will take. Raises `ValueError` and `ConnectionError` where its teacher or tokenizer cannot be had."""
+def plan(config: TextSettings, shape: Shape, ranks: int, *, on_gpu: bool) -> dict[str, Any]:
+    """What the run will take; `shape` is that of `shape_of`."""
     from di4c_lm.runs.doctor.plan import activation_memory, count, disk_needed, memory_table, tokens_per_step
 
-    model, num_states = shape_of(config)
+    model, num_states = shape
     counts = count(config, model, num_states)
     activations = activation_memory(config, model, num_states, on_gpu=on_gpu)
     return {
@@ -154,12 +156,11 @@ def print_report(report: dict[str, Any]) -> None:
 
 
 def simulation(
-    config: TextSettings, settings: Settings, counts: dict[str, int], world: World
+    config: TextSettings, settings: Settings, shape: Shape, counts: dict[str, int], world: World
 ) -> list[dict[str, float]]:
     """An update on each of `settings.simulate` ranks. All ranks call it. Raises `ValueError` for offload."""
-    model, num_states = shape_of(config)
-    cluster = measured(config, model.hidden_size, world) if isinstance(settings.cluster, Here) else settings.cluster
-    return simulate(cluster, config, products(config, model, num_states), counts, settings.simulate)
+    cluster = measured(config, shape[0].hidden_size, world) if isinstance(settings.cluster, Here) else settings.cluster
+    return simulate(cluster, config, products(config, *shape), counts, settings.simulate)
 
 
 def examine(config: TextSettings, settings: Settings) -> dict[str, Any]:
@@ -174,10 +175,11 @@ def examine(config: TextSettings, settings: Settings) -> dict[str, Any]:
     try:
         world = init_distributed(config.run.device)
         on_gpu = world.device.type == "cuda"
-        report["plan"] = plan(config, settings.ranks or world.size, on_gpu=on_gpu)
+        shape = shape_of(config)
+        report["plan"] = plan(config, shape, settings.ranks or world.size, on_gpu=on_gpu)
         if settings.simulate:
             set_threads(config.run.threads)
-            report["simulation"] = simulation(config, settings, report["plan"]["parameters"], world)
+            report["simulation"] = simulation(config, settings, shape, report["plan"]["parameters"], world)
         report["reasons"] += reasons_against(machine, report["plan"], on_gpu=on_gpu)
         if settings.trial_steps and not report["reasons"]:
             from di4c_lm.runs.doctor.trial import try_out

@@ -24,6 +24,12 @@ def network_of(model: DitConfig | DecoderConfig) -> type[Any]:
     return Decoder if isinstance(model, DecoderConfig) else DIT
 
 
+def blank_student(config: TextSettings, model: DitConfig | DecoderConfig, num_states: int) -> Any:
+    """The run's student without storage, over S = `num_states`."""
+    with torch.device("meta"):
+        return mixture_of(config).fresh(network_of(model), model, {"num_states": num_states})
+
+
 def block_numbers(model: DitConfig | DecoderConfig) -> int:
     """Numbers that a block keeps for a position. A decoder's MLP has a width of its own, and keeps four of them."""
     if isinstance(model, DitConfig):
@@ -34,10 +40,9 @@ def block_numbers(model: DitConfig | DecoderConfig) -> int:
 
 def count(config: TextSettings, model: DitConfig | DecoderConfig, num_states: int) -> dict[str, int]:
     """Parameters of the teacher (0 without one), the student, its λ path, those trained and those frozen, over S = `num_states`."""
+    student = blank_student(config, model, num_states)
     with torch.device("meta"):
-        kind = network_of(model)
-        student: Any = mixture_of(config).fresh(kind, model, {"num_states": num_states})
-        teacher = kind(model, num_states=num_states) if config.objective.needs_teacher else None
+        teacher = network_of(model)(model, num_states=num_states) if config.objective.needs_teacher else None
     tensors, own = student.tensors(), dict(student.named_parameters())
     whole, latent = (
         sum(p.numel() for n, p in own.items() if of(n)) for of in (lambda name: True, student.learns_apart)
@@ -86,8 +91,7 @@ def activation_memory(
 ) -> dict[str, int | float]:
     """What a micro batch takes: O(B L D H) of the network's activations, O(B D S) of distributions, and one chunk of logits of L rows."""
     B, D, S, H = config.train.micro_batch_size, config.data.length, num_states, model.hidden_size
-    with torch.device("meta"):
-        student: Any = mixture_of(config).fresh(network_of(model), model, {"num_states": num_states})
+    student = blank_student(config, model, num_states)
     L = student.num_components(getattr(config.objective, "num_lambdas", 1))
     block, rows_of_blocks = block_numbers(model), student.rows_by_block(L)
     per_position = sum(rows * block for rows in rows_of_blocks)

@@ -21,8 +21,7 @@ from di4c_lm.domains.text.settings import TextSettings
 from di4c_lm.networks.base import block_matrices
 from di4c_lm.networks.decoder import DecoderConfig
 from di4c_lm.networks.dit import DitConfig
-from di4c_lm.runs.doctor.plan import network_of
-from di4c_lm.runs.recipe import mixture_of
+from di4c_lm.runs.doctor.plan import blank_student
 from di4c_lm.training.distributed import World, sum_over_ranks
 
 _MASKED = 0.5  # share of the positions that is masked, on average over uniform times
@@ -71,8 +70,7 @@ CLUSTERS = {"h100": H100, "a100": A100, "here": Here}
 
 def products(config: TextSettings, model: DitConfig | DecoderConfig, num_states: int) -> dict[str, float]:
     """Operations of a rank's micro batch over S = `num_states`: forwards without a gradient, forwards with one, and backwards."""
-    with torch.device("meta"):
-        student: Any = mixture_of(config).fresh(network_of(model), model, {"num_states": num_states})
+    student = blank_student(config, model, num_states)
     H, D, blocks, objective = model.hidden_size, config.data.length, model.num_blocks, config.objective
     positions = config.train.micro_batch_size * D
     network: Any = getattr(student, "network", student)
