@@ -214,7 +214,7 @@ class SequentialRows(Rows):
             alone = super().read(positions, targets, distributions, components=components, chunk_rows=chunk_rows)
         where_BD = torch.zeros_like(self.whole)
         where_BD[positions.example, positions.position] = True
-        some_left = bool((self.whole & ~where_BD).any())
+        some_left = any(bool((self._needed(where_BD, key_BD) & ~where_BD).any()) for key_BD in self.order.unbind(1))
         joint = []
         for target_M in targets.unbind(1):
             if some_left:
@@ -239,8 +239,13 @@ class SequentialRows(Rows):
             log_p_B[at[0]] += log_p_NS.gather(1, state_N[:, None])[:, 0] * where_BD[at]
             return state_N
 
-        sample_along(self._walk(where_BD | self.whole, self.order[:, min(k, self.order.shape[1] - 1)]), choose)
+        sample_along(self._walk(where_BD, self.order[:, min(k, self.order.shape[1] - 1)]), choose)
         return log_p_B
+
+    def _needed(self, where: Bool[Tensor, "B D"], key: Float[Tensor, "B D"]) -> Bool[Tensor, "B D"]:
+        """The positions `where`, and those of `whole` that come before the last of them: on what comes after they do not depend."""
+        last_B1 = key.masked_fill(~where, -torch.inf).amax(1, keepdim=True)
+        return where | (self.whole & (key < last_B1))
 
     def _log_p(
         self, positions: Positions, target_M: Int64[Tensor, " M"], key_BD: Float[Tensor, "B D"], chunk_rows: int
@@ -297,12 +302,12 @@ class SequentialRows(Rows):
 
     @torch.no_grad()
     def walk(self, where: Bool[Tensor, "B D"], rows: int) -> Walk:
-        """See `Prediction.walk`: one position of each sequence after the other, those of `whole` among them."""
-        return self._walk(where | self.whole, self.order[:, 0])
+        """See `Prediction.walk`: one position of each sequence after the other, those of `whole` before the last among them."""
+        return self._walk(where, self.order[:, 0])
 
     def _walk(self, where: Bool[Tensor, "B D"], key: Float[Tensor, "B D"]) -> Walk:
-        """Through these positions by rising keys; keys and values of the causal layers are kept."""
-        ordered, tokens_BD = Ordered.of(where, key), self.x_t.clone()
+        """Through these positions, and those they depend on, by rising keys; keys and values of the causal layers are kept."""
+        ordered, tokens_BD = Ordered.of(self._needed(where, key), key), self.x_t.clone()
         row_B, distance_BN = torch.arange(len(where), device=where.device), ordered.distance
         last_B1 = torch.full_like(ordered.place[:, :1], self.head.nothing)
         caches: list[list[Tensor]] = [[] for _ in self.head.blocks]

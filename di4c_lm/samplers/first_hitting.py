@@ -56,11 +56,11 @@ class FirstHitting:
 
 
 def remaining(
-    schedule: Schedule, num_B: Int64[Tensor, " B"], start: Float64[Tensor, ""], s: Float64[Tensor, ""]
+    schedule: Schedule, num_B: Int64[Tensor, " B"], start: Float64[Tensor, "..."], s: Float64[Tensor, "..."]
 ) -> Int64[Tensor, " B"]:
     """How many of `num_B` positions masked at `start` are so at s: their expected number rounded down, none at s = 0."""
     share = schedule.mask_prob(s) / schedule.mask_prob(start)
-    return torch.zeros_like(num_B) if s == 0 else (num_B * share + 1e-9).floor().long()
+    return torch.where(s == 0, 0, (num_B * share + 1e-9).floor().long())
 
 
 def time_of_level(schedule: Schedule, level_B: Float64[Tensor, " B"]) -> Float64[Tensor, " B"]:

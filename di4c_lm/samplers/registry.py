@@ -11,6 +11,7 @@ from di4c_lm.samplers.blocks import Blocks
 from di4c_lm.samplers.confidence import Confidence
 from di4c_lm.samplers.corrector import PredictorCorrector
 from di4c_lm.samplers.first_hitting import FirstHitting
+from di4c_lm.samplers.left_to_right import LeftToRight
 from di4c_lm.samplers.remasking import Remasking
 from di4c_lm.samplers.tau_leaping import TauLeaping
 from di4c_lm.samplers.trajectory import Sampler, name_of
@@ -20,6 +21,7 @@ SAMPLERS: dict[str, Any] = {
     "analytic": Analytic,
     "first_hitting": FirstHitting,
     "first_hitting_parallel": partial(FirstHitting, tokens_per_call=0),
+    "left_to_right": LeftToRight,
     "confidence": Confidence,
     "blocks": Blocks,
     "remasking": Remasking,

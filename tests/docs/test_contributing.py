@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r'^```(python|diff) title="(.+?)"\n(.*?)^```$', re.DOTALL | re.MULTILINE)
-TESTS = ("tests/samplers/test_left_to_right.py", "tests/samplers/test_registry.py")
+TESTS = ("tests/samplers/test_outside_in.py", "tests/samplers/test_registry.py")
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def run_tests(folder: Path, *tests: str) -> subprocess.CompletedProcess[str]:
 def test_the_walkthrough_has_a_sampler_a_registry_and_tests() -> None:
     blocks = [(kind, name) for kind, name, _ in BLOCK.findall((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))]
     assert blocks == [
-        ("python", "di4c_lm/samplers/left_to_right.py"),
+        ("python", "di4c_lm/samplers/outside_in.py"),
         ("diff", "di4c_lm/samplers/registry.py"),
         ("python", TESTS[0]),
     ]
@@ -62,14 +62,14 @@ def test_its_tests_pass(copy: Path) -> None:
 def test_a_sampler_that_reveals_the_wrong_end_is_noticed(copy: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(copy, broken)
-    path = broken / "di4c_lm/samplers/left_to_right.py"
+    path = broken / "di4c_lm/samplers/outside_in.py"
     path.write_text(path.read_text(encoding="utf-8").replace("place_D < torch", "place_D >= torch"), encoding="utf-8")
     ran = run_tests(broken, TESTS[0])
     assert ran.returncode == 1 and "failed" in ran.stdout
 
 
 def test_it_is_in_the_style_of_the_house(copy: Path) -> None:
-    files = ["di4c_lm/samplers/left_to_right.py", "di4c_lm/samplers/registry.py", TESTS[0]]
+    files = ["di4c_lm/samplers/outside_in.py", "di4c_lm/samplers/registry.py", TESTS[0]]
     for check in (["format", "--check"], ["check"]):
         ran = subprocess.run([sys.executable, "-m", "ruff", *check, *files], cwd=copy, capture_output=True, text=True)
         assert ran.returncode == 0, ran.stdout

@@ -107,6 +107,11 @@ def test_lists_have_a_row_each_operation_and_their_bound(tmp_path: Path) -> None
         (CHARACTERS, ["data=/nowhere.jsonl"], "/nowhere.jsonl"),
         (CHARACTERS, ["evaluator=smollm2"], "evaluator must be left out"),
         (CHARACTERS, ["teacher=/some/folder"], "teacher must be left out"),
+        (
+            CHARACTERS | {"base": [*CHARACTERS["base"], "sampler=confidence"]},
+            [],
+            "sampler must be ancestral or left_to_right where the",
+        ),
         (CHARACTERS | {"teacher": "best"}, [], "teacher must be one of train, exact, got 'best'"),
         (LISTS, ["data=text.jsonl"], "data must be left out where study="),
         (LISTS, ["teacher=train"], "teacher must be exact where source.kind=lists"),

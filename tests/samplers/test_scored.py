@@ -21,6 +21,7 @@ EVERY: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("analytic", {}, {"end": "argmax"}),
     ("first_hitting", {}, {}),
     ("first_hitting_parallel", {}, {}),
+    ("left_to_right", {}, {}),
     ("confidence", {}, {}),
     ("remasking", {"eta": 0.5}, {}),
     ("predictor_corrector", {"corrections": 2}, {}),

@@ -24,6 +24,7 @@ from di4c_lm.processes.categorical import kl_divergence
 from di4c_lm.processes.denoiser import Positions
 from di4c_lm.processes.masked import NEVER
 from di4c_lm.processes.rng import KeyedRng, Rng, uniform
+from di4c_lm.samplers.first_hitting import remaining
 
 
 @torch.no_grad()
@@ -58,18 +59,26 @@ def sampled_step(
     draw: int,
     draws: int,
     learned: Bool[Tensor, "B D"] | None = None,
+    left_to_right: bool = False,
 ) -> tuple[Int64[Tensor, "B D"], Float64[Tensor, " B"], Bool[Tensor, "B D"]]:
-    """x_t and t of one of `steps` uniform steps of ancestral sampling that ends in `x_BD`, and which positions the step reveals.
+    """x_t and t of one of `steps` uniform steps of a sampling that ends in `x_BD`, and which positions the step reveals.
 
-    When a position is revealed does not depend on its token. Of each sequence the step is one of part `draw` of `draws` equal parts. Where
-    it is said what is `learned`, all else stands as it is.
+    The sampler is the ancestral one, or that from left to right: when a position is revealed does not depend on its token. Of each
+    sequence the step is one of part `draw` of `draws` equal parts. Where it is said what is `learned`, all else stands as it is.
     """
     device, shape = x_BD.device, tuple(x_BD.shape)
     step_B = ((draw + uniform(rng, (len(x_BD),), device)) / draws * steps).floor()
     t_B, s_B = (step_B + 1) / steps, step_B / steps
+    may_be_BD = torch.arange(shape[1], device=device) >= process.given if learned is None else learned
+    if left_to_right:
+        num_B, rank_BD = may_be_BD.expand(shape).sum(1), may_be_BD.cumsum(-1)
+        before_B, after_B = (
+            num_B - remaining(process.schedule, num_B, torch.ones_like(t_B), u_B) for u_B in (t_B, s_B)
+        )
+        is_masked_BD = may_be_BD & (rank_BD > before_B[:, None])
+        return torch.where(is_masked_BD, process.mask_id, x_BD), t_B, is_masked_BD & (rank_BD <= after_B[:, None])
     at_t_B = process.schedule.mask_prob(t_B)
     still_B = at_t_B / process.schedule.mask_prob(torch.ones_like(t_B))  # the sampler starts from MASK alone
-    may_be_BD = torch.arange(shape[1], device=device) >= process.given if learned is None else learned
     x_t = torch.where((uniform(rng, shape, device) < still_B[:, None]) & may_be_BD, process.mask_id, x_BD)
     return x_t, t_B, process.revealed(x_t, t_B[:, None], s_B[:, None], uniform(rng, shape, device))
 

@@ -37,6 +37,12 @@ from di4c_lm.training.metric_logger import read_metrics
 _BOUND_DRAWS = 8  # times a validation sequence
 _NOISE = {"exact": "float64", "legacy_fp32": "float32"}
 _PROBE_STEPS, _FLOAT32_SAMPLES = 64, 32
+_PROBED = (
+    "ancestral",
+    "first_hitting",
+    "first_hitting_parallel",
+    "left_to_right",
+)  # those that ask for no more than steps, and for no particular network
 
 
 # Generative perplexity
@@ -236,8 +242,8 @@ def _samples(
 
 def _cells(run: TextRun, real: Tensor, settings: ReportConfig) -> Iterator[TextSamples]:
     noise, student = _NOISE[settings.noise], run.student
-    tail = {}  # of the sampler in use, but of those that need more than steps, or a particular network
-    if noise == "float64" and settings.sampler in ("ancestral", "first_hitting", "first_hitting_parallel"):
+    tail = {}
+    if noise == "float64" and settings.sampler in _PROBED:
         probed = {"sampler": settings.sampler}
         tail = tail_probe(student, steps=_PROBE_STEPS, seed=settings.seeds[0], settings=probed)
     yield from sampled(

@@ -12,6 +12,7 @@ from di4c_lm.data.text.synthetic import Source, pair_frequencies
 from di4c_lm.domains.text.settings import TextSettings
 from di4c_lm.measure.text.factorisation import factorisation_error
 from di4c_lm.samplers.grids import uniform_grid
+from di4c_lm.samplers.left_to_right import LeftToRight
 from di4c_lm.samplers.trajectory import sample_keyed
 
 _BATCH = 1024
@@ -30,7 +31,7 @@ def rows_of(kind: str, model: Any, source: Source, config: TextSettings, *, exac
     given_ND = torch.where(torch.arange(source.length) < model.process.given, own_ND, source.num_states)
     rows, shape = [], (count, source.length)
     for steps in config.eval.steps:
-        how: dict[str, Any] = {"seed": seed, "batch_size": _BATCH, "x_init": given_ND}
+        how: dict[str, Any] = {"seed": seed, "batch_size": _BATCH, "x_init": given_ND, "sampler": config.sampler}
         x_ND = sample_keyed(model.denoiser, model.process, shape, uniform_grid(steps), **how).x
         of_steps = {"model": kind, "steps": steps}
         if not exact:
@@ -38,6 +39,7 @@ def rows_of(kind: str, model: Any, source: Source, config: TextSettings, *, exac
             continue
         some_ND = own_ND[:_SEQUENCES] if not isinstance(source, ListOperations) else own_ND
         more: dict[str, Any] = {"draws": _DRAWS, "lambdas": _LAMBDAS, "seed": seed}
+        more["left_to_right"] = isinstance(config.sampler, LeftToRight)
         nats_N = factorisation_error(model, source, some_ND, steps=steps, **more)
         if not isinstance(source, ListOperations):
             rows.append(of_steps | likelihood(x_ND, source) | _error(nats_N))

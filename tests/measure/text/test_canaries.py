@@ -7,7 +7,7 @@ from di4c_lm.measure.text.canaries import periodic, shuffled, tail_probe, tiled
 from tests.measure.models import text_model
 
 
-@pytest.mark.parametrize("sampler", ["ancestral", "first_hitting_parallel"])
+@pytest.mark.parametrize("sampler", ["ancestral", "first_hitting_parallel", "left_to_right"])
 def test_exact_sampling_passes(sampler: str) -> None:
     found = tail_probe(text_model(), steps=64, seed=0, settings={"sampler": sampler})
     assert 0.6 < found["tail_rate"] < 1.5 and found["tail_p"] > 1e-3

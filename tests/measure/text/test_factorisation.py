@@ -53,6 +53,18 @@ def test_it_is_the_divergence_of_enumeration(steps: int) -> None:
     assert error < 0.05 and divergence(steps) > 3 * error
 
 
+def test_from_left_to_right_it_is_that_of_two_spans() -> None:
+    """Of three positions the first two together, then the last, which loses nothing: what is lost is their dependence."""
+    x_ND = SOURCE.sample(1500, torch.Generator().manual_seed(0))
+    model = exact_model(SOURCE)
+    nats_N = factorisation_error(model, SOURCE, x_ND, steps=2, left_to_right=True, **HOW)  # pyright: ignore[reportArgumentType]
+    pair_SS = SOURCE.pair_marginals()[0]
+    lost = float((pair_SS * (pair_SS / (pair_SS.sum(1, keepdim=True) * pair_SS.sum(0))).log()).sum())
+    assert float(nats_N.mean()) == pytest.approx(lost, abs=4 * float(nats_N.std()) / len(nats_N) ** 0.5)
+    one_each_N = factorisation_error(model, SOURCE, x_ND[:50], steps=3, left_to_right=True, **HOW)  # pyright: ignore[reportArgumentType]
+    assert float(one_each_N.abs().max()) < 1e-5
+
+
 def test_one_position_at_a_time_loses_nothing() -> None:
     """At so many steps no two positions share one, and each revealed alone is from the exact distribution."""
     x_ND = SOURCE.sample(500, torch.Generator().manual_seed(0))
