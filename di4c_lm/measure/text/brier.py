@@ -15,8 +15,11 @@ from torch import Tensor
 
 from di4c_lm.core.settings import check
 from di4c_lm.measure.flow import Row, columns, difference, sampled
+from di4c_lm.measure.settings import device_of
 from di4c_lm.measure.statistics.bootstrap import Resampled, mean
+from di4c_lm.measure.text.autoregressive import autoregressive_sampler
 from di4c_lm.measure.text.counting import baselines, ngrams
+from di4c_lm.measure.text.evaluator import load_evaluator
 from di4c_lm.measure.text.gen_ppl import Baseline
 from di4c_lm.measure.text.samples import TextModel, TextRun, sampler_of
 
@@ -44,12 +47,13 @@ def brier_lm(*of_order: Float64[ndarray, "*R N"]) -> Float64[ndarray, "*R"]:
 
 
 def brier_part(run: TextRun, settings: Any, *_: Any) -> dict[str, list[Row]]:
-    """BrierLM of every model and step count, and of counting, on parts of validation sequences.
+    """BrierLM of every model and step count, of counting, and of an autoregressive model, on parts of validation sequences.
 
     In the task continuation the beginning of a sequence is given, and what is scored are the first 4 tokens behind it; in infilling all but
-    4 tokens in the middle, which n-grams cannot do. A row holds model, task, steps, nfe, `tokens_per_forward` (sampled tokens a network
-    call), `brier_lm` with `_low`, `_high` and `_error` (95 % bootstrap over sequences, and its standard error), `brier_1` to `brier_4`, all
-    in hundredths, `accuracy_1` to `accuracy_4`, the share of samples whose first n tokens are the text's, sequences and samples of each.
+    4 tokens in the middle, which n-grams and autoregressive models cannot do. A row holds model, task, steps, nfe, `tokens_per_forward`
+    (sampled tokens a network call), `brier_lm` with `_low`, `_high` and `_error` (95 % bootstrap over sequences, and its standard error),
+    `brier_1` to `brier_4`, all in hundredths, `accuracy_1` to `accuracy_4`, the share of samples whose first n tokens are the text's,
+    sequences and samples of each.
     Models of uniform noise, which keep no token as it is, are left out. Raises `ValueError` for a prompt that leaves fewer than 4 tokens.
     """
     length, seed = run.student.length, settings.seeds[0]
@@ -61,6 +65,17 @@ def brier_part(run: TextRun, settings: Any, *_: Any) -> dict[str, list[Row]]:
     if settings.baselines and run.training is not None:
         counted = ngrams(run.training, len(run.student.tokenizer))
         every |= baselines(run, counted, settings.batch_size, settings.how)
+    if settings.autoregressive:
+        name = run.evaluator if settings.autoregressive == "evaluator" else settings.autoregressive
+        reading: dict[str, Any] = {
+            "device": device_of(settings.device),
+            "download": settings.evaluator_download,
+            "cache": run.cache,
+        }
+        one = autoregressive_sampler(
+            load_evaluator(name, **reading), run.student.tokenizer, length, settings.batch_size
+        )
+        every["autoregressive"] = Baseline(one, (1,))
     resampling = {"resamples": settings.bootstrap, "seed": seed}
     rows: list[Row] = []
     found: dict[tuple[str, str, int], dict[str, Resampled]] = {}
@@ -72,7 +87,7 @@ def brier_part(run: TextRun, settings: Any, *_: Any) -> dict[str, list[Row]]:
         num_sampled = length - prompt if task == "continuation" else len(ORDERS)
         for name, one in every.items():
             if task == "infilling" and one.steps is not None:
-                continue  # n-grams, which go from left to right
+                continue  # it goes from left to right
             making = {name: lambda steps, seed, one=one, given=given_MP: one.sampler(given, steps, seed)}
             shape, steps = (len(given_MP), length), one.steps or settings.steps
             for (tokens_MD,), made in sampled(making, shape, steps=steps, seeds=(seed,), progress=True):

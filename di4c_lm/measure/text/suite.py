@@ -100,6 +100,10 @@ class ReportConfig(Measurement, Reading):
     baselines: bool = setting(
         True, "measure n-grams of the training text, and the teacher's marginals with token bigrams"
     )
+    autoregressive: str | None = setting(
+        None,
+        "folder or hub name of a language model with the same tokenizer, for BrierLM beside it; evaluator: the run's own",
+    )
     brier_prompts: int = setting(256, "validation sequences that are continued and filled in for BrierLM")
     brier_samples: int = setting(4, "samples of each; 2 is the published estimator, more have less spread")
     prompt_length: int = setting(0, "tokens that are continued; 0: half of the samples' length")

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from di4c_lm.measure.statistics.bootstrap import Resampled
 from di4c_lm.measure.text.brier import ORDERS, brier_lm, brier_part, brier_terms
 from di4c_lm.measure.text.samples import TextRun
 from di4c_lm.measure.text.suite import ReportConfig
-from tests.measure.models import text_model
+from tests.measure.models import text_model, tokenizer
+from tests.measure.tiny import gpt2
 
 CHAIN = MarkovChain.random(3, 4, sharpness=1.5, seed=0)
 OTHER = dataclasses.replace(CHAIN, transition_SS=0.7 * CHAIN.transition_SS + 0.1)  # flatter
@@ -121,3 +123,13 @@ def test_a_run_without_training_text_has_its_models_alone() -> None:
 def test_a_prompt_that_leaves_no_four_tokens_is_refused() -> None:
     with pytest.raises(ValueError, match="prompt_length must be 1 to 4, .* got 5"):
         brier_part(run_of(), dataclasses.replace(SETTINGS, prompt_length=5))
+
+
+def test_an_autoregressive_model_continues_the_same_prompts(tmp_path: Path) -> None:
+    model: Any = gpt2(vocabulary=5)
+    model.save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    settings = dataclasses.replace(SETTINGS, autoregressive="evaluator")
+    rows = [row for row in brier_part(run_of(evaluator=str(tmp_path)), settings)["brier"] if row["kind"] == "baseline"]
+    assert [(row["model"], row["task"], row["steps"]) for row in rows] == [("autoregressive", "continuation", 1)]
+    assert (rows[0]["nfe"], rows[0]["tokens_per_forward"]) == (4, 1)
