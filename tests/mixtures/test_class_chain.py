@@ -12,16 +12,9 @@ from torch import Tensor
 
 from di4c_lm.domains.text.settings import TextSettings
 from di4c_lm.mixtures.base import Chained, Latents, Mixture
-from di4c_lm.mixtures.class_chain import (
-    ClassChain,
-    ClassChainSettings,
-    ClassHead,
-    EitherChain,
-    EveryClass,
-    PairPotentials,
-    RevealedRows,
-    boustrophedon,
-)
+from di4c_lm.mixtures.class_chain import ClassChainSettings, ClassHead, RevealedRows, boustrophedon
+from di4c_lm.mixtures.class_outputs import EveryClass
+from di4c_lm.mixtures.class_relations import ClassChain, EitherChain, PairPotentials
 from di4c_lm.networks.base import Rows
 from di4c_lm.objectives.likelihood import Likelihood
 from di4c_lm.processes.denoiser import LinearHead, Positions, sample_along
