@@ -154,9 +154,11 @@ class _Plan:
     num_lambdas: int
     chunk_rows: int
 
-    def chunks(self) -> Iterator[slice]:
-        size = max(1, rows_at_once(self.output_head, self.chunk_rows) // self.num_lambdas)
-        return row_chunks(len(self.positions), size)
+    def chunks(self, num_states: int = 0) -> Iterator[slice]:
+        """Of positions, such that as many logits are held at once as are allowed, of `num_states` states a row (0: of all)."""
+        rows = rows_at_once(self.output_head, self.chunk_rows)
+        rows = rows if num_states == 0 else rows * self.output_head.num_states // num_states
+        return row_chunks(len(self.positions), max(1, rows // self.num_lambdas))
 
     def rows(self, features_MLH: Tensor, chunk: slice) -> tuple[Tensor, Tensor]:
         return features_MLH[chunk].flatten(0, 1), self.positions[chunk].repeat_interleave(self.num_lambdas)
@@ -164,15 +166,22 @@ class _Plan:
     def logits(self, features_MLH: Tensor, chunk: slice) -> Float[Tensor, "C L S"]:
         return self.output_head.logits(*self.rows(features_MLH, chunk)).unflatten(0, (-1, self.num_lambdas))
 
-    def log_p(self, features_MLH: Tensor, log_norm_ML: Tensor, chunk: slice) -> Float[Tensor, "C L S"]:
-        return self.logits(features_MLH, chunk).sub_(log_norm_ML[chunk][..., None])
+    def log_p(
+        self, head: OutputHead, rows: tuple[Tensor, Tensor], log_norm_CL: Float[Tensor, "C L"]
+    ) -> Float[Tensor, "C L K"]:
+        """By a head of K of the states, its rows and their log-normalisers given."""
+        return head.logits(*rows).unflatten(0, (-1, self.num_lambdas)).sub_(log_norm_CL[..., None])
 
     def target_index(self, chunk: slice) -> Int64[Tensor, "C L T"]:
         return self.targets[chunk][:, None].expand(-1, self.num_lambdas, -1)
 
 
 class _ReadMixture(torch.autograd.Function):
-    """The pass of `read_mixture`. Saved: features, weights, parameters, the L log-normalisers of each position, and the distributions."""
+    """The pass of `read_mixture`: forward by positions, whose normalisers it finds, and backward, which has them, by states too.
+
+    Saved: features, weights, parameters, the distributions, and of each component at each position the log-normaliser, its share of
+    each divergence's gradient, Σ_v q_r(v) r_j(v) (see `_logit_gradient`), and where weights are learned KL(q_0 ‖ exp ℓ_j).
+    """
 
     @staticmethod
     def forward(
@@ -180,10 +189,13 @@ class _ReadMixture(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         num_positions, num_lambdas = features_MLH.shape[:2]
         options = {"dtype": widest(features_MLH.dtype), "device": features_MLH.device}
+        num_distributions = len(plan.distributions)
         target_MLT = torch.empty(num_positions, num_lambdas, plan.targets.shape[1], **options)
-        divergence_MR = torch.empty(num_positions, len(plan.distributions), **options)
+        divergence_MR = torch.empty(num_positions, num_distributions, **options)
         component_M = torch.zeros(num_positions, **options)
         log_norm_ML = torch.empty(num_positions, num_lambdas, **options)
+        share_MLR = torch.empty(num_positions, num_lambdas, num_distributions, **options)
+        each_ML = torch.zeros(num_positions, num_lambdas, **options)
         for chunk in plan.chunks():
             logits_CLS = plan.logits(features_MLH, chunk)
             q_RCS = [q_MS[chunk] for q_MS in plan.distributions]
@@ -191,22 +203,33 @@ class _ReadMixture(torch.autograd.Function):
             weight_CL = log_weight_CL.exp()
             target_CLT = logits_CLS.gather(2, plan.target_index(chunk))
             mean_logit_CS = torch.bmm(weight_CL[:, None], logits_CLS)[:, 0] if plan.component_divergence else None
-            log_norm_CL, mean_CS = _exponentiate_(logits_CLS, weight_CL if q_RCS else None)
+            if plan.component_divergence and ctx.needs_input_grad[2]:
+                each_ML[chunk] = _cross_entropy(q_RCS[0], logits_CLS)
+            total_CL, log_norm_CL = _exponentiate_(logits_CLS)
             target_MLT[chunk] = target_CLT - log_norm_CL[..., None]
             log_norm_ML[chunk] = log_norm_CL
             if mean_logit_CS is not None:
                 mean_norm_C1 = (weight_CL * log_norm_CL).sum(1, keepdim=True)
                 component_M[chunk] = kl_divergence(q_RCS[0], mean_logit_CS.sub_(mean_norm_C1))
-            if mean_CS is None:
+                each_ML[chunk] += log_norm_CL - torch.special.entr(q_RCS[0]).sum(1, keepdim=True)
+            if not q_RCS:
                 continue
+            relative_CL = weight_CL / total_CL
+            mean_CS = torch.bmm(relative_CL[:, None], logits_CLS).squeeze(1)
             if _has_rare(mean_CS, q_RCS):
-                log_mean_CS = plan.log_p(features_MLH, log_norm_ML, chunk).add_(log_weight_CL[..., None]).logsumexp(1)
+                log_joint_CLS = plan.logits(features_MLH, chunk).add_((log_weight_CL - log_norm_CL)[..., None])
+                log_mean_CS = log_joint_CLS.logsumexp(1)
+                respons_CLS = log_joint_CLS.softmax(1)
+                share_RCL = [torch.bmm(respons_CLS, q_CS[..., None].to(log_mean_CS.dtype))[..., 0] for q_CS in q_RCS]
             else:
-                log_mean_CS = mean_CS.clamp_min_(_TINY).log_()
+                mean_CS.clamp_min_(_TINY)
+                share_RCL = [torch.bmm(logits_CLS, (q_CS / mean_CS)[..., None])[..., 0] * relative_CL for q_CS in q_RCS]
+                log_mean_CS = mean_CS.log_()
+            share_MLR[chunk] = torch.stack(share_RCL, 2)
             for index, q_CS in enumerate(q_RCS):
                 divergence_MR[chunk, index] = kl_divergence(q_CS, log_mean_CS)
         ctx.plan = plan
-        ctx.save_for_backward(features_MLH, log_weight_ML, log_norm_ML, *parameters)
+        ctx.save_for_backward(features_MLH, log_weight_ML, log_norm_ML, share_MLR, each_ML, *parameters)
         return target_MLT, divergence_MR, component_M
 
     @staticmethod
@@ -214,52 +237,43 @@ class _ReadMixture(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_target_MLT, grad_divergence_MR, grad_component_M = grads
         plan: _Plan = ctx.plan
-        features_MLH, log_weight_ML, log_norm_ML, *parameters = ctx.saved_tensors
-        features_grad_MLH, weight_grad_ML = torch.empty_like(features_MLH), torch.zeros_like(log_weight_ML)
+        features_MLH, log_weight_ML, log_norm_ML, share_MLR, each_ML, *parameters = ctx.saved_tensors
+        features_grad_MLH = torch.empty_like(features_MLH)
         parameter_grads = [
             torch.zeros_like(p, dtype=widest(p.dtype)) if needed else None
             for p, needed in zip(parameters, ctx.needs_input_grad[3:], strict=True)
         ]
-        for chunk in plan.chunks():
-            blames_CS = [q_MS[chunk] * -grad_divergence_MR[chunk, r, None] for r, q_MS in enumerate(plan.distributions)]
-            share_CL = -grad_component_M[chunk, None] * log_weight_ML[chunk].exp()
-            # d target / d logits = onehot - p, d component_divergence / d logits = w (p - q).
-            pull_CL = grad_target_MLT[chunk].sum(2) + share_CL
-            make_log_p = partial(plan.log_p, features_MLH, log_norm_ML, chunk)
-            grad_CLS, weight_grad_ML[chunk] = _logit_gradient(make_log_p, log_weight_ML[chunk], blames_CS, pull_CL)
-            if plan.component_divergence and bool(share_CL.any()):
-                q_CS = plan.distributions[0][chunk]
-                weight_grad_ML[chunk] -= share_CL * _each_divergence(q_CS, make_log_p)
-                grad_CLS += q_CS[:, None] * share_CL[..., None]
-            grad_CLS.scatter_add_(2, plan.target_index(chunk), grad_target_MLT[chunk])
-            rows = plan.rows(features_MLH, chunk)
-            grad_NH = plan.output_head.vjp(*rows, grad_CLS.flatten(0, 1), parameter_grads)
-            features_grad_MLH[chunk] = grad_NH.view_as(features_MLH[chunk])
+        blamed_ML = -(share_MLR * grad_divergence_MR[:, None]).sum(2)
+        on_component_ML = -grad_component_M[:, None] * log_weight_ML.exp()
+        # d target / d logits = onehot - p, d component_divergence / d logits = w (p - q).
+        lost_ML = blamed_ML + grad_target_MLT.sum(2) + on_component_ML
+        pieces = list(plan.output_head.pieces(parameter_grads))
+        for chunk in plan.chunks(max(piece.states.stop - piece.states.start for piece in pieces)):
+            rows, total_NH = plan.rows(features_MLH, chunk), 0
+            for piece in pieces:
+                q_RCK = [q_MS[chunk, piece.states] for q_MS in plan.distributions]
+                blame_RCK = [q_CK * -grad_divergence_MR[chunk, r, None] for r, q_CK in enumerate(q_RCK)]
+                make_log_p = partial(plan.log_p, piece.head, rows, log_norm_ML[chunk])
+                grad_CLK = _logit_gradient(make_log_p, log_weight_ML[chunk], blame_RCK, lost_ML[chunk])
+                if plan.component_divergence:
+                    grad_CLK += q_RCK[0][:, None] * on_component_ML[chunk][..., None]
+                _add_targets_(grad_CLK, plan.target_index(chunk) - piece.states.start, grad_target_MLT[chunk])
+                total_NH += piece.head.vjp(*rows, grad_CLK.flatten(0, 1), piece.parameter_grads)
+            features_grad_MLH[chunk] = total_NH.view_as(features_MLH[chunk])
         cast = [None if g is None else g.to(p.dtype) for g, p in zip(parameter_grads, parameters, strict=True)]
-        return None, features_grad_MLH, weight_grad_ML, *cast
+        return None, features_grad_MLH, blamed_ML - on_component_ML * each_ML, *cast
 
 
-def _exponentiate_(
-    logits_CLS: Float[Tensor, "C L S"], weight_CL: Float[Tensor, "C L"] | None
-) -> tuple[Float[Tensor, "C L"], Float[Tensor, "C S"] | None]:
-    """Log-normalisers, and where weights are given the mean of the softmaxes; `logits_CLS` is used up. One exponential a logit."""
+def _exponentiate_(logits_CLS: Float[Tensor, "C L S"]) -> tuple[Float[Tensor, "C L"], Float[Tensor, "C L"]]:
+    """Of the exponentials that `logits_CLS` becomes, less their greatest, the sums; and the log-normalisers. One exponential a logit."""
     top_CL1 = logits_CLS.amax(2, keepdim=True)
-    e_CLS = logits_CLS.sub_(top_CL1).exp_()
-    total_CL = e_CLS.sum(2)
-    log_norm_CL = total_CL.log() + top_CL1.squeeze(2)
-    if weight_CL is None:
-        return log_norm_CL, None
-    return log_norm_CL, torch.bmm((weight_CL / total_CL)[:, None], e_CLS).squeeze(1)
+    total_CL = logits_CLS.sub_(top_CL1).exp_().sum(2)
+    return total_CL, total_CL.log() + top_CL1.squeeze(2)
 
 
-def _each_divergence(
-    q_CS: Float[Tensor, "C S"], make_log_p: Callable[[], Float[Tensor, "C L S"]]
-) -> Float[Tensor, "C L"]:
-    """KL(q ‖ p_j) for each component."""
-    log_p_CLS = make_log_p()
-    q_CS = q_CS.to(log_p_CLS.dtype)
-    entropy_C1 = torch.special.entr(q_CS).sum(1, keepdim=True)
-    return -entropy_C1 - torch.bmm(log_p_CLS, q_CS[..., None])[..., 0]
+def _cross_entropy(q_CS: Float[Tensor, "C S"], logits_CLS: Float[Tensor, "C L S"]) -> Float[Tensor, "C L"]:
+    """-Σ_v q(v) logit_j(v) of each component."""
+    return -torch.bmm(logits_CLS, q_CS.to(logits_CLS.dtype)[..., None])[..., 0]
 
 
 def _has_rare(mean_CS: Float[Tensor, "C S"], weights_CS: Sequence[Float[Tensor, "C S"]]) -> bool:
@@ -269,29 +283,35 @@ def _has_rare(mean_CS: Float[Tensor, "C S"], weights_CS: Sequence[Float[Tensor, 
 
 
 def _logit_gradient(
-    make_log_p: Callable[[], Float[Tensor, "C L S"]],
+    make_log_p: Callable[[], Float[Tensor, "C L K"]],
     log_weight_CL: Float[Tensor, "C L"],
-    blames_CS: Sequence[Float[Tensor, "C S"]],
-    pull_CL: Float[Tensor, "C L"],
-) -> tuple[Float[Tensor, "C L S"], Float[Tensor, "C L"]]:
-    """Σ_v b(v) d log p̄(v) / d logits_j - pull_j p_j, for b the sum of `blames_CS` and p̄ = Σ_j w_j p_j. Holds one (C, L, S).
+    blames_CK: Sequence[Float[Tensor, "C K"]],
+    lost_CL: Float[Tensor, "C L"],
+) -> Float[Tensor, "C L K"]:
+    """b(w) r_j(w) - lost_j p_j(w) at K of the states w, for b the sum of `blames_CK` and p̄ = Σ_j w_j p_j. Holds one (C, L, K).
 
-    d log p̄(v) / d logits_j(w) = r_j(v) (1[v = w] - p_j(w)) with r_j(v) = w_j p_j(v) / p̄(v) the responsibility of component j. Beside it
-    Σ_v b(v) d log p̄(v) / d log w_j = Σ_v b(v) r_j(v).
+    Where `lost` holds Σ_v b(v) r_j(v), over all states, that is Σ_v b(v) d log p̄(v) / d logits_j(w): d log p̄(v) / d logits_j(w) =
+    r_j(v) (1[v = w] - p_j(w)) with r_j(v) = w_j p_j(v) / p̄(v) the responsibility of component j. The sum is d / d log w_j of the same.
     """
-    p_CLS = make_log_p().exp_()
-    if not blames_CS:
-        return p_CLS.mul_(-pull_CL[..., None]), torch.zeros_like(pull_CL)
-    blame_CS = sum(blames_CS[1:], start=blames_CS[0])
+    p_CLK = make_log_p().exp_()
+    if not blames_CK:
+        return p_CLK.mul_(-lost_CL[..., None])
+    blame_CK = sum(blames_CK[1:], start=blames_CK[0])
     weight_CL = log_weight_CL.exp()
-    mean_CS = torch.bmm(weight_CL[:, None], p_CLS)[:, 0]
-    if _has_rare(mean_CS, blames_CS):
-        respons_CLS = make_log_p().add_(log_weight_CL[..., None]).softmax(1).mul_(blame_CS[:, None])
-        share_CL = respons_CLS.sum(2)
-        return respons_CLS.sub_(p_CLS.mul_((share_CL + pull_CL)[..., None])), share_CL
-    ratio_CS = blame_CS / mean_CS.clamp_min_(_TINY)
-    share_CL = torch.bmm(p_CLS, ratio_CS[..., None]).squeeze(2) * weight_CL
-    lost_CL = share_CL + pull_CL
-    for p_CS, weight_C, lost_C in zip(p_CLS.unbind(1), weight_CL.unbind(1), lost_CL.unbind(1), strict=True):
-        p_CS.mul_(ratio_CS * weight_C[:, None] - lost_C[:, None])
-    return p_CLS, share_CL
+    mean_CK = torch.bmm(weight_CL[:, None], p_CLK)[:, 0]
+    if _has_rare(mean_CK, blames_CK):
+        respons_CLK = make_log_p().add_(log_weight_CL[..., None]).softmax(1).mul_(blame_CK[:, None])
+        return respons_CLK.sub_(p_CLK.mul_(lost_CL[..., None]))
+    ratio_CK = blame_CK / mean_CK.clamp_min_(_TINY)
+    for p_CK, weight_C, lost_C in zip(p_CLK.unbind(1), weight_CL.unbind(1), lost_CL.unbind(1), strict=True):
+        p_CK.mul_(ratio_CK * weight_C[:, None] - lost_C[:, None])
+    return p_CLK
+
+
+def _add_targets_(
+    grad_CLK: Float[Tensor, "C L K"], index_CLT: Int64[Tensor, "C L T"], weight_CLT: Float[Tensor, "C L T"]
+) -> None:
+    """Add the weights at the targets among K states, whose indices are counted from the first of these."""
+    last = grad_CLK.shape[2] - 1
+    here_CLT = (index_CLT >= 0) & (index_CLT <= last)
+    grad_CLK.scatter_add_(2, index_CLT.clamp(0, last), weight_CLT * here_CLT)

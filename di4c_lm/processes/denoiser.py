@@ -16,7 +16,7 @@ from di4c_lm.processes.rng import Rng, uniform
 
 NO_CLASS = -1  # the class of an example whose class is hidden
 LOGITS_ON_CPU, LOGITS_ON_GPU = 2**23, 2**26  # in a chunk: little memory there, work enough for the card here
-_BLOCK = 2**13  # states whose products are held at once in a dtype narrower than the logits'
+_STATES_ON_CPU, _STATES_ON_GPU = 2**11, 2**14  # that are multiplied at once: their rows of the weight stay in a core's cache
 _SAMPLED_ROWS = 256  # rows of probabilities held at once
 
 At = tuple[Int64[Tensor, " N"], Int64[Tensor, " N"]]  # positions of sequences: the rows, and the positions
@@ -66,11 +66,24 @@ class OutputHead(Protocol):
             total.add_(grad)
         return grads[0]
 
+    def pieces(self, parameter_grads: Sequence[Tensor | None]) -> "Iterator[Piece]":
+        """The head in heads of some of its states each, with their parts of `parameter_grads`; one that cannot be divided, as a whole."""
+        yield Piece(slice(0, self.num_states), self, parameter_grads)
+
     def target_logits(
         self, features_NH: Float[Tensor, "N H"], positions_N: Int64[Tensor, " N"], targets_NT: Int64[Tensor, "N T"]
     ) -> Float[Tensor, "N T"]:
         """The logits of T states a position, differentiable, in at least float32."""
         return self.logits(features_NH, positions_N).gather(1, targets_NT)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A head of some of the states, and what the gradients of its parameters are added to."""
+
+    states: slice
+    head: OutputHead
+    parameter_grads: Sequence[Tensor | None]
 
 
 @final
@@ -119,7 +132,7 @@ class LinearHead(OutputHead):
         grad_NS: Float[Tensor, "N S"],
         parameter_grads: Sequence[Tensor | None],
     ) -> Float[Tensor, "N H"]:
-        """grad W for the features; grad^T h for the weight, sums (by position) for the bias. `grad_NS` may be changed."""
+        """grad W for the features, in at least float32; grad^T h for the weight, sums (by position) for the bias. `grad_NS` may be changed."""
         if self.impossible is not None:
             grad_NS[:, self.impossible] = 0
         weight_SH = self._weight_for(features_NH)
@@ -133,7 +146,7 @@ class LinearHead(OutputHead):
         if weight_SH.dtype == grad_NS.dtype:
             if grad_SH is not None:
                 grad_SH.addmm_(grad_NS.T, features_NH.to(grad_NS.dtype))
-            return (grad_NS @ weight_SH).to(features_NH.dtype)
+            return grad_NS @ weight_SH
         narrow_NH = features_NH.to(weight_SH.dtype)
         total_NH = torch.zeros_like(features_NH, dtype=grad_NS.dtype)
         for states in self._blocks():
@@ -141,7 +154,19 @@ class LinearHead(OutputHead):
             total_NH += narrow_NK @ weight_SH[states]
             if grad_SH is not None:
                 grad_SH[states] += narrow_NK.T @ narrow_NH
-        return total_NH.to(features_NH.dtype)
+        return total_NH
+
+    def pieces(self, parameter_grads: Sequence[Tensor | None]) -> Iterator[Piece]:
+        """See `OutputHead.pieces`."""
+        weight_grad, bias_grad = (*parameter_grads, None)[:2]
+        for states in self._blocks():
+            bias = None if self.bias is None else self.bias[..., states]
+            is_here = self.impossible is not None and states.start <= self.impossible < states.stop
+            impossible = self.impossible - states.start if self.impossible is not None and is_here else None
+            head = LinearHead(self.weight[states], bias, impossible, self.matmul_dtype)
+            head._casts.update({dtype: weight_SH[states] for dtype, weight_SH in self._casts.items()})
+            of_weight = None if weight_grad is None else weight_grad[states]
+            yield Piece(states, head, (of_weight, None if bias_grad is None else bias_grad[..., states]))
 
     def target_logits(
         self, features_NH: Float[Tensor, "N H"], positions_N: Int64[Tensor, " N"], targets_NT: Int64[Tensor, "N T"]
@@ -155,18 +180,21 @@ class LinearHead(OutputHead):
         return logit_NT if self.impossible is None else logit_NT.masked_fill(targets_NT == self.impossible, NEVER)
 
     def _product(self, features_NH: Float[Tensor, "N H"]) -> Float[Tensor, "N S"]:
-        """W h; in a narrower dtype block by block of states, so that the narrow product is never held whole."""
+        """W h, block by block of states, so that each block's weights are read once and no narrow product is held whole."""
         weight_SH, wide = self._weight_for(features_NH), widest(features_NH.dtype)
-        narrow_NH = features_NH.to(weight_SH.dtype)
-        if weight_SH.dtype == wide or torch.is_grad_enabled():
+        narrow_NH, is_wide = features_NH.to(weight_SH.dtype), weight_SH.dtype == wide
+        if torch.is_grad_enabled() or (is_wide and weight_SH.is_cuda):
             return F.linear(narrow_NH, weight_SH).to(wide)
         product_NS = torch.empty(len(features_NH), self.num_states, dtype=wide, device=features_NH.device)
         for states in self._blocks():
-            product_NS[:, states] = F.linear(narrow_NH, weight_SH[states])
+            if is_wide:
+                torch.mm(narrow_NH, weight_SH[states].T, out=product_NS[:, states])
+            else:
+                product_NS[:, states] = F.linear(narrow_NH, weight_SH[states])
         return product_NS
 
     def _blocks(self) -> list[slice]:
-        return [slice(start, start + _BLOCK) for start in range(0, self.num_states, _BLOCK)]
+        return list(row_chunks(self.num_states, _STATES_ON_GPU if self.weight.is_cuda else _STATES_ON_CPU))
 
     def _weight_for(self, features_NH: Float[Tensor, "N H"]) -> Float[Tensor, "S H"]:
         """The weight in the dtype of the products; cast once for all chunks where no gradient is recorded."""

@@ -41,7 +41,7 @@ def test_gradients_that_nobody_wants_are_not_made() -> None:
 
 @pytest.mark.parametrize("states_at_once", [4, 2**13])
 def test_narrow_products_block_by_block(states_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(output_heads, "_BLOCK", states_at_once)
+    monkeypatch.setattr(output_heads, "_STATES_ON_CPU", states_at_once)
     weight, bias, features, gradient = tensors(torch.float32)
     narrow = LinearHead(weight, bias, matmul_dtype=torch.bfloat16)
     wide = LinearHead(weight, bias)
