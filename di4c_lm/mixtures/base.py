@@ -267,6 +267,7 @@ class Mixture(nn.Module, ABC):
     """
 
     has_latents: ClassVar[bool] = True
+    is_told_positions: ClassVar[bool] = True  # see `predict_at`
     joint_over: Any = "masked"  # the positions that training takes together: all `masked`, or those `revealed` by the next step of a grid
     is_late = True  # whether λ enters behind the first block, so that equal sequences may share what comes before
     settings: Any
@@ -317,6 +318,7 @@ class Mixture(nn.Module, ABC):
         lam: Latents | None = None,
         cond: Tensor | None = None,
         *,
+        at: Bool[Tensor, "B D"] | None = None,
         features: Float[Tensor, "M H"] | None = None,
     ) -> Rows:
         """Predict x_0 once for each λ; without `lam`, what the network says by itself. Raises `ValueError` for λ of another shape.
@@ -324,11 +326,16 @@ class Mixture(nn.Module, ABC):
         With `features`, the network's at the masked positions, for a kind that reads no more of it, the network is not run.
         """
         if lam is None:
-            return self.network(x_t, t, None, cond)
+            return self.network(x_t, t, None, cond, at=at)
         self.check(x_t, lam)
         if features is not None:
             return self.drive(KnownStages(self.network, x_t, features, cond), lam)
-        return self.network(x_t, t, None, cond, drive=partial(self.drive, lam=lam), share=self.is_late)
+        return self.network(x_t, t, None, cond, at=at, drive=partial(self._drive, lam=lam), share=self.is_late)
+
+    def _drive(self, stages: Stages, lam: Latents) -> Rows:
+        if stages.asked is not None and self.settings.reads_features and self.joint_over == "masked":
+            stages.asked = stages.asked | stages.unknown  # all of which have a part in what is said of some
+        return self.drive(stages, lam)
 
     def check(self, x_t: Int64[Tensor, "B D"], lam: Latents) -> None:
         """Raise `ValueError` for λ of another shape than (B, L >= 1, K)."""

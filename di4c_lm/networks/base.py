@@ -9,7 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from typing import Any, ClassVar
 
 import torch
@@ -113,11 +113,13 @@ class Stages(ABC):
     """A network's pass over B sequences, stopped where a mixture brings in λ. `unknown`: the positions whose x_0 x_t does not tell.
 
     `segments`, where a sequence holds several records or padding: the number of the record at each position, from 1 on, 0 at padding.
+    `asked`: the positions whose features will be read, where not all will; those of the others may be 0.
     """
 
     unknown: Bool[Tensor, "B D"]
     output_head: OutputHead
     segments: Int64[Tensor, "B D"] | None = None
+    asked: Bool[Tensor, "B D"] | None = None
 
     @abstractmethod
     def features(self) -> Float[Tensor, "N D H"]:
@@ -142,6 +144,9 @@ class BlockStages(Stages):
         self._blocks: Any = blocks  # each a `TransformerBlock`
         self._row_B = row_B
         self._next = 0
+        self._chosen_NQ: Int64[Tensor, "N Q"] | None = (
+            None  # the positions of the stream behind the last block, where not all
+        )
 
     @property
     def num_positions(self) -> int:
@@ -156,8 +161,17 @@ class BlockStages(Stages):
         if self._next == 0 < end:
             self._enter()
         for index in range(self._next, end):
-            self._through(self._blocks[index], None if shift_scale is None else shift_scale(index))
+            block = self._blocks[index]
+            if index == len(self._blocks) - 1 and self.asked is not None and self.narrows:
+                self._chosen_NQ = self._choose(self.asked)
+                block = partial(block, chosen=self._chosen_NQ)
+            self._through(block, None if shift_scale is None else shift_scale(index))
         self._next = max(self._next, end)
+
+    @property
+    def narrows(self) -> bool:
+        """Whether the last block can be run at some positions alone, its attention reading all."""
+        return False
 
     def repeat(self, num_lambdas: int) -> None:
         """Each sequence `num_lambdas` times."""
@@ -172,6 +186,9 @@ class BlockStages(Stages):
         """See `Stages.features`."""
         self.run()
         features = self._features(None)
+        if self._chosen_NQ is not None:
+            whole_NDH = features.new_zeros(len(features), self.num_positions, features.shape[2])
+            features = whole_NDH.scatter(1, self._chosen_NQ[..., None].expand(-1, -1, features.shape[2]), features)
         return features if self._row_B is None else features[self._row_B]
 
     def before_last_mlp(self) -> Float[Tensor, "B D H"]:
@@ -192,6 +209,17 @@ class BlockStages(Stages):
         of_mlp, of_output = rows.chunk(2, dim=2)
         self._through(self._blocks[-1].feed, of_mlp)
         return self._features(of_output).unflatten(0, (num_batch, num_lambdas))
+
+    def _choose(self, asked_BD: Bool[Tensor, "B D"]) -> Int64[Tensor, "N Q"]:
+        """Of each row of the stream as many positions as are asked for in any, those that are asked for first."""
+        num_rows, row_B = len(self.x), self._row_B
+        if row_B is None:
+            asked_ND = asked_BD.repeat_interleave(num_rows // len(asked_BD), 0)
+        else:  # of all sequences that share the row
+            count_ND = torch.zeros(num_rows, asked_BD.shape[1], device=asked_BD.device)
+            asked_ND = count_ND.index_add(0, row_B, asked_BD.float()) > 0
+        order_ND = asked_ND.int().argsort(dim=1, descending=True, stable=True)
+        return order_ND[:, : max(1, int(asked_ND.sum(1).max()))]
 
     def _through(self, part: Callable[..., Tensor], shift_scale: Tensor | None) -> None:
         self.x = self.network.run(part, self.x, shift_scale, *self.given)
@@ -236,14 +264,20 @@ class TransformerBlock(AttentionBlock):
     """Its halves, attention and MLP, each behind a norm that may be scaled and shifted."""
 
     mix: Callable[..., Tensor]  # (x, shifts and scales (N, Q, 2H) or None, *given) to the stream behind attention
+    # where its stages say `narrows`, with `chosen` at these positions alone
     feed: Callable[..., Tensor]  # the same behind the MLP, each position by itself
 
     def forward(
-        self, x: Float[Tensor, "N P H"], shift_scale: Float[Tensor, "N fourH"] | None, *given: Any
-    ) -> Float[Tensor, "N P H"]:
-        """The residual stream after this block."""
+        self,
+        x: Float[Tensor, "N P H"],
+        shift_scale: Float[Tensor, "N fourH"] | None,
+        *given: Any,
+        chosen: Int64[Tensor, "N Q"] | None = None,
+    ) -> Float[Tensor, "N R H"]:
+        """The residual stream after this block, at all places or the `chosen` ones."""
         first, second = (None, None) if shift_scale is None else shift_scale[:, None].chunk(2, dim=2)
-        return self.feed(self.mix(x, first, *given), second, *given)
+        mixed = self.mix(x, first, *given) if chosen is None else self.mix(x, first, *given, chosen=chosen)
+        return self.feed(mixed, second, *given)
 
 
 Drive = Callable[[Any], Rows]  # from the stages of a pass to the prediction
@@ -261,6 +295,7 @@ class Network(nn.Module, ABC):
     """
 
     has_latents: ClassVar[bool] = False
+    is_told_positions: ClassVar[bool] = True  # see `predict_at`
     shares_backbone: ClassVar[bool] = False
     takes_shifts: ClassVar[bool] = False  # whether λ can shift it inside, in the published way of the U-Net
     config: Any
@@ -282,6 +317,7 @@ class Network(nn.Module, ABC):
         lam: Any = None,
         cond: Int64[Tensor, "B *each"] | None = None,
         *,
+        at: Bool[Tensor, "B D"] | None = None,
         drive: Drive = product,
         share: bool = False,
     ) -> Rows:
@@ -289,11 +325,14 @@ class Network(nn.Module, ABC):
 
         Args:
             lam: None: a network by itself has no λ.
+            at: the positions that will be read, where not all will; at the others the prediction may be of no use.
             drive: what makes the prediction of the pass's stages.
             share: whether equal sequences may share what is run before `drive` takes them apart; never where gradients or dropout do.
         """
         refuse_latents(lam)
-        return drive(self.stages(x_t, t, cond, share=share))
+        stages = self.stages(x_t, t, cond, share=share)
+        stages.asked = at
+        return drive(stages)
 
     @abstractmethod
     def stages(
@@ -508,6 +547,12 @@ def rotate(
     first, second = x.chunk(2, dim=-1)
     cos, sin = cos.unsqueeze(-2).to(x.dtype), sin.unsqueeze(-2).to(x.dtype)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+def rows_at(x: Float[Tensor, "N P *rest"], chosen: Int64[Tensor, "N Q"]) -> Float[Tensor, "N Q *rest"]:
+    """Of each row what stands at the chosen places."""
+    index = chosen.view(*chosen.shape, *[1] * (x.dim() - 2))
+    return x.gather(1, index.expand(-1, -1, *x.shape[2:]))
 
 
 def sinusoid(angle_N: Float[Tensor, " N"], dim: int = 128) -> Float[Tensor, "N dim"]:

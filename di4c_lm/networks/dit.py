@@ -12,7 +12,17 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from di4c_lm.core.settings import check, positive, section, setting
-from di4c_lm.networks.base import BlockStages, Network, Rotary, TransformerBlock, Within, attend, rotate, use_flash
+from di4c_lm.networks.base import (
+    BlockStages,
+    Network,
+    Rotary,
+    TransformerBlock,
+    Within,
+    attend,
+    rotate,
+    rows_at,
+    use_flash,
+)
 from di4c_lm.processes.denoiser import LinearHead, OutputHead, widest
 from di4c_lm.processes.masked import LogLinear, MaskedProcess
 from di4c_lm.processes.uniform import UniformProcess
@@ -202,6 +212,11 @@ class DitStages(BlockStages):
             odds_BD = network.process.log_odds(sigma)[:, None].expand(x_t.shape)
             self._of_x_t = torch.stack([x_t, odds_BD], 2).to(widest(self.x.dtype))
 
+    @property
+    def narrows(self) -> bool:
+        """See `BlockStages.narrows`; not where records are told apart, nor of the uniform process, which asks for all."""
+        return self.segments is None and self._of_x_t is None
+
     def append(self, token: Float[Tensor, "N H"]) -> None:
         """See `BlockStages.append`: the token is not rotated."""
         super().append(token)
@@ -331,13 +346,18 @@ class DDiTBlock(TransformerBlock):
         sin: Tensor,
         flash: bool,  # noqa: FBT001 (checkpointing passes it by position)
         within: Within | None = None,
-    ) -> Float[Tensor, "N P H"]:
-        """The block's first half, attention."""
+        *,
+        chosen: Int64[Tensor, "N Q"] | None = None,
+    ) -> Float[Tensor, "N R H"]:
+        """The block's first half, attention, at all places or the `chosen` ones."""
         shift_1, scale_1, gate_1 = modulation(self.adaLN_modulation(cond)[:, None].chunk(6, dim=2)[:3], shift_scale)
         qkv = self.attn_qkv(self.norm1(x, shift_1, scale_1))
         q, k, v = qkv.view(*qkv.shape[:2], 3, self.num_heads, -1).unbind(2)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        if chosen is not None:
+            x, q = rows_at(x, chosen), rows_at(q, chosen)
         # A copy of v, so that q and k unrotated are not kept for the backward pass.
-        mixed = attend(rotate(q, cos, sin), rotate(k, cos, sin), v.contiguous(), flash=flash, within=within)
+        mixed = attend(q, k, v.contiguous(), flash=flash, within=within)
         return x + gate_1 * self._drop(self.attn_out(mixed.flatten(2)))
 
     def feed(

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from di4c_lm.core.settings import Ints, at_least, check, section, setting
@@ -125,6 +125,7 @@ class UNet(Network):
         lam: Float[Tensor, "B L F"] | None = None,
         cond: Tensor | None = None,
         *,
+        at: Bool[Tensor, "B D"] | None = None,
         drive: Drive = product,
         share: bool = False,
     ) -> Rows:
@@ -133,7 +134,7 @@ class UNet(Network):
         Raises `ValueError` for sequences that are no image of this size.
         """
         if lam is None or not self.shifted:
-            return super().forward(x_t, t, lam, cond, drive=drive, share=share)
+            return super().forward(x_t, t, lam, cond, at=at, drive=drive, share=share)
         centred_NCRQ, out_NCRQ, _ = self.outputs(x_t, t, lam)
         features_NDF = _features(centred_NCRQ.flatten(1), out_NCRQ.flatten(1))
         return Rows(features_NDF.unflatten(0, (-1, lam.shape[1])), self.output_head())

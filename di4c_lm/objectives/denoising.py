@@ -11,7 +11,7 @@ from di4c_lm.core.settings import check, positive, section, setting, unit
 from di4c_lm.data.batches import Batch, batch_rng, condition_of, noised
 from di4c_lm.objectives.least_variance import LeastVarianceTimes
 from di4c_lm.objectives.objective import Objective, ObjectiveSettings
-from di4c_lm.processes.denoiser import Positions
+from di4c_lm.processes.denoiser import Positions, predict_at
 from di4c_lm.processes.masked import LogLinear, MaskedProcess, above
 from di4c_lm.processes.process import Process
 from di4c_lm.processes.rng import Rng, uniform
@@ -135,6 +135,6 @@ class DenoisingObjective(Objective):
             x_0, x_t, t_B = torch.cat([x_0, x_0]), torch.cat([x_t, others]), torch.cat([t_B, other_B])
             density_B, cond_B = density_B.repeat(2), None if cond_B is None else torch.cat([cond_B, cond_B])
         positions = Positions.where(self.process.unknown(x_t))
-        prediction = self.student(x_t, t_B.float(), None, cond_B)
+        prediction = predict_at(self.student, x_t, t_B.float(), None, cond_B, positions.among(x_t.shape[1]))
         reading = prediction.read(positions, positions.gather(x_0)[:, None], chunk_rows=self.settings.chunk_rows)
         return -reading.joint[:, 0], t_B, density_B

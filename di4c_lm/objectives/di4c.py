@@ -14,7 +14,7 @@ from di4c_lm.losses.reading import Reading, sample_rows
 from di4c_lm.mixtures.base import Latents
 from di4c_lm.objectives.objective import Objective, ObjectiveSettings
 from di4c_lm.objectives.teacher_step import TeacherStep, step_down, uniform_at
-from di4c_lm.processes.denoiser import Positions
+from di4c_lm.processes.denoiser import Positions, predict_at
 from di4c_lm.processes.masked import Times
 from di4c_lm.processes.process import Process
 from di4c_lm.processes.rng import Rng, split, uniform
@@ -98,7 +98,7 @@ class Di4CObjective(Objective):
             targets_MT = torch.cat([targets_MT, found[0]], 1)
             distributions.append(found[1])
         lam = self.student.training_latents(len(x_0), settings.num_lambdas, rng, x_0.device)
-        reading = self.student(x_t, t_B.float(), lam, cond_B).read(
+        reading = predict_at(self.student, x_t, t_B.float(), lam, cond_B, positions.among(x_t.shape[1])).read(
             positions,
             targets_MT,
             distributions,
@@ -158,7 +158,9 @@ class Di4CObjective(Objective):
         cond_N = None if cond is None else cond[rows_B].repeat_interleave(num_samples, 0)
         was_training = self.student.training
         self.student.eval()
-        prediction = self.student(x_u[rows_B].flatten(0, 1), u_N.float(), lam[rows_B].one_a_row(), cond_N)
+        x_u_ND = x_u[rows_B].flatten(0, 1)
+        lam_N = lam[rows_B].one_a_row()
+        prediction = predict_at(self.student, x_u_ND, u_N.float(), lam_N, cond_N, self.in_loss(x_u_ND))
         self.student.train(was_training)
 
         row_of_B = torch.full_like(u, -1, dtype=torch.int64)

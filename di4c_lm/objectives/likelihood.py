@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from di4c_lm.core.settings import at_least, check, section, setting
 from di4c_lm.data.batches import Batch, Noised, batch_rng, condition_of, noised
 from di4c_lm.objectives.objective import Objective, ObjectiveSettings
-from di4c_lm.processes.denoiser import Positions
+from di4c_lm.processes.denoiser import Positions, predict_at
 from di4c_lm.processes.masked import Times, above
 from di4c_lm.processes.process import Process
 from di4c_lm.processes.rng import Rng, uniform
@@ -92,7 +92,9 @@ class LikelihoodObjective(Objective):
         lam = self.student.training_latents(len(x_0), settings.num_lambdas, rng, x_0.device)
         asked = (positions, positions.gather(x_0)[:, None], self.held_to(x_t, t_B, positions, rng, cond_B))
         known = {} if made.features is None else {"features": made.features}
-        reading = self.student(x_t, t_B.float(), lam, cond_B, **known).read(*asked, chunk_rows=settings.chunk_rows)
+        at = positions.among(x_t.shape[1])
+        prediction = predict_at(self.student, x_t, t_B.float(), lam, cond_B, at, **known)
+        reading = prediction.read(*asked, chunk_rows=settings.chunk_rows)
         corr = (reading.product - reading.joint).detach().mean()
         none, held = torch.zeros_like(corr), reading.divergence.sum(1).mean()
         loss = -reading.joint.mean() + settings.marginal_weight * held
@@ -112,5 +114,5 @@ class LikelihoodObjective(Objective):
         if settings.marginal_weight == 0:
             return []
         lam = self.teacher.training_latents(len(x_t), settings.num_lambdas, rng, x_t.device)
-        said = self.teacher(x_t, t_B.float(), lam, cond_B)
+        said = predict_at(self.teacher, x_t, t_B.float(), lam, cond_B, positions.among(x_t.shape[1]))
         return [said.marginals(positions, chunk_rows=settings.chunk_rows)]

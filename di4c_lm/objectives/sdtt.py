@@ -11,7 +11,7 @@ from di4c_lm.data.batches import Batch, batch_rng, condition_of, noised
 from di4c_lm.losses.sdtt import DivergenceName, sdtt_divergence
 from di4c_lm.objectives.objective import Objective, ObjectiveSettings
 from di4c_lm.processes.categorical import sample_categorical
-from di4c_lm.processes.denoiser import Positions, row_chunks, rows_at_once, widest
+from di4c_lm.processes.denoiser import Positions, predict_at, row_chunks, rows_at_once, widest
 from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.processes.process import Process
 from di4c_lm.processes.rng import Rng, uniform
@@ -87,7 +87,7 @@ class SdttObjective(Objective):
         x_t = noised(self.process, batch, t_B, rng)
         positions = Positions.where(self.process.unknown(x_t))
         target_MS = self.targets(x_t, positions, t_B, rng, cond_B)
-        prediction = self.student(x_t, t_B.float(), None, cond_B)
+        prediction = predict_at(self.student, x_t, t_B.float(), None, cond_B, positions.among(x_t.shape[1]))
         divergence_M = sdtt_divergence(
             self.settings.divergence,
             prediction.features[positions.example, 0, positions.position],
@@ -114,7 +114,7 @@ class SdttObjective(Objective):
         def predict(x: Tensor, from_B: Tensor, needed_BD: Bool[Tensor, "B D"], rng: Rng) -> Tensor:
             """x_0 where needed, by the teacher; its log-probabilities there go into `target_MS`."""
             nonlocal target_MS
-            prediction = self.teacher(x, from_B.float(), None, cond_B)
+            prediction = predict_at(self.teacher, x, from_B.float(), None, cond_B, needed_BD)
             if not len(target_MS):
                 shape = (len(positions.position), prediction.output_head.num_states)
                 target_MS = torch.empty(shape, dtype=widest(prediction.features.dtype), device=x.device)

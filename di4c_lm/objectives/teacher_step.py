@@ -1,6 +1,6 @@
 """The teacher's step from t down to u: its size, and where it leads."""
 
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int64
@@ -10,7 +10,7 @@ from di4c_lm.core.settings import at_least, check, section, setting, unit
 from di4c_lm.losses.reading import sample_rows
 from di4c_lm.networks.base import Rows
 from di4c_lm.processes.categorical import sample_categorical
-from di4c_lm.processes.denoiser import Denoiser, Positions, predictor, row_chunks, widest
+from di4c_lm.processes.denoiser import Denoiser, Positions, predict_at, predictor, row_chunks, widest
 from di4c_lm.processes.masked import Times, above
 from di4c_lm.processes.process import Process
 from di4c_lm.processes.rng import Rng, split, uniform
@@ -82,7 +82,7 @@ def step_down(
     """The teacher's marginals at the positions of x_t, and I samples x_u from each x_t, a step from each of `times` to the next."""
     # As `process.reverse`, but the teacher is run once a sequence: its distribution at each position is sampled from I times.
     lam = teacher.sample_latents(len(x_t), num_samples, rng, x_t.device)
-    prediction = cast(Rows, teacher(x_t, times[0].float(), lam, cond))
+    prediction: Rows = predict_at(teacher, x_t, times[0].float(), lam, cond, positions.among(x_t.shape[1]))
     u_MI = uniform_at(positions, rng, num_samples, x_t.shape[1])
     if lam is None:
         teacher_MS = prediction.marginals(positions, chunk_rows=chunk_rows)

@@ -16,7 +16,10 @@ from di4c_lm.processes.rng import Rng, uniform
 
 NO_CLASS = -1  # the class of an example whose class is hidden
 LOGITS_ON_CPU, LOGITS_ON_GPU = 2**23, 2**26  # in a chunk: little memory there, work enough for the card here
-_STATES_ON_CPU, _STATES_ON_GPU = 2**11, 2**14  # that are multiplied at once: their rows of the weight stay in a core's cache
+_STATES_ON_CPU, _STATES_ON_GPU = (
+    2**11,
+    2**14,
+)  # that are multiplied at once: their rows of the weight stay in a core's cache
 _SAMPLED_ROWS = 256  # rows of probabilities held at once
 
 At = tuple[Int64[Tensor, " N"], Int64[Tensor, " N"]]  # positions of sequences: the rows, and the positions
@@ -132,7 +135,10 @@ class LinearHead(OutputHead):
         grad_NS: Float[Tensor, "N S"],
         parameter_grads: Sequence[Tensor | None],
     ) -> Float[Tensor, "N H"]:
-        """grad W for the features, in at least float32; grad^T h for the weight, sums (by position) for the bias. `grad_NS` may be changed."""
+        """grad W for the features, at least in float32; grad^T h for the weight, sums (by position) for the bias.
+
+        `grad_NS` may be changed.
+        """
         if self.impossible is not None:
             grad_NS[:, self.impossible] = 0
         weight_SH = self._weight_for(features_NH)
@@ -265,6 +271,12 @@ class Positions:
         example_M, position_M = chosen.nonzero(as_tuple=True)
         return cls(example=example_M, position=position_M, num_examples=len(chosen))
 
+    def among(self, num_positions: int) -> Bool[Tensor, "B D"]:
+        """Which of the D positions of each example they are: what `where` was given."""
+        chosen = torch.zeros(self.num_examples, num_positions, dtype=torch.bool, device=self.example.device)
+        chosen[self.example, self.position] = True
+        return chosen
+
     def gather(self, x: Int64[Tensor, "B D"]) -> Int64[Tensor, " M"]:
         """The values of `x` there."""
         return x[self.example, self.position]
@@ -302,6 +314,20 @@ class Denoiser(Protocol):
         ...
 
 
+def predict_at(
+    denoiser: Denoiser,
+    x_t: Int64[Tensor, "B D"],
+    t: Float[Tensor, " B"],
+    lam: Any,
+    cond: Int64[Tensor, "B *each"] | None,
+    at: Bool[Tensor, "B D"],
+    **more: Any,
+) -> Any:
+    """The prediction of a denoiser, of which the positions `at` alone will be read; one that says `is_told_positions` hears of it."""
+    told = {"at": at} if getattr(denoiser, "is_told_positions", False) else {}
+    return denoiser(x_t, t, lam, cond, **told, **more)
+
+
 def rows_at_once(output_head: OutputHead, chunk_rows: int) -> int:
     """Rows of logits in a chunk: `chunk_rows`, or where that is 0 as many as make 2^23 logits on CPU, 2^26 on a GPU."""
     on_gpu = any(parameter.is_cuda for parameter in output_head.parameters)
@@ -329,7 +355,8 @@ def predictor(denoiser: Denoiser, cond: Int64[Tensor, "B *each"] | None = None) 
         if not bool(run_B.any()):
             return x_0
         at_run = (None if of_all is None else of_all[run_B] for of_all in (lam, cond))
-        prediction, row_R = denoiser(x_t[run_B], t[run_B].float(), *at_run), run_B.nonzero().squeeze(1)
+        prediction = predict_at(denoiser, x_t[run_B], t[run_B].float(), *at_run, needed_BD[run_B])
+        row_R = run_B.nonzero().squeeze(1)
 
         def choose(at: At, logits_NS: Tensor) -> Tensor:
             at = row_R[at[0]], at[1]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from di4c_lm.core.settings import check, section, setting
 from di4c_lm.processes.categorical import sample_categorical
-from di4c_lm.processes.denoiser import At, Denoiser, Prediction, Walk, sample_along
+from di4c_lm.processes.denoiser import At, Denoiser, Prediction, Walk, predict_at, sample_along
 from di4c_lm.processes.gaussian import GaussianChain
 from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.processes.process import Process
@@ -162,7 +162,9 @@ class Calls:
         self._cond = cond
         self.made = 0
         self._lam: Any = None
-        self._cached: tuple[Tensor, Tensor] | None = None  # sequences (B, D) and their features (B, 1, D, H)
+        self._cached: tuple[Tensor, Tensor, Tensor] | None = (
+            None  # sequences (B, D), where it has features, and these (B, 1, D, H)
+        )
         self._timeless = getattr(getattr(denoiser, "config", None), "time_conditioning", True) is False
 
     def __call__(
@@ -174,8 +176,11 @@ class Calls:
         *,
         guidance: float = 0.0,
         whole: bool = False,
+        at: Bool[Tensor, "B D"] | None = None,
     ) -> Call | None:
         """Predictions for the sequences where `run_B`, None for none; λ is sampled for all, one tensor of `rng` unless it is held.
+
+        `at`: the positions that will be read, where not all will.
 
         `whole`: of a mixture whose components can be enumerated, all of them, so that sampling sums λ out.
         """
@@ -189,30 +194,36 @@ class Calls:
             return None
         cond = None if self._cond is None else self._cond[run_B]
         if lam is None and cond is None and self._timeless:
-            return Call(run_B, self._reused(x_BD, t_B, run_B))
+            return Call(
+                run_B, self._reused(x_BD, t_B, run_B, torch.ones_like(x_BD, dtype=torch.bool) if at is None else at)
+            )
         self.made += num_run * (2 if guidance else 1)
         asked = x_BD[run_B], t_B[run_B].float(), lam
         if not guidance:
-            return Call(run_B, self._denoiser(*asked, cond))
+            at_R = torch.ones_like(asked[0], dtype=torch.bool) if at is None else at[run_B]
+            return Call(run_B, predict_at(self._denoiser, *asked, cond, at_R))
         together = getattr(self._denoiser, "guided", None) if every is None else None  # a mixture's, under one λ
         both = together(*asked, cond) if together else [self._denoiser(*asked, given) for given in (cond, None)]
         return Call(run_B, both[0], both[1], guidance)
 
-    def _reused(self, x_BD: Tensor, t_B: Tensor, run_B: Tensor) -> Prediction:
+    def _reused(self, x_BD: Tensor, t_B: Tensor, run_B: Tensor, at_BD: Tensor) -> Prediction:
         if self._cached is None or self._cached[0].shape != x_BD.shape:
-            self._cached = torch.full_like(x_BD, -1), x_BD.new_empty(0)
-        seen_BD, kept = self._cached
-        stale_R = (run_B & (seen_BD != x_BD).any(1)).nonzero().squeeze(1)
+            self._cached = torch.full_like(x_BD, -1), torch.zeros_like(at_BD), x_BD.new_empty(0)
+        seen_BD, has_BD, kept = self._cached
+        stale_R = (run_B & ((seen_BD != x_BD) | (at_BD & ~has_BD)).any(1)).nonzero().squeeze(1)
         if len(stale_R):
             self.made += len(stale_R)
             x_RD = x_BD[stale_R]
             # All equal, as at the start: run one, and count them all, so that NFE do not depend on the batch.
-            distinct_R = stale_R[:1] if bool((x_RD == x_RD[0]).all()) else stale_R
-            features = self._denoiser(x_BD[distinct_R], t_B[distinct_R].float(), None, None).features
+            distinct_R, at_RD = stale_R, at_BD[stale_R]
+            if bool((x_RD == x_RD[0]).all()):
+                distinct_R, at_RD = stale_R[:1], at_RD.any(0, keepdim=True)
+            asked = x_BD[distinct_R], t_B[distinct_R].float(), None, None
+            features = predict_at(self._denoiser, *asked, at_RD).features
             if not len(kept):
                 kept = features.new_empty(len(x_BD), *features.shape[1:])
-                self._cached = seen_BD, kept
-            seen_BD[stale_R], kept[stale_R] = x_RD, features
+                self._cached = seen_BD, has_BD, kept
+            seen_BD[stale_R], has_BD[stale_R], kept[stale_R] = x_RD, at_RD, features
         return Prediction(kept[run_B], self._denoiser.output_head())
 
 
@@ -303,7 +314,7 @@ class Trajectory:
         prediction is of them: what is certain given a token that is not kept is not certain.
         """
         whole = by is not None or self.decoding.temperature == 0
-        call, u_BD = self.call(x_t, t_B, needed_BD.any(1), whole=whole), self.uniform()
+        call, u_BD = self.call(x_t, t_B, needed_BD.any(1), whole=whole, at=needed_BD), self.uniform()
         x_0, log_p_BD, sure_BD = x_t.clone(), torch.zeros_like(u_BD), torch.zeros_like(u_BD)
         at_once = by if call is None or call.conditional.is_product else None
 
@@ -336,12 +347,18 @@ class Trajectory:
         return found.view(*x_t.shape, -1)
 
     def call(
-        self, x_t: Int64[Tensor, "B D"], t_B: Float64[Tensor, " B"], run_B: Bool[Tensor, " B"], *, whole: bool = False
+        self,
+        x_t: Int64[Tensor, "B D"],
+        t_B: Float64[Tensor, " B"],
+        run_B: Bool[Tensor, " B"],
+        *,
+        whole: bool = False,
+        at: Bool[Tensor, "B D"] | None = None,
     ) -> Call | None:
-        """The network's prediction for the sequences where `run_B`, by whoever takes this step; None for none. `whole`: see `Calls`."""
+        """The network's prediction for the sequences where `run_B`, by whoever takes this step; None for none. See `Calls`."""
         ramp = self.progress if self.decoding.guidance_ramp == "linear" else 1.0
         guidance = self.decoding.guidance * ramp
-        return (self._turn or self.calls)(x_t, t_B, run_B, self.rng, guidance=guidance, whole=whole)
+        return (self._turn or self.calls)(x_t, t_B, run_B, self.rng, guidance=guidance, whole=whole, at=at)
 
     def weigh(self, logits_NS: Float[Tensor, "N S"]) -> Float[Tensor, "N S"]:
         """Probabilities, those of tokens, of which there are many, without the sum that no one needs; `logits_NS` is used up."""

@@ -59,7 +59,7 @@ def test_the_times_of_a_stratified_batch_are_antithetic_above_the_lowest_time() 
     of, seen = Denoising().build(pixel_network(), GAUSSIAN, seed=0), []
     run = of.student.forward
 
-    def forward(x_t: Tensor, t: Tensor, *rest: object) -> object:
+    def forward(x_t: Tensor, t: Tensor, *rest: object, **_: object) -> object:
         seen.append(t.double())
         return run(x_t, t, *rest)
 

@@ -165,9 +165,9 @@ def watch(of: Di4CObjective) -> list[tuple[Tensor, Tensor, bool]]:
     seen: list[tuple[Tensor, Tensor, bool]] = []
     run = of.student.forward
 
-    def forward(x_t: Tensor, t: Tensor, lam: Any, cond: Any = None) -> Any:
+    def forward(x_t: Tensor, t: Tensor, lam: Any, cond: Any = None, **more: Any) -> Any:
         seen.append((t, getattr(lam, "value", lam), of.student.training))
-        return run(x_t, t, lam, cond)
+        return run(x_t, t, lam, cond, **more)
 
     setattr(of.student, "forward", forward)  # noqa: B010
     return seen
@@ -251,9 +251,9 @@ def test_the_distillation_term_can_have_inputs_of_its_own_at_every_time() -> Non
     seen: list[Tensor] = []
     teacher = always.teacher.forward
 
-    def watch(x_t: Tensor, t: Tensor, *rest: Any) -> Any:
+    def watch(x_t: Tensor, t: Tensor, *rest: Any, **more: Any) -> Any:
         seen.append(t)
-        return teacher(x_t, t, *rest)
+        return teacher(x_t, t, *rest, **more)
 
     always.teacher.forward = watch
     assert float(always(pixel_batch(*range(40)))[1]["distil"]) > 0

@@ -50,9 +50,9 @@ def watch(network: Any) -> list[tuple[Any, ...]]:
     seen: list[tuple[Any, ...]] = []
     run = network.forward
 
-    def forward(*inputs: Any) -> Any:
+    def forward(*inputs: Any, **more: Any) -> Any:
         seen.append(inputs)
-        return run(*inputs)
+        return run(*inputs, **more)
 
     setattr(network, "forward", forward)  # noqa: B010
     return seen
@@ -154,8 +154,8 @@ def test_what_the_next_step_of_the_grid_reveals_is_taken_together(positions: Any
     seen, read = watch(network), []
     forward = network.forward
 
-    def noted(*inputs: Any) -> Any:
-        rows = forward(*inputs)
+    def noted(*inputs: Any, **more: Any) -> Any:
+        rows = forward(*inputs, **more)
         at = type(rows).read
 
         def reading(self: Any, positions: Any, *more: Any, **how: Any) -> Any:

@@ -53,7 +53,7 @@ def test_the_times_of_a_stratified_batch_are_antithetic() -> None:
     of, batches, seen = objective(), stream(), []
     run = of.student.forward
 
-    def forward(x_t: Tensor, t: Tensor, *rest: object) -> object:
+    def forward(x_t: Tensor, t: Tensor, *rest: object, **_: object) -> object:
         seen.append(t)
         return run(x_t, t, *rest)
 
@@ -174,7 +174,7 @@ def test_complementary_masks_hide_each_position_once_and_estimate_the_same_bound
     of, seen = Mdlm(masks="complementary").build(text_network(None, 1), MASKED, seed=0), []
     run = of.student.forward
 
-    def forward(x_t: Tensor, t: Tensor, *rest: object) -> object:
+    def forward(x_t: Tensor, t: Tensor, *rest: object, **_: object) -> object:
         seen.append((x_t, t))
         return run(x_t, t, *rest)
 
