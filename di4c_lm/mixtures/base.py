@@ -52,6 +52,11 @@ class Latents:
         """L."""
         return self.value.shape[1]
 
+    def of_each(self, number: Int64[Tensor, "B N"]) -> "Latents":
+        """Of each sequence the samples of these numbers."""
+        index_BNK = number[..., None].expand(-1, -1, self.value.shape[2])
+        return replace(self, value=self.value.gather(1, index_BNK), enumerated=False)
+
     def one_a_row(self) -> "Latents":
         """The same B L samples as those of B L sequences, one each."""
         return replace(self, value=self.value.flatten(0, 1)[:, None])

@@ -33,7 +33,8 @@ class TokenSettings(MixtureSettings):
     )
     init_scale: float = setting(0.02, "initial standard deviation of a codebook")
     inject_at: int = setting(
-        0, "index of the block before which λ enters; earlier blocks run once for all λ; negative counts from the end"
+        0,
+        "index of the block, of a U-Net the residual block, where λ enters; earlier ones run once for all λ; negative counts from the end",
     )
     freeze_backbone: bool = setting(False, "keep the teacher's weights and train λ's alone")
 
@@ -128,7 +129,8 @@ class TokenMixture(Mixture):
         if lam is None or not self.network.takes_shifts:
             return super().forward(x_t, t, lam, cond, **known)
         self.check(x_t, lam)
-        return self.network(x_t, t, self.embed(lam).unflatten(0, (-1, lam.num_lambdas)), cond)
+        shifts = self.embed(lam).unflatten(0, (-1, lam.num_lambdas))
+        return self.network(x_t, t, shifts, cond, inject_at=self.inject_at)
 
     def drive(self, stages: BlockStages, lam: Latents) -> Rows:
         """See `Mixture.drive`."""
@@ -159,10 +161,7 @@ class TokenMixture(Mixture):
 
 
 def block_number(inject_at: int, network: Network) -> int:
-    """The block before which λ enters, counted from 0. Raises `ValueError` for one that is none; a U-Net has but 0."""
-    if network.takes_shifts:
-        check(inject_at == 0, "mixture.inject_at", inject_at, "0 for a U-Net")
-        return 0
+    """The block before which λ enters, counted from 0. Raises `ValueError` for one that is none."""
     count = network.config.num_blocks
     check(-count <= inject_at < count, "mixture.inject_at", inject_at, f"a block below model.num_blocks = {count}")
     return inject_at % count

@@ -4,6 +4,7 @@ Parameters bear the names, shapes and order of the published checkpoints (withou
 (channel · rows + row) · columns + column. Residual sums are divided by √2.
 """
 
+import itertools
 import math
 from collections import OrderedDict
 from typing import ClassVar
@@ -61,6 +62,11 @@ class UnetConfig:
     def depth(self) -> int:
         """Blocks on the way down."""
         return self.res_blocks * len(self.multipliers)
+
+    @property
+    def num_blocks(self) -> int:
+        """Residual blocks on the way down, two in the middle, and one more a scale on the way up."""
+        return 2 * self.depth + len(self.multipliers) + 2
 
 
 class UNet(Network):
@@ -128,14 +134,17 @@ class UNet(Network):
         at: Bool[Tensor, "B D"] | None = None,
         drive: Drive = product,
         share: bool = False,
+        inject_at: int = 0,
     ) -> Rows:
-        """See `Network.forward`. With `lam`, features of λ that shift it, once for each of L. Classes (`cond`) are not looked at.
+        """See `Network.forward`. With `lam`, features of λ that shift it from ResBlock `inject_at` on, once for each of L.
+
+        What comes before the first of these shifts is run once for all L. Classes (`cond`) are not looked at.
 
         Raises `ValueError` for sequences that are no image of this size.
         """
         if lam is None or not self.shifted:
             return super().forward(x_t, t, lam, cond, at=at, drive=drive, share=share)
-        centred_NCRQ, out_NCRQ, _ = self.outputs(x_t, t, lam)
+        centred_NCRQ, out_NCRQ, _ = self.outputs(x_t, t, lam, inject_at)
         features_NDF = _features(centred_NCRQ.flatten(1), out_NCRQ.flatten(1))
         return Rows(features_NDF.unflatten(0, (-1, lam.shape[1])), self.output_head())
 
@@ -150,7 +159,7 @@ class UNet(Network):
         return LogisticHead(self.num_states)
 
     def outputs(
-        self, x_t: Int64[Tensor, "B D"], t: Float[Tensor, " B"], lam: Float[Tensor, "B L F"] | None
+        self, x_t: Int64[Tensor, "B D"], t: Float[Tensor, " B"], lam: Float[Tensor, "B L F"] | None, inject_at: int = 0
     ) -> tuple[Float[Tensor, "N C R Q"], Float[Tensor, "N K R Q"], Float[Tensor, "N W R Q"]]:
         """The image on [-1, 1] and the K = 2 numbers a colour, in at least float32; and what these were made of."""
         dtype, wide = self.input_conv.weight.dtype, widest(self.input_conv.weight.dtype)
@@ -161,34 +170,35 @@ class UNet(Network):
         centred_BCRQ = (x_t.to(wide) * (2 / (self.num_states - 1)) - 1).view(-1, colours, rows, columns)
         angle_BE = sinusoid(_TIME_SCALE * t, self.config.width).to(dtype)
         time_BE = self.temb_modules(angle_BE)
-        h = self.input_conv(centred_BCRQ.to(dtype))
-        lam_NC, embedded, mean = None, None, centred_BCRQ
-        if lam is not None:
-            h, angle_BE, time_BE, mean = (
-                tensor.repeat_interleave(lam.shape[1], 0) for tensor in (h, angle_BE, time_BE, centred_BCRQ)
-            )
-            lam_NC = lam.flatten(0, 1).to(dtype)
-            embedded = self.lemb_modules(F.silu(self.tlam_mix(torch.cat([lam_NC, angle_BE], 1))))
+        lam_NC = None if lam is None else lam.flatten(0, 1).to(dtype)
+        number_of_block = itertools.count()
+
+        def run(module: nn.Module, x: Tensor, shift_NE: Tensor | None) -> Tensor:
+            if not isinstance(module, ResBlock):
+                return self.run(module, x)
+            return self.run(module, x, time_BE, shift_NE if next(number_of_block) >= inject_at else None)
+
+        h, shift_NE = self.input_conv(centred_BCRQ.to(dtype)), None
+        if lam_NC is not None:
+            seen = [lam_NC, repeated(angle_BE, len(lam_NC))]
+            shift_NE = self.lemb_modules(F.silu(self.tlam_mix(torch.cat(seen, 1))))
         skips = [h]
         for module in self.downsampling_modules:
-            h = self._module(module, h, time_BE, embedded)
+            h = run(module, h, shift_NE)
             if isinstance(module, Attention):
                 skips[-1] = h
             else:
                 skips.append(h)
         if lam_NC is not None:
-            seen = torch.cat([lam_NC, angle_BE, h.mean((2, 3))], 1)
-            embedded = self.hlemb_modules(F.silu(self.h_t_lam_mix(seen)))
+            seen = [lam_NC, *(repeated(x, len(lam_NC)) for x in (angle_BE, h.mean((2, 3))))]
+            shift_NE = self.hlemb_modules(F.silu(self.h_t_lam_mix(torch.cat(seen, 1))))
         for module in self.middle_modules:
-            h = self._module(module, h, time_BE, embedded)
+            h = run(module, h, shift_NE)
         for module in self.upsampling_modules:
-            given = torch.cat([h, skips.pop()], 1) if isinstance(module, ResBlock) else h
-            h = self._module(module, given, time_BE, embedded)
+            is_block = isinstance(module, ResBlock)
+            h = run(module, torch.cat([h, repeated(skips.pop(), len(h))], 1) if is_block else h, shift_NE)
         norm, conv = self.output_modules
-        return mean, conv(F.silu(norm(h))).to(wide), h
-
-    def _module(self, module: nn.Module, x: Tensor, time: Tensor, shift: Tensor | None) -> Tensor:
-        return self.run(module, *((x, time, shift) if isinstance(module, ResBlock) else (x,)))
+        return repeated(centred_BCRQ, len(h)), conv(F.silu(norm(h))).to(wide), h
 
 
 class UnetStages(Stages):
@@ -208,6 +218,11 @@ class UnetStages(Stages):
         """The features in L ways, with what is added to the K = 2 numbers a colour."""
         out_BLKP = self._out_BKRQ.flatten(2)[:, None] + added.transpose(2, 3).to(self._out_BKRQ.dtype)
         return _features(self._centred_BCRQ.flatten(1)[:, None], out_BLKP.flatten(2))
+
+
+def repeated(x: Float[Tensor, "B *rest"], num_rows: int) -> Float[Tensor, "N *rest"]:
+    """Each row as often as makes so many of them."""
+    return x if len(x) == num_rows else x.repeat_interleave(num_rows // len(x), 0)
 
 
 def _features(centred: Float[Tensor, "*_N D"], out: Float[Tensor, "*N twoD"]) -> Float[Tensor, "*N D 2"]:
@@ -276,16 +291,16 @@ class ResBlock(nn.Module):
         self.nin = NIN(channels_in, channels_out) if channels_in != channels_out else None
 
     def forward(
-        self, x: Float[Tensor, "N C R Q"], time: Float[Tensor, "N E"], more: Float[Tensor, "N E"] | None
-    ) -> Float[Tensor, "N K R Q"]:
-        """(x + what the convolutions make of it) / √2."""
+        self, x: Float[Tensor, "M C R Q"], time: Float[Tensor, "B E"], more: Float[Tensor, "N E"] | None
+    ) -> Float[Tensor, "N_ K R Q"]:
+        """(x + what the convolutions make of it) / √2; where there is `more` than x has rows, as many rows as that."""
         h = self.conv0(F.silu(self.groupnorm0(x)))
-        shift = self.dense0(F.silu(time))
+        shift = repeated(self.dense0(F.silu(time)), len(h))
         if more is not None and self.dense1 is not None:
-            shift = shift + self.dense1(F.silu(more))
-        h = F.silu(self.groupnorm1(h + shift[:, :, None, None]))
+            shift = repeated(shift, len(more)) + self.dense1(F.silu(more))
+        h = F.silu(self.groupnorm1(repeated(h, len(shift)) + shift[:, :, None, None]))
         h = self.conv1(F.dropout(h, self.dropout, self.training) if self.dropout else h)
-        return ((x if self.nin is None else self.nin(x)) + h) * math.sqrt(0.5)
+        return (repeated(x if self.nin is None else self.nin(x), len(h)) + h) * math.sqrt(0.5)
 
 
 def two_linear(width: int, embedding: int) -> nn.Sequential:

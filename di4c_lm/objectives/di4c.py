@@ -41,6 +41,9 @@ class Di4C(ObjectiveSettings):
         "shared",
         "shared: distil at x_t where t < delta; own: always, each λ at an x of its own near the lowest time (CIFAR-10's run)",
     )
+    distil_samples: int = setting(
+        0, "samples of λ, chosen of the L, that distil at inputs of their own; 0: L, as in the paper"
+    )
     positions: Literal["masked", "all"] = setting("masked", "positions that enter the loss; all: also the visible ones")
     matmul_dtype: Literal["same", "bfloat16"] = setting(
         "same", "type in which the student's output head multiplies; same: that of the network"
@@ -56,7 +59,7 @@ class Di4C(ObjectiveSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(self, 1, "num_lambdas")
-        at_least(self, 0, "consistency_samples", "alpha_scale")
+        at_least(self, 0, "consistency_samples", "distil_samples", "alpha_scale")
         at_least(self, 0, "marginal_weight", "consistency_weight", "distil_weight")
         unit(self, "delta")
 
@@ -190,7 +193,13 @@ class Di4CObjective(Objective):
     def own_distillation(
         self, x_0: Int64[Tensor, "B D"], lam: Latents, rng: Rng, cond: Int64[Tensor, "B *each"] | None = None
     ) -> Float[Tensor, " B"]:
-        """mean_j Σ_d KL(teacher^d ‖ ℓ_j^d), each λ_j at an x of its own, near the process's lowest time (section F.1)."""
+        """mean_j Σ_d KL(teacher^d ‖ ℓ_j^d), each λ_j at an x of its own, near the process's lowest time (section F.1).
+
+        With `distil_samples` the mean of so many, none of the L likelier to be among them than another.
+        """
+        if 0 < self.settings.distil_samples < lam.num_lambdas:
+            order_BL = uniform(rng, tuple(lam.value.shape[:2]), x_0.device).argsort(1)
+            lam = lam.of_each(order_BL[:, : self.settings.distil_samples])
         num_lambdas, chunk_rows = lam.num_lambdas, self.settings.chunk_rows
         rows_rng, x_0 = split(rng, num_lambdas), x_0.repeat_interleave(num_lambdas, 0)
         cond_N = None if cond is None else cond.repeat_interleave(num_lambdas, 0)

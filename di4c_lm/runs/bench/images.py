@@ -37,6 +37,9 @@ class Settings(BenchSettings):
     width: int = setting(128, "channels of the network at its finest scale")
     multipliers: Ints = setting((1, 2, 2, 2), "channels of each scale, as factors on `width`")
     blocks: int = setting(2, "residual blocks per scale")
+    inject_at: int = setting(0, "index of the residual block where λ enters")
+    distil_samples: int = setting(0, "samples of λ that distil at inputs of their own; 0: L")
+    consistency_samples: int = setting(0, "samples of x_u for each x_t; 0: L")
     t: float = setting(0.5, "time of x_t")
     chunk_rows: int = setting(0, "rows of logits held at once; 0: 2^23 logits on a CPU, 2^26 on a GPU")
     recompute: bool = setting(False, "recompute activations in the backward pass, in both ways")
@@ -51,13 +54,16 @@ def measure(way: str, settings: Settings) -> dict[str, Any]:
     model = UnetConfig(width=settings.width, multipliers=settings.multipliers, res_blocks=settings.blocks, dropout=0.0)
     shape = (settings.size, settings.size, settings.channels)
     sizes = {"shape": shape, "num_states": settings.S}
-    networks: list[Any] = [chosen.fresh(UNet, model, sizes) for chosen in (TokenSettings(), NoMixture())]
+    mixtures = TokenSettings(inject_at=settings.inject_at), NoMixture()
+    networks: list[Any] = [chosen.fresh(UNet, model, sizes) for chosen in mixtures]
     for network in networks:
         network.activation_checkpointing = settings.recompute
     shape_of_x = (settings.B, networks[0].length)
     x = torch.randint(settings.S, shape_of_x, generator=torch.Generator().manual_seed(1)).to(device)
     objective = Di4C(
         num_lambdas=settings.L,
+        distil_samples=settings.distil_samples,
+        consistency_samples=settings.consistency_samples,
         chunk_rows=settings.chunk_rows,
         distil_inputs="own",
         delta=0.01,
