@@ -135,8 +135,7 @@ class TokenMixture(Mixture):
     def drive(self, stages: BlockStages, lam: Latents) -> Rows:
         """See `Mixture.drive`."""
         stages.run(self.inject_at)
-        stages.repeat(lam.num_lambdas)
-        stages.append(self.embed(lam))
+        stages.join(lam.num_lambdas, self.embed(lam))
         return Rows(stages.features().unflatten(0, (-1, lam.num_lambdas)), stages.output_head)
 
     def embed(self, lam: Latents) -> Float[Tensor, "N H"]:

@@ -126,6 +126,20 @@ class Stages(ABC):
         """Run what is left; the features that the output head reads."""
 
 
+@dataclass(frozen=True)
+class Joined:
+    """One more token behind each of N rows, which are `num_lambdas` times those of a stream, or where these share rows those of `row_B`."""
+
+    token: Float[Tensor, "N 1 H"]
+    row_B: Int64[Tensor, " B"] | None
+    num_lambdas: int
+
+    def behind(self, x: Float[Tensor, "U P K"], of_token: Float[Tensor, "N 1 K"]) -> Float[Tensor, "N Q K"]:
+        """The N rows, with what was made of the token behind what was made of the stream."""
+        x_BPK = x if self.row_B is None else x[self.row_B]
+        return torch.cat([x_BPK.repeat_interleave(self.num_lambdas, 0), of_token], 1)
+
+
 class BlockStages(Stages):
     """The stages of a transformer: its blocks, one after the other, and of the last one attention and MLP apart.
 
@@ -144,9 +158,8 @@ class BlockStages(Stages):
         self._blocks: Any = blocks  # each a `TransformerBlock`
         self._row_B = row_B
         self._next = 0
-        self._chosen_NQ: Int64[Tensor, "N Q"] | None = (
-            None  # the positions of the stream behind the last block, where not all
-        )
+        self._joined: Joined | None = None  # what the next block joins to the stream
+        self._chosen_NQ: Int64[Tensor, "N Q"] | None = None  # the positions behind the last block, where not all
 
     @property
     def num_positions(self) -> int:
@@ -161,11 +174,12 @@ class BlockStages(Stages):
         if self._next == 0 < end:
             self._enter()
         for index in range(self._next, end):
-            block = self._blocks[index]
+            how: dict[str, Any] = {} if self._joined is None else {"joined": self._joined}
             if index == len(self._blocks) - 1 and self.asked is not None and self.narrows:
-                self._chosen_NQ = self._choose(self.asked)
-                block = partial(block, chosen=self._chosen_NQ)
-            self._through(block, None if shift_scale is None else shift_scale(index))
+                how["chosen"] = self._chosen_NQ = self._choose(self.asked)
+            block = self._blocks[index]
+            self._through(partial(block, **how) if how else block, None if shift_scale is None else shift_scale(index))
+            self._joined = None
         self._next = max(self._next, end)
 
     @property
@@ -178,8 +192,9 @@ class BlockStages(Stages):
         self._unshare()
         self._take(lambda row: row.repeat_interleave(num_lambdas, 0))
 
-    def append(self, token: Float[Tensor, "N H"]) -> None:
-        """One more token, without a position."""
+    def join(self, num_lambdas: int, token: Float[Tensor, "N H"]) -> None:
+        """Each sequence `num_lambdas` times, and one more token behind each, without a position."""
+        self.repeat(num_lambdas)
         self.x = torch.cat([self.x, token[:, None].to(self.x.dtype)], 1)
 
     def features(self) -> Float[Tensor, "N D H"]:
@@ -212,7 +227,7 @@ class BlockStages(Stages):
 
     def _choose(self, asked_BD: Bool[Tensor, "B D"]) -> Int64[Tensor, "N Q"]:
         """Of each row of the stream as many positions as are asked for in any, those that are asked for first."""
-        num_rows, row_B = len(self.x), self._row_B
+        num_rows, row_B = len(self.x if self._joined is None else self._joined.token), self._row_B
         if row_B is None:
             asked_ND = asked_BD.repeat_interleave(num_rows // len(asked_BD), 0)
         else:  # of all sequences that share the row
@@ -264,7 +279,7 @@ class TransformerBlock(AttentionBlock):
     """Its halves, attention and MLP, each behind a norm that may be scaled and shifted."""
 
     mix: Callable[..., Tensor]  # (x, shifts and scales (N, Q, 2H) or None, *given) to the stream behind attention
-    # where its stages say `narrows`, with `chosen` at these positions alone
+    # where its stages say `narrows`, with `chosen` at these positions alone; with `joined` a token more
     feed: Callable[..., Tensor]  # the same behind the MLP, each position by itself
 
     def forward(
@@ -272,12 +287,11 @@ class TransformerBlock(AttentionBlock):
         x: Float[Tensor, "N P H"],
         shift_scale: Float[Tensor, "N fourH"] | None,
         *given: Any,
-        chosen: Int64[Tensor, "N Q"] | None = None,
-    ) -> Float[Tensor, "N R H"]:
-        """The residual stream after this block, at all places or the `chosen` ones."""
+        **how: Any,
+    ) -> Float[Tensor, "R Q H"]:
+        """The residual stream after this block; `how` is what its attention is told beside."""
         first, second = (None, None) if shift_scale is None else shift_scale[:, None].chunk(2, dim=2)
-        mixed = self.mix(x, first, *given) if chosen is None else self.mix(x, first, *given, chosen=chosen)
-        return self.feed(mixed, second, *given)
+        return self.feed(self.mix(x, first, *given, **how), second, *given)
 
 
 Drive = Callable[[Any], Rows]  # from the stages of a pass to the prediction

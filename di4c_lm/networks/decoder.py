@@ -120,9 +120,9 @@ class DecoderStages(BlockStages):
         self._is_aligned = not network.config.shift
         self._turn()
 
-    def append(self, token: Float[Tensor, "N H"]) -> None:
-        """See `BlockStages.append`: the token is not rotated."""
-        super().append(token)
+    def join(self, num_lambdas: int, token: Float[Tensor, "N H"]) -> None:
+        """See `BlockStages.join`: the token is not rotated."""
+        super().join(num_lambdas, token)
         self._turn()
 
     def before_last_mlp(self) -> Float[Tensor, "B D H"]:

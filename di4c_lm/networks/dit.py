@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 from di4c_lm.core.settings import check, positive, section, setting
 from di4c_lm.networks.base import (
     BlockStages,
+    Joined,
     Network,
     Rotary,
     TransformerBlock,
@@ -217,15 +218,18 @@ class DitStages(BlockStages):
         """See `BlockStages.narrows`; not where records are told apart, nor of the uniform process, which asks for all."""
         return self.segments is None and self._of_x_t is None
 
-    def append(self, token: Float[Tensor, "N H"]) -> None:
-        """See `BlockStages.append`: the token is not rotated."""
-        super().append(token)
+    def join(self, num_lambdas: int, token: Float[Tensor, "N H"]) -> None:
+        """See `BlockStages.join`: the token is not rotated. What the next block's attention reads of equal rows is made once."""
         cond, *_, flash, _ = self.given
-        self.given = (cond, *self._turned(flash))
+        if self.narrows and len(cond) == 1:
+            self._joined = Joined(token[:, None].to(self.x.dtype), self._row_B, num_lambdas)
+            self._row_B = None
+        else:
+            super().join(num_lambdas, token)
+        self.given = (self.given[0], *self._turned(flash, num_extra=1))
 
-    def _turned(self, flash: bool) -> tuple[Any, ...]:  # noqa: FBT001
+    def _turned(self, flash: bool, num_extra: int = 0) -> tuple[Any, ...]:  # noqa: FBT001
         """What attention reads: phases, whether flash-attn serves, and which places see each other."""
-        num_extra = self.x.shape[1] - self.num_positions
         within = None if self._of_rows is None else Within.of(self._of_rows, num_extra)
         return *self.network.rotary_emb(self.num_positions, num_extra, within), flash, within
 
@@ -234,7 +238,7 @@ class DitStages(BlockStages):
         cond, *rest = self.given
         if self._of_rows is not None:
             self._of_rows = rows(self._of_rows)
-            rest = self._turned(rest[-2])
+            rest = self._turned(rest[-2], self.x.shape[1] - self.num_positions)
         self.given = (cond if len(cond) == 1 else rows(cond), *rest)
         self._of_x_t = None if self._of_x_t is None else rows(self._of_x_t)
 
@@ -347,11 +351,15 @@ class DDiTBlock(TransformerBlock):
         flash: bool,  # noqa: FBT001 (checkpointing passes it by position)
         within: Within | None = None,
         *,
+        joined: Joined | None = None,
         chosen: Int64[Tensor, "N Q"] | None = None,
-    ) -> Float[Tensor, "N R H"]:
-        """The block's first half, attention, at all places or the `chosen` ones."""
+    ) -> Float[Tensor, "K R H"]:
+        """The block's first half, attention, at all places or the `chosen` ones; with what is `joined` to the stream before."""
         shift_1, scale_1, gate_1 = modulation(self.adaLN_modulation(cond)[:, None].chunk(6, dim=2)[:3], shift_scale)
         qkv = self.attn_qkv(self.norm1(x, shift_1, scale_1))
+        if joined is not None:
+            qkv = joined.behind(qkv, self.attn_qkv(self.norm1(joined.token, shift_1, scale_1)))
+            x = joined.behind(x, joined.token)
         q, k, v = qkv.view(*qkv.shape[:2], 3, self.num_heads, -1).unbind(2)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if chosen is not None:
