@@ -72,11 +72,10 @@ def read_mixture(
     """
     _check_shapes(features, positions, output_head, targets, distributions)
     assert not component_divergence or distributions
-    plan = _Plan(
-        output_head, positions, targets, tuple(distributions), component_divergence, features.shape[1], chunk_rows
-    )
+    shape = len(distributions), features.shape[1]
+    plan = _Plan(output_head, positions, targets, component_divergence, *shape, chunk_rows)
     log_weight = _equal_weights(features) if log_weight is None else log_weight.to(widest(features.dtype))
-    return PositionReading(*_ReadMixture.apply(plan, features, log_weight, *output_head.parameters))
+    return PositionReading(*_ReadMixture.apply(plan, features, log_weight, *distributions, *output_head.parameters))
 
 
 def mixture_marginals(
@@ -149,8 +148,8 @@ class _Plan:
     output_head: OutputHead
     positions: Int64[Tensor, " M"]
     targets: Int64[Tensor, "M T"]
-    distributions: tuple[Tensor, ...]
     component_divergence: bool
+    num_distributions: int
     num_lambdas: int
     chunk_rows: int
 
@@ -185,20 +184,20 @@ class _ReadMixture(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, plan: _Plan, features_MLH: Tensor, log_weight_ML: Tensor, *parameters: Tensor
+        ctx: Any, plan: _Plan, features_MLH: Tensor, log_weight_ML: Tensor, *given: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
+        distributions = given[: plan.num_distributions]
         num_positions, num_lambdas = features_MLH.shape[:2]
         options = {"dtype": widest(features_MLH.dtype), "device": features_MLH.device}
-        num_distributions = len(plan.distributions)
         target_MLT = torch.empty(num_positions, num_lambdas, plan.targets.shape[1], **options)
-        divergence_MR = torch.empty(num_positions, num_distributions, **options)
+        divergence_MR = torch.empty(num_positions, len(distributions), **options)
         component_M = torch.zeros(num_positions, **options)
         log_norm_ML = torch.empty(num_positions, num_lambdas, **options)
-        share_MLR = torch.empty(num_positions, num_lambdas, num_distributions, **options)
+        share_MLR = torch.empty(num_positions, num_lambdas, len(distributions), **options)
         each_ML = torch.zeros(num_positions, num_lambdas, **options)
         for chunk in plan.chunks():
             logits_CLS = plan.logits(features_MLH, chunk)
-            q_RCS = [q_MS[chunk] for q_MS in plan.distributions]
+            q_RCS = [q_MS[chunk] for q_MS in distributions]
             log_weight_CL = log_weight_ML[chunk]
             weight_CL = log_weight_CL.exp()
             target_CLT = logits_CLS.gather(2, plan.target_index(chunk))
@@ -229,7 +228,7 @@ class _ReadMixture(torch.autograd.Function):
             for index, q_CS in enumerate(q_RCS):
                 divergence_MR[chunk, index] = kl_divergence(q_CS, log_mean_CS)
         ctx.plan = plan
-        ctx.save_for_backward(features_MLH, log_weight_ML, log_norm_ML, share_MLR, each_ML, *parameters)
+        ctx.save_for_backward(features_MLH, log_weight_ML, log_norm_ML, share_MLR, each_ML, *given)
         return target_MLT, divergence_MR, component_M
 
     @staticmethod
@@ -237,11 +236,12 @@ class _ReadMixture(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_target_MLT, grad_divergence_MR, grad_component_M = grads
         plan: _Plan = ctx.plan
-        features_MLH, log_weight_ML, log_norm_ML, share_MLR, each_ML, *parameters = ctx.saved_tensors
+        features_MLH, log_weight_ML, log_norm_ML, share_MLR, each_ML, *given = ctx.saved_tensors
+        distributions, parameters = given[: plan.num_distributions], given[plan.num_distributions :]
         features_grad_MLH = torch.empty_like(features_MLH)
         parameter_grads = [
             torch.zeros_like(p, dtype=widest(p.dtype)) if needed else None
-            for p, needed in zip(parameters, ctx.needs_input_grad[3:], strict=True)
+            for p, needed in zip(parameters, ctx.needs_input_grad[3 + len(distributions) :], strict=True)
         ]
         blamed_ML = -(share_MLR * grad_divergence_MR[:, None]).sum(2)
         on_component_ML = -grad_component_M[:, None] * log_weight_ML.exp()
@@ -251,7 +251,7 @@ class _ReadMixture(torch.autograd.Function):
         for chunk in plan.chunks(max(piece.states.stop - piece.states.start for piece in pieces)):
             rows, total_NH = plan.rows(features_MLH, chunk), 0
             for piece in pieces:
-                q_RCK = [q_MS[chunk, piece.states] for q_MS in plan.distributions]
+                q_RCK = [q_MS[chunk, piece.states] for q_MS in distributions]
                 blame_RCK = [q_CK * -grad_divergence_MR[chunk, r, None] for r, q_CK in enumerate(q_RCK)]
                 make_log_p = partial(plan.log_p, piece.head, rows, log_norm_ML[chunk])
                 grad_CLK = _logit_gradient(make_log_p, log_weight_ML[chunk], blame_RCK, lost_ML[chunk])
@@ -261,7 +261,8 @@ class _ReadMixture(torch.autograd.Function):
                 total_NH += piece.head.vjp(*rows, grad_CLK.flatten(0, 1), piece.parameter_grads)
             features_grad_MLH[chunk] = total_NH.view_as(features_MLH[chunk])
         cast = [None if g is None else g.to(p.dtype) for g, p in zip(parameter_grads, parameters, strict=True)]
-        return None, features_grad_MLH, blamed_ML - on_component_ML * each_ML, *cast
+        nothing = [None] * len(distributions)
+        return None, features_grad_MLH, blamed_ML - on_component_ML * each_ML, *nothing, *cast
 
 
 def _exponentiate_(logits_CLS: Float[Tensor, "C L S"]) -> tuple[Float[Tensor, "C L"], Float[Tensor, "C L"]]:
