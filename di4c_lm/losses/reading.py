@@ -193,7 +193,7 @@ class _ReadMixture(torch.autograd.Function):
         divergence_MR = torch.empty(num_positions, len(distributions), **options)
         component_M = torch.zeros(num_positions, **options)
         log_norm_ML = torch.empty(num_positions, num_lambdas, **options)
-        share_MLR = torch.empty(num_positions, num_lambdas, len(distributions), **options)
+        share_MRL = torch.empty(num_positions, len(distributions), num_lambdas, **options)
         each_ML = torch.zeros(num_positions, num_lambdas, **options)
         for chunk in plan.chunks():
             logits_CLS = plan.logits(features_MLH, chunk)
@@ -215,20 +215,19 @@ class _ReadMixture(torch.autograd.Function):
                 continue
             relative_CL = weight_CL / total_CL
             mean_CS = torch.bmm(relative_CL[:, None], logits_CLS).squeeze(1)
+            q_CRS = torch.stack(q_RCS, 1).to(mean_CS.dtype)
             if _has_rare(mean_CS, q_RCS):
                 log_joint_CLS = plan.logits(features_MLH, chunk).add_((log_weight_CL - log_norm_CL)[..., None])
                 log_mean_CS = log_joint_CLS.logsumexp(1)
-                respons_CLS = log_joint_CLS.softmax(1)
-                share_RCL = [torch.bmm(respons_CLS, q_CS[..., None].to(log_mean_CS.dtype))[..., 0] for q_CS in q_RCS]
+                share_MRL[chunk] = torch.bmm(q_CRS, log_joint_CLS.softmax(1).transpose(1, 2))
             else:
-                mean_CS.clamp_min_(_TINY)
-                share_RCL = [torch.bmm(logits_CLS, (q_CS / mean_CS)[..., None])[..., 0] * relative_CL for q_CS in q_RCS]
+                q_CRS.div_(mean_CS.clamp_min_(_TINY)[:, None])
+                share_MRL[chunk] = torch.bmm(q_CRS, logits_CLS.transpose(1, 2)).mul_(relative_CL[:, None])
                 log_mean_CS = mean_CS.log_()
-            share_MLR[chunk] = torch.stack(share_RCL, 2)
             for index, q_CS in enumerate(q_RCS):
                 divergence_MR[chunk, index] = kl_divergence(q_CS, log_mean_CS)
         ctx.plan = plan
-        ctx.save_for_backward(features_MLH, log_weight_ML, log_norm_ML, share_MLR, each_ML, *given)
+        ctx.save_for_backward(features_MLH, log_weight_ML, log_norm_ML, share_MRL, each_ML, *given)
         return target_MLT, divergence_MR, component_M
 
     @staticmethod
@@ -236,14 +235,14 @@ class _ReadMixture(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_target_MLT, grad_divergence_MR, grad_component_M = grads
         plan: _Plan = ctx.plan
-        features_MLH, log_weight_ML, log_norm_ML, share_MLR, each_ML, *given = ctx.saved_tensors
+        features_MLH, log_weight_ML, log_norm_ML, share_MRL, each_ML, *given = ctx.saved_tensors
         distributions, parameters = given[: plan.num_distributions], given[plan.num_distributions :]
         features_grad_MLH = torch.empty_like(features_MLH)
         parameter_grads = [
             torch.zeros_like(p, dtype=widest(p.dtype)) if needed else None
             for p, needed in zip(parameters, ctx.needs_input_grad[3 + len(distributions) :], strict=True)
         ]
-        blamed_ML = -(share_MLR * grad_divergence_MR[:, None]).sum(2)
+        blamed_ML = -(share_MRL * grad_divergence_MR[..., None]).sum(1)
         on_component_ML = -grad_component_M[:, None] * log_weight_ML.exp()
         # d target / d logits = onehot - p, d component_divergence / d logits = w (p - q).
         lost_ML = blamed_ML + grad_target_MLT.sum(2) + on_component_ML
@@ -274,7 +273,7 @@ def _exponentiate_(logits_CLS: Float[Tensor, "C L S"]) -> tuple[Float[Tensor, "C
 
 def _cross_entropy(q_CS: Float[Tensor, "C S"], logits_CLS: Float[Tensor, "C L S"]) -> Float[Tensor, "C L"]:
     """-Σ_v q(v) logit_j(v) of each component."""
-    return -torch.bmm(logits_CLS, q_CS.to(logits_CLS.dtype)[..., None])[..., 0]
+    return -torch.bmm(q_CS.to(logits_CLS.dtype)[:, None], logits_CLS.transpose(1, 2))[:, 0]
 
 
 def _has_rare(mean_CS: Float[Tensor, "C S"], weights_CS: Sequence[Float[Tensor, "C S"]]) -> bool:

@@ -35,6 +35,7 @@ class AdaLNMixture(TokenMixture):
     def __init__(self, settings: AdaLNSettings, network: Network) -> None:
         check(not network.takes_shifts, "mixture", "adaln", "token, codes or class_chain for a U-Net")
         super().__init__(settings, network)
+        self.is_late = self.inject_at > 0
         width, blocks = network.width, range(self.inject_at, network.config.num_blocks)
         self.latent_modulation = nn.ModuleDict({str(n): nn.Linear(width, 4 * width, bias=False) for n in blocks})
         for weight in self.latent_modulation.parameters():

@@ -84,7 +84,6 @@ class TokenMixture(Mixture):
         is_codebook, size = settings.distribution == "codebook", settings.codebook_size
         check(not is_codebook or size >= 1, "mixture.codebook_size", size, "at least 1")
         self.inject_at = block_number(settings.inject_at, network)
-        self.is_late = self.inject_at > 0
         if is_codebook:
             width = network.config.width if network.takes_shifts else network.width
             self.latent_codebook = nn.Embedding(size, width)

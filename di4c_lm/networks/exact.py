@@ -104,6 +104,11 @@ class ExactStages(DitStages):
         hidden = (self.seen == network.num_states - 1)[..., None]
         self.x = self.x + hidden * (self.log_p.exp() @ network.vocab_embed.embedding)
 
+    @property
+    def narrows(self) -> bool:
+        """See `BlockStages.narrows`: not, as `log_p` stands beside all that the blocks make."""
+        return False
+
     def _take(self, rows: Any) -> None:
         super()._take(rows)
         self.log_p = rows(self.log_p)

@@ -319,7 +319,7 @@ def predict_at(
     x_t: Int64[Tensor, "B D"],
     t: Float[Tensor, " B"],
     lam: Any,
-    cond: Int64[Tensor, "B *each"] | None,
+    cond: Tensor | None,
     at: Bool[Tensor, "B D"],
     **more: Any,
 ) -> Any:
