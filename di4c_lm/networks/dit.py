@@ -352,7 +352,7 @@ class DDiTBlock(TransformerBlock):
         within: Within | None = None,
         *,
         joined: Joined | None = None,
-        chosen: Int64[Tensor, "N Q"] | None = None,
+        chosen: Int64[Tensor, "K R"] | None = None,
     ) -> Float[Tensor, "K R H"]:
         """The block's first half, attention, at all places or the `chosen` ones; with what is `joined` to the stream before."""
         shift_1, scale_1, gate_1 = modulation(self.adaLN_modulation(cond)[:, None].chunk(6, dim=2)[:3], shift_scale)

@@ -165,6 +165,7 @@ class Calls:
         self._cached: tuple[Tensor, Tensor, Tensor] | None = (
             None  # sequences (B, D), where it has features, and these (B, 1, D, H)
         )
+        self._told = getattr(denoiser, "is_told_positions", False)
         self._timeless = getattr(getattr(denoiser, "config", None), "time_conditioning", True) is False
 
     def __call__(
@@ -193,15 +194,13 @@ class Calls:
         if num_run == 0:
             return None
         cond = None if self._cond is None else self._cond[run_B]
+        at_BD = torch.ones_like(x_BD, dtype=torch.bool) if at is None or not self._told else at
         if lam is None and cond is None and self._timeless:
-            return Call(
-                run_B, self._reused(x_BD, t_B, run_B, torch.ones_like(x_BD, dtype=torch.bool) if at is None else at)
-            )
+            return Call(run_B, self._reused(x_BD, t_B, run_B, at_BD))
         self.made += num_run * (2 if guidance else 1)
         asked = x_BD[run_B], t_B[run_B].float(), lam
         if not guidance:
-            at_R = torch.ones_like(asked[0], dtype=torch.bool) if at is None else at[run_B]
-            return Call(run_B, predict_at(self._denoiser, *asked, cond, at_R))
+            return Call(run_B, predict_at(self._denoiser, *asked, cond, at_BD[run_B]))
         together = getattr(self._denoiser, "guided", None) if every is None else None  # a mixture's, under one λ
         both = together(*asked, cond) if together else [self._denoiser(*asked, given) for given in (cond, None)]
         return Call(run_B, both[0], both[1], guidance)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from di4c_lm.losses.reading import Reading, mixture_marginals, read_mixture, sample_rows
+from di4c_lm.processes import denoiser
 from di4c_lm.processes.denoiser import LinearHead, Positions, row_chunks, rows_at_once
 from tests.losses.problem import FIELDS, SETTINGS, fields_of, random_problem, read_rows
 from tests.parity.given import check_values
@@ -40,6 +41,16 @@ def test_values_and_gradients_equal_the_oracle(arguments: dict[str, Any], chunk_
     exact, exact_gradients = problem.plain(torch.float64)
     torch.testing.assert_close(found, exact, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(gradients, exact_gradients, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("states_at_once", [1, 3])
+def test_the_backward_pass_goes_by_states_too(states_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(denoiser, "_STATES_ON_CPU", states_at_once)
+    for seed, scale in enumerate((0.1, 6.0)):
+        problem = random_problem(seed, 2, 3, 5, 8, scale=scale, with_impossible=True)
+        for chunk_rows in (0, 1, 4):
+            found, exact = problem.lean(torch.float64, chunk_rows), problem.plain(torch.float64)
+            torch.testing.assert_close(found, exact, rtol=1e-10, atol=1e-10)
 
 
 @FAST

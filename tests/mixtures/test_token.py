@@ -11,6 +11,7 @@ from di4c_lm.mixtures.adaln import AdaLNSettings
 from di4c_lm.mixtures.base import Latents
 from di4c_lm.mixtures.token import TokenSettings
 from di4c_lm.networks.base import sinusoid
+from di4c_lm.networks.unet import ResBlock
 from di4c_lm.processes.denoiser import NO_CLASS, Denoiser
 from tests.mixtures.helpers import gradients, on_dit, on_maskgit, on_unet, sampled, scalars
 from tests.networks.helpers import (
@@ -232,6 +233,49 @@ def test_on_pixels_each_row_is_a_prediction_of_its_own(distribution: Any) -> Non
             torch.testing.assert_close(alone[0, 0], whole[row, draw])
     assert not torch.allclose(whole[:, 0], whole[:, 1]), "λ matters"
     assert not torch.allclose(whole, mixture(x_t, t.flip(0), lam).log_probs()), "the time matters"
+
+
+@pytest.mark.parametrize("settings", WAYS)
+def test_the_last_block_runs_at_the_positions_asked_for(settings: TokenSettings) -> None:
+    """Features there, and gradients of them, are as ever; rows that are shared answer for all that ask; the block sees fewer places."""
+    network, x_t = on_dit(settings), tokens(2).repeat(2, 1)
+    at, lam = torch.zeros(4, LENGTH, dtype=torch.bool), sampled(network, 4, 3)
+    at[0, :3], at[1, 5], at[3, 1:3] = True, True, True
+    found = []
+    for asked in (None, at):
+        network.zero_grad()
+        features = network(x_t, half(4), lam, at=asked).features.transpose(1, 2)[at]
+        features.square().sum().backward()
+        found.append((features.detach(), gradients(network)))
+    torch.testing.assert_close(*found)
+    places: list[int] = []
+    network.network.blocks[-1].mlp.register_forward_hook(lambda _, inputs, __: places.append(inputs[0].shape[1]))
+    with torch.no_grad():
+        shared = network(x_t, half(4), lam, at=at).features.transpose(1, 2)[at]
+    torch.testing.assert_close(shared, found[0][0], rtol=1e-9, atol=1e-9)
+    assert places and max(places) < LENGTH
+
+
+@pytest.mark.parametrize("inject_at", [0, 2, -1])
+def test_on_pixels_what_comes_before_lambda_runs_once(inject_at: int) -> None:
+    """Of a late λ each row is what it is by itself, and blocks before it are not shifted."""
+    mixture, rows = on_unet(TokenSettings(inject_at=inject_at)), []
+    blocks = [module for module in mixture.network.modules() if isinstance(module, ResBlock)]
+    x_t, t, lam = images(2), torch.tensor([0.2, 0.7]), sampled(mixture, 2, 3)
+    handles = [block.conv1.register_forward_hook(lambda *_: rows.append(len(_[2]))) for block in blocks]
+    whole = mixture(x_t, t, lam).features
+    assert len(rows) == mixture.config.num_blocks == len(blocks)
+    first = inject_at % len(rows)
+    assert rows == [2] * first + [6] * (len(rows) - first)
+    for handle in handles:
+        handle.remove()
+    apart = mixture(x_t.repeat_interleave(3, 0), t.repeat_interleave(3), lam.one_a_row()).features
+    torch.testing.assert_close(apart.unflatten(0, (2, 3))[:, :, 0], whole)
+    assert not torch.allclose(whole[:, 0], whole[:, 1])
+    whole.square().sum().backward()
+    # by the order in which they run
+    shifted = {name for name, p in mixture.named_parameters() if ".dense1.weight" in name and p.grad is not None}
+    assert len(shifted) == len(rows) - first
 
 
 @pytest.mark.parametrize("freeze_backbone", [False, True])

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from di4c_lm.losses.di4c import Alpha, alpha
 from di4c_lm.losses.reading import Reading
+from di4c_lm.mixtures.base import Latents
 from di4c_lm.objectives.di4c import Di4C, Di4CObjective, weighted_terms
 from di4c_lm.objectives.teacher_step import TeacherStep, step_down
 from di4c_lm.processes.denoiser import Positions
@@ -260,6 +261,8 @@ def test_the_distillation_term_can_have_inputs_of_its_own_at_every_time() -> Non
     assert float(never(pixel_batch(*range(40)))[1]["distil"]) == 0
     own = seen[-1]
     assert len(own) == 40 * 3
+    fewer = on_pixels(distil_samples=2, **late)
+    assert fewer(pixel_batch(*range(40)))[1]["distil"] > 0
     assert float(own.min()) == pytest.approx(GAUSSIAN.min_time) and float(own.max()) <= GAUSSIAN.min_time + 0.01
     assert 0.3 < float((own == own.min()).double().mean()) < 0.7
 
@@ -319,3 +322,20 @@ def test_the_terms_are_weighed_as_published(shared: Path, case: str) -> None:
         terms = weighted_terms(chosen, reading, t_B, consistency_at=~low_B, distil_at=low_B)
         loss = torch.stack(list(terms.values())).sum(0).mean()
         assert float(loss) == pytest.approx(float(file[f"{run}_loss"]), rel=1e-5), run
+
+
+def test_fewer_samples_of_lambda_may_distil_each_as_often_as_another() -> None:
+    of, rng = on_pixels(distil_samples=2), KeyedRng(0, torch.arange(600))
+    student, asked = of.student.forward, []
+
+    def watch(x_t: Tensor, t: Tensor, lam: Latents, *rest: Any, **more: Any) -> Any:
+        asked.append(lam.value.flatten())
+        return student(x_t, t, lam, *rest, **more)
+
+    setattr(of.student, "forward", watch)  # noqa: B010
+    lam = Latents(torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1).expand(600, 3, 1))
+    assert of.own_distillation(pixel_batch(*range(600)).x, lam, rng).shape == (600,)
+    pairs = asked[0].view(600, 2)
+    assert bool((pairs[:, 0] != pairs[:, 1]).all())
+    for value in (0.1, 0.2, 0.3):
+        assert float((pairs - value).abs().min(1).values.lt(1e-6).double().mean()) == pytest.approx(2 / 3, abs=0.08)

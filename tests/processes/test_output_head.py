@@ -39,6 +39,31 @@ def test_gradients_that_nobody_wants_are_not_made() -> None:
     torch.testing.assert_close(OutputHead.vjp(output_head, features, torch.arange(N), gradient, [None, None]), found)
 
 
+@pytest.mark.parametrize("kind", ["linear", "tied", "logistic"])
+def test_pieces_are_the_head_of_some_states_each(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output_heads, "_STATES_ON_CPU", 4)
+    weight, bias, features, gradient = tensors()
+    tied = torch.cat([weight, weight[:2]]), torch.randn(3, S + 2).double()
+    head = {
+        "linear": LinearHead(weight, bias, impossible=S - 2),
+        "tied": LinearHead(*tied, impossible=S - 1, first_rows=S),
+        "logistic": LogisticHead(S),
+    }[kind]
+    features, positions = features[:, :2] if kind == "logistic" else features, torch.arange(N) % 3
+    found, expected = ([torch.ones_like(p) for p in head.parameters] for _ in range(2))
+    with torch.no_grad():
+        whole, logits, total_NH = head.logits(features, positions), [], torch.zeros_like(features)
+        for piece in head.pieces(found):
+            logits.append(piece.head.logits(features, positions))
+            assert logits[-1].shape[1] == piece.states.stop - piece.states.start
+            part = gradient[:, piece.states].clone()
+            total_NH += piece.head.vjp(features, positions, part, piece.parameter_grads)
+        torch.testing.assert_close(total_NH, head.vjp(features, positions, gradient.clone(), expected))
+    torch.testing.assert_close(torch.cat(logits, 1), whole)
+    torch.testing.assert_close(found, expected)
+    assert len(logits) == (1 if kind == "logistic" else 3)
+
+
 @pytest.mark.parametrize("states_at_once", [4, 2**13])
 def test_narrow_products_block_by_block(states_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(output_heads, "_STATES_ON_CPU", states_at_once)

@@ -29,6 +29,7 @@ from di4c_lm.samplers.trajectory import (
     sample,
     sample_keyed,
 )
+from tests.networks.helpers import dit, half, tokens
 from tests.samplers.helpers import (
     CHAIN,
     CHAIN_DATA,
@@ -351,6 +352,22 @@ def test_what_has_not_changed_is_not_run_again() -> None:
     x[2, 1] = 0
     assert torch.equal(features_of(calls, x), Joint(CORRELATED)(x, NOON.float()).features)
     assert calls.made == sum(net.calls) == 5
+
+
+def test_what_was_predicted_at_other_positions_is_run_again() -> None:
+    network = dit()
+    calls, x, noon = Calls(network), tokens(2), half(2).double()
+    found = []
+    for position in (0, 0, 4):
+        at = torch.zeros_like(x, dtype=torch.bool)
+        at[:, position] = True
+        call = calls(x, noon, at.any(1), torch.Generator(), at=at)
+        assert call is not None
+        found.append((calls.made, call.conditional.features[:, 0, position]))
+    assert [made for made, _ in found] == [2, 2, 4]
+    whole = network(x, half(2)).features[:, 0]
+    torch.testing.assert_close(found[1][1], whole[:, 0])
+    torch.testing.assert_close(found[2][1], whole[:, 4])
 
 
 def test_equal_sequences_share_a_run_and_are_counted_all() -> None:
