@@ -248,7 +248,8 @@ class _ReadMixture(torch.autograd.Function):
         lost_ML = blamed_ML + grad_target_MLT.sum(2) + on_component_ML
         pieces = list(plan.output_head.pieces(parameter_grads))
         for chunk in plan.chunks(max(piece.states.stop - piece.states.start for piece in pieces)):
-            rows, total_NH = plan.rows(features_MLH, chunk), 0
+            rows = plan.rows(features_MLH, chunk)
+            total_NH = torch.zeros_like(rows[0], dtype=log_norm_ML.dtype)
             for piece in pieces:
                 q_RCK = [q_MS[chunk, piece.states] for q_MS in distributions]
                 blame_RCK = [q_CK * -grad_divergence_MR[chunk, r, None] for r, q_CK in enumerate(q_RCK)]

@@ -354,8 +354,8 @@ def predictor(denoiser: Denoiser, cond: Int64[Tensor, "B *each"] | None = None) 
         run_B, x_0 = needed_BD.any(1), x_t.clone()
         if not bool(run_B.any()):
             return x_0
-        at_run = (None if of_all is None else of_all[run_B] for of_all in (lam, cond))
-        prediction = predict_at(denoiser, x_t[run_B], t[run_B].float(), *at_run, needed_BD[run_B])
+        lam, cond_R = (None if of_all is None else of_all[run_B] for of_all in (lam, cond))
+        prediction = predict_at(denoiser, x_t[run_B], t[run_B].float(), lam, cond_R, needed_BD[run_B])
         row_R = run_B.nonzero().squeeze(1)
 
         def choose(at: At, logits_NS: Tensor) -> Tensor:
