@@ -252,8 +252,10 @@ def test_the_last_block_runs_at_the_positions_asked_for(settings: TokenSettings)
     network.network.blocks[-1].mlp.register_forward_hook(lambda _, inputs, __: places.append(inputs[0].shape[1]))
     with torch.no_grad():
         shared = network(x_t, half(4), lam, at=at).features.transpose(1, 2)[at]
+        alone = [network.network(x_t, half(4), at=one, share=True).features[:, 0][at] for one in (None, at)]
     torch.testing.assert_close(shared, found[0][0], rtol=1e-9, atol=1e-9)
-    assert places and max(places) < LENGTH
+    torch.testing.assert_close(*alone, rtol=1e-9, atol=1e-9)
+    assert places and min(places) < LENGTH
 
 
 @pytest.mark.parametrize("inject_at", [0, 2, -1])
