@@ -31,6 +31,7 @@ class AdaLNMixture(TokenMixture):
     """λ embedded as for the token, and `latent_modulation`, shifts and scales of the two norms of each block from `inject_at` on."""
 
     codebook_std = 1.0
+    joins = False
 
     def __init__(self, settings: AdaLNSettings, network: Network) -> None:
         check(not network.takes_shifts, "mixture", "adaln", "token, codes or class_chain for a U-Net")

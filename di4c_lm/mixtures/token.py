@@ -75,6 +75,7 @@ class TokenMixture(Mixture):
     """λ embedded, and its token; `latent_projection` as published, or `latent_codebook`."""
 
     codebook_std: ClassVar[float | None] = None  # at first; None: `init_scale`
+    joins: ClassVar[bool] = True  # whether λ is a token, where the network is a transformer
     latent_codebook: nn.Embedding
     latent_projection: nn.Sequential
     settings: TokenSettings
@@ -117,9 +118,10 @@ class TokenMixture(Mixture):
         return min(limit, self.settings.codebook_size) if self.settings.distribution == "codebook" else limit
 
     def rows_by_block(self, num_lambdas: int) -> list[float]:
-        """See `Mixture.rows_by_block`: L from where λ enters on."""
+        """See `Mixture.rows_by_block`: L from where λ enters on, less what the network makes once where a token joins."""
         late = self.network.config.num_blocks - self.inject_at
-        return [1.0] * self.inject_at + [float(num_lambdas)] * late
+        shared = self.network.joined_share * (num_lambdas - 1) if self.joins else 0.0
+        return [1.0] * self.inject_at + [num_lambdas - shared] + [float(num_lambdas)] * (late - 1)
 
     def forward(
         self, x_t: Tensor, t: Tensor, lam: Latents | None = None, cond: Tensor | None = None, **known: Any

@@ -176,7 +176,8 @@ class BlockStages(Stages):
         for index in range(self._next, end):
             how: dict[str, Any] = {} if self._joined is None else {"joined": self._joined}
             if index == len(self._blocks) - 1 and self.asked is not None and self.narrows:
-                how["chosen"] = self._chosen_NQ = self._choose(self.asked)
+                self._chosen_NQ = self._choose(self.asked)
+                how |= {} if self._chosen_NQ is None else {"chosen": self._chosen_NQ}
             block = self._blocks[index]
             self._through(partial(block, **how) if how else block, None if shift_scale is None else shift_scale(index))
             self._joined = None
@@ -225,16 +226,16 @@ class BlockStages(Stages):
         self._through(self._blocks[-1].feed, of_mlp)
         return self._features(of_output).unflatten(0, (num_batch, num_lambdas))
 
-    def _choose(self, asked_BD: Bool[Tensor, "B D"]) -> Int64[Tensor, "N Q"]:
-        """Of each row of the stream as many positions as are asked for in any, those that are asked for first."""
+    def _choose(self, asked_BD: Bool[Tensor, "B D"]) -> Int64[Tensor, "N Q"] | None:
+        """Of each row of the stream as many positions as are asked for in any, those that are asked for first; None for all."""
         num_rows, row_B = len(self.x if self._joined is None else self._joined.token), self._row_B
         if row_B is None:
             asked_ND = asked_BD.repeat_interleave(num_rows // len(asked_BD), 0)
         else:  # of all sequences that share the row
             count_ND = torch.zeros(num_rows, asked_BD.shape[1], device=asked_BD.device)
             asked_ND = count_ND.index_add(0, row_B, asked_BD.float()) > 0
-        order_ND = asked_ND.int().argsort(dim=1, descending=True, stable=True)
-        return order_ND[:, : max(1, int(asked_ND.sum(1).max()))]
+        most, order_ND = int(asked_ND.sum(1).max()), asked_ND.int().argsort(dim=1, descending=True, stable=True)
+        return None if most == self.num_positions else order_ND[:, : max(1, most)]
 
     def _through(self, part: Callable[..., Tensor], shift_scale: Tensor | None) -> None:
         self.x = self.network.run(part, self.x, shift_scale, *self.given)
@@ -311,6 +312,7 @@ class Network(nn.Module, ABC):
     has_latents: ClassVar[bool] = False
     is_told_positions: ClassVar[bool] = True  # see `predict_at`
     shares_backbone: ClassVar[bool] = False
+    joined_share: ClassVar[float] = 0.0  # of a block's products, what is made once where a token joins equal rows
     takes_shifts: ClassVar[bool] = False  # whether λ can shift it inside, in the published way of the U-Net
     config: Any
     sizes: dict[str, Any]

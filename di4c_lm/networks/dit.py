@@ -91,6 +91,8 @@ class DIT(Network):
       x_0 given all other positions; p(x_0 = v | x_t) ~ e^c(v) q(x_t | x_0 = v) then gives the same reverse step (see `UniformHead`).
     """
 
+    joined_share = 3 / 12  # what attention reads
+
     def __init__(self, model: DitConfig, *, num_states: int) -> None:
         super().__init__()
         self.config = model
