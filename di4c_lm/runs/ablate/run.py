@@ -102,7 +102,7 @@ def run_given(
     from di4c_lm.runs.ablate.given import Bench
 
     if setting is not None:
-        train_text(study, setting, seed, folder, threads)
+        train_text(study, setting, seed, folder, threads, "eval.skip=true")
     config = study.config(setting, seed, f"run.threads={threads}")
     bench = Bench.of(config, **how)
     if setting is None:
@@ -110,9 +110,9 @@ def run_given(
     return bench.student_rows(folder, config.eval.steps)
 
 
-def train_text(study: Study, setting: str, seed: int, folder: Path, threads: int) -> None:
-    """A run of text in `folder`, as `di4c train` makes it."""
-    place = (f"run.dir={folder}", f"run.threads={threads}")
+def train_text(study: Study, setting: str, seed: int, folder: Path, threads: int, *more: str) -> None:
+    """A run of text in `folder`, as `di4c train` makes it; `more` of its settings."""
+    place = (f"run.dir={folder}", f"run.threads={threads}", *more)
     with _to_the_end():
         status = recipe.run(DOMAIN, study.config(setting, seed, *place), study.rounds(setting, seed, *place))
         if status:
