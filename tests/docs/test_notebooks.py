@@ -1,6 +1,7 @@
 """The notebooks run from the top, quickly, and are kept with what they print."""
 
 import os
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,9 @@ SECONDS = 120  # of the process's own time, so that a busy machine changes nothi
 
 
 def kinds(notebook: nbformat.NotebookNode) -> list[list[str]]:
-    """Of each cell of code, the kinds of its outputs."""
-    return [[one.output_type for one in cell.outputs] for cell in notebook.cells if cell.cell_type == "code"]
+    """Of each cell of code, the kinds of its outputs, one after the other; of a slow cell a kernel may send one output in parts."""
+    of_cells = [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
+    return [[kind for kind, _ in groupby(one.output_type for one in outputs)] for outputs in of_cells]
 
 
 @pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
