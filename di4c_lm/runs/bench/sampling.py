@@ -1,4 +1,4 @@
-"""Seconds a step and tokens/s of ancestral sampling, ours against the published way:
+"""Seconds a step and tokens/s of sampling, ours against the published way:
 
     di4c bench sampling steps=16 B=4 D=256 S=50258 H=768 blocks=2 heads=12 threads=2 [--json]
 
@@ -11,7 +11,7 @@ tells what λ costs. Seconds a step are those of a trajectory over `steps`, or w
 import functools
 import time
 from collections.abc import Callable
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 
@@ -33,10 +33,13 @@ from di4c_lm.samplers.trajectory import sample
 
 @section
 class Settings(BenchSettings):
-    """Seconds a step and tokens/s of ancestral sampling: ours, the published way, and ours without λ."""
+    """Seconds a step and tokens/s of sampling: ours, the published way (ancestral), and ours without λ."""
 
     steps: int = setting(16, "sampling steps")
     at: float = setting(0.0, "time of the one step that is taken, one of `steps`, by all ways but plain; 0: all steps")
+    sampler: Literal["ancestral", "left_to_right"] = setting(
+        "ancestral", "which positions a step reveals, by all ways but plain"
+    )
     B: int = setting(4, "sequences in a batch")
     D: int = setting(256, "positions in a sequence")
     S: int = setting(50258, "states: the vocabulary and MASK")
@@ -113,12 +116,18 @@ def measure(way: str, settings: Settings) -> dict[str, float]:
         rng = torch.Generator(device).manual_seed(1)
         if settings.at:
             x_0 = torch.randint(settings.S - 1, x_init.shape, generator=rng, device=device)
-            t_B = at.expand(settings.B)
-            x_t, reverse = process.corrupt(x_0, t_B, rng), predictor(cast(Denoiser, network))
+            t_B, predict = at.expand(settings.B), predictor(cast(Denoiser, network))
+            place_BD = torch.arange(settings.D, device=device).expand_as(x_0)
+            known = round(settings.D * (1 - settings.at))
+            needed_BD = (place_BD >= known) & (place_BD < known + settings.D / settings.steps)
             with torch.no_grad():
-                process.reverse(x_t, reverse, t_B, t_B - 1 / settings.steps, rng)
+                if settings.sampler == "left_to_right":
+                    predict(torch.where(place_BD < known, x_0, x_init), t_B, needed_BD, rng)
+                else:
+                    process.reverse(process.corrupt(x_0, t_B, rng), predict, t_B, t_B - 1 / settings.steps, rng)
             return 1.0
-        return sample(cast(Denoiser, network), process, x_init, uniform_grid(steps), rng).nfe
+        how: Any = {"sampler": settings.sampler}
+        return sample(cast(Denoiser, network), process, x_init, uniform_grid(steps), rng, **how).nfe
 
     def plain(steps: int) -> float:
         torch.manual_seed(1)
