@@ -58,7 +58,7 @@ def test_sampling() -> None:
         ("mixture=codes",),
         ("mixture=class_chain", "classes=5", "positions=revealed", "matmul=bf16", "at=0.7"),
         ("mixture=sequential", "candidates=5", "positions=revealed"),
-        ("mixture=sequential", "sampler=left_to_right", "at=0.5"),
+        ("mixture=sequential", "sampler=left_to_right", "at=0.7"),
     ],
 )
 def test_what_lambda_costs_in_sampling(words: tuple[str, ...]) -> None:
