@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from typing import ClassVar, final
 
-from jaxtyping import Int64
+from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from di4c_lm.core.settings import section
-from di4c_lm.processes.masked import MaskedProcess
+from di4c_lm.processes.masked import MaskedProcess, Schedule
 from di4c_lm.samplers.first_hitting import remaining
 from di4c_lm.samplers.trajectory import Trajectory
 
@@ -27,11 +27,21 @@ class LeftToRight:
 
     def steps(self, trajectory: Trajectory, x: Int64[Tensor, "B D"]) -> Iterator[Int64[Tensor, "B D"]]:
         """One state an interval."""
-        process, times = trajectory.needs(MaskedProcess), trajectory.times
+        process = trajectory.needs(MaskedProcess)
         masked_BD = process.unknown(x)
-        num_B, rank_BD = masked_BD.sum(1), masked_BD.cumsum(1)
-        for index in trajectory.steps(len(times) - 1):
-            shown_B = num_B - remaining(process.schedule, num_B, times[0], times[index + 1])
-            where_BD = process.unknown(x) & (rank_BD <= shown_B[:, None])
-            x = trajectory.predict(x, trajectory.every(times[index]), where_BD)
+        for t, s in trajectory.intervals():
+            x = trajectory.predict(x, trajectory.every(t), span(process.schedule, masked_BD, trajectory.times[0], t, s))
             yield x
+
+
+def span(
+    schedule: Schedule,
+    masked_BD: Bool[Tensor, "B D"],
+    start: Float64[Tensor, "..."],
+    t: Float64[Tensor, "..."],
+    s: Float64[Tensor, "..."],
+) -> Bool[Tensor, "B D"]:
+    """Which of the positions that are masked at `start` the step from t to s reveals; times of all sequences, or one each."""
+    num_B, rank_BD = masked_BD.sum(1), masked_BD.cumsum(1)
+    before_B, after_B = (num_B - remaining(schedule, num_B, start, time) for time in (t, s))
+    return masked_BD & (rank_BD > before_B[:, None]) & (rank_BD <= after_B[:, None])

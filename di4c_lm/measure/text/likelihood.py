@@ -24,7 +24,7 @@ from di4c_lm.processes.categorical import kl_divergence
 from di4c_lm.processes.denoiser import Positions
 from di4c_lm.processes.masked import NEVER
 from di4c_lm.processes.rng import KeyedRng, Rng, uniform
-from di4c_lm.samplers.first_hitting import remaining
+from di4c_lm.samplers.left_to_right import span
 
 
 @torch.no_grad()
@@ -71,12 +71,9 @@ def sampled_step(
     t_B, s_B = (step_B + 1) / steps, step_B / steps
     may_be_BD = torch.arange(shape[1], device=device) >= process.given if learned is None else learned
     if left_to_right:
-        num_B, rank_BD = may_be_BD.expand(shape).sum(1), may_be_BD.cumsum(-1)
-        before_B, after_B = (
-            num_B - remaining(process.schedule, num_B, torch.ones_like(t_B), u_B) for u_B in (t_B, s_B)
-        )
-        is_masked_BD = may_be_BD & (rank_BD > before_B[:, None])
-        return torch.where(is_masked_BD, process.mask_id, x_BD), t_B, is_masked_BD & (rank_BD <= after_B[:, None])
+        every_BD, one = may_be_BD.expand(shape), torch.ones_like(t_B)
+        masked_BD = span(process.schedule, every_BD, one, t_B, torch.zeros_like(t_B))
+        return torch.where(masked_BD, process.mask_id, x_BD), t_B, span(process.schedule, every_BD, one, t_B, s_B)
     at_t_B = process.schedule.mask_prob(t_B)
     still_B = at_t_B / process.schedule.mask_prob(torch.ones_like(t_B))  # the sampler starts from MASK alone
     x_t = torch.where((uniform(rng, shape, device) < still_B[:, None]) & may_be_BD, process.mask_id, x_BD)
