@@ -338,9 +338,13 @@ class Mixture(nn.Module, ABC):
         return self.network(x_t, t, None, cond, at=at, drive=partial(self._drive, lam=lam), share=self.is_late)
 
     def _drive(self, stages: Stages, lam: Latents) -> Rows:
-        if stages.asked is not None and self.settings.reads_features and self.joint_over == "masked":
-            stages.asked = stages.asked | stages.unknown  # all of which have a part in what is said of some
+        if stages.asked is not None:
+            stages.asked = self.reads_at(stages.asked, stages.unknown, lam)
         return self.drive(stages, lam)
+
+    def reads_at(self, asked: Bool[Tensor, "B D"], unknown: Bool[Tensor, "B D"], lam: Latents) -> Bool[Tensor, "B D"]:
+        """The positions whose features have a part in what is said under λ of those `asked` for."""
+        return asked | unknown if self.settings.reads_features and self.joint_over == "masked" else asked
 
     def check(self, x_t: Int64[Tensor, "B D"], lam: Latents) -> None:
         """Raise `ValueError` for λ of another shape than (B, L >= 1, K)."""

@@ -8,9 +8,11 @@ so the marginals stay those of the network, and all that is learned is how token
 model (Brown et al. 1992) as a copula, gated by what the network knows of both positions. The chain is fitted to its marginals by Sinkhorn
 iterations, so that whatever the pair potentials are, they are (nearly) kept.
 
-The chain goes through all unknown positions, whose classes take the output head at each of them (`positions=masked`), or through those
-alone that a step reveals, or that a likelihood asks for (`revealed`): then the head is run once a token in all. That is another
-distribution with the same marginals: positions that are further apart are tied by the gates, which know their distance.
+The chain goes through all unknown positions (`positions=masked`), whose classes take the output head at each of them. What a step reveals
+depends on what is between, and hardly on what is further off, since each tie is mixed with independence: so the chain is made where
+it is asked for, and where two positions of that are within `reach`, and begins anew behind a longer gap with the network's own
+distribution. With `positions=revealed` it goes through what is asked for alone, so that the head is run once a token in all. That is
+another distribution with the same marginals: positions that are further apart are tied by the gates, which know their distance.
 """
 
 import functools
@@ -73,6 +75,9 @@ class ClassChainSettings(MixtureSettings):
     positions: Literal["masked", "revealed"] = setting(
         "masked", "that the chain goes through: all that are masked, or those alone that a step reveals, for less"
     )
+    reach: int = setting(
+        4, "links from masked to next masked position, over which two that a step reveals are tied; 0: any number"
+    )
     matmul_dtype: Literal["same", "bfloat16"] = setting(
         "same", "type of the products that say the distribution of each position's class, in sampling alone"
     )
@@ -82,7 +87,7 @@ class ClassChainSettings(MixtureSettings):
 
     def __post_init__(self) -> None:
         at_least(self, 1, "codebook_size", "relations", "sinkhorn_iterations")
-        at_least(self, 0, "rank", "sinkhorn_tolerance")
+        at_least(self, 0, "rank", "sinkhorn_tolerance", "reach")
         positive(self, "init_scale", "sharpness")
         free = self.combine == "copula" or not self.sinkhorn_tolerance
         check(
@@ -93,6 +98,12 @@ class ClassChainSettings(MixtureSettings):
         )
         keeps = self.combine == "copula" or self.positions == "masked"
         check(keeps, "positions", self.positions, "masked where combine=product_of_experts, which keeps no marginals")
+
+    def unused(self) -> dict[str, str]:
+        """Keys without effect, each with the reason."""
+        if self.positions == "revealed":
+            return {"reach": "where positions=revealed"}
+        return {"reach": "where combine=product_of_experts"} if self.combine == "product_of_experts" else {}
 
     @property
     def has_marginals(self) -> bool:
@@ -306,6 +317,10 @@ class ClassChainMixture(CodedMixture):
         allowed = "masked over a network of another process, where all is unknown"
         check(is_masked or settings.positions == "masked", "mixture.positions", settings.positions, allowed)
         super().__init__(settings, network, shares_backbone=settings.freeze_backbone)
+        # Experts have no marginals to begin anew with; over another process all is asked for.
+        self._cuts = (
+            bool(settings.reach) and is_masked and settings.combine == "copula" and settings.positions == "masked"
+        )
         self.latent_head = ClassHead(settings, network.width, network.num_states)
         if network.image_shape is not None:
             self.latent_colour = nn.Embedding(network.image_shape[2], network.width)
@@ -325,6 +340,12 @@ class ClassChainMixture(CodedMixture):
     def joint_over(self) -> str:
         """See `Mixture.joint_over`."""
         return self.settings.positions
+
+    def reads_at(self, asked: Bool[Tensor, "B D"], unknown: Bool[Tensor, "B D"], lam: Latents) -> Bool[Tensor, "B D"]:
+        """See `Mixture.reads_at`: to sample classes from, what is far from all that is asked for has hardly a part."""
+        if self._cuts and not lam.enumerated:
+            return within_reach(asked, unknown, self.settings.reach)[0]
+        return super().reads_at(asked, unknown, lam)
 
     def num_calls(self, limit: int) -> int:
         """See `Mixture.num_calls`: 1, for all classes."""
@@ -348,7 +369,11 @@ class ClassChainMixture(CodedMixture):
         if self.settings.positions == "revealed":
             more = self.latent_head, context_BDW, orders, lam, None, stages.segments
             return RevealedRows(features_BDH[:, None], stages.output_head, *more)
-        asked = features_BDH, stages.unknown, stages.output_head, context_BDW, orders, stages.segments
+        through, segments = stages.unknown, stages.segments
+        if self._cuts and not lam.enumerated and stages.asked is not None:
+            through, piece = within_reach(stages.asked, through, self.settings.reach)
+            segments = piece if segments is None else segments * (piece.shape[1] + 1) + piece
+        asked = features_BDH, through, stages.output_head, context_BDW, orders, segments
         every: EveryClass = self.latent_head(*asked, to_sample=not lam.enumerated)
         return every if lam.enumerated else every.under(every.codes(lam))
 
@@ -369,6 +394,22 @@ class ClassChainMixture(CodedMixture):
         return [
             boustrophedon(shape, along).to(device) for along in (("rows", "columns") if order == "turns" else (order,))
         ]
+
+
+def within_reach(
+    asked: Bool[Tensor, "B D"], unknown: Bool[Tensor, "B D"], reach: int
+) -> tuple[Bool[Tensor, "B D"], Int64[Tensor, "B D"]]:
+    """The positions asked for, with the unknown ones between any two of them that are at most `reach` links apart; and pieces.
+
+    A link goes from one unknown position to the next. Positions of different pieces have a gap between them, over which none are tied.
+    """
+    unknown = unknown | asked
+    link_BD = unknown.cumsum(1)
+    never = reach + 1
+    before_BD = torch.where(asked, link_BD, -never).cummax(1)[0]
+    after_BD = torch.where(asked, link_BD, never + asked.shape[1]).flip(1).cummin(1)[0].flip(1)
+    through_BD = unknown & (after_BD - before_BD <= reach)
+    return through_BD, (unknown & ~through_BD).cumsum(1)
 
 
 @functools.cache

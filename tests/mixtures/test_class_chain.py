@@ -12,12 +12,12 @@ from torch import Tensor
 
 from di4c_lm.domains.text.settings import TextSettings
 from di4c_lm.mixtures.base import Chained, Latents, Mixture
-from di4c_lm.mixtures.class_chain import ClassChainSettings, ClassHead, RevealedRows, boustrophedon
+from di4c_lm.mixtures.class_chain import ClassChainSettings, ClassHead, RevealedRows, boustrophedon, within_reach
 from di4c_lm.mixtures.class_outputs import EveryClass
 from di4c_lm.mixtures.class_relations import ClassChain, EitherChain, PairPotentials
 from di4c_lm.networks.base import Rows
 from di4c_lm.objectives.likelihood import Likelihood
-from di4c_lm.processes.denoiser import LinearHead, Positions, sample_along
+from di4c_lm.processes.denoiser import LinearHead, Positions, predict_at, sample_along
 from tests.losses import oracle
 from tests.losses.problem import FIELDS, fields_of
 from tests.mixtures.helpers import enumerated, on_dit, on_maskgit, on_unet, sampled
@@ -505,6 +505,82 @@ def test_a_chain_goes_through_what_is_asked_for_alone(monkeypatch: pytest.Monkey
 
 
 @torch.no_grad()
+def test_a_step_samples_classes_within_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the chain through all that is masked, whose marginals are kept exactly; the head is run at what is needed and between alone."""
+    num = 20_000
+    part = torch.tensor([[True, False, False, True, False, False]])
+    assert UNKNOWN[0].tolist() == [True, True, False, True, False, True], (
+        "one between the two that are needed, and one behind"
+    )
+    x_t, where, t = sequences()[1][:1].expand(num, -1), part.expand(num, -1), half(num)
+
+    def strongly_tied(reach: int) -> Any:
+        mixture = on_dit(chosen(sinkhorn_tolerance=1e-7, reach=reach))
+        mixture.latent_head.relation.copy_(3 * torch.eye(CLASSES).expand_as(mixture.latent_head.relation))
+        return mixture
+
+    every = every_class(strongly_tied(0), x_t[:1])
+    (p_T,) = every.chain.log_prob(_of_both(every.chain.num_windows, (0, 3))[None]).exp()
+    asked, logits_of = set[int](), LinearHead.logits
+
+    def counted(head: LinearHead, features_NH: Tensor, positions_N: Tensor) -> Tensor:
+        asked.update(positions_N.tolist())
+        return logits_of(head, features_NH, positions_N)
+
+    monkeypatch.setattr(LinearHead, "logits", counted)
+
+    def frequencies(reach: int) -> Tensor:
+        mixture = strongly_tied(reach)
+        asked.clear()
+        lam = mixture.sample_latents(num, 1, torch.Generator().manual_seed(0), torch.device("cpu"))
+        rows: Any = predict_at(mixture, x_t, t, lam, None, where)
+        code_N = (rows.features[:, 0, [0, 3], -1].long() * torch.tensor([CLASSES, 1])).sum(1)
+        return torch.bincount(code_N, minlength=CLASSES**2) / num
+
+    error = 4 / (2 * num**0.5)
+    assert float((frequencies(2) - p_T).abs().max()) < error
+    assert asked == {0, 1, 3}
+    p_CC = p_T.view(CLASSES, CLASSES)
+    product_T = (p_CC.sum(1, keepdim=True) * p_CC.sum(0)).flatten()
+    assert float((frequencies(1) - product_T).abs().max()) < error < float((product_T - p_T).abs().max())
+    assert asked == {0, 3}
+    assert float((frequencies(0) - p_T).abs().max()) < error
+    assert asked == {0, 1, 3, 5}
+
+
+def _of_both(num_windows: int, at: tuple[int, int]) -> Tensor:
+    """log emissions (W, T, L) that say one of the T = L² pairs of classes of two windows each."""
+    log_e = torch.zeros(num_windows, CLASSES**2, CLASSES, dtype=torch.float64)
+    for window, place in zip(at, (0, 1), strict=True):
+        says = torch.tensor([pair[place] for pair in itertools.product(range(CLASSES), repeat=2)])
+        log_e[window] = torch.where(torch.arange(CLASSES) == says[:, None], 0.0, -torch.inf)
+    return log_e
+
+
+def test_what_is_between_is_found_by_links() -> None:
+    unknown = torch.tensor([[1, 1, 0, 1, 0, 1, 1, 1, 1]]).bool()
+    asked = torch.tensor([[1, 0, 0, 1, 0, 0, 0, 0, 1]]).bool()
+    for reach, expected in ((1, [0, 3, 8]), (2, [0, 1, 3, 8]), (3, [0, 1, 3, 8]), (4, [0, 1, 3, 5, 6, 7, 8])):
+        through, piece = within_reach(asked, unknown, reach)
+        assert through[0].nonzero()[:, 0].tolist() == expected
+        tied = [int(piece[0, a]) == int(piece[0, b]) for a, b in itertools.pairwise(expected)]
+        assert tied == [one not in {(0, 3), (3, 8)} for one in itertools.pairwise(expected)]
+    assert not within_reach(torch.zeros_like(asked), unknown, 9)[0].any()
+
+
+@pytest.mark.parametrize("positions", ["masked", "revealed"])
+@torch.no_grad()
+def test_what_is_not_asked_for_need_not_be_known(positions: str) -> None:
+    """Of a network that is told what will be read: the features elsewhere may be anything."""
+    mixture, (x_0, x_t) = on_dit(chosen(positions=positions)), sequences()
+    where = Positions.where(UNKNOWN & (torch.arange(LENGTH) % 2 == 1))
+    target = where.gather(x_0)[:, None]
+    whole = mixture(x_t, half(3), enumerated(mixture, 3))
+    told = predict_at(mixture, x_t, half(3), enumerated(mixture, 3), None, where.among(LENGTH))
+    torch.testing.assert_close(told.read(where, target).joint, whole.read(where, target).joint)
+
+
+@torch.no_grad()
 def test_what_is_revealed_is_sampled_by_its_chain() -> None:
     """With λ summed out a walk has the joint probability of what is sampled; else it goes by the classes that λ stands for."""
     x_0, x_t = sequences()
@@ -588,4 +664,8 @@ def test_impossible_settings_are_refused() -> None:
         on_unet(chosen(positions="revealed"), shape=(2, 2, 1))
     with pytest.raises(ValueError, match="mixture.positions must be masked over a network of another process"):
         on_dit(chosen(positions="revealed"), process="uniform", time_conditioning=True)
+    with pytest.raises(ValueError, match="reach must be at least 0, got -1"):
+        chosen(reach=-1)
+    assert not chosen().unused() and chosen(positions="revealed").unused() == {"reach": "where positions=revealed"}
+    assert chosen(combine="product_of_experts").unused() == {"reach": "where combine=product_of_experts"}
     assert chosen().has_marginals and not chosen(positions="revealed").has_marginals

@@ -28,6 +28,7 @@ from di4c_lm.runs.bench.frame import BenchSettings, run_benchmark
 from di4c_lm.runs.bench.measure import randomise
 from di4c_lm.runs.bench.plain import sample_text
 from di4c_lm.samplers.grids import uniform_grid
+from di4c_lm.samplers.left_to_right import span
 from di4c_lm.samplers.trajectory import sample
 
 
@@ -82,21 +83,19 @@ class Settings(BenchSettings):
 
 def mixture_of(settings: Settings) -> MixtureSettings:
     """The mixture that is measured."""
-    mixtures: dict[str, MixtureSettings] = {
-        "none": NoMixture(),
-        "token": TokenSettings(),
-        "codes": CodesSettings(window=1, codebook_size=16),
-        "class_chain": ClassChainSettings(
-            codebook_size=settings.classes,
-            positions=settings.positions,
-            matmul_dtype="bfloat16" if settings.matmul == "bf16" else "same",
-            freeze_backbone=False,
-        ),
-        "sequential": SequentialSettings(
-            candidates=settings.candidates, positions=settings.positions, freeze_backbone=False
-        ),
-    }
-    return mixtures[settings.mixture]
+    together: dict[str, Any] = {"positions": settings.positions, "freeze_backbone": False}
+    match settings.mixture:
+        case "class_chain":
+            narrow = "bfloat16" if settings.matmul == "bf16" else "same"
+            return ClassChainSettings(codebook_size=settings.classes, matmul_dtype=narrow, **together)
+        case "sequential":
+            return SequentialSettings(candidates=settings.candidates, **together)
+        case "codes":
+            return CodesSettings(window=1, codebook_size=16)
+        case "token":
+            return TokenSettings()
+        case "none":
+            return NoMixture()
 
 
 def measure(way: str, settings: Settings) -> dict[str, float]:
@@ -116,15 +115,17 @@ def measure(way: str, settings: Settings) -> dict[str, float]:
         rng = torch.Generator(device).manual_seed(1)
         if settings.at:
             x_0 = torch.randint(settings.S - 1, x_init.shape, generator=rng, device=device)
-            t_B, predict = at.expand(settings.B), predictor(cast(Denoiser, network))
-            place_BD = torch.arange(settings.D, device=device).expand_as(x_0)
-            known = round(settings.D * (1 - settings.at))
-            needed_BD = (place_BD >= known) & (place_BD < known + settings.D / settings.steps)
+            t_B, s_B = at.expand(settings.B), at.expand(settings.B) - 1 / settings.steps
+            predict, start_B = predictor(cast(Denoiser, network)), torch.ones_like(t_B)
             with torch.no_grad():
                 if settings.sampler == "left_to_right":
-                    predict(torch.where(place_BD < known, x_0, x_init), t_B, needed_BD, rng)
+                    shown, needed = (
+                        span(process.schedule, process.unknown(x_init), start_B, *ends)
+                        for ends in ((start_B, t_B), (t_B, s_B))
+                    )
+                    predict(torch.where(shown, x_0, x_init), t_B, needed, rng)
                 else:
-                    process.reverse(process.corrupt(x_0, t_B, rng), predict, t_B, t_B - 1 / settings.steps, rng)
+                    process.reverse(process.corrupt(x_0, t_B, rng), predict, t_B, s_B, rng)
             return 1.0
         how: Any = {"sampler": settings.sampler}
         return sample(cast(Denoiser, network), process, x_init, uniform_grid(steps), rng, **how).nfe
