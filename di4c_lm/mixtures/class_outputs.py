@@ -45,10 +45,9 @@ class ClassTable:
         return self.log_p.T.contiguous()
 
 
-@final
 @dataclass(frozen=True)
-class ChosenClassHead(OutputHead):
-    """`inner` under one class a position: p(x | z) up to its normaliser. The last of the features is the number of the class."""
+class TabledHead(OutputHead):
+    """`inner`, the network's head, with the classes of its states."""
 
     inner: OutputHead
     table: ClassTable
@@ -62,6 +61,12 @@ class ChosenClassHead(OutputHead):
     def parameters(self) -> tuple[Tensor, ...]:
         """The inner head's, then the table."""
         return (*self.inner.parameters, self.table.log_p)
+
+
+@final
+@dataclass(frozen=True)
+class ChosenClassHead(TabledHead):
+    """The head under one class a position: p(x | z) up to its normaliser. The last of the features is the number of the class."""
 
     def logits(self, features_NH: Float[Tensor, "N H"], positions_N: Int64[Tensor, " N"]) -> Float[Tensor, "N S"]:
         """log p(x | z) but for its normaliser."""
@@ -80,19 +85,11 @@ def _of_inner(inner: OutputHead, features_MH: Float[Tensor, "M H"]) -> Float[Ten
 
 @final
 @dataclass(frozen=True)
-class ClassOutputHead(OutputHead):
-    """`inner`, the network's head with p(x), and log c(z | x): L classes cost one pass of the inner head.
+class ClassOutputHead(TabledHead):
+    """The head with p(x), and log c(z | x): L classes cost one pass of the inner head.
 
     Features carry a tail behind the network's own: log Σ_x exp logit(x), and log p(z) of all classes.
     """
-
-    inner: OutputHead
-    table: ClassTable
-
-    @property
-    def num_states(self) -> int:
-        """S."""
-        return self.inner.num_states
 
     @property
     def log_class(self) -> Float[Tensor, "S L"]:
@@ -103,11 +100,6 @@ class ClassOutputHead(OutputHead):
     def num_classes(self) -> int:
         """L."""
         return self.log_class.shape[1]
-
-    @property
-    def parameters(self) -> tuple[Tensor, ...]:
-        """The inner head's, then the table."""
-        return (*self.inner.parameters, self.log_class)
 
     def logits(self, features_NH: Float[Tensor, "N H"], positions_N: Int64[Tensor, " N"]) -> Float[Tensor, "N S"]:
         """Those of the network by itself."""
