@@ -29,6 +29,7 @@ from di4c_lm.processes.masked import LogLinear, MaskedProcess
 from di4c_lm.processes.uniform import UniformProcess
 
 _EPS = 1e-5
+_TIED_STD = 0.02  # initial standard deviation of an embedding that is the output head too
 _OF_X_T = 2  # features of the uniform process that are not the network's
 
 
@@ -52,6 +53,7 @@ class DitConfig:
         True, "norms and gates are set by the noise level (adaLN); without, there is no input for it (RADD)"
     )
     norm_bias: bool = setting(False, "norms have biases (RADD)")
+    tied: bool = setting(False, "the output head has the embedding's weights, and a bias of its own")
     output: Literal["logits", "scores", "scaled_scores"] = setting(
         "logits",
         "output layer; logits: of x_0; scores: log concrete scores (SEDD); scaled_scores: with log (e^σ - 1) (S - 1) added",
@@ -103,7 +105,7 @@ class DIT(Network):
         self.mask_id = num_states - 1 if model.process == "masked" else None
         self.noise = LogLinear()
         self.width = width = model.hidden_size
-        self.vocab_embed = EmbeddingLayer(num_states, width)
+        self.vocab_embed = EmbeddingLayer(num_states, width, tied=model.tied)
         if model.modulation:
             self.sigma_map = TimestepEmbedder(model.cond_dim)
         self.rotary_emb = Rotary(width // model.num_heads)
@@ -124,9 +126,12 @@ class DIT(Network):
 
     def output_head(self) -> OutputHead:
         """The linear head with SUBS' first half: MASK has probability 0; of the uniform process with what x_t says of its own position."""
-        linear = self.output_layer.linear
+        last = self.output_layer
+        weight, bias = (
+            (self.vocab_embed.embedding, last.bias) if self.config.tied else (last.linear.weight, last.linear.bias)
+        )
         never = self.config.impossible if self.mask_id is None else self.mask_id
-        head = LinearHead(linear.weight, linear.bias, impossible=never, matmul_dtype=self.matmul_dtype)
+        head = LinearHead(weight, bias, impossible=never, matmul_dtype=self.matmul_dtype)
         return head if self.config.process == "masked" else UniformHead(head)
 
 
@@ -296,12 +301,15 @@ class Unmodulated(nn.Module):
 
 
 class EmbeddingLayer(nn.Module):
-    """Token embedding, under the published name."""
+    """Token embedding, under the published name; `tied`: small at first, so that all tokens are about as likely."""
 
-    def __init__(self, num_states: int, width: int) -> None:
+    def __init__(self, num_states: int, width: int, *, tied: bool) -> None:
         super().__init__()
         self.embedding = nn.Parameter(torch.empty(num_states, width))
-        nn.init.kaiming_uniform_(self.embedding, a=math.sqrt(5))
+        if tied:
+            nn.init.normal_(self.embedding, std=_TIED_STD)
+        else:
+            nn.init.kaiming_uniform_(self.embedding, a=math.sqrt(5))
 
     def forward(self, x: Int64[Tensor, "B D"]) -> Float[Tensor, "B D H"]:
         """Rows of the table."""
@@ -386,17 +394,21 @@ class DDiTBlock(TransformerBlock):
 
 
 class DDitFinalLayer(nn.Module):
-    """The last norm, and the linear output head that `Prediction` carries."""
+    """The last norm, and of the linear output head that `Prediction` carries what is not the embedding's."""
 
     def __init__(self, model: DitConfig, num_states: int) -> None:
         super().__init__()
         width = model.hidden_size
         self.norm_final = LayerNorm(width, bias=model.norm_bias)
-        self.linear = nn.Linear(width, num_states)
+        if model.tied:
+            self.bias = nn.Parameter(torch.zeros(num_states))
+        else:
+            self.linear = nn.Linear(width, num_states)
         self.adaLN_modulation = (
             nn.Linear(model.cond_dim, 2 * width) if model.modulation else Unmodulated(width, gated=False)
         )
-        for parameter in (*self.linear.parameters(), *self.adaLN_modulation.parameters()):
+        zeros = [] if model.tied else [*self.linear.parameters()]
+        for parameter in (*zeros, *self.adaLN_modulation.parameters()):
             nn.init.zeros_(parameter)
 
     def forward(

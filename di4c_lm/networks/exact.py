@@ -7,6 +7,7 @@ that a sampler of few steps gets wrong with it is the dependence of the position
 adds to log p.
 """
 
+from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -66,7 +67,7 @@ class ExactDenoiser(DIT):
         check(model.hidden_size > num_states, "model.hidden_size", model.hidden_size, f"above the {num_states} states")
         check(model.process == "masked", "model.process", model.process, "masked where the teacher is exact")
         check(model.modulation, "model.modulation", model.modulation, "true where the teacher is exact")
-        super().__init__(model, num_states=num_states)
+        super().__init__(replace(model, tied=False), num_states=num_states)  # W is no embedding
         self.posterior = posterior
         self.sizes = {"posterior": posterior}
         for block in self.blocks:

@@ -63,6 +63,23 @@ def test_a_fresh_network_predicts_nothing() -> None:
     torch.testing.assert_close(p[..., :-1], torch.full((2, 1, LENGTH, STATES - 1), 1 / (STATES - 1)))
 
 
+def test_a_tied_head_has_the_embedding_and_a_bias_of_its_own() -> None:
+    apart, tied = dit(), dit(tied=True)
+    of_both = [sum(p.numel() for p in network.parameters()) for network in (apart, tied)]
+    assert of_both[0] - of_both[1] == STATES * tied.width
+    head, table = tied.output_head(), tied.vocab_embed.embedding
+    assert head.parameters[0] is table and head.parameters[1] is tied.output_layer.bias
+    features, where = tied(tokens(2), half(2)).features[:, 0, 3], torch.tensor([3, 3])
+    expected = features @ table.T + tied.output_layer.bias
+    torch.testing.assert_close(head.logits(features, where)[:, :-1], expected[:, :-1])
+    tied(tokens(2), half(2)).log_probs()[..., :-1].sum().backward()
+    assert table.grad is not None and bool((table.grad[:-1].abs().sum(1) > 0).all()), (
+        "of tokens that x_t does not show too"
+    )
+    fresh = DIT(dit_config(tied=True), num_states=STATES)(tokens(2), half(2)).log_probs()[..., :-1]
+    assert float((fresh.exp() * (STATES - 1) - 1).detach().abs().max()) < 0.5, "all tokens are about as likely at first"
+
+
 def test_lambda_is_refused() -> None:
     with pytest.raises(ValueError, match="lam must be None for a network without λ, got Tensor"):
         dit()(tokens(2), half(2), torch.zeros(2, 1, 1))
