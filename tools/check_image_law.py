@@ -86,7 +86,7 @@ def _trained(config: PixelSettings, bars: Bars, count: int) -> dict[str, Any]:
 
 def _checked(model: Any, bars: Bars, config: PixelSettings, steps: int, seed: int, count: int) -> ExactCheck:
     x_ND, _ = model.sample_states(
-        count, steps, seed=seed, batch_size=config.eval.batch_size, **sampling(config, "student", {})
+        count, steps, seed=seed, batch_size=config.eval.batch_size, **sampling(config, "student", {"student": model})
     )
     return check_samples(bars.index(x_ND.numpy()), bars.distribution(), seed=seed)
 

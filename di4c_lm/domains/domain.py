@@ -20,6 +20,7 @@ from di4c_lm.core.settings import build, to_dict
 from di4c_lm.data.batches import Source, Stream
 from di4c_lm.processes.process import Process
 from di4c_lm.samplers.trajectory import name_of
+from di4c_lm.samplers.usual import resolved
 from di4c_lm.training.distributed import World
 
 # In a run's folder. `student` holds the averaged weights, `student_raw` the others, where a next round wants them.
@@ -130,12 +131,13 @@ def sampling(settings: Any, name: str, models: Mapping[str, Any]) -> dict[str, A
     """How the model `name` of a run is sampled, as its `sample` takes it; of a hybrid the last steps are the run's teacher's."""
     teacher = models.get(TEACHER) if settings.decoding.hybrid_last and name != TEACHER else None
     decoding = to_dict(settings.decoding) | ({} if teacher else {"hybrid_last": 0})
-    return {"sampler": settings.sampler, "teacher": teacher, **decoding}
+    return {"sampler": resolved(settings.sampler, models[name]), "teacher": teacher, **decoding}
 
 
-def sampling_facts(settings: Any) -> dict[str, Any]:
+def sampling_facts(settings: Any, model: Any) -> dict[str, Any]:
     """The same for a report's manifest: the sampler's name, its settings and those of decoding."""
-    return {"sampler": name_of(settings.sampler), "settings": to_dict(settings.sampler) | to_dict(settings.decoding)}
+    sampler = resolved(settings.sampler, model)
+    return {"sampler": name_of(sampler), "settings": to_dict(sampler) | to_dict(settings.decoding)}
 
 
 @runtime_checkable

@@ -78,7 +78,7 @@ def samplers(run: FinishedRun, batch_size: int, device: str) -> list[ImageSample
         ImageSampler(
             name=name,
             sample=functools.partial(model.images, batch_size=batch_size, **sampling(run.settings, name, models)),
-            facts={**sampling_facts(run.settings), **model.facts},
+            facts={**sampling_facts(run.settings, model), **model.facts},
             num_classes=model.num_classes,
         )
         for name, model in models.items()

@@ -25,9 +25,8 @@ from di4c_lm.objectives.registry import OBJECTIVES
 from di4c_lm.objectives.registry import OLD_KEYS as OLD_OBJECTIVE_KEYS
 from di4c_lm.processes.gaussian import GaussianChain
 from di4c_lm.processes.masked import MaskedProcess
-from di4c_lm.samplers.ancestral import Ancestral
-from di4c_lm.samplers.registry import SAMPLERS
 from di4c_lm.samplers.trajectory import Decoding, check_process
+from di4c_lm.samplers.usual import WITH_USUAL, Usual, resolved
 from di4c_lm.training.settings import (
     OptimConfig,
     PretrainConfig,
@@ -158,6 +157,7 @@ class RunSettings:
 
     PROCESS: ClassVar[type] = MaskedProcess
     HAS_CLASSES: ClassVar[bool] = False
+    usual_sampler: ClassVar[str] = "ancestral"  # the student's, by name, where none is said: see `Usual`
     STUDENTS_OWN: ClassVar[tuple[str, ...]] = ("dropout",)  # of `model`: what a student need not share with its teacher
     OLD_KEYS: ClassVar[Mapping[str, str]] = {
         "lambda.path=token": "mixture=token",
@@ -189,7 +189,7 @@ class RunSettings:
     train: TrainConfig = setting(TrainConfig())
     zero: ZeroConfig = setting(ZeroConfig(), identity=False)
     teacher: TeacherConfig = setting(TeacherConfig())
-    sampler: Any = choice(SAMPLERS, Ancestral(), "how the closing report samples", identity=False)
+    sampler: Any = choice(WITH_USUAL, Usual(), "how the closing report samples", identity=False)
     decoding: Decoding = setting(Decoding(), identity=False)
     export: Literal["auto", "head", "merged"] = setting(
         "auto",
@@ -203,7 +203,7 @@ class RunSettings:
     )
 
     def __post_init__(self) -> None:
-        check_process(self.sampler, self.PROCESS, self.decoding)
+        check_process(resolved(self.sampler, self), self.PROCESS, self.decoding)
         blocks, at = getattr(self.model, "num_blocks", None), getattr(self.mixture, "inject_at", 0)
         if (
             blocks is not None and self.teacher.kind != "pretrained"

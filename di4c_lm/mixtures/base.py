@@ -182,6 +182,7 @@ class MixtureSettings(ABC):
         False  # whether the features of masked positions are all that it takes of a network
     )
     has_marginals: ClassVar[bool] = True  # whether the distribution of one position, λ averaged out, is known
+    usual_sampler: ClassVar[str] = "ancestral"  # by which text is sampled where none is said
 
     @abstractmethod
     def wrap(self, network: Network) -> "Mixture":
@@ -290,6 +291,11 @@ class Mixture(nn.Module, ABC):
             object.__setattr__(self, "network", network.requires_grad_(False))  # not registered
         else:
             self.network = network
+
+    @property
+    def usual_sampler(self) -> str:
+        """See `MixtureSettings`."""
+        return self.settings.usual_sampler
 
     @abstractmethod
     def sample_latents(self, num_batch: int, num_lambdas: int, rng: Rng, device: torch.device) -> Latents:

@@ -378,6 +378,7 @@ class Network(nn.Module, ABC):
         """1 of each block: there is no λ."""
         return [1.0] * self.config.num_blocks
 
+    usual_sampler: ClassVar[str] = "ancestral"  # see `MixtureSettings`
     kept_beside: ClassVar[int] = 0  # see `Mixture`
     joint_over: ClassVar[str] = "masked"
 

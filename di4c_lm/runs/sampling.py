@@ -1,20 +1,14 @@
 """How a command samples: the settings that are the same for a model of whatever domain."""
 
-from typing import Any, Literal, final
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Int64
 from numpy import ndarray
 
 from di4c_lm.core.settings import Ints, at_least, check, choice, section, setting
-from di4c_lm.samplers.registry import SAMPLERS, make_sampler
 from di4c_lm.samplers.trajectory import Decoding, Sampler
-
-
-@final
-@section
-class Usual:
-    """The usual one of the model: ancestral, or for codes of images confidence."""
+from di4c_lm.samplers.usual import WITH_USUAL, Usual, resolved
 
 
 @section
@@ -24,7 +18,7 @@ class Sampling:
     steps: int = setting(8, "network calls, or what the sampler makes of them")
     num_samples: int = setting(4, "of each prompt, or of each of the classes in labels")
     labels: Ints = setting((), "classes of the images; none: images of no class")
-    sampler: Any = choice({**SAMPLERS, "usual": Usual}, Usual(), "how the reverse process is walked")
+    sampler: Any = choice(WITH_USUAL, Usual(), "how the reverse process is walked")
     grid: tuple[float, ...] | str = setting(
         "uniform", "uniform, cosine, published, or times such as [1,0.5,0]; of text also optimised or fewest"
     )
@@ -51,7 +45,7 @@ class Sampling:
 
     def sampler_for(self, model: Any) -> Sampler:
         """The sampler that is said, or the usual one of the model."""
-        return make_sampler(model.usual_sampler) if isinstance(self.sampler, Usual) else self.sampler
+        return resolved(self.sampler, model)
 
     def how(self, model: Any) -> dict[str, Any]:
         """How the model is sampled, as `sample_tokens` and `images` take it, beside the number of samples, steps and the seed."""

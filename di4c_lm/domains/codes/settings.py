@@ -23,8 +23,6 @@ from di4c_lm.objectives.mdlm import Mdlm
 from di4c_lm.objectives.registry import OBJECTIVES
 from di4c_lm.objectives.teacher_step import TeacherStep
 from di4c_lm.processes.masked import Times
-from di4c_lm.samplers.confidence import Confidence
-from di4c_lm.samplers.registry import SAMPLERS
 from di4c_lm.training.settings import OptimConfig, TrainConfig
 
 
@@ -60,6 +58,7 @@ class CodeSettings(RunSettings):
     """A run on the codes of images: images, their codes, a teacher, a student, a report."""
 
     HAS_CLASSES: ClassVar[bool] = True
+    usual_sampler: ClassVar[str] = "confidence"
     OLD_KEYS: ClassVar[Mapping[str, str]] = {
         **RunSettings.OLD_KEYS,
         "eval.guidance": "decoding.guidance",
@@ -101,7 +100,6 @@ class CodeSettings(RunSettings):
     optim: OptimConfig = setting(OptimConfig(lr=3e-4, mixture_lr_scale=30.0, schedule="cosine", ema_decay=0.99))
     train: TrainConfig = setting(TrainConfig(steps=800, micro_batch_size=32, save_every=200))
     teacher: CodeTeacherConfig = setting(CodeTeacherConfig(pretrain=TeacherPretrainConfig(batch_size=64, times="iid")))
-    sampler: Any = choice(SAMPLERS, Confidence(), "how the closing report samples", identity=False)
     eval: ImageEvalConfig = setting(
         ImageEvalConfig(steps=(1, 2, 4, 8, 16), num_samples=1536, seeds=(0, 1, 2), batch_size=256), identity=False
     )

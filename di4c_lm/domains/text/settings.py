@@ -19,6 +19,7 @@ from di4c_lm.networks.dit import DitConfig
 from di4c_lm.objectives.registry import OBJECTIVES
 from di4c_lm.processes.uniform import UniformProcess
 from di4c_lm.samplers.trajectory import check_process
+from di4c_lm.samplers.usual import resolved
 from di4c_lm.training.settings import OptimConfig, PretrainConfig, TrainConfig
 
 
@@ -79,7 +80,7 @@ class TextSettings(RunSettings):
     }
 
     data: DataConfig = setting(DataConfig())
-    model: DitConfig = setting(DitConfig(cond_dim=64))
+    model: DitConfig = setting(DitConfig(cond_dim=64, tied=True))
     optim: OptimConfig = setting(OptimConfig(lr=1e-2, schedule="cosine", ema_decay=0.99))
     train: TrainConfig = setting(TrainConfig(steps=200, micro_batch_size=16, save_every=100))
     teacher: TextTeacherConfig = setting(TextTeacherConfig())
@@ -137,6 +138,11 @@ class TextSettings(RunSettings):
         check(given, "teacher.kind", self.teacher.kind, f"a path, that of the teacher of the features, {where}")
         check(self.model.dropout == 0, "model.dropout", self.model.dropout, f"0 {where}, which were made without")
 
+    @property
+    def usual_sampler(self) -> str:
+        """The student's, by name, where none is said: see `Usual`."""
+        return self.mixture.usual_sampler if self.objective.takes_mixture else "ancestral"
+
     def check_uniform(self, why: str) -> None:
         """Raise `ValueError` where the objective, the mixture or the sampler takes masked noise alone; `why` says what is uniform."""
         objective, kind = kind_of(OBJECTIVES, self.objective), kind_of(MIXTURES, self.mixture)
@@ -146,7 +152,7 @@ class TextSettings(RunSettings):
         asked = self.objective.takes_mixture and kind == "sequential"
         check(not asked, "mixture", kind, f"one of {of_any} where {why}")
         check(self.data.records == "text", "data.records", self.data.records, f"text where {why}, which keeps no token")
-        check_process(self.sampler, UniformProcess, self.decoding)
+        check_process(resolved(self.sampler, self), UniformProcess, self.decoding)
 
     def unused(self) -> dict[str, str]:
         """Those of any run, and the state that no text has."""

@@ -18,6 +18,7 @@ from di4c_lm.measure.flow import Samples
 from di4c_lm.measure.text.evaluator import Evaluator
 from di4c_lm.measure.text.perplexity import Document, EosRule, context_limit, documents, score
 from di4c_lm.measure.text.scores import KeptScores
+from di4c_lm.samplers.trajectory import name_of
 
 Sampler: TypeAlias = Callable[[Any, int, int], tuple[Tensor, float]]
 """(number of samples N or prompts Int[N P], steps, seed) -> (tokens Int[N D], which begin with the prompts, nfe a sample)."""
@@ -38,11 +39,21 @@ class TextRun:
     evaluator: str
     parts: Int[Tensor, "N D"] | None = None  # of a run on records with prompts: see `Batch.parts`, one record a row
     training: Int[Tensor, "M D"] | None = None  # the first of the training text; runs of earlier versions have none
-    sampler: str = "ancestral"  # of the run, by name
     how: Mapping[str, Mapping[str, Any]] = field(
         default_factory=dict
     )  # name of a model to what its `sample` takes for it
     cache: Path | None = None  # where evaluators that are fetched lie, and what they said of texts
+
+    @property
+    def sampler(self) -> str:
+        """By name; of each model where they have several."""
+        names = {model: name_of(how["sampler"]) for model, how in self.how.items() if "sampler" in how}
+        several = len(set(names.values())) > 1
+        return (
+            ", ".join(f"{model} {name}" for model, name in names.items())
+            if several
+            else next(iter(names.values()), "ancestral")
+        )
 
     def some_validation(self, count: int, seed: int) -> Int[Tensor, "M D"]:
         """At most `count` validation sequences, chosen at random: the first ones are of a few documents, and say little of the others."""

@@ -14,6 +14,7 @@ from di4c_lm.measure.text.factorisation import factorisation_error
 from di4c_lm.samplers.grids import uniform_grid
 from di4c_lm.samplers.left_to_right import LeftToRight
 from di4c_lm.samplers.trajectory import sample_keyed
+from di4c_lm.samplers.usual import resolved
 
 _BATCH = 1024
 _SEQUENCES, _DRAWS, _LAMBDAS = 128, 4, 8  # of an estimate of the factorisation error
@@ -26,12 +27,13 @@ def rows_of(kind: str, model: Any, source: Source, config: TextSettings, *, exac
     Where the teacher is `exact` with the factorisation error, else with the distance of pairs.
     """
     seed, count = config.eval.seeds[0], config.eval.num_samples
+    sampler = resolved(config.sampler, model.denoiser)
     model.denoiser.eval()
     own_ND = source.sample(count, torch.Generator().manual_seed(seed + 1_000_000))
     given_ND = torch.where(torch.arange(source.length) < model.process.given, own_ND, source.num_states)
     rows, shape = [], (count, source.length)
     for steps in config.eval.steps:
-        how: dict[str, Any] = {"seed": seed, "batch_size": _BATCH, "x_init": given_ND, "sampler": config.sampler}
+        how: dict[str, Any] = {"seed": seed, "batch_size": _BATCH, "x_init": given_ND, "sampler": sampler}
         x_ND = sample_keyed(model.denoiser, model.process, shape, uniform_grid(steps), **how).x
         of_steps = {"model": kind, "steps": steps}
         if not exact:
@@ -39,7 +41,7 @@ def rows_of(kind: str, model: Any, source: Source, config: TextSettings, *, exac
             continue
         some_ND = own_ND[:_SEQUENCES] if not isinstance(source, ListOperations) else own_ND
         more: dict[str, Any] = {"draws": _DRAWS, "lambdas": _LAMBDAS, "seed": seed}
-        more["left_to_right"] = isinstance(config.sampler, LeftToRight)
+        more["left_to_right"] = isinstance(sampler, LeftToRight)
         nats_N = factorisation_error(model, source, some_ND, steps=steps, **more)
         if not isinstance(source, ListOperations):
             rows.append(of_steps | likelihood(x_ND, source) | _error(nats_N))

@@ -17,6 +17,7 @@ from di4c_lm.domains.text.settings import TextSettings
 from di4c_lm.samplers.ancestral import Ancestral
 from di4c_lm.samplers.left_to_right import LeftToRight
 from di4c_lm.samplers.trajectory import name_of
+from di4c_lm.samplers.usual import resolved
 
 STUDIES = CONFIGS / "study"
 _SOURCES: dict[str, Callable[..., Source]] = {
@@ -120,7 +121,8 @@ def load_study(name: str, *, data: str = "", teacher: str = "") -> Study:
         check(study.is_exact or not needs_exact, "teacher", study.teacher, "exact where source.kind=lists")
         for setting in study.settings:
             study.rounds(setting, 0)
-            sampler = study.config(setting, 0).sampler
+            config = study.config(setting, 0)
+            sampler = resolved(config.sampler, config)
             known_error = isinstance(sampler, Ancestral | LeftToRight) or not study.is_exact
             check(known_error, "sampler", name_of(sampler), "ancestral or left_to_right where the teacher is exact")
         if study.source:
