@@ -80,7 +80,7 @@ class TextSettings(RunSettings):
     }
 
     data: DataConfig = setting(DataConfig())
-    model: DitConfig = setting(DitConfig(cond_dim=64, tied=True))
+    model: DitConfig = setting(DitConfig(cond_dim=64))
     optim: OptimConfig = setting(OptimConfig(lr=1e-2, schedule="cosine", ema_decay=0.99))
     train: TrainConfig = setting(TrainConfig(steps=200, micro_batch_size=16, save_every=100))
     teacher: TextTeacherConfig = setting(TextTeacherConfig())
