@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from di4c_lm.core.settings import Ints, check, section, setting, unit
@@ -166,3 +166,11 @@ class Times:
 def above(t: Float[Tensor, " B"], floor: float | Float[Tensor, " B"]) -> Float[Tensor, " B"]:
     """`t` in (0, 1] moved to (floor, 1]."""
     return floor + (1 - floor) * t
+
+
+def remaining(
+    schedule: Schedule, num_B: Int64[Tensor, " B"], start: Float64[Tensor, "..."], s: Float64[Tensor, "..."]
+) -> Int64[Tensor, " B"]:
+    """How many of `num_B` positions masked at `start` are so at s: their expected number rounded down, none at s = 0."""
+    share = schedule.mask_prob(s) / schedule.mask_prob(start)
+    return torch.where(s == 0, 0, (num_B * share + 1e-9).floor().long())

@@ -8,8 +8,7 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from di4c_lm.core.settings import at_least, section, setting
-from di4c_lm.processes.masked import MaskedProcess
-from di4c_lm.samplers.first_hitting import remaining
+from di4c_lm.processes.masked import MaskedProcess, remaining
 from di4c_lm.samplers.trajectory import Certainty, Trajectory
 
 Counts = Literal["expected", "published"]

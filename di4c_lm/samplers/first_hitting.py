@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from di4c_lm.core.settings import at_least, section, setting
-from di4c_lm.processes.masked import MaskedProcess, Schedule
+from di4c_lm.processes.masked import MaskedProcess, Schedule, remaining
 from di4c_lm.samplers.trajectory import Trajectory
 
 _HALVINGS = 60
@@ -53,14 +53,6 @@ class FirstHitting:
         if count:
             return [num_B.clamp_max(shown) for shown in range(count, int(num_B.max()) + count, count)]
         return [num_B - remaining(schedule, num_B, times[0], s) for s in times[1:]]
-
-
-def remaining(
-    schedule: Schedule, num_B: Int64[Tensor, " B"], start: Float64[Tensor, "..."], s: Float64[Tensor, "..."]
-) -> Int64[Tensor, " B"]:
-    """How many of `num_B` positions masked at `start` are so at s: their expected number rounded down, none at s = 0."""
-    share = schedule.mask_prob(s) / schedule.mask_prob(start)
-    return torch.where(s == 0, 0, (num_B * share + 1e-9).floor().long())
 
 
 def time_of_level(schedule: Schedule, level_B: Float64[Tensor, " B"]) -> Float64[Tensor, " B"]:

@@ -7,8 +7,7 @@ from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from di4c_lm.core.settings import section
-from di4c_lm.processes.masked import MaskedProcess, Schedule
-from di4c_lm.samplers.first_hitting import remaining
+from di4c_lm.processes.masked import MaskedProcess, Schedule, remaining
 from di4c_lm.samplers.trajectory import Trajectory
 
 
