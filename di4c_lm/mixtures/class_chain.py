@@ -317,10 +317,7 @@ class ClassChainMixture(CodedMixture):
         allowed = "masked over a network of another process, where all is unknown"
         check(is_masked or settings.positions == "masked", "mixture.positions", settings.positions, allowed)
         super().__init__(settings, network, shares_backbone=settings.freeze_backbone)
-        # Experts have no marginals to begin anew with; over another process all is asked for.
-        self._cuts = (
-            bool(settings.reach) and is_masked and settings.combine == "copula" and settings.positions == "masked"
-        )
+        self._has_reach = bool(settings.reach) and is_masked and "reach" not in settings.unused()
         self.latent_head = ClassHead(settings, network.width, network.num_states)
         if network.image_shape is not None:
             self.latent_colour = nn.Embedding(network.image_shape[2], network.width)
@@ -343,8 +340,8 @@ class ClassChainMixture(CodedMixture):
 
     def reads_at(self, asked: Bool[Tensor, "B D"], unknown: Bool[Tensor, "B D"], lam: Latents) -> Bool[Tensor, "B D"]:
         """See `Mixture.reads_at`: to sample classes from, what is far from all that is asked for has hardly a part."""
-        if self._cuts and not lam.enumerated:
-            return within_reach(asked, unknown, self.settings.reach)[0]
+        if self._has_reach and not lam.enumerated:
+            return within_reach(asked, unknown, self.settings.reach)
         return super().reads_at(asked, unknown, lam)
 
     def num_calls(self, limit: int) -> int:
@@ -370,8 +367,11 @@ class ClassChainMixture(CodedMixture):
             more = self.latent_head, context_BDW, orders, lam, None, stages.segments
             return RevealedRows(features_BDH[:, None], stages.output_head, *more)
         through, segments = stages.unknown, stages.segments
-        if self._cuts and not lam.enumerated and stages.asked is not None:
-            through, piece = within_reach(stages.asked, through, self.settings.reach)
+        if self._has_reach and not lam.enumerated and stages.asked is not None:
+            through, piece = (
+                stages.asked,
+                pieces(stages.asked, stages.unknown),
+            )  # what is asked for was widened to its reach
             segments = piece if segments is None else segments * (piece.shape[1] + 1) + piece
         asked = features_BDH, through, stages.output_head, context_BDW, orders, segments
         every: EveryClass = self.latent_head(*asked, to_sample=not lam.enumerated)
@@ -396,20 +396,22 @@ class ClassChainMixture(CodedMixture):
         ]
 
 
-def within_reach(
-    asked: Bool[Tensor, "B D"], unknown: Bool[Tensor, "B D"], reach: int
-) -> tuple[Bool[Tensor, "B D"], Int64[Tensor, "B D"]]:
-    """The positions asked for, with the unknown ones between any two of them that are at most `reach` links apart; and pieces.
+def within_reach(asked: Bool[Tensor, "B D"], unknown: Bool[Tensor, "B D"], reach: int) -> Bool[Tensor, "B D"]:
+    """The positions asked for, with the unknown ones between any two of them that are at most `reach` links apart.
 
-    A link goes from one unknown position to the next. Positions of different pieces have a gap between them, over which none are tied.
+    A link goes from one unknown position to the next.
     """
     unknown = unknown | asked
     link_BD = unknown.cumsum(1)
     never = reach + 1
     before_BD = torch.where(asked, link_BD, -never).cummax(1)[0]
     after_BD = torch.where(asked, link_BD, never + asked.shape[1]).flip(1).cummin(1)[0].flip(1)
-    through_BD = unknown & (after_BD - before_BD <= reach)
-    return through_BD, (unknown & ~through_BD).cumsum(1)
+    return unknown & (after_BD - before_BD <= reach)
+
+
+def pieces(through: Bool[Tensor, "B D"], unknown: Bool[Tensor, "B D"]) -> Int64[Tensor, "B D"]:
+    """The number of each position's piece: two that the chain goes through are of one where it leaves out no unknown one between them."""
+    return (unknown & ~through).cumsum(1)
 
 
 @functools.cache

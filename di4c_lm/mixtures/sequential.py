@@ -57,14 +57,14 @@ class SequentialSettings(MixtureSettings):
     has_marginals: ClassVar[bool] = False
     reads_features: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        at_least(self, 1, "layers")
+        at_least(self, 0, "candidates", "context")
+
     @property
     def usual_sampler(self) -> str:
         """See `MixtureSettings`: in its own order, in which what a call keeps depends on nothing that it does not keep."""
         return "left_to_right" if (self.order, self.positions) == ("left_to_right", "masked") else "ancestral"
-
-    def __post_init__(self) -> None:
-        at_least(self, 1, "layers")
-        at_least(self, 0, "candidates", "context")
 
     def wrap(self, network: Network) -> "SequentialMixture":
         """See `MixtureSettings.wrap`."""

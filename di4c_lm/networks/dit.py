@@ -126,10 +126,8 @@ class DIT(Network):
 
     def output_head(self) -> OutputHead:
         """The linear head with SUBS' first half: MASK has probability 0; of the uniform process with what x_t says of its own position."""
-        last = self.output_layer
-        weight, bias = (
-            (self.vocab_embed.embedding, last.bias) if self.config.tied else (last.linear.weight, last.linear.bias)
-        )
+        last, tied = self.output_layer, self.config.tied
+        weight, bias = (self.vocab_embed.embedding, last.bias) if tied else (last.linear.weight, last.linear.bias)
         never = self.config.impossible if self.mask_id is None else self.mask_id
         head = LinearHead(weight, bias, impossible=never, matmul_dtype=self.matmul_dtype)
         return head if self.config.process == "masked" else UniformHead(head)
@@ -404,11 +402,12 @@ class DDitFinalLayer(nn.Module):
             self.bias = nn.Parameter(torch.zeros(num_states))
         else:
             self.linear = nn.Linear(width, num_states)
+            nn.init.zeros_(self.linear.weight)
+            nn.init.zeros_(self.linear.bias)
         self.adaLN_modulation = (
             nn.Linear(model.cond_dim, 2 * width) if model.modulation else Unmodulated(width, gated=False)
         )
-        zeros = [] if model.tied else [*self.linear.parameters()]
-        for parameter in (*zeros, *self.adaLN_modulation.parameters()):
+        for parameter in self.adaLN_modulation.parameters():
             nn.init.zeros_(parameter)
 
     def forward(

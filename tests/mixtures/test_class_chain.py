@@ -12,7 +12,14 @@ from torch import Tensor
 
 from di4c_lm.domains.text.settings import TextSettings
 from di4c_lm.mixtures.base import Chained, Latents, Mixture
-from di4c_lm.mixtures.class_chain import ClassChainSettings, ClassHead, RevealedRows, boustrophedon, within_reach
+from di4c_lm.mixtures.class_chain import (
+    ClassChainSettings,
+    ClassHead,
+    RevealedRows,
+    boustrophedon,
+    pieces,
+    within_reach,
+)
 from di4c_lm.mixtures.class_outputs import EveryClass
 from di4c_lm.mixtures.class_relations import ClassChain, EitherChain, PairPotentials
 from di4c_lm.networks.base import Rows
@@ -561,11 +568,12 @@ def test_what_is_between_is_found_by_links() -> None:
     unknown = torch.tensor([[1, 1, 0, 1, 0, 1, 1, 1, 1]]).bool()
     asked = torch.tensor([[1, 0, 0, 1, 0, 0, 0, 0, 1]]).bool()
     for reach, expected in ((1, [0, 3, 8]), (2, [0, 1, 3, 8]), (3, [0, 1, 3, 8]), (4, [0, 1, 3, 5, 6, 7, 8])):
-        through, piece = within_reach(asked, unknown, reach)
+        through = within_reach(asked, unknown, reach)
+        piece = pieces(through, unknown)
         assert through[0].nonzero()[:, 0].tolist() == expected
         tied = [int(piece[0, a]) == int(piece[0, b]) for a, b in itertools.pairwise(expected)]
         assert tied == [one not in {(0, 3), (3, 8)} for one in itertools.pairwise(expected)]
-    assert not within_reach(torch.zeros_like(asked), unknown, 9)[0].any()
+    assert not within_reach(torch.zeros_like(asked), unknown, 9).any()
 
 
 @pytest.mark.parametrize("positions", ["masked", "revealed"])

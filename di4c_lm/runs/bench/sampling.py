@@ -127,8 +127,8 @@ def measure(way: str, settings: Settings) -> dict[str, float]:
                 else:
                     process.reverse(process.corrupt(x_0, t_B, rng), predict, t_B, s_B, rng)
             return 1.0
-        how: Any = {"sampler": settings.sampler}
-        return sample(cast(Denoiser, network), process, x_init, uniform_grid(steps), rng, **how).nfe
+        times = uniform_grid(steps)
+        return sample(cast(Denoiser, network), process, x_init, times, rng, sampler=settings.sampler).nfe
 
     def plain(steps: int) -> float:
         torch.manual_seed(1)
