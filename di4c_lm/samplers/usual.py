@@ -16,6 +16,7 @@ class Usual:
 WITH_USUAL = {**SAMPLERS, "usual": Usual}
 
 
-def resolved(sampler: Sampler | Usual, model: Any) -> Sampler:
-    """The sampler that is said, or the usual one of the model, of which it has the name (`usual_sampler`)."""
-    return make_sampler(model.usual_sampler) if isinstance(sampler, Usual) else sampler
+def resolved(sampler: Sampler | Usual | str, model: Any) -> Sampler:
+    """The sampler that is said, as an object or by name, or the usual one of the model, of which it has the name (`usual_sampler`)."""
+    said = model.usual_sampler if isinstance(sampler, Usual) or sampler == "usual" else sampler
+    return make_sampler(said) if isinstance(said, str) else said

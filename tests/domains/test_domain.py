@@ -18,6 +18,7 @@ from di4c_lm.samplers.ancestral import Ancestral
 from di4c_lm.samplers.confidence import Confidence
 from di4c_lm.samplers.left_to_right import LeftToRight
 from di4c_lm.samplers.trajectory import Decoding
+from di4c_lm.samplers.usual import Usual, resolved
 from tests.mixtures.helpers import on_dit
 
 
@@ -64,6 +65,12 @@ def test_where_no_sampler_is_said_each_model_has_its_usual_one() -> None:
     found = {name: sampling(settings, name, models)["sampler"] for name in models}
     assert found == {"teacher": Ancestral(), "student": LeftToRight()}
     assert sampling_facts(settings, models["student"])["sampler"] == "left_to_right"
+    assert [resolved(said, models["student"]) for said in ("usual", Usual(), "ancestral", Confidence())] == [
+        LeftToRight(),
+        LeftToRight(),
+        Ancestral(),
+        Confidence(),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from di4c_lm.processes.uniform import UniformProcess
 from di4c_lm.samplers.grids import grid_for
 from di4c_lm.samplers.registry import fit_context
 from di4c_lm.samplers.trajectory import Decoding, OnBatch, OnScored, Sampler, sample_keyed
+from di4c_lm.samplers.usual import resolved
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -237,7 +238,7 @@ class TextModel(Probabilities):
         seed: int,
         batch_size: int = 64,
         x_init: Int64[Tensor, "N D"] | None = None,
-        sampler: "Sampler | str | None" = None,
+        sampler: "Sampler | str" = "usual",
         grid: "str | Sequence[float]" = "uniform",
         teacher: "TextModel | None" = None,
         on_step: "Callable[[Int64[Tensor, 'B D']], None] | None" = None,
@@ -247,12 +248,12 @@ class TextModel(Probabilities):
     ) -> tuple[Int64[Tensor, "N D"], float]:
         """Tokens of `num_samples` sequences, and the mean NFE.
 
-        `x_init` (N, D) holds what is given, MASK elsewhere; of uniform noise it is the noise. `sampler` is an object or a name, None the
-        usual one, `grid` a name of `make_grid`, times, or one optimised on this model: `optimised` the best of `steps` steps, `fewest` the
-        shortest as good as `steps` equal ones. `teacher` takes the last `hybrid_last` steps; `decoding` are fields of `Decoding`;
-        `on_batch` sees the number of a batch's first sequence, and the batch, as it is done. Sample n depends on (seed, n) alone, whatever
-        the batch size. Raises `ValueError` for sizes and settings that do not fit, and for sequences longer than the context, which take
-        the sampler `blocks`.
+        `x_init` (N, D) holds what is given, MASK elsewhere; of uniform noise it is the noise. `sampler` is an object or a name, `usual`
+        this model's own, `grid` a name of `make_grid`, times, or one optimised on this model: `optimised` the best of `steps` steps,
+        `fewest` the shortest as good as `steps` equal ones. `teacher` takes the last `hybrid_last` steps; `decoding` are fields of
+        `Decoding`; `on_batch` sees the number of a batch's first sequence, and the batch, as it is done. Sample n depends on (seed, n)
+        alone, whatever the batch size. Raises `ValueError` for sizes and settings that do not fit, and for sequences longer than the
+        context, which take the sampler `blocks`.
         """
         device = next(self.denoiser.parameters()).device
         if x_init is None:
@@ -271,7 +272,7 @@ class TextModel(Probabilities):
             grid_for(self.denoiser, self.process, start, grid, steps, grid_rng, decoding=chosen),
             seed=seed,
             batch_size=batch_size,
-            sampler=fit_context(sampler or self.usual_sampler, length=x_init.shape[1], context=self.length),
+            sampler=fit_context(resolved(sampler, self), length=x_init.shape[1], context=self.length),
             decoding=chosen,
             x_init=x_init,
             teacher=None if teacher is None else teacher.denoiser,

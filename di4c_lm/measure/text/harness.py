@@ -43,7 +43,7 @@ class HarnessConfig:
         "log-likelihood of a continuation: chain_rule, one position a call from left to right; one_call, all positions jointly",
     )
     steps: int = setting(16, "sampling steps of a text that is written")
-    sampler: str | None = setting(None, "how it is sampled: the name of a sampler; null: as is usual of the model")
+    sampler: str = setting("usual", "how it is sampled: the name of a sampler; usual: the model's own")
     lambdas: int = setting(16, "samples of λ that stand for a mixture (a codebook not larger is enumerated)")
     seed: int = setting(0, "random seed of λ, of sampling and of the examples shown")
     batch_size: int = setting(32, "sequences in a network call")
@@ -74,7 +74,7 @@ class Scorer:
     model: TextModel
     scoring: Scoring = "chain_rule"
     steps: int = 16
-    sampler: str | None = None
+    sampler: str = "usual"
     lambdas: int = 16
     seed: int = 0
     batch_size: int = 32

@@ -199,7 +199,7 @@ def full_report(run: TextRun, settings: ReportConfig) -> str:
         run,
         settings,
         [*report["rows"], *report.get("cost", ())],
-        sampler=f"{settings.sampler or 'as is usual of each'}, grid {settings.grid}",
+        sampler=f"{settings.sampler}, grid {settings.grid}",
         seed=settings.seeds[0],
         dtypes={"noise": _NOISE[settings.noise]},
         evaluator={"judges": facts, "features": encoder_facts},
@@ -242,9 +242,9 @@ def _samples(
 
 def _cells(run: TextRun, real: Tensor, settings: ReportConfig) -> Iterator[TextSamples]:
     noise, student = _NOISE[settings.noise], run.student
-    tail = {}
-    if noise == "float64" and (settings.sampler or "ancestral") in _PROBED:
-        probed = {"sampler": settings.sampler or "ancestral"}
+    tail, sampler = {}, student.usual_sampler if settings.sampler == "usual" else settings.sampler
+    if noise == "float64" and sampler in _PROBED:
+        probed = {"sampler": sampler}
         tail = tail_probe(student, steps=_PROBE_STEPS, seed=settings.seeds[0], settings=probed)
     yield from sampled(
         {name: sampler_of(model, settings.batch_size, **settings.how) for name, model in run.models.items()},

@@ -48,12 +48,9 @@ class TextRun:
     def sampler(self) -> str:
         """By name; of each model where they have several."""
         names = {model: name_of(how["sampler"]) for model, how in self.how.items() if "sampler" in how}
-        several = len(set(names.values())) > 1
-        return (
-            ", ".join(f"{model} {name}" for model, name in names.items())
-            if several
-            else next(iter(names.values()), "ancestral")
-        )
+        if len(set(names.values())) > 1:
+            return ", ".join(f"{model} {name}" for model, name in names.items())
+        return next(iter(names.values()), "ancestral")
 
     def some_validation(self, count: int, seed: int) -> Int[Tensor, "M D"]:
         """At most `count` validation sequences, chosen at random: the first ones are of a few documents, and say little of the others."""

@@ -71,9 +71,9 @@ class ReportConfig(Measurement, Reading):
     seeds: Ints = setting(
         (0,), "random seeds of sampling; with several, intervals are over seeds and documents, and samples are pooled"
     )
-    sampler: str | None = setting(
-        None,
-        "how the models are sampled: the name of a sampler, such as ancestral or remasking; null: as is usual of each",
+    sampler: str = setting(
+        "usual",
+        "how the models are sampled: the name of a sampler, such as ancestral or remasking; usual: each its own",
     )
     grid: str = setting("uniform", "times of the sampling steps: uniform, cosine, optimised or fewest")
     noise: Literal["exact", "legacy_fp32"] = setting(

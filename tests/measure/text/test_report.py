@@ -10,6 +10,7 @@ import torch
 
 from di4c_lm.domains.text.domain import chosen
 from di4c_lm.domains.text.model import TextModel
+from di4c_lm.measure.text import report as text_report
 from di4c_lm.measure.text.report import full_report
 from di4c_lm.measure.text.samples import TextRun
 from di4c_lm.measure.text.suite import ReportConfig
@@ -115,8 +116,14 @@ def test_the_report_holds_every_part_and_its_manifest(run: TextRun) -> None:
     assert (folder / "report.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_of_a_student_without_marginals_every_part_but_those_is_measured(run: TextRun, tmp_path: Path) -> None:
-    """The default student of text: its float32 noise is the teacher's, which is sampled as published."""
+def test_of_a_student_without_marginals_every_part_but_those_is_measured(
+    run: TextRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The default student of text: its float32 noise is the teacher's, which is sampled as published; its own sampler is probed."""
+    probed, probe = [], text_report.tail_probe
+    monkeypatch.setattr(
+        text_report, "tail_probe", lambda *of, **how: [probed.append(how["settings"]), probe(*of, **how)][1]
+    )
     models = {"teacher": run.models["teacher"], "student": text_model(window="sequential", length=LENGTH, seed=1)}
     models["student"].save_pretrained(tmp_path / "student")
     paths = {**run.paths, "student": tmp_path / "student"}
@@ -125,6 +132,7 @@ def test_of_a_student_without_marginals_every_part_but_those_is_measured(run: Te
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     assert [row["model"] for row in report["rows"] if row["noise"] == "float32"] == ["canary: teacher, float32 noise"]
     assert {row["model"] for row in report["likelihood"]} >= {"teacher", "student"}
+    assert probed == [{"sampler": "left_to_right"}]
 
 
 def test_a_part_alone_needs_no_evaluator(run: TextRun, tmp_path: Path) -> None:
