@@ -7,7 +7,6 @@ that a sampler of few steps gets wrong with it is the dependence of the position
 adds to log p.
 """
 
-from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -67,7 +66,8 @@ class ExactDenoiser(DIT):
         check(model.hidden_size > num_states, "model.hidden_size", model.hidden_size, f"above the {num_states} states")
         check(model.process == "masked", "model.process", model.process, "masked where the teacher is exact")
         check(model.modulation, "model.modulation", model.modulation, "true where the teacher is exact")
-        super().__init__(replace(model, tied=False), num_states=num_states)  # W is no embedding
+        check(not model.tied, "model.tied", model.tied, "false where the teacher is exact, whose W is no embedding")
+        super().__init__(model, num_states=num_states)
         self.posterior = posterior
         self.sizes = {"posterior": posterior}
         for block in self.blocks:

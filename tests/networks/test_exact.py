@@ -1,5 +1,7 @@
 """A denoiser of exact marginals is the source's posterior, alone and under every mixture as it begins."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -116,3 +118,8 @@ def test_a_prompt_is_never_masked() -> None:
 def test_a_width_without_room_for_the_states_is_refused() -> None:
     with pytest.raises(ValueError, match="model.hidden_size must be above the 6 states, got 4"):
         ExactDenoiser(DitConfig(hidden_size=4, num_heads=1), posterior=Posterior(SOURCE))
+
+
+def test_a_tied_head_is_refused() -> None:
+    with pytest.raises(ValueError, match="model.tied must be false where the teacher is exact"):
+        ExactDenoiser(dataclasses.replace(TINY, tied=True), posterior=Posterior(SOURCE))
