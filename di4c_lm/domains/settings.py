@@ -48,6 +48,9 @@ class TeacherPretrainConfig(PretrainConfig):
     times: Literal["antithetic", "iid", "bell", "least_variance"] = setting(
         "antithetic", "how t is sampled, see objective.times"
     )
+    matmul_dtype: Literal["same", "bfloat16", "auto"] = setting(
+        "same", "see objective.matmul_dtype; auto: bfloat16 where the hardware has instructions for it"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -245,6 +248,8 @@ class RunSettings:
         """Sections that the objective, or a given teacher, has no use for."""
         reason = f"where objective={kind_of(OBJECTIVES, self.objective)}"
         found = {} if self.objective.takes_mixture else {"mixture": reason, "optim.mixture_lr_scale": reason}
+        if self.train.dtype == "bfloat16" and hasattr(self.objective, "matmul_dtype"):
+            found["objective.matmul_dtype"] = "where train.dtype=bfloat16"
         if not self.HAS_CLASSES:
             found |= dict.fromkeys(("decoding.guidance", "decoding.guidance_ramp"), "where there are no classes")
         if not self.objective.needs_teacher:

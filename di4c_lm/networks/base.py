@@ -487,8 +487,12 @@ def attend(
     """softmax(q k^T / sqrt(dim)) v over all positions, those up to its own, or those `within`, with `dropout` on the weights, always on.
 
     Where there are fewer keys and values than queries, each serves as many heads of queries, one beside the other.
-    `flash` needs half-precision tensors on a GPU, and of records that they stand together; others take PyTorch's path.
+    `flash` needs half-precision tensors on a GPU, and of records that they stand together; others take PyTorch's path. On a CPU whose
+    products are cast to bfloat16 it runs in float32: of short sequences its backward pass is twice as fast so.
     """
+    if q.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        with torch.autocast("cpu", enabled=False):
+            return attend(q.float(), k.float(), v.float(), dropout=dropout, causal=causal, within=within)
     together = within is None or within.is_stretches
     if flash and together and q.is_cuda and q.dtype in (torch.float16, torch.bfloat16):
         import flash_attn  # pyright: ignore[reportMissingImports]

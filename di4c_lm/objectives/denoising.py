@@ -33,6 +33,9 @@ class Denoising(ObjectiveSettings):
     )
     bell_mean: float = setting(0.5, "where t is likeliest, with times=bell")
     bell_std: float = setting(0.2, "deviation of t before it is cut off at 0 and 1, with times=bell")
+    matmul_dtype: Literal["same", "bfloat16"] = setting(
+        "same", "type in which matrices are multiplied, Muon's too; same: that of the weights"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -98,6 +101,8 @@ class DenoisingObjective(Objective):
         self, settings: Any, student: nn.Module, process: Process, *, seed: int, teacher: nn.Module | None = None
     ) -> None:
         super().__init__(settings, student, process, seed=seed, teacher=teacher)
+        if self.in_bfloat16:
+            setattr(student, "matmul_dtype", torch.bfloat16)  # noqa: B010 (the output head's; no attribute of every module)
         if settings.times == "least_variance":
             self.adaptive = LeastVarianceTimes(process.min_time)
 
@@ -135,6 +140,7 @@ class DenoisingObjective(Objective):
             x_0, x_t, t_B = torch.cat([x_0, x_0]), torch.cat([x_t, others]), torch.cat([t_B, other_B])
             density_B, cond_B = density_B.repeat(2), None if cond_B is None else torch.cat([cond_B, cond_B])
         positions = Positions.where(self.process.unknown(x_t))
-        prediction = predict_at(self.student, x_t, t_B.float(), None, cond_B, positions.among(x_t.shape[1]))
+        with torch.autocast(x_t.device.type, torch.bfloat16, enabled=self.in_bfloat16):
+            prediction = predict_at(self.student, x_t, t_B.float(), None, cond_B, positions.among(x_t.shape[1]))
         reading = prediction.read(positions, positions.gather(x_0)[:, None], chunk_rows=self.settings.chunk_rows)
         return -reading.joint[:, 0], t_B, density_B

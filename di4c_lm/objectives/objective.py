@@ -65,6 +65,11 @@ class Objective(nn.Module):
         """The frozen network that is distilled, or None."""
         return self._teacher[0]
 
+    @property
+    def in_bfloat16(self) -> bool:
+        """Whether matrices are multiplied in bfloat16, whatever the type of the weights."""
+        return getattr(self.settings, "matmul_dtype", "same") == "bfloat16"
+
     def external_parameters(self) -> list[tuple[nn.Module, nn.Parameter]]:
         """Parameters that are used outside the module that owns them: the output head's, inside the loss."""
         owned = {id(parameter) for parameter in self.student.parameters()}  # those of a frozen backbone are not

@@ -34,7 +34,7 @@ from di4c_lm.networks.base import attention_blocks, block_matrices
 from di4c_lm.objectives.registry import OBJECTIVES
 from di4c_lm.runs.folder import check_settings, is_finished, opened, run_dir
 from di4c_lm.runs.preflight import check_all
-from di4c_lm.training.distributed import World, barrier, init_distributed, partition, set_threads
+from di4c_lm.training.distributed import World, barrier, has_bfloat16, init_distributed, partition, set_threads
 from di4c_lm.training.loop import Trained, train
 from di4c_lm.training.settings import OptimConfig, TrainConfig, ZeroConfig
 
@@ -191,7 +191,10 @@ def pretrain(domain: Domain, settings: Any, model: Model, source: Source | Strea
             batch_size,
             world.size,
         )
-    said = {"times": chosen.times} | {
+    matmul_dtype = chosen.matmul_dtype
+    if matmul_dtype == "auto":
+        matmul_dtype = "bfloat16" if has_bfloat16(world.device) else "same"
+    said = {"times": chosen.times, "matmul_dtype": matmul_dtype} | {
         name: getattr(owner, name)
         for owner, name in ((chosen, "weight_power"), (settings.teacher, "label_drop"))
         if hasattr(owner, name)

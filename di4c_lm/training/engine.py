@@ -32,18 +32,25 @@ class Optimizer(torch.optim.AdamW):
     """
 
     def __init__(
-        self, groups: list[dict[str, Any]], *, clip_norm: float | None, momentum: float, **options: Any
+        self,
+        groups: list[dict[str, Any]],
+        *,
+        clip_norm: float | None,
+        momentum: float,
+        dtype: torch.dtype = torch.float32,
+        **options: Any,
     ) -> None:
         super().__init__(groups, **options)
         self._clip_norm = clip_norm
         self._momentum = momentum
+        self._dtype = dtype
         self._global_grad_norm = 0.0
         self.overflow = False
         self._muon: Muon | None = None
 
     def bind(self, masters: Sequence[Tensor], partition: Partition) -> None:
         """Begin with empty moments for `masters`, which lie as `partition` says. All ranks must call it."""
-        self._muon = Muon(masters, partition, momentum=self._momentum)
+        self._muon = Muon(masters, partition, momentum=self._momentum, dtype=self._dtype)
         matrices = {name for group in self.param_groups if group["muon"] for name in group["names"]}
         for master, names in zip(masters, self._muon.names_of, strict=True):
             keys = ("exp_avg", "exp_avg_sq") if matrices.isdisjoint(names) else ("exp_avg",)
@@ -148,6 +155,7 @@ class Engine:
     A frozen teacher belongs outside `nn.Module`'s registration (in a tuple, say): DeepSpeed then neither casts, partitions, optimises nor
     saves it. Under ZeRO-3 a parameter that is used outside the `forward` of the module that owns it must be named by
     `objective.external_parameters() -> list[tuple[nn.Module, nn.Parameter]]` (the module that uses it, the parameter).
+    Muon's iterations are in bfloat16 where the weights are, or `objective.in_bfloat16` says so.
     `is_latent(name)` tells which of the student's parameters learn at `optim.mixture_lr_scale` times the rate; `matrices` are the names of
     those that are Muon's to update, where the run asks for it.
 
@@ -169,7 +177,8 @@ class Engine:
         on_cpu = world.device.type == "cpu"
         deepspeed = _import_deepspeed(on_cpu=on_cpu)
         trained = _trained_parameters(objective)
-        plain = zero.stage == 0 and train.dtype == "float32"
+        in_bfloat16 = train.dtype == "bfloat16"
+        plain = zero.stage == 0 and not in_bfloat16
         config = deepspeed_config(
             train,
             optim,
@@ -179,7 +188,7 @@ class Engine:
             on_cpu=on_cpu,
         )
         shapes = {name: tuple(p.shape) for name, p in trained.items()}
-        exact = _agreed_weights(trained, world.device) if train.dtype == "bfloat16" else {}
+        exact = _agreed_weights(trained, world.device) if in_bfloat16 else {}
         groups = parameter_groups(
             trained,
             optim,
@@ -192,6 +201,7 @@ class Engine:
             groups,
             clip_norm=optim.clip_norm if plain else None,
             momentum=optim.muon_momentum,
+            dtype=torch.bfloat16 if in_bfloat16 or getattr(objective, "in_bfloat16", False) else torch.float32,
             betas=optim.betas,
             eps=optim.eps,
             weight_decay=optim.weight_decay,

@@ -14,12 +14,12 @@ _ITERATIONS = 5
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the odd polynomial that each iteration applies to the singular values
 
 
-def orthogonalise(matrices: Float[Tensor, "N R C"]) -> Float[Tensor, "N R C"]:
+def orthogonalise(matrices: Float[Tensor, "N R C"], dtype: torch.dtype = torch.float32) -> Float[Tensor, "N R C"]:
     """About U Vᵀ of each matrix U S Vᵀ: singular values between 0.7 and 1.2, by five Newton-Schulz iterations (Jordan et al. 2024, Muon).
 
-    In bfloat16 on a GPU, as published; in float32 elsewhere. A matrix of zeros stays one.
+    By products in `dtype`; on a GPU in bfloat16, as published. A matrix of zeros stays one.
     """
-    x = matrices.to(torch.bfloat16 if matrices.is_cuda else torch.float32)
+    x = matrices.to(torch.bfloat16 if matrices.is_cuda else dtype)
     is_tall = x.shape[1] > x.shape[2]
     x = x.mT if is_tall else x
     x = x / x.flatten(1).norm(dim=1).clamp_min(1e-7)[:, None, None]
@@ -63,12 +63,15 @@ class Muon:
     """Updates of the masters that `partition` describes, the same at every ZeRO stage and on any number of ranks, up to rounding.
 
     Of a matrix that ranks share, the pieces are put together, each rank orthogonalises some of the matrices, and each takes its pieces of
-    all. The momentum is `exp_avg` of the optimiser's state. All ranks must make it, and call it alike.
+    all. The momentum is `exp_avg` of the optimiser's state. `dtype`: see `orthogonalise`. All ranks must make it, and call it alike.
     """
 
-    def __init__(self, masters: Sequence[Tensor], partition: Partition, *, momentum: float) -> None:
+    def __init__(
+        self, masters: Sequence[Tensor], partition: Partition, *, momentum: float, dtype: torch.dtype = torch.float32
+    ) -> None:
         self._partition = partition
         self._momentum = momentum
+        self._dtype = dtype
         self._flat_of = {id(master): i for i, master in enumerate(masters)}
         held = set().union(*gather_objects({(piece.flat, piece.name) for piece in partition.pieces}))
         self.names_of = [[name for name in partition.shapes if (i, name) in held] for i in range(len(masters))]
@@ -92,7 +95,7 @@ class Muon:
                 own.setdefault(partition.shapes[name], {})[name] = whole
         made: dict[str, Tensor] = {}
         for of_shape in own.values():
-            made |= zip(of_shape, orthogonalise(torch.stack(list(of_shape.values()))), strict=True)
+            made |= zip(of_shape, orthogonalise(torch.stack(list(of_shape.values())), self._dtype), strict=True)
         for name in names:
             rows, columns = partition.shapes[name]
             update = made[name] if name in made else partition.flats[0].new_zeros(rows, columns)

@@ -19,6 +19,13 @@ def test_attention_is_softmax_of_scaled_products() -> None:
     torch.testing.assert_close(attend(q, k, v), torch.einsum("nhpq,nqhd->nphd", weights, v))
 
 
+def test_attention_among_products_in_bfloat16_is_in_float32_on_a_cpu() -> None:
+    q, k, v = (torch.randn(2, 5, 2, 4, generator=torch.Generator().manual_seed(seed)) for seed in range(3))
+    with torch.autocast("cpu", torch.bfloat16):
+        out = attend(q, k, v)
+    assert torch.equal(out, attend(q, k, v))
+
+
 def test_products_of_rotated_vectors_depend_on_distance_alone() -> None:
     cos, sin = Rotary(8)(10, 0)
     q, k = (random(1, 1, 1, 8).expand(1, 10, 1, 8) + shift for shift in (0, 1))

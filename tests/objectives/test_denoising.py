@@ -2,20 +2,26 @@
 
 import dataclasses
 
+import pytest
 import torch
 from torch import Tensor
 
 from di4c_lm.data.batches import BatchStream
 from di4c_lm.networks.unet import UNet
 from di4c_lm.objectives.denoising import Denoising
+from di4c_lm.objectives.mdlm import Mdlm
 from tests.objectives.helpers import (
     GAUSSIAN,
     LEVELS,
+    MASKED,
     PIXEL,
     PIXELS,
     check_batch_is_mean_of_examples,
+    gradients,
     pixel_batch,
     pixel_network,
+    text_batch,
+    text_network,
 )
 
 
@@ -41,6 +47,22 @@ def test_cross_entropy_is_least_at_the_true_marginals() -> None:
         optimizer.step()
     assert float(metrics["cross_entropy"]) < 0.3 * first
     assert of.external_parameters() == []
+
+
+@pytest.mark.parametrize("kind", ["text", "pixels"])
+def test_products_in_bfloat16_leave_weights_and_gradients_in_float32_and_near(kind: str) -> None:
+    settings, network, process, batch = {
+        "text": (Mdlm, text_network, MASKED, text_batch(*range(64))),
+        "pixels": (Denoising, pixel_network, GAUSSIAN, pixel_batch(*range(64))),
+    }[kind]
+    exact = settings().build(network().float(), process, seed=0)
+    narrow = settings(matmul_dtype="bfloat16").build(network().float(), process, seed=0)
+    loss, expected = narrow(batch)[0], exact(batch)[0]
+    error = abs(float((loss / expected).detach()) - 1)
+    assert loss.dtype == expected.dtype and 1e-7 < error < 0.02
+    found, right = (torch.cat([one.flatten() for one in gradients(of, batch).values()]) for of in (narrow, exact))
+    assert found.dtype == torch.float32
+    assert float(torch.nn.functional.cosine_similarity(found, right, dim=0)) > 0.99
 
 
 class Source:

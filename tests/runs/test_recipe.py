@@ -238,25 +238,41 @@ def test_an_objective_without_lambda_refuses_a_mixture_for_teacher(make: Callabl
     assert set(weights(again / "student")) == set(weights(mixture)), "a second round goes on with λ"
 
 
+def pretrained(settings: ToySettings, monkeypatch: pytest.MonkeyPatch, *, ranks: int = 1, **how: Any) -> dict[str, Any]:
+    """What `train` is given for a teacher that is trained as `how` says."""
+    given: dict[str, Any] = {}
+
+    def trained(objective: Any, batches: Any, **said: Any) -> Trained:
+        given.update(said, objective=objective, size=batches.global_batch_size)
+        return Trained(progress=Progress(), raw={}, ema={})
+
+    monkeypatch.setattr(recipe, "train", trained)
+    pretrain = dataclasses.replace(settings.teacher.pretrain, **how)
+    settings = dataclasses.replace(settings, teacher=dataclasses.replace(settings.teacher, pretrain=pretrain))
+    world = dataclasses.replace(recipe.init_distributed("cpu"), size=ranks)
+    data = DOMAIN.data(settings, world, Path())
+    recipe.pretrain(DOMAIN, settings, recipe.fresh_model(DOMAIN, settings, data, 0), data.source(0), world, Path())
+    return given
+
+
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5, 6, 7])
 def test_any_number_of_ranks_shares_a_teacher_s_batch(
     make: Callable[..., ToySettings], monkeypatch: pytest.MonkeyPatch, ranks: int
 ) -> None:
     """Evenly, by the fewest sequences more."""
-    given = {}
+    given = pretrained(make(), monkeypatch, ranks=ranks, batch_size=32)
+    assert given["size"] == given["train"].micro_batch_size * ranks and 32 <= given["size"] < 32 + ranks
 
-    def trained(objective: Any, batches: Any, **how: Any) -> Trained:
-        given.update(size=batches.global_batch_size, micro=how["train"].micro_batch_size)
-        return Trained(progress=Progress(), raw={}, ema={})
 
-    monkeypatch.setattr(recipe, "train", trained)
-    settings = make()
-    pretrain = dataclasses.replace(settings.teacher.pretrain, batch_size=32)
-    settings = dataclasses.replace(settings, teacher=dataclasses.replace(settings.teacher, pretrain=pretrain))
-    world = dataclasses.replace(recipe.init_distributed("cpu"), size=ranks)
-    data = DOMAIN.data(settings, world, Path())
-    recipe.pretrain(DOMAIN, settings, recipe.fresh_model(DOMAIN, settings, data, 0), data.source(0), world, Path())
-    assert given["size"] == given["micro"] * ranks and 32 <= given["size"] < 32 + ranks
+@pytest.mark.parametrize(
+    ("said", "hardware", "taken"),
+    [("auto", ["cpu"], "bfloat16"), ("auto", [], "same"), ("same", ["cpu"], "same"), ("bfloat16", [], "bfloat16")],
+)
+def test_a_teacher_s_products_are_in_bfloat16_where_that_is_said_or_the_hardware_has_it(
+    make: Callable[..., ToySettings], monkeypatch: pytest.MonkeyPatch, said: str, hardware: list[str], taken: str
+) -> None:
+    monkeypatch.setattr(recipe, "has_bfloat16", lambda device: device.type in hardware)
+    assert pretrained(make(), monkeypatch, matmul_dtype=said)["objective"].settings.matmul_dtype == taken
 
 
 # Rounds

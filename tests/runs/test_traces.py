@@ -31,7 +31,8 @@ TINY = {
 }
 # How the teachers of these runs were trained.
 TEACHER = {
-    "text": "teacher.pretrain.optim=adamw teacher.pretrain.lr=1e-3 teacher.pretrain.times=iid teacher.pretrain.weight_power=1"
+    "text": "teacher.pretrain.optim=adamw teacher.pretrain.lr=1e-3 teacher.pretrain.times=iid teacher.pretrain.weight_power=1 "
+    "teacher.pretrain.matmul_dtype=same"
 }
 ALL = (
     "teacher.pretrain.steps=4 teacher.pretrain.batch_size=8 train.steps=5 train.micro_batch_size=4 train.log_every=1 "

@@ -4,11 +4,14 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from di4c_lm.training import distributed
+
+CPUINFO = Path("/proc/cpuinfo")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -25,6 +28,13 @@ def test_more_ranks_than_gpus(monkeypatch):
     assert distributed.choose_device("cpu", 2) == torch.device("cpu")
     with pytest.raises(ValueError, match="local rank 2 has no GPU of its own: this machine has 2"):
         distributed.choose_device("auto", 2)
+
+
+@pytest.mark.skipif(not CPUINFO.exists(), reason="the machine does not say what its CPU can do")
+def test_a_cpu_multiplies_in_bfloat16_where_its_flags_say_so():
+    (flags, *_) = [line for line in CPUINFO.read_text("utf-8").splitlines() if line.startswith("flags")] or [""]
+    said = not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags.split())
+    assert distributed.has_bfloat16(torch.device("cpu")) == said
 
 
 def join(**environment):

@@ -21,6 +21,13 @@ def test_singular_values_come_near_one_and_vectors_stay(shape: tuple[int, int]) 
     assert float((of_vectors - found.diag()).abs().max()) < 1e-4
 
 
+def test_products_in_bfloat16_are_near_those_in_float32() -> None:
+    matrix = torch.randn(2, 24, 40, generator=torch.Generator().manual_seed(3))
+    exact, narrow = orthogonalise(matrix), orthogonalise(matrix, torch.bfloat16)
+    error = float((narrow - exact).norm() / exact.norm())
+    assert narrow.dtype == torch.float32 and 1e-4 < error < 0.03
+
+
 def test_a_stack_is_its_matrices_and_nothing_stays_nothing() -> None:
     matrices = torch.randn(3, 5, 7, generator=torch.Generator().manual_seed(1))
     matrices[1] = 0
