@@ -42,8 +42,23 @@ def domain(name: str, *overrides: str) -> Any:
 @pytest.mark.parametrize("name", DOMAINS)
 def test_there_is_one_set_of_defaults(name: str) -> None:
     own = DOMAINS[name]()
-    assert (domain(name, "recipe=copula") == own) is (name != "imagenet"), "whose default is of codes"
-    assert domain(name) == (domain(name, "recipe=sequential") if name == "text" else own)
+    whole = ["data.evaluator_share=0"] if name == "text" else []
+    assert (domain(name, "recipe=copula", *whole) == own) is (name != "imagenet"), "whose default is of codes"
+    assert domain(name) == (own if name == "cifar10" else domain(name, "recipe=sequential"))
+    assert name != "imagenet" or domain(name, "mixture=codes") == own
+
+
+def test_an_evaluator_that_a_run_trains_has_documents_of_its_own() -> None:
+    """Unless another share is said, or nobody reads them."""
+    share = {
+        "": 0.2,
+        "data=corpus.jsonl": 0.2,
+        "data.evaluator_share=0.1": 0.1,
+        "evaluator=smollm2": 0.0,
+        "data=openwebtext data.streaming=true eval.skip=true": 0.0,
+    }
+    for words, expected in share.items():
+        assert domain("text", *words.split()).data.evaluator_share == expected, words
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,8 @@ TRACES = json.loads(Path(__file__).with_name("traces.json").read_text())
 DOMAINS = {"text": TEXT, "cifar10": PIXELS, "imagenet": CODES}
 TINY = {
     "text": (
-        "model.hidden_size=32 model.num_blocks=2 model.num_heads=2 model.cond_dim=16 data.length=16 data.vocab_size=300"
+        "model.hidden_size=32 model.num_blocks=2 model.num_heads=2 model.cond_dim=16 data.length=16 data.vocab_size=300 "
+        "data.evaluator_share=0"
     ),
     "cifar10": "model.width=8",
     "imagenet": "model.hidden_size=32 model.num_blocks=2 model.mlp_size=32",

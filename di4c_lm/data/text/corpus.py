@@ -133,9 +133,10 @@ def _sequences(
     frame = frame_of(tokenizer, wrap=config.wrap)
     tokens_ND = pack(encode_documents(shown, tokenizer), config.length, frame=frame)
     if not len(tokens_ND):
+        share = "data.evaluator_share" if side == "evaluator's" else "data.validation_share"
         raise ValueError(
             f"{name}: the {side} documents hold fewer tokens than one sequence of data.length={config.length}: "
-            f"give more text, a smaller data.length or another data.validation_share"
+            f"give more text, a smaller data.length or another {share}"
         )
     return tokens_ND
 
@@ -149,7 +150,7 @@ def _from_texts(config: DataConfig, seed: int, cache_dir: Path) -> Corpus:
     if config.streaming:
         split = Split.by_share(config.validation_share)
     else:
-        split = Split.fitted(documents, config.validation_share).with_evaluator(config.evaluator_share)
+        split = Split.fitted(documents, config.validation_share, config.evaluator_share)
     tokenizer = load_tokenizer(config, filter(split.trains, documents.read()), cache_dir)
     if config.records != "text":
         return _from_pairs(config, seed, documents, split, tokenizer)
@@ -170,7 +171,9 @@ def _from_texts(config: DataConfig, seed: int, cache_dir: Path) -> Corpus:
             aside = _as_tensor(_sequences(texts_aside, config, tokenizer, documents.name, "evaluator's"))
         train = PackedSource(tokens_ND, seed)
         content.update(tokens_ND.tobytes())
-        logger.info("%s: %d training and %d validation sequences", documents.name, len(train), len(validation_ND))
+        apart = "" if aside is None else f", {len(aside)} for the evaluator alone"
+        sizes = len(train), len(validation_ND)
+        logger.info("%s: %d training and %d validation sequences%s", documents.name, *sizes, apart)
     return Corpus(
         name=documents.name,
         tokenizer=tokenizer,

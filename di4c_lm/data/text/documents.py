@@ -86,26 +86,21 @@ class Split:
         """Whether the evaluator alone is trained on the document."""
         return document_hash(text) >= self.evaluator_from
 
-    def with_evaluator(self, share: float) -> "Split":
-        """The same, and about `share` of all documents, none of them held out, set aside for the evaluator alone."""
-        return dataclasses.replace(self, evaluator_from=max(self.threshold, int((1 - share) * _HASHES)))
-
     @classmethod
     def by_share(cls, share: float) -> "Split":
         """Hold out about `share` of the documents. Of a small corpus that may be none: see `fitted`."""
         return cls(int(share * _HASHES))
 
     @classmethod
-    def fitted(cls, documents: Documents, share: float) -> "Split":
-        """As `by_share`, moved where needed so that at least one document lies on either side. Reads the corpus once.
+    def fitted(cls, documents: Documents, share: float, evaluator_share: float = 0.0) -> "Split":
+        """As `by_share`, and about `evaluator_share` of all documents for the evaluator, moved where needed so that each has at least one.
+
+        Reads the corpus once for each share that is not 0.
 
         Raises:
-            ValueError: the corpus is empty, or has only one distinct document.
+            ValueError: the corpus is empty, or has fewer distinct documents than that takes.
         """
-        low, high = _HASHES, -1
-        for text in documents.read():
-            value = document_hash(text)
-            low, high = min(low, value), max(high, value)
+        low, high = _extremes(documents, 0)
         if high < 0:
             raise ValueError(f"{documents.name}: the corpus is empty, no document was found")
         if low == high:
@@ -113,7 +108,31 @@ class Split:
                 f"{documents.name}: one distinct document was found, 2 are needed to hold one out for validation: in .txt a "
                 "blank line or <|endoftext|> ends a document, in .jsonl each line is one"
             )
-        return cls(min(max(cls.by_share(share).threshold, low + 1), high))
+        held_out = cls(_between(cls.by_share(share).threshold, low, high))
+        if not evaluator_share:
+            return held_out
+        low, high = _extremes(documents, held_out.threshold)
+        if low == high:
+            raise ValueError(
+                f"{documents.name}: 2 distinct documents were found, 3 are needed to have one for the evaluator alone: give more, "
+                "another evaluator, or data.evaluator_share=0"
+            )
+        return dataclasses.replace(held_out, evaluator_from=_between(int((1 - evaluator_share) * _HASHES), low, high))
+
+
+def _extremes(documents: Documents, least: int) -> tuple[int, int]:
+    """The lowest and the highest hash of a document that is not below `least`; of none, a high one below the low one."""
+    low, high = _HASHES, -1
+    for text in documents.read():
+        value = document_hash(text)
+        if value >= least:
+            low, high = min(low, value), max(high, value)
+    return low, high
+
+
+def _between(wanted: int, low: int, high: int) -> int:
+    """A threshold that `low` lies below and `high` does not."""
+    return min(max(wanted, low + 1), high)
 
 
 def first_characters(texts: Iterable[str], limit: int) -> Iterator[str]:

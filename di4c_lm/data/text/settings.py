@@ -49,7 +49,8 @@ class DataConfig:
     )
     validation_share: float = setting(0.05, "share of the documents that is kept out of training, for validation")
     evaluator_share: float = setting(
-        0.0, "share of the documents that only the trained evaluator reads; 0: it is trained on the training set"
+        0.0,
+        "share of the documents that only the trained evaluator reads; 0: it reads the training set. Not said: 0.2 where there is one",
     )
     tokenizer: str = setting(
         "train",

@@ -57,6 +57,7 @@ class CodeTeacherConfig(TeacherConfig):
 class CodeSettings(RunSettings):
     """A run on the codes of images: images, their codes, a teacher, a student, a report."""
 
+    DEFAULT_RECIPE: ClassVar[str] = "sequential"
     HAS_CLASSES: ClassVar[bool] = True
     usual_sampler: ClassVar[str] = "confidence"
     OLD_KEYS: ClassVar[Mapping[str, str]] = {

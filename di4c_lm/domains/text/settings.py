@@ -22,6 +22,8 @@ from di4c_lm.samplers.trajectory import check_process
 from di4c_lm.samplers.usual import resolved
 from di4c_lm.training.settings import OptimConfig, PretrainConfig, TrainConfig
 
+_EVALUATOR_SHARE = 0.2  # of the documents, where an evaluator is trained
+
 
 @section
 class TextPretrainConfig(TeacherPretrainConfig):
@@ -41,7 +43,7 @@ class TextTeacherConfig(TeacherConfig):
     PATH_KEYS: ClassVar[tuple[str, ...]] = ("path", "weights", "revision")
 
     pretrain: TextPretrainConfig = setting(
-        TextPretrainConfig(steps=700, lr=1e-2, optim="muon", warmup_steps=30, times="bell", matmul_dtype="auto")
+        TextPretrainConfig(steps=1000, lr=1e-2, optim="muon", warmup_steps=30, times="bell", matmul_dtype="auto")
     )
     revision: str | None = setting(None, "branch, tag or commit of a teacher on the hub")
 
@@ -161,10 +163,17 @@ class TextSettings(RunSettings):
         return found | ({} if self.data.records == "text" else {"evaluator": reason})
 
     def implied(self, said: Collection[str]) -> dict[str, Any]:
-        """The tokenizer, the length and of a decoder the mask of a given teacher that has them, where `said` does not hold their keys.
+        """What nobody said: a share of the documents for an evaluator that is trained; tokenizer, length and mask of a given teacher.
 
-        Only folders on this machine are looked at.
+        Of teachers only folders on this machine are looked at.
         """
+        found: dict[str, Any] = {}
+        if self.evaluator.path == "train" and self.data.at_hand and self.data.records == "text":
+            found["data.evaluator_share"] = _EVALUATOR_SHARE
+        return {key: value for key, value in (found | self._of_teacher(said)).items() if key not in said}
+
+    def _of_teacher(self, said: Collection[str]) -> dict[str, Any]:
+        """The tokenizer, the length and of a decoder the mask of a given teacher that has them."""
         folder = Path(self.teacher.path or "").expanduser()
         if self.teacher.kind != "pretrained" or not folder.is_dir():
             return {}
@@ -177,7 +186,7 @@ class TextSettings(RunSettings):
         length = stated_length(folder)
         if length is not None:
             found["data.length"] = length
-        return {key: value for key, value in found.items() if key not in said}
+        return found
 
     def responses_report(self) -> ResponsesConfig:
         """The closing report's settings of a run on records with prompts, as `di4c eval responses` takes them."""

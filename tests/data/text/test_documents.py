@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from di4c_lm.data.text.documents import (
@@ -35,12 +35,14 @@ def test_both_sides_have_documents_and_none_is_on_both(texts: list[str], share: 
     assert not set(train) & set(held_out)
 
 
-@given(TEXTS, st.floats(0.001, 0.5), st.floats(0.0, 0.5))
+@given(TEXTS.filter(lambda texts: len(set(texts)) > 2), st.floats(0.001, 0.5), st.floats(0.001, 0.999))
 def test_the_evaluator_s_documents_are_nobody_else_s(texts: list[str], share: float, evaluator_share: float) -> None:
     documents = corpus(texts)
     plain = Split.fitted(documents, share)
-    split = plain.with_evaluator(evaluator_share)
+    assume(len(set(filter(plain.trains, texts))) > 1)
+    split = Split.fitted(documents, share, evaluator_share)
     sides = [list(filter(side, texts)) for side in (split.trains, split.holds_out, split.evaluates)]
+    assert all(sides)
     assert sorted(text for side in sides for text in side) == sorted(texts)
     assert sides[1] == list(filter(plain.holds_out, texts))
     assert set(sides[0]) <= set(filter(plain.trains, texts)) and not set(sides[0]) & set(sides[2])
@@ -48,9 +50,10 @@ def test_the_evaluator_s_documents_are_nobody_else_s(texts: list[str], share: fl
 
 def test_the_evaluator_s_share_is_kept() -> None:
     """4,000 of 20,000 expected, standard deviation 57."""
-    split = Split.by_share(0.05).with_evaluator(0.2)
-    num = sum(not split.trains(text) and not split.holds_out(text) for text in map("document {}".format, range(20_000)))
-    assert abs(num - 4000) < 300
+    texts = [f"document {n}" for n in range(20_000)]
+    split = Split.fitted(corpus(texts), 0.05, 0.2)
+    num = sum(not split.trains(text) and not split.holds_out(text) for text in texts)
+    assert num == sum(map(split.evaluates, texts)) and abs(num - 4000) < 300
 
 
 @given(TEXTS)
@@ -75,6 +78,11 @@ def test_the_hash_is_frozen() -> None:
 def test_too_few_documents_are_an_error(texts: list[str], found: str) -> None:
     with pytest.raises(ValueError, match=f"some texts.*{found}"):
         Split.fitted(corpus(texts), 0.1)
+
+
+def test_an_evaluator_s_document_takes_a_third() -> None:
+    with pytest.raises(ValueError, match=r"some texts: 2 distinct .* are needed .*, or data\.evaluator_share=0"):
+        Split.fitted(corpus(["one", "two", "one"]), 0.1, 0.2)
 
 
 def test_first_characters_stops_reading() -> None:
