@@ -34,7 +34,7 @@ def words(folder: Path, way: str) -> list[str]:
             "train.micro_batch_size=2",
             "train.log_every=1",
         ],
-        *["eval.skip=true", "run.threads=1", "run.device=cpu"],
+        *["eval.skip=true", "data.evaluator_share=0", "run.threads=1", "run.device=cpu"],
     ]
 
 

@@ -43,7 +43,7 @@ class TextTeacherConfig(TeacherConfig):
     PATH_KEYS: ClassVar[tuple[str, ...]] = ("path", "weights", "revision")
 
     pretrain: TextPretrainConfig = setting(
-        TextPretrainConfig(steps=1000, lr=1e-2, optim="muon", warmup_steps=30, times="bell", matmul_dtype="auto")
+        TextPretrainConfig(steps=900, lr=1e-2, optim="muon", warmup_steps=30, times="bell", matmul_dtype="auto")
     )
     revision: str | None = setting(None, "branch, tag or commit of a teacher on the hub")
 
