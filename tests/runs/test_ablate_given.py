@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from di4c_lm.runs.ablate import ablate
-from di4c_lm.runs.ablate.outcome import bars, beaten, table
+from di4c_lm.runs.ablate.outcome import bars, beaten, plot, table
 from tests.measure.models import text_model
 from tests.measure.tiny import gpt2, words
 
@@ -164,9 +164,14 @@ def test_intervals_are_over_teachers_first() -> None:
     ]
 
 
-def test_a_model_is_beaten_where_every_run_says_so() -> None:
+def test_a_model_is_beaten_where_every_run_says_so(tmp_path: Path) -> None:
     rows = [
         {"model": "student", "setting": "s", "steps": steps, "seed": seed, "beaten_by": names}
         for steps, seed, names in ((1, 0, ["ngram_3", "ngram_5"]), (1, 1, ["ngram_5"]), (2, 0, ["ngram_5"]), (2, 1, []))
     ]
     assert beaten(rows) == "counting beats s at 1 steps, by generative perplexity: ngram_5"
+    rows = [{**row, "gen_ppl": 100.0 + row["seed"], "entropy": 3.0 + row["seed"]} for row in rows]
+    assert "| s | 100 ± 6 * | 100 ± 6 |" in table(rows, "gen_ppl") and "*" not in table(rows, "entropy")
+    plot(rows, tmp_path / "marked.png", "s")
+    plot([{**row, "beaten_by": []} for row in rows], tmp_path / "free.png", "s")
+    assert (tmp_path / "marked.png").read_bytes() != (tmp_path / "free.png").read_bytes()

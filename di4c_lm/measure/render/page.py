@@ -8,7 +8,7 @@ from typing import Any
 
 from di4c_lm.measure.flow import with_end
 from di4c_lm.measure.render.pictures import Row
-from di4c_lm.measure.render.tables import short
+from di4c_lm.measure.render.tables import short, star
 
 _TITLES = {
     "brier": "BrierLM: validation text continued and filled in",
@@ -125,7 +125,11 @@ def _cell(row: Row, key: str) -> str:
     notes = [] if low is None or high is None else [f"{short(low)} to {short(high)}"]
     notes += [] if p_value is None else [f"p = {p_value:.3g}"]
     notes += [f"sd {row[f'{key}_sd']:.2g}"] if f"{key}_sd" in row else []
-    return short(row[key]) + "".join(f"<small>{note}</small>" for note in notes)
+    return short(row[key]) + _starred(row, key) + "".join(f"<small>{note}</small>" for note in notes)
+
+
+def _starred(row: Row, key: str) -> str:
+    return '<span title="beaten by counting">*</span>' if star(row, key) else ""
 
 
 def _plain_table(rows: Sequence[Row]) -> str:

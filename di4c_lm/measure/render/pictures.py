@@ -11,8 +11,8 @@ from numpy import ndarray
 
 Row: TypeAlias = Mapping[str, Any]
 INK, GREY, _GRID = "#2b2f36", "#6b7280", "#e3e6ea"
-_COLOURS = ("#3b6fb6", "#d9603b", "#2f9e78", "#8e5bb5", "#c59a1b")  # told apart by the colour-blind too
-_MARKERS = ("o", "D", "s", "^", "v")
+_COLOURS = ("#3b6fb6", "#d9603b", "#2f9e78", "#8e5bb5", "#c59a1b", "#6f4e37")  # told apart by the colour-blind too
+_MARKERS = ("o", "D", "s", "^", "v", "P")
 _SHOWN_ROWS = 48  # pixels an image of a sheet has at least
 
 
@@ -25,6 +25,11 @@ class Panel:
     label: str
     hint: str
     log: bool = False
+
+
+def is_beaten(row: Row, metric: str) -> bool:
+    """Whether counting, an n-gram or token bigrams, beats this row of a model: said of generative perplexity, by whichever evaluator."""
+    return bool(row.get("beaten_by")) and metric.partition("@")[0] == "gen_ppl"
 
 
 def plot(rows: Sequence[Row], panels: Sequence[Panel], *, data: str, title: str = "") -> bytes:
@@ -48,7 +53,9 @@ def plot(rows: Sequence[Row], panels: Sequence[Panel], *, data: str, title: str 
     for axes, panel in zip(every, present, strict=False):
         _draw(axes, shown, panel, data)
         axes.set_title(panel.label, loc="left", fontsize=11.5, color=INK, fontweight="bold", pad=10)
-        axes.set_title(panel.hint, loc="right", fontsize=9, color=GREY, pad=10)
+        is_marked = any(is_beaten(row, panel.metric) for row in shown)
+        hint = panel.hint + ", hollow: beaten by counting" * is_marked
+        axes.set_title(hint, loc="right", fontsize=9, color=GREY, pad=10)
     handles, labels = every[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=max(1, len(labels)), frameon=False, fontsize=10)
     if title:
@@ -124,7 +131,7 @@ def _is_data(row: Row) -> bool:
 
 
 def _draw(axes: Any, rows: Sequence[Row], panel: Panel, data: str) -> None:
-    """A metric with its intervals."""
+    """A metric with its intervals; hollow where counting beats the model."""
     metric, models = panel.metric, dict.fromkeys(row["model"] for row in rows if not _is_data(row))
     for i, name in enumerate(models):
         own = sorted((row for row in rows if row["model"] == name), key=lambda row: row["steps"])
@@ -144,6 +151,17 @@ def _draw(axes: Any, rows: Sequence[Row], panel: Panel, data: str) -> None:
             elinewidth=1.4,
             capsize=3.5,
             zorder=3,
+        )
+        hollow = [row for row in own if is_beaten(row, metric)]
+        axes.plot(
+            [row["steps"] for row in hollow],
+            [row[metric] for row in hollow],
+            color=_COLOURS[i % len(_COLOURS)],
+            marker=_MARKERS[i % len(_MARKERS)],
+            markersize=6.5,
+            markerfacecolor="white",
+            linestyle="none",
+            zorder=4,
         )
     for row in filter(_is_data, rows):
         axes.axhspan(row[f"{metric}_low"], row[f"{metric}_high"], color=GREY, alpha=0.16, linewidth=0, zorder=1)

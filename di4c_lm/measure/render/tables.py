@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
-from di4c_lm.measure.render.pictures import Row
+from di4c_lm.measure.render.pictures import Row, is_beaten
 
 Column: TypeAlias = tuple[str, Callable[[Row], str]]
 """Heading, and the cell of a row."""
@@ -13,6 +13,16 @@ LEAD: tuple[Column, ...] = (
     ("steps", lambda row: str(row["steps"] or "-")),
 )
 NFE: Column = ("NFE", lambda row: f"{row['nfe']:.4g}" if row["steps"] else "-")
+
+
+def star(row: Row, metric: str) -> str:
+    """What stands behind a number that counting beats."""
+    return "*" if is_beaten(row, metric) else ""
+
+
+def star_said(rows: Sequence[Row]) -> str:
+    """A line that says what the stars are, where there are any."""
+    return "\n*: beaten by counting (hollow in the picture)" if any(star(row, "gen_ppl") for row in rows) else ""
 
 
 def table(rows: Sequence[Row], columns: Sequence[Column]) -> str:

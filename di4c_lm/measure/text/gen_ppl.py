@@ -21,7 +21,7 @@ from di4c_lm.core.settings import Texts, at_least, check, section, setting
 from di4c_lm.measure.flow import Measured, Metric, Row, columns, detectable, difference
 from di4c_lm.measure.render.files import Layout
 from di4c_lm.measure.render.pictures import Panel
-from di4c_lm.measure.render.tables import LEAD, NFE, Column, table, with_detectable, with_differences
+from di4c_lm.measure.render.tables import LEAD, NFE, Column, star, star_said, table, with_detectable, with_differences
 from di4c_lm.measure.settings import Measurement
 from di4c_lm.measure.statistics.bootstrap import Resampled, exp_mean, mean
 from di4c_lm.measure.text.diversity import Windows, corpus_entropy, distinct_n, entropy
@@ -276,7 +276,7 @@ def gen_ppl_table(found: Measured) -> str:
     columns: list[Column] = [
         *LEAD,
         NFE,
-        ("gen. perplexity", lambda row: _short(row["gen_ppl"])),
+        ("gen. perplexity", lambda row: _short(row["gen_ppl"]) + star(row, "gen_ppl")),
         ("95 %", lambda row: f"{_short(row['gen_ppl_low'])} to {_short(row['gen_ppl_high'])}"),
         ("entropy", lambda row: f"{row['entropy']:.3f}"),
         ("95 %", lambda row: f"{row['entropy_low']:.3f} to {row['entropy_high']:.3f}"),
@@ -284,7 +284,7 @@ def gen_ppl_table(found: Measured) -> str:
     ]
     said = verdict(found.rows)
     text = with_differences(table(found.rows, columns), found.comparisons)
-    return with_detectable(text, detectable_of(found)) + (f"\n\n{said}" if said else "")
+    return with_detectable(text, detectable_of(found)) + (f"\n\n{said}" if said else "") + star_said(found.rows)
 
 
 def detectable_of(found: Measured) -> list[Row]:

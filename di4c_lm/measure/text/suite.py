@@ -18,7 +18,7 @@ from di4c_lm.core.settings import Ints, Texts, at_least, check, section, setting
 from di4c_lm.measure.flow import Measured, Row, columns, difference, measured, with_end
 from di4c_lm.measure.render.files import Layout
 from di4c_lm.measure.render.pictures import Panel
-from di4c_lm.measure.render.tables import LEAD, Column, aligned, short, table, with_detectable
+from di4c_lm.measure.render.tables import LEAD, Column, aligned, short, star, star_said, table, with_detectable
 from di4c_lm.measure.settings import Measurement, distinct
 from di4c_lm.measure.text.diversity import DIVERSITY, ENTROPY, Windows, repetition, sample_entropy
 from di4c_lm.measure.text.evaluator import Evaluator
@@ -369,12 +369,12 @@ def suite_table(report: Mapping[str, Any]) -> str:
         for key in ("gen_ppl", "entropy", "gradient_moment", "energy", "mauve", "energy_teacher")
         if rows and key in rows[0]
     ]
-    text = table(rows, [*columns, *((key, lambda row, key=key: short(row[key])) for key in keys)])
+    text = table(rows, [*columns, *((key, lambda row, key=key: short(row[key]) + star(row, key)) for key in keys)])
     flagged = [
         f"{row['model']}, {row['steps'] or '-'} steps: {'; '.join(row['flags'])}" for row in rows if row["flags"]
     ]
     said = verdict(rows)
-    text += f"\n\n{said}" if said else ""
+    text += (f"\n\n{said}" if said else "") + star_said(rows)
     text += "\n\nflagged, so not ranked\n" + "\n".join(flagged) if flagged else ""
     for part in ("brier", "frontier", "matched", "likelihood", "last_words", "correlation", "latent_modes", "cost"):
         of_part = report.get(part) or []

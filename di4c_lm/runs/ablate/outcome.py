@@ -56,7 +56,9 @@ def table(rows: Sequence[Row], measure: str, *, along: str = "steps") -> str:
         cells = []
         for k in columns:
             chosen = [row for row in of_name if row[along] == k or row["model"] == "data"]
-            cells.append(_cell(*summary([*over_runs(chosen, measure).values()])) if chosen else "")
+            said = _cell(*summary([*over_runs(chosen, measure).values()])) if chosen else ""
+            starred = along == "steps" and measure == "gen_ppl" and _always_beaten_by(of_name, k)
+            cells.append(f"{said} *" if starred else said)
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -83,13 +85,19 @@ def bars(rows: Sequence[Row], setting: str, measure: str, pairs: Sequence[tuple[
 
 def beaten(rows: Sequence[Row]) -> str:
     """A sentence a model: at which numbers of steps which n-grams beat it in every run; nothing of rows that do not say."""
-    merged = []
-    for name, of_name in _by_name(rows).items():
-        for k in sorted({row["steps"] for row in of_name if "beaten_by" in row}):
-            said = [row["beaten_by"] for row in of_name if row["steps"] == k]
-            always = [one for one in said[0] if all(one in others for others in said)]
-            merged.append({"model": name, "steps": k, "beaten_by": always})
-    return verdict(merged)
+    return verdict(
+        [
+            {"model": name, "steps": k, "beaten_by": _always_beaten_by(of_name, k)}
+            for name, of_name in _by_name(rows).items()
+            for k in sorted({row["steps"] for row in of_name if "beaten_by" in row})
+        ]
+    )
+
+
+def _always_beaten_by(rows: Sequence[Row], steps: int) -> list[str]:
+    """What beats a model, of which these are the rows, at so many steps in every run."""
+    said = [row.get("beaten_by", []) for row in rows if row["steps"] == steps]
+    return [one for one in said[0] if all(one in others for others in said)] if said else []
 
 
 def plot(rows: Sequence[Row], path: Path, title: str) -> None:
@@ -120,6 +128,10 @@ def plot(rows: Sequence[Row], path: Path, title: str) -> None:
                 label=name,
                 **style,
             )
+            hollow = [k for k in steps if measure == "gen_ppl" and _always_beaten_by(of_name, k)]
+            colour = axis.containers[-1].lines[0].get_color()
+            levels = [found[steps.index(k)][0] for k in hollow]
+            axis.plot(hollow, levels, marker="o", color=colour, markerfacecolor="white", linestyle="none", zorder=4)
         scale = "linear" if measure in ("entropy", "copied_8") else "log"
         axis.set(xscale="log", yscale=scale, xlabel="steps", ylabel=MEASURES[measure])
         axis.set_xticks(steps, [str(k) for k in steps])

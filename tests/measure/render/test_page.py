@@ -34,6 +34,13 @@ def test_what_was_not_measured_is_a_dash() -> None:
     assert "<td>–</td>" in text and "None" not in text
 
 
+def test_a_star_stands_behind_what_counting_beats() -> None:
+    beaten = [{**row, "beaten_by": ["ngram_3"] if row["model"] != "data" else []} for row in ROWS]
+    models = sum(row["model"] != "data" for row in ROWS)
+    assert shown(beaten).count("beaten by counting") == models > 0
+    assert "beaten by counting" not in shown([{**row, "beaten_by": []} for row in ROWS])
+
+
 def test_flags_are_shown() -> None:
     assert shown(FLAGGED).count("near-duplicates") == len(FLAGGED)
 

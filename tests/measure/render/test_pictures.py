@@ -31,6 +31,12 @@ def test_the_plot_depends_on_the_numbers() -> None:
     assert picture(ROWS) == picture(ROWS) != picture([row("data", 0), *ROWS[2:]])
 
 
+def test_what_counting_beats_is_hollow() -> None:
+    marked = [{**row, "beaten_by": ["ngram_5"] * (row["steps"] == 1)} for row in ROWS]
+    free = [{**row, "beaten_by": []} for row in ROWS]
+    assert picture(free) == picture(ROWS) != picture(marked)
+
+
 def test_canaries_are_not_plotted() -> None:
     assert picture(ROWS) == picture([*ROWS, {**row("periodic", 0), "kind": "canary"}])
 

@@ -92,6 +92,17 @@ def test_baselines_have_rows_of_their_own_and_models_say_which_beat_them() -> No
     assert of_text[0]["copied_8"] == 1 and all(row["copied_8"] < 0.1 for row in of_text[1:])
 
 
+def test_the_table_marks_what_counting_beats() -> None:
+    found = measured({"m": uniform}, HELD_OUT)
+    assert "*" not in gen_ppl_table(found)
+    rows = [
+        one | ({"beaten_by": ["ngram_5"] * (one["steps"] == 1)} if one["model"] == "m" else {}) for one in found.rows
+    ]
+    lines = gen_ppl_table(dataclasses.replace(found, rows=rows)).splitlines()
+    assert [line.split()[:2] for line in lines if "* " in line] == [["m", "1"]]
+    assert lines[-1] == "*: beaten by counting (hollow in the picture)"
+
+
 def row(model: str, steps: int, low: float, high: float, **more: Any) -> dict[str, Any]:
     return {"model": model, "steps": steps, "gen_ppl_low": low, "gen_ppl_high": high, **more}
 
