@@ -144,7 +144,7 @@ def test_a_report_is_kept_with_its_manifest_and_can_be_shown(tmp_path: Path) -> 
     assert keep_result.main([*words, f"out={tmp_path}"]) == 0
     result = read_result("kept", tmp_path)
     assert result["manifest"]["training"] == (
-        "teacher 700 updates of 32; student `objective=likelihood`, 200 updates of 16"
+        "teacher 900 updates of 32; student `objective=likelihood`, 200 updates of 16"
     )
     assert result["manifest"]["counting"] == "counting beats student"
     assert result["manifest"]["commit"] == "abc" and "/a/" not in (tmp_path / "kept.json").read_text()
