@@ -118,7 +118,7 @@ def test_a_card_of_ones_own_is_kept(hub: Hub, tmp_path: Path) -> None:
     [
         (("teacher=mdlm_owt",), "kuleshov-group/mdlm-owt", "| teacher | kuleshov-group/mdlm-owt |"),
         (("teacher=/home/me/mdlm",), None, "| teacher | mdlm |"),
-        ((), None, "| teacher | trained by the same run: 700 updates of 32 |"),
+        ((), None, "| teacher | trained by the same run: 900 updates of 32 |"),
     ],
 )
 def test_the_teacher_is_named_on_the_card(
