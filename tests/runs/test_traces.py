@@ -93,3 +93,30 @@ def test_the_losses_are_the_same_where_parameters_are_shared_out(
     settings, rounds = parse_run(DOMAINS[kind], words, program="test")
     assert recipe.run(DOMAINS[kind], settings, rounds) == 0
     assert [row["loss"] for row in metrics(tmp_path)] == pytest.approx(trace["losses"], rel=1e-4, abs=1e-4)
+
+
+def test_products_in_bfloat16_are_the_same_where_parameters_are_shared_out(
+    data: dict[str, list[str]], tmp_path: Path
+) -> None:
+    """Of weights in float32, Muon's among them; and not those of float32."""
+    losses = {}
+    for name, words in {
+        "whole": ["objective.matmul_dtype=bfloat16"],
+        "shared": ["objective.matmul_dtype=bfloat16", "zero.stage=3"],
+        "float32": [],
+    }.items():
+        words = [
+            "objective=mdlm",
+            "optim=muon",
+            *words,
+            *data["text"],
+            *TINY["text"].split(),
+            f"run.dir={tmp_path / name}",
+        ]
+        words += [word for word in ALL.split() if not word.startswith("teacher.")]
+        settings, rounds = parse_run(TEXT, words, program="test")
+        assert recipe.run(TEXT, settings, rounds) == 0
+        losses[name] = [row["loss"] for row in metrics(tmp_path / name)]
+    assert losses["shared"] == pytest.approx(losses["whole"], rel=2e-6)
+    assert losses["float32"] == pytest.approx(losses["whole"], rel=1e-3)
+    assert losses["float32"] != pytest.approx(losses["whole"], rel=2e-6)
