@@ -368,10 +368,8 @@ class ClassChainMixture(CodedMixture):
             return RevealedRows(features_BDH[:, None], stages.output_head, *more)
         through, segments = stages.unknown, stages.segments
         if self._has_reach and not lam.enumerated and stages.asked is not None:
-            through, piece = (
-                stages.asked,
-                pieces(stages.asked, stages.unknown),
-            )  # what is asked for was widened to its reach
+            through = stages.asked  # `reads_at` has widened it to its reach
+            piece = pieces(through, stages.unknown)
             segments = piece if segments is None else segments * (piece.shape[1] + 1) + piece
         asked = features_BDH, through, stages.output_head, context_BDW, orders, segments
         every: EveryClass = self.latent_head(*asked, to_sample=not lam.enumerated)

@@ -101,10 +101,13 @@ class DenoisingObjective(Objective):
         self, settings: Any, student: nn.Module, process: Process, *, seed: int, teacher: nn.Module | None = None
     ) -> None:
         super().__init__(settings, student, process, seed=seed, teacher=teacher)
-        if self.in_bfloat16:
-            setattr(student, "matmul_dtype", torch.bfloat16)  # noqa: B010 (the output head's; no attribute of every module)
         if settings.times == "least_variance":
             self.adaptive = LeastVarianceTimes(process.min_time)
+
+    @property
+    def in_bfloat16(self) -> bool:
+        """Whether all matrices, not the output head's alone, are multiplied in bfloat16, whatever the type of the weights."""
+        return self.settings.matmul_dtype == "bfloat16"
 
     def forward(self, batch: Batch) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Mean over the batch of the cross-entropy in nats a position, a known one counting as 0; the metric is that of uniform times."""

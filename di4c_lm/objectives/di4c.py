@@ -72,8 +72,6 @@ class Di4C(ObjectiveSettings):
         self, student: nn.Module, process: Process, *, seed: int, teacher: nn.Module | None = None
     ) -> "Di4CObjective":
         """The module that the engine wraps."""
-        if self.matmul_dtype == "bfloat16":
-            setattr(student, "matmul_dtype", torch.bfloat16)  # noqa: B010 (no attribute of every module)
         return Di4CObjective(self, student, process, seed=seed, teacher=teacher)
 
 

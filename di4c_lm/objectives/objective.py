@@ -2,6 +2,7 @@
 
 from typing import Any, ClassVar, Literal, cast
 
+import torch
 from torch import nn
 
 from di4c_lm.core.settings import at_least, section, setting, unit
@@ -59,16 +60,13 @@ class Objective(nn.Module):
         self.process = process
         self.seed = seed
         self._teacher = (None if teacher is None else teacher.eval().requires_grad_(False),)
+        if getattr(settings, "matmul_dtype", "same") == "bfloat16":
+            setattr(student, "matmul_dtype", torch.bfloat16)  # noqa: B010 (its output head's; no attribute of every module)
 
     @property
     def teacher(self) -> Any:
         """The frozen network that is distilled, or None."""
         return self._teacher[0]
-
-    @property
-    def in_bfloat16(self) -> bool:
-        """Whether matrices are multiplied in bfloat16, whatever the type of the weights."""
-        return getattr(self.settings, "matmul_dtype", "same") == "bfloat16"
 
     def external_parameters(self) -> list[tuple[nn.Module, nn.Parameter]]:
         """Parameters that are used outside the module that owns them: the output head's, inside the loss."""

@@ -27,8 +27,9 @@ _STUDENT = "student."
 class Optimizer(torch.optim.AdamW):
     """AdamW, and Muon for the groups with `muon`; DeepSpeed hands it flat pieces of the parameters. Before `bind` a step does nothing.
 
-    With `clip_norm` it clips by global norm and skips what is not finite, as DeepSpeed's own wrappers do at the other stages; DeepSpeed
-    reads `overflow` and `_global_grad_norm` from whatever stands as its optimizer.
+    `momentum` and `dtype`, the type of its products, are Muon's. With `clip_norm` it clips by global norm and skips what is not finite, as
+    DeepSpeed's own wrappers do at the other stages; DeepSpeed reads `overflow` and `_global_grad_norm` from whatever stands as its
+    optimizer.
     """
 
     def __init__(

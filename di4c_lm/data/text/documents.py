@@ -9,6 +9,9 @@ import sysconfig
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import UInt64
+
 VALIDATION_CHARACTERS = 16_000_000  # of held-out text that is kept: the first documents up to so many
 _HASHES = 1 << 64
 
@@ -95,44 +98,34 @@ class Split:
     def fitted(cls, documents: Documents, share: float, evaluator_share: float = 0.0) -> "Split":
         """As `by_share`, and about `evaluator_share` of all documents for the evaluator, moved where needed so that each has at least one.
 
-        Reads the corpus once for each share that is not 0.
+        Reads the corpus once, and keeps 8 bytes a document meanwhile.
 
         Raises:
             ValueError: the corpus is empty, or has fewer distinct documents than that takes.
         """
-        low, high = _extremes(documents, 0)
-        if high < 0:
+        hashes_N = np.unique(np.fromiter(map(document_hash, documents.read()), np.uint64))
+        if not len(hashes_N):
             raise ValueError(f"{documents.name}: the corpus is empty, no document was found")
-        if low == high:
+        if len(hashes_N) == 1:
             raise ValueError(
                 f"{documents.name}: one distinct document was found, 2 are needed to hold one out for validation: in .txt a "
                 "blank line or <|endoftext|> ends a document, in .jsonl each line is one"
             )
-        held_out = cls(_between(cls.by_share(share).threshold, low, high))
+        held_out = cls(_between(cls.by_share(share).threshold, hashes_N))
         if not evaluator_share:
             return held_out
-        low, high = _extremes(documents, held_out.threshold)
-        if low == high:
+        others_M = hashes_N[hashes_N >= held_out.threshold]
+        if len(others_M) == 1:
             raise ValueError(
                 f"{documents.name}: 2 distinct documents were found, 3 are needed to have one for the evaluator alone: give more, "
                 "another evaluator, or data.evaluator_share=0"
             )
-        return dataclasses.replace(held_out, evaluator_from=_between(int((1 - evaluator_share) * _HASHES), low, high))
+        return dataclasses.replace(held_out, evaluator_from=_between(int((1 - evaluator_share) * _HASHES), others_M))
 
 
-def _extremes(documents: Documents, least: int) -> tuple[int, int]:
-    """The lowest and the highest hash of a document that is not below `least`; of none, a high one below the low one."""
-    low, high = _HASHES, -1
-    for text in documents.read():
-        value = document_hash(text)
-        if value >= least:
-            low, high = min(low, value), max(high, value)
-    return low, high
-
-
-def _between(wanted: int, low: int, high: int) -> int:
-    """A threshold that `low` lies below and `high` does not."""
-    return min(max(wanted, low + 1), high)
+def _between(wanted: int, hashes_N: UInt64[np.ndarray, " N"]) -> int:
+    """A threshold that the lowest of ascending hashes lies below, and the highest does not."""
+    return min(max(wanted, int(hashes_N[0]) + 1), int(hashes_N[-1]))
 
 
 def first_characters(texts: Iterable[str], limit: int) -> Iterator[str]:

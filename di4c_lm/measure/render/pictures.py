@@ -54,7 +54,7 @@ def plot(rows: Sequence[Row], panels: Sequence[Panel], *, data: str, title: str 
         _draw(axes, shown, panel, data)
         axes.set_title(panel.label, loc="left", fontsize=11.5, color=INK, fontweight="bold", pad=10)
         is_marked = any(is_beaten(row, panel.metric) for row in shown)
-        hint = panel.hint + ", hollow: beaten by counting" * is_marked
+        hint = f"{panel.hint}, hollow: beaten by counting" if is_marked else panel.hint
         axes.set_title(hint, loc="right", fontsize=9, color=GREY, pad=10)
     handles, labels = every[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=max(1, len(labels)), frameon=False, fontsize=10)
@@ -137,14 +137,13 @@ def _draw(axes: Any, rows: Sequence[Row], panel: Panel, data: str) -> None:
         own = sorted((row for row in rows if row["model"] == name), key=lambda row: row["steps"])
         below = [max(0.0, row[metric] - row[f"{metric}_low"]) for row in own]
         above = [max(0.0, row[f"{metric}_high"] - row[metric]) for row in own]
+        style = {"color": _COLOURS[i % len(_COLOURS)], "marker": _MARKERS[i % len(_MARKERS)], "markersize": 6.5}
         axes.errorbar(
             [row["steps"] for row in own],
             [row[metric] for row in own],
             yerr=[below, above],
             label=name,
-            color=_COLOURS[i % len(_COLOURS)],
-            marker=_MARKERS[i % len(_MARKERS)],
-            markersize=6.5,
+            **style,
             markeredgecolor="white",
             markeredgewidth=0.9,
             linewidth=2.0,
@@ -153,16 +152,8 @@ def _draw(axes: Any, rows: Sequence[Row], panel: Panel, data: str) -> None:
             zorder=3,
         )
         hollow = [row for row in own if is_beaten(row, metric)]
-        axes.plot(
-            [row["steps"] for row in hollow],
-            [row[metric] for row in hollow],
-            color=_COLOURS[i % len(_COLOURS)],
-            marker=_MARKERS[i % len(_MARKERS)],
-            markersize=6.5,
-            markerfacecolor="white",
-            linestyle="none",
-            zorder=4,
-        )
+        where = [row["steps"] for row in hollow], [row[metric] for row in hollow]
+        axes.plot(*where, **style, markerfacecolor="white", linestyle="none", zorder=4)
     for row in filter(_is_data, rows):
         axes.axhspan(row[f"{metric}_low"], row[f"{metric}_high"], color=GREY, alpha=0.16, linewidth=0, zorder=1)
         axes.axhline(row[metric], color=GREY, linewidth=1.4, linestyle=(0, (5, 3)), label=data, zorder=2)

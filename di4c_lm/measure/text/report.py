@@ -32,6 +32,8 @@ from di4c_lm.measure.text.likelihood import likelihood_part, marginal_bound
 from di4c_lm.measure.text.mixture import mixture_part
 from di4c_lm.measure.text.samples import Reader, Reading, TextRun, TextSamples, sampled, sampler_of
 from di4c_lm.measure.text.suite import Bench, ReportConfig, measure_suite, split_held_out, suite_table
+from di4c_lm.samplers.trajectory import name_of
+from di4c_lm.samplers.usual import resolved
 from di4c_lm.training.metric_logger import read_metrics
 
 _BOUND_DRAWS = 8  # times a validation sequence
@@ -242,7 +244,7 @@ def _samples(
 
 def _cells(run: TextRun, real: Tensor, settings: ReportConfig) -> Iterator[TextSamples]:
     noise, student = _NOISE[settings.noise], run.student
-    tail, sampler = {}, student.usual_sampler if settings.sampler == "usual" else settings.sampler
+    tail, sampler = {}, name_of(resolved(settings.sampler, student))
     if noise == "float64" and sampler in _PROBED:
         probed = {"sampler": sampler}
         tail = tail_probe(student, steps=_PROBE_STEPS, seed=settings.seeds[0], settings=probed)

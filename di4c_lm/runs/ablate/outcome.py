@@ -57,8 +57,8 @@ def table(rows: Sequence[Row], measure: str, *, along: str = "steps") -> str:
         for k in columns:
             chosen = [row for row in of_name if row[along] == k or row["model"] == "data"]
             said = _cell(*summary([*over_runs(chosen, measure).values()])) if chosen else ""
-            starred = along == "steps" and measure == "gen_ppl" and _always_beaten_by(of_name, k)
-            cells.append(f"{said} *" if starred else said)
+            is_beaten = measure == "gen_ppl" and _always_beaten_by(of_name, k)
+            cells.append(f"{said} *" if is_beaten else said)
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -119,7 +119,7 @@ def plot(rows: Sequence[Row], path: Path, title: str) -> None:
             at_step = [[row for row in of_name if row["steps"] == k] for k in steps]
             found = [summary([*over_runs(some, measure).values()]) for some in at_step]
             style = {"color": "black", "linewidth": 2} if name == "teacher" else {}
-            axis.errorbar(
+            line = axis.errorbar(
                 steps,
                 [mean for mean, _ in found],
                 [half for _, half in found],
@@ -129,9 +129,9 @@ def plot(rows: Sequence[Row], path: Path, title: str) -> None:
                 **style,
             )
             hollow = [k for k in steps if measure == "gen_ppl" and _always_beaten_by(of_name, k)]
-            colour = axis.containers[-1].lines[0].get_color()
             levels = [found[steps.index(k)][0] for k in hollow]
-            axis.plot(hollow, levels, marker="o", color=colour, markerfacecolor="white", linestyle="none", zorder=4)
+            how = {"color": line[0].get_color(), "marker": "o", "markerfacecolor": "white", "linestyle": "none"}
+            axis.plot(hollow, levels, **how, zorder=4)
         scale = "linear" if measure in ("entropy", "copied_8") else "log"
         axis.set(xscale="log", yscale=scale, xlabel="steps", ylabel=MEASURES[measure])
         axis.set_xticks(steps, [str(k) for k in steps])
