@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt64
 
 VALIDATION_CHARACTERS = 16_000_000  # of held-out text that is kept: the first documents up to so many
 _HASHES = 1 << 64
@@ -111,7 +110,7 @@ class Split:
                 f"{documents.name}: one distinct document was found, 2 are needed to hold one out for validation: in .txt a "
                 "blank line or <|endoftext|> ends a document, in .jsonl each line is one"
             )
-        held_out = cls(_between(cls.by_share(share).threshold, hashes_N))
+        held_out = cls(_between(cls.by_share(share).threshold, int(hashes_N[0]), int(hashes_N[-1])))
         if not evaluator_share:
             return held_out
         others_M = hashes_N[hashes_N >= held_out.threshold]
@@ -120,12 +119,13 @@ class Split:
                 f"{documents.name}: 2 distinct documents were found, 3 are needed to have one for the evaluator alone: give more, "
                 "another evaluator, or data.evaluator_share=0"
             )
-        return dataclasses.replace(held_out, evaluator_from=_between(int((1 - evaluator_share) * _HASHES), others_M))
+        wanted = int((1 - evaluator_share) * _HASHES)
+        return dataclasses.replace(held_out, evaluator_from=_between(wanted, int(others_M[0]), int(others_M[-1])))
 
 
-def _between(wanted: int, hashes_N: UInt64[np.ndarray, " N"]) -> int:
-    """A threshold that the lowest of ascending hashes lies below, and the highest does not."""
-    return min(max(wanted, int(hashes_N[0]) + 1), int(hashes_N[-1]))
+def _between(wanted: int, low: int, high: int) -> int:
+    """A threshold that `low` lies below and `high` does not."""
+    return min(max(wanted, low + 1), high)
 
 
 def first_characters(texts: Iterable[str], limit: int) -> Iterator[str]:
