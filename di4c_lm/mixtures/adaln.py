@@ -34,7 +34,7 @@ class AdaLNMixture(TokenMixture):
     joins = False
 
     def __init__(self, settings: AdaLNSettings, network: Network) -> None:
-        check(not network.takes_shifts, "mixture", "adaln", "token, codes or class_chain for a U-Net")
+        check(not network.takes_shifts, "mixture", "adaln", "token, codes, class_chain or sequential for a U-Net")
         super().__init__(settings, network)
         self.is_late = self.inject_at > 0
         width, blocks = network.width, range(self.inject_at, network.config.num_blocks)

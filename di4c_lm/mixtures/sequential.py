@@ -5,11 +5,11 @@ With f_i the network's features of the i-th position to be sampled, and the same
     p(x_R | x_t) = Π_i p(x_i | x_1 ... x_{i-1}; x_t),    p(· | ...) = softmax W(f_i + change_i)
 
 where change_i is made of the features of the first i positions, of the tokens sampled at those before i, and of what is known beside it. It
-is 0 before training, and always of the first position. R are all masked positions, of which a step keeps those that it reveals
-(`positions=masked`), or those alone (`revealed`): then the head is run once a token in all, a call that reveals a single token has the
-network's own distribution, and text with gaps has to be learned. The network is run once a call. Relatives: one more layer that learns
-the sequential samples of a frozen diffusion model (ADJUST, Bansal and Sanghavi 2025), last layers causal in a random order (Campbell et
-al. 2025).
+is 0 before training, and always of the first position. Behind a U-Net, whose output layer is no W f, it is added to the logits. R are
+all masked positions, of pixels all positions, of which a step keeps those that it reveals (`positions=masked`), or those alone
+(`revealed`): then the head is run once a token in all, a call that reveals a single token has the network's own distribution, and text
+with gaps has to be learned. The network is run once a call. Relatives: one more layer that learns the sequential samples of a frozen
+diffusion model (ADJUST, Bansal and Sanghavi 2025), last layers causal in a random order (Campbell et al. 2025).
 """
 
 import math
@@ -21,20 +21,19 @@ from typing import Any, ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float64, Int64
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from di4c_lm.core.settings import at_least, check, section, setting
 from di4c_lm.losses.reading import Reading, read_mixture
 from di4c_lm.mixtures.base import Latents, Mixture, MixtureSettings, code_uniforms
-from di4c_lm.networks.base import AttentionBlock, Network, Rotary, Rows, attend, product, rotate, use_flash
+from di4c_lm.mixtures.sequential_head import FURTHEST, AddedLogits, PixelHead, SequentialHead
+from di4c_lm.networks.base import Network, Rows
 from di4c_lm.processes.categorical import sample_categorical
 from di4c_lm.processes.denoiser import At, Positions, Walk, row_chunks, rows_at_once, sample_along
 from di4c_lm.processes.rng import Rng, uniform
 
-_FURTHEST = 8  # distances from one position to the next that are told apart, in both directions
 _TOGETHER = 8  # sequences that the head takes at once in a loss, so that short ones are not padded to the longest
-_EMBEDDING_STD = 0.1
 
 
 @section
@@ -46,12 +45,17 @@ class SequentialSettings(MixtureSettings):
         0,
         "likeliest states of the network that are changed, the rest keep their weights; 0, or more than there are: all",
     )
-    order: Literal["left_to_right", "random"] = setting("left_to_right", "in which the positions are sampled")
+    order: Literal["left_to_right", "random"] = setting(
+        "left_to_right", "in which the positions are sampled; pixels row by row, from left to right"
+    )
     positions: Literal["masked", "revealed"] = setting(
         "masked",
         "that are sampled together: all that are masked, of which a step keeps what it reveals, or those alone, for less",
     )
-    context: int = setting(2, "positions on each side whose tokens, as far as they are known, are read directly")
+    context: int = setting(
+        2,
+        "positions on each side (of pixels rows and columns) whose tokens, as far as they are known, are read directly",
+    )
     freeze_backbone: bool = setting(True, "whether the teacher's weights stay as they are, and λ's alone are trained")
 
     has_marginals: ClassVar[bool] = False
@@ -70,6 +74,8 @@ class SequentialSettings(MixtureSettings):
         """See `MixtureSettings.wrap`."""
         masked = getattr(network.config, "process", "masked") == "masked"
         check(masked, "mixture", "sequential", "another over a network of uniform noise, where all is unknown")
+        together = network.image_shape is None or self.positions == "masked"
+        check(together, "mixture.positions", self.positions, "masked for a U-Net: no step reveals a pixel")
         return SequentialMixture(self, network)
 
 
@@ -94,106 +100,25 @@ class Ordered:
     @property
     def distance(self) -> Int64[Tensor, "B N"]:
         """From the position before to each, 0 for the first, within what is told apart; counted from 0."""
-        step_BP = (self.place[:, 1:] - self.place[:, :-1]).clamp(-_FURTHEST, _FURTHEST)
-        return F.pad(step_BP, (1, 0)) + _FURTHEST
-
-
-class CausalBlock(AttentionBlock):
-    """Attention to the positions sampled so far, and an MLP."""
-
-    def __init__(self, width: int, num_heads: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.norm1 = nn.LayerNorm(width)
-        self.attn_qkv = nn.Linear(width, 3 * width, bias=False)
-        self.attn_out = nn.Linear(width, width, bias=False)
-        self.norm2 = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width))
-
-    def forward(
-        self,
-        x: Float[Tensor, "B N H"],
-        cos: Tensor,
-        sin: Tensor,
-        cache: list[Tensor],
-        flash: bool,  # noqa: FBT001
-    ) -> Float[Tensor, "B N H"]:
-        """The stream of N more positions; `cache`, keys and values of those before, takes in theirs."""
-        q, k, v = self.attn_qkv(self.norm1(x)).unflatten(2, (3, self.num_heads, -1)).unbind(2)
-        new = [rotate(k, cos, sin), v]
-        cache[:] = [torch.cat(pair, 1) for pair in zip(cache, new, strict=True)] if cache else new
-        is_causal = len(cache[0][0]) == x.shape[1]
-        mixed = attend(rotate(q, cos, sin), *cache, flash=flash, causal=is_causal)
-        x = x + self.attn_out(mixed.flatten(2))
-        return x + self.mlp(self.norm2(x))
-
-
-class SequentialHead(nn.Module):
-    """From features, positions and tokens to the change of the features: embeddings, causal layers, and a last map from zero."""
-
-    def __init__(self, settings: SequentialSettings, network: Network) -> None:
-        super().__init__()
-        width, heads = network.width, network.config.num_heads
-        self.offsets = [offset for offset in range(-settings.context, settings.context + 1) if offset]
-        self.nothing = network.num_states  # beside the states, MASK among them: no position there
-        self.attention = network.config.attention
-        self.rotary = Rotary(width // heads)
-        self.of_features = nn.Linear(width, width)
-        self.of_distance = nn.Embedding(2 * _FURTHEST + 1, width)
-        self.of_token = nn.Embedding(network.num_states + 1, width)
-        self.of_tokens = nn.Linear((1 + len(self.offsets)) * width, width, bias=False)
-        self.blocks = nn.ModuleList(CausalBlock(width, heads) for _ in range(settings.layers))
-        self.norm = nn.LayerNorm(width)
-        self.out = nn.Linear(width, width)
-        nn.init.normal_(self.of_distance.weight, std=_EMBEDDING_STD)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
-
-    def forward(
-        self,
-        features: Float[Tensor, "B N H"],
-        place: Int64[Tensor, "B N"],
-        distance: Int64[Tensor, "B N"],
-        last: Int64[Tensor, "B N"],
-        near: Int64[Tensor, "B N C"],
-        caches: Sequence[list[Tensor]] | None = None,
-    ) -> Float[Tensor, "B N H"]:
-        """What is added to the features of N positions, one after the other.
-
-        Args:
-            place: the positions.
-            distance: from the position before to each, as `Ordered.distance` counts it.
-            last: the token that was sampled before.
-            near: the tokens beside each position, `offsets` from it.
-            caches: of each layer, keys and values of the positions before the first of these, to which theirs are added.
-        """
-        x = self.of_features(F.layer_norm(features, features.shape[-1:]).to(self.of_features.weight.dtype))
-        token_BNT = torch.cat([last[..., None], near], 2)
-        x = x + self.of_distance(distance) + self.of_tokens(self.of_token(token_BNT).flatten(2))
-        cos, sin = self.rotary.at(place)
-        flash = use_flash(self.attention) if x.is_cuda else False
-        for block, cache in zip(self.blocks, caches or [[] for _ in self.blocks], strict=True):
-            x = block(x, cos, sin, cache, flash)
-        return self.out(self.norm(x)).to(features.dtype)
-
-    def beside(
-        self, values: Int64[Tensor, "B D"], place: Int64[Tensor, "B N"], outside: int | None = None
-    ) -> Int64[Tensor, "B N C"]:
-        """The values `offsets` from each position, `outside` (by default no token) where there is none."""
-        reach = max([0, *self.offsets])
-        padded_BP = F.pad(values, (reach, reach), value=self.nothing if outside is None else outside)
-        shift_C = torch.tensor(self.offsets, device=place.device, dtype=place.dtype)
-        at_BNC = place[..., None] + reach + shift_C
-        return padded_BP.gather(1, at_BNC.flatten(1)).view(at_BNC.shape)
+        step_BP = (self.place[:, 1:] - self.place[:, :-1]).clamp(-FURTHEST, FURTHEST)
+        return F.pad(step_BP, (1, 0)) + FURTHEST
 
 
 @dataclass(frozen=True)
-class SequentialRows(Rows):
+class Seen(Rows):
+    """What the network says of each position by itself, L = 1, and what the causal layers read of it."""
+
+    context: Float[Tensor, "B D W"]
+    unknown: Bool[Tensor, "B D"]
+
+
+@dataclass(frozen=True)
+class SequentialRows(Seen):
     """What the network says of each position by itself, L = 1, and the head that says how they go together.
 
     Where it is asked about positions one by one (their marginals, divergences, the product) it answers for each as if no other were
-    sampled with it: with the network's own distribution. `order` holds the keys by which positions are ordered, one set a λ, or one for
-    all; `u` the uniforms of λ by which positions of `whole` are sampled of which no target is given.
+    sampled with it: with the network's own distribution. `x_t` is as the head reads it. `order` holds the keys by which positions are
+    ordered, one set a λ, or one for all; `u` the uniforms of λ by which positions of `whole` are sampled of which no target is given.
     """
 
     head: SequentialHead
@@ -283,8 +208,8 @@ class SequentialRows(Rows):
             is_known_GNC = self.head.beside(ordered.rank[row_G], place_GN, num_ranks) < rank_N[:, None]
             known_GNC, seen_GNC = (self.head.beside(x[row_G], place_GN) for x in (x_0, x_t))
             near_GNC = torch.where(is_known_GNC, known_GNC, seen_GNC)
-            features_GNH = self.features[row_G[:, None], 0, place_GN]
-            part_GNH = self.head(features_GNH, place_GN, ordered.distance[row_G, :count], last_GN, near_GNC)
+            context_GNW = self.context[row_G[:, None], place_GN]
+            part_GNH = self.head(context_GNW, place_GN, ordered.distance[row_G, :count], last_GN, near_GNC)
             change_BNH[row_G[:, None], rank_N] = part_GNH
         return change_BNH
 
@@ -318,9 +243,9 @@ class SequentialRows(Rows):
         caches: list[list[Tensor]] = [[] for _ in self.head.blocks]
         for rank, unchanged in enumerate(self._unchanged(ordered)):
             place_B1, is_asked_B = ordered.place[:, rank : rank + 1], ordered.is_asked[:, rank]
-            features_B1H = self.features[row_B, 0, place_B1[:, 0]][:, None]
+            features_B1H, context_B1W = self.features[row_B, :, place_B1[:, 0]], self.context[row_B[:, None], place_B1]
             near_B1C, distance_B1 = self.head.beside(tokens_BD, place_B1), distance_BN[:, rank : rank + 1]
-            change_B1H = self.head(features_B1H, place_B1, distance_B1, last_B1, near_B1C, caches)
+            change_B1H = self.head(context_B1W, place_B1, distance_B1, last_B1, near_B1C, caches)
             changed_NH = (features_B1H + change_B1H * bool(rank))[is_asked_B, 0]
             at = row_B[is_asked_B], place_B1[is_asked_B, 0]
             state_N = yield at, self._changed(changed_NH, at[1], *unchanged)
@@ -357,14 +282,14 @@ class SequentialRows(Rows):
 
 
 class SequentialMixture(Mixture):
-    """`latent_head` behind a transformer."""
+    """`latent_head` behind a transformer, or behind a U-Net."""
 
     settings: SequentialSettings
 
     def __init__(self, settings: SequentialSettings, network: Network) -> None:
-        check(network.image_shape is None, "mixture", "sequential", "token, codes or class_chain for a U-Net")
         super().__init__(settings, network, shares_backbone=settings.freeze_backbone)
-        self.latent_head = SequentialHead(settings, network)
+        kind = SequentialHead if network.image_shape is None else PixelHead
+        self.latent_head = kind(network, layers=settings.layers, context=settings.context)
 
     @property
     def joint_over(self) -> str:
@@ -401,19 +326,24 @@ class SequentialMixture(Mixture):
     ) -> Rows:
         """See `Mixture.forward`. A frozen network records no gradient, so that equal sequences share a row."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.shares_backbone):
-            rows = super().forward(x_t, t, lam, cond, **known)
+            rows: Any = super().forward(x_t, t, lam, cond, **known)
         if lam is None:
             return rows
+        x_t, num_positions = self.latent_head.seen(x_t), x_t.shape[1]
         if cond is not None and cond.shape == x_t.shape:  # segments, not classes: padding is no token
             x_t = torch.where(cond == 0, self.latent_head.nothing, x_t)
-        num_positions = x_t.shape[1]
         key_BKD, u_BKD = code_uniforms(lam, 2 * num_positions).chunk(2, dim=2)
         if self.settings.order == "left_to_right":
-            key_BKD = torch.arange(num_positions, device=x_t.device).double().expand(len(x_t), 1, -1)
-        whole_BD = (x_t == self.network.mask_id) & (self.settings.positions == "masked")
+            key_BKD = self.latent_head.keys(num_positions, x_t.device).expand(len(x_t), 1, -1)
+        whole_BD = rows.unknown & (self.settings.positions == "masked")
         more = x_t, key_BKD, u_BKD, self.settings.candidates, whole_BD
-        return SequentialRows(rows.features, rows.output_head, self.latent_head, *more)
+        return SequentialRows(rows.features, rows.output_head, rows.context, rows.unknown, self.latent_head, *more)
 
-    def drive(self, stages: Any, lam: Latents) -> Rows:
+    def drive(self, stages: Any, lam: Latents) -> Seen:
         """See `Mixture.drive`: the network as it is."""
-        return product(stages)
+        features_BDH, head = stages.features(), stages.output_head
+        if self.network.image_shape is None:
+            return Seen(features_BDH[:, None], head, features_BDH, stages.unknown)
+        context_BDW = stages.hidden.repeat(1, self.network.image_shape[2], 1)  # of each colour of a pixel the same
+        room_BDH = F.pad(features_BDH, (0, head.num_states))
+        return Seen(room_BDH[:, None], AddedLogits(head), context_BDW, stages.unknown)

@@ -329,21 +329,26 @@ class Trajectory:
         if call:
             sample_along(call.walk(needed_BD, self._rows), choose)
             if by is not None and at_once is None:
-                for at in zip(*(one.split(self._rows) for one in needed_BD.nonzero(as_tuple=True)), strict=True):
-                    sure_BD[at] = certainty(self.weigh(call.marginal_logits(*at)), x_0[at], by)
+                for at, p_NS in self._marginals(call, needed_BD):
+                    sure_BD[at] = certainty(p_NS, x_0[at], by)
         if self.log_p_BD is not None:
             self.log_p_BD[needed_BD] = log_p_BD[needed_BD]
         return torch.where(needed_BD, x_0, x_t), torch.where(needed_BD, sure_BD, 0.0)
 
     def distribution(self, x_t: Int64[Tensor, "B D"], t: Float64[Tensor, ""]) -> Float[Tensor, "B D S"]:
-        """p(x_0 | x_t; λ) at every position, by one call a sequence; at temperature 0 all on the likeliest state."""
+        """p(x_0 | x_t; λ) at every position by itself, by one call a sequence; at temperature 0 all on the likeliest state."""
         everywhere_BD = torch.ones_like(x_t, dtype=torch.bool)
         call = self.call(x_t, self.every(t), everywhere_BD.any(1))
         assert call is not None
-        found = torch.cat([self.weigh(logits_NS) for _, logits_NS in call.walk(everywhere_BD, self._rows)])
+        found = torch.cat([p_NS for _, p_NS in self._marginals(call, everywhere_BD)])
         if self.decoding.temperature == 0:
             found = torch.zeros_like(found).scatter_(1, found.argmax(1, keepdim=True), 1.0)
         return found.view(*x_t.shape, -1)
+
+    def _marginals(self, call: Call, where_BD: Bool[Tensor, "B D"]) -> Iterator[tuple[At, Float[Tensor, "N S"]]]:
+        """Positions `where`, some at a time, with what the call says of each by itself."""
+        for at in zip(*(one.split(self._rows) for one in where_BD.nonzero(as_tuple=True)), strict=True):
+            yield at, self.weigh(call.marginal_logits(*at))
 
     def call(
         self,

@@ -30,6 +30,12 @@ def orthogonalise(matrices: Float[Tensor, "N R C"], dtype: torch.dtype = torch.f
     return (x.mT if is_tall else x).to(matrices.dtype)
 
 
+def direction(grad: Tensor, average: Tensor, momentum: float) -> Tensor:
+    """Nesterov's: `average` is moved on by the gradient, which is then moved on towards it."""
+    average.lerp_(grad, 1 - momentum)
+    return grad.lerp(average, momentum)
+
+
 class LocalMuon(torch.optim.Optimizer):
     """Muon on matrices that one process holds whole, (inputs, outputs) as in GPT-2's linear maps: for small networks beside a run's."""
 
@@ -51,8 +57,7 @@ class LocalMuon(torch.optim.Optimizer):
                 for p in matrices:
                     assert p.grad is not None
                     average = self.state[p].setdefault("exp_avg", torch.zeros_like(p))
-                    average.lerp_(p.grad, 1 - group["momentum"])
-                    directions.append(p.grad.lerp(average, group["momentum"]))
+                    directions.append(direction(p.grad, average, group["momentum"]))
                 for p, update in zip(matrices, orthogonalise(torch.stack(directions)), strict=True):
                     inputs, outputs = p.shape
                     p.mul_(1 - group["lr"] * group["weight_decay"])
@@ -83,8 +88,7 @@ class Muon:
         directions = [torch.empty(0) for _ in partition.flats]
         for i, p in masters.items():
             grad, average = p.grad.to(p.dtype), state[p]["exp_avg"]
-            average.lerp_(grad, 1 - momentum)
-            directions[i] = grad.lerp(average, momentum).view(-1)
+            directions[i] = direction(grad, average, momentum).view(-1)
             p.mul_(1 - lr * group["weight_decay"])
             state[p]["step"] += 1
         names = [name for i in masters for name in self.names_of[i]]

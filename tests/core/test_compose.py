@@ -44,8 +44,9 @@ def test_there_is_one_set_of_defaults(name: str) -> None:
     own = DOMAINS[name]()
     whole = ["data.evaluator_share=0"] if name == "text" else []
     assert (domain(name, "recipe=copula", *whole) == own) is (name != "imagenet"), "whose default is of codes"
-    assert domain(name) == (own if name == "cifar10" else domain(name, "recipe=sequential"))
-    assert name != "imagenet" or domain(name, "mixture=codes") == own
+    assert domain(name) == domain(name, "recipe=sequential")
+    former = {"cifar10": "class_chain", "imagenet": "codes"}
+    assert name not in former or domain(name, f"mixture={former[name]}") == own
 
 
 def test_an_evaluator_that_a_run_trains_has_documents_of_its_own() -> None:
@@ -259,8 +260,11 @@ def test_bad_input_names_the_key_and_no_other(overrides: str, message: str) -> N
 @pytest.mark.parametrize(
     "name, override, message",
     [
-        ("cifar10", "mixture=adaln", "mixture must be token, codes or class_chain for a U-Net, got 'adaln'"),
-        ("cifar10", "mixture=sequential", "mixture must be token, codes or class_chain for a U-Net, got 'sequential'"),
+        (
+            "cifar10",
+            "mixture=adaln",
+            "mixture must be token, codes, class_chain or sequential for a U-Net, got 'adaln'",
+        ),
         ("cifar10", "model.width=6", "model.width must be a multiple of 4, at least 4, got 6"),
         ("cifar10", "chain.min_time=1", "chain.min_time must be in [0, 1), got 1.0"),
         ("cifar10", "mixture.codebook_size=0", "mixture.codebook_size must be at least 1, got 0"),

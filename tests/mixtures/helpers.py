@@ -25,8 +25,8 @@ def on_maskgit(settings: MixtureSettings, **model: Any) -> Any:
     return _filled(settings.fresh(MaskGit, helpers.maskgit_config(**model), sizes))
 
 
-def on_unet(settings: MixtureSettings, shape: tuple[int, int, int] = SHAPE, **model: Any) -> Any:
-    return _filled(settings.fresh(UNet, helpers.unet_config(**model), {"shape": shape, "num_states": LEVELS}))
+def on_unet(settings: MixtureSettings, shape: tuple[int, int, int] = SHAPE, levels: int = LEVELS, **model: Any) -> Any:
+    return _filled(settings.fresh(UNet, helpers.unet_config(**model), {"shape": shape, "num_states": levels}))
 
 
 def _filled(mixture: Mixture) -> Mixture:

@@ -15,7 +15,7 @@ from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.samplers.grids import uniform_grid
 from di4c_lm.samplers.trajectory import Decoding, sample_keyed
 from tests.mixtures.helpers import enumerated, gradients, on_dit, on_maskgit, sampled
-from tests.networks.helpers import CODE_LENGTH, CODES, STATES, dit, half, unet
+from tests.networks.helpers import CODE_LENGTH, CODES, STATES, dit, half
 
 MASK = STATES - 1
 UNKNOWN = torch.tensor([[1, 1, 0, 1, 0, 0], [0, 1, 0, 0, 0, 0], [0, 0, 1, 0, 1, 1]], dtype=torch.bool)
@@ -353,11 +353,6 @@ def test_the_published_noise_is_refused() -> None:
 def test_what_is_impossible_is_named(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SequentialSettings(**settings)
-
-
-def test_a_network_on_pixels_cannot_carry_it() -> None:
-    with pytest.raises(ValueError, match="mixture must be token, codes or class_chain for a U-Net, got 'sequential'"):
-        SequentialSettings().over(unet(), torch.Generator().manual_seed(0))
 
 
 def test_a_frozen_network_records_no_gradient() -> None:

@@ -314,7 +314,7 @@ def test_on_pixels_recomputed_activations_change_nothing() -> None:
         (on_dit, TokenSettings(inject_at=3), "mixture.inject_at must be a block below model.num_blocks = 3, got 3"),
         (on_maskgit, AdaLNSettings(inject_at=-4), "mixture.inject_at must be a block below model.num_blocks = 3"),
         (on_dit, TokenSettings(distribution="codebook", codebook_size=0), "mixture.codebook_size must be at least 1"),
-        (on_unet, AdaLNSettings(), "mixture must be token, codes or class_chain for a U-Net, got 'adaln'"),
+        (on_unet, AdaLNSettings(), "mixture must be token, codes, class_chain or sequential for a U-Net, got 'adaln'"),
         (on_unet, TokenSettings(inject_at=99), "mixture.inject_at must be a block below model.num_blocks"),
         (
             on_unet,

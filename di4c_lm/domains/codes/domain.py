@@ -96,7 +96,7 @@ class CodeModel(Probabilities):
     denoiser: Any  # a MaskGit, or a mixture on one
     codec: Codec
     schedule: str = SCHEDULE
-    usual_sampler: ClassVar[str] = "confidence"
+    usual_sampler: ClassVar[str] = CodeSettings.usual_sampler
 
     def __post_init__(self) -> None:
         made, read_ = (f"{one.num_codes} codes, {one.length} an image" for one in (self.codec, self.denoiser))

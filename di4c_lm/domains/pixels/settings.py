@@ -36,6 +36,7 @@ class PixelDataConfig(ImageDataConfig):
 class PixelSettings(RunSettings):
     """A run on pixels by tauLDR's chain: images, a teacher, a student, a report."""
 
+    DEFAULT_RECIPE: ClassVar[str] = "sequential"
     PROCESS: ClassVar[type] = GaussianChain
     OLD_KEYS: ClassVar[Mapping[str, str]] = {
         **RunSettings.OLD_KEYS,
@@ -74,7 +75,7 @@ class PixelSettings(RunSettings):
             objective,
             "likelihood, di4c or denoising on pixels, whose noise is no mask",
         )
-        check(kind not in ("adaln", "sequential"), "mixture", kind, "token, codes or class_chain for a U-Net")
+        check(kind != "adaln", "mixture", kind, "token, codes, class_chain or sequential for a U-Net")
         whole = self.zero.teacher == "replicated"
         check(whole, "zero.teacher", self.zero.teacher, "replicated for a U-Net, which has no transformer blocks")
         at, distribution = getattr(self.mixture, "inject_at", 0), getattr(self.mixture, "distribution", "uniform")
