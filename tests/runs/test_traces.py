@@ -81,7 +81,7 @@ def test_a_run_has_the_losses_it_always_had(name: str, data: dict[str, list[str]
     assert [row["loss"] for row in metrics(tmp_path)] == pytest.approx(trace["losses"], rel=1e-6, abs=1e-4)
 
 
-@pytest.mark.parametrize("name", ["text, likelihood", "cifar10", "imagenet"])
+@pytest.mark.parametrize("name", ["text, likelihood", "cifar10", "cifar10, sequential", "imagenet"])
 def test_the_losses_are_the_same_where_parameters_are_shared_out(
     name: str, data: dict[str, list[str]], tmp_path: Path
 ) -> None:
