@@ -210,7 +210,7 @@ class SequentialRows(Seen):
             near_GNC = torch.where(is_known_GNC, known_GNC, seen_GNC)
             context_GNW = self.context[row_G[:, None], place_GN]
             part_GNH = self.head(context_GNW, place_GN, ordered.distance[row_G, :count], last_GN, near_GNC)
-            change_BNH[row_G[:, None], rank_N] = part_GNH
+            change_BNH[row_G[:, None], rank_N] = part_GNH.to(change_BNH.dtype)  # of a U-Net the logits are wider
         return change_BNH
 
     @property

@@ -126,6 +126,17 @@ def test_the_likelihood_and_its_gradient_are_the_definition_s() -> None:
     )
 
 
+def test_weights_may_be_narrow() -> None:
+    x_t, x_0, found = images(2, COLOURED)[1:], images(2, COLOURED)[:1], []
+    for dtype in (torch.float32, torch.bfloat16):
+        rows = predicted(on_unet(chosen(), COLOURED).to(dtype), x_t)
+        joint = rows.read(everywhere(x_t), x_0.flatten()[:, None]).joint
+        joint.sum().backward()
+        sample_along(rows.walk(torch.ones_like(x_t, dtype=torch.bool), 4), lambda at, _: x_0[at])
+        found.append(joint.detach())
+    torch.testing.assert_close(found[1], found[0], rtol=0.1, atol=0)
+
+
 def test_what_lies_around_a_pixel() -> None:
     """In all colours; the number of positions where there is none."""
     found, size = squares((3, 2, 2), 1), 12
