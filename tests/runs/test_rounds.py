@@ -27,7 +27,9 @@ def test_the_chains_that_are_shipped_say_what_their_names_say() -> None:
     assert names(di4c) == ["mdlm", "likelihood-1", "likelihood-2"]
     assert [one.train.seed for one in di4c] == [5, 6, 7]
     assert linked(DOMAIN, config, di4c, 2).teacher.path == "x/round_2/student"
-    assert isinstance(di4c[0].objective, Mdlm)
+    for first in (sdtt[0], di4c[0]):
+        assert isinstance(first.objective, Mdlm) and first.optim.kind == "muon", "as the teacher of any run"
+        assert (first.objective.times, first.objective.weight_power) == ("bell", 0.0)
     assert isinstance(di4c[1].objective, Likelihood)
     assert all(one.rounds == () for one in di4c)
     _, paper = chain("experiment=paper_sdtt", "run.dir=x")
