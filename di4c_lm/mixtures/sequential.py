@@ -27,7 +27,7 @@ from torch.utils.checkpoint import checkpoint
 from di4c_lm.core.settings import at_least, check, section, setting
 from di4c_lm.losses.reading import Reading, read_mixture
 from di4c_lm.mixtures.base import Latents, Mixture, MixtureSettings, code_uniforms
-from di4c_lm.mixtures.sequential_head import FURTHEST, AddedLogits, PixelHead, SequentialHead
+from di4c_lm.mixtures.sequential_head import FURTHEST, AddedLogits, Kept, PixelHead, SequentialHead
 from di4c_lm.networks.base import Network, Rows
 from di4c_lm.processes.categorical import sample_categorical
 from di4c_lm.processes.denoiser import At, Positions, Walk, row_chunks, rows_at_once, sample_along
@@ -240,12 +240,12 @@ class SequentialRows(Seen):
         ordered, tokens_BD = Ordered.of(self._needed(where, key), key), self.x_t.clone()
         row_B, distance_BN = torch.arange(len(where), device=where.device), ordered.distance
         last_B1 = torch.full_like(ordered.place[:, :1], self.head.nothing)
-        caches: list[list[Tensor]] = [[] for _ in self.head.blocks]
+        kept = [Kept(ordered.place.shape[1]) for _ in self.head.blocks]
         for rank, unchanged in enumerate(self._unchanged(ordered)):
             place_B1, is_asked_B = ordered.place[:, rank : rank + 1], ordered.is_asked[:, rank]
             features_B1H, context_B1W = self.features[row_B, :, place_B1[:, 0]], self.context[row_B[:, None], place_B1]
             near_B1C, distance_B1 = self.head.beside(tokens_BD, place_B1), distance_BN[:, rank : rank + 1]
-            change_B1H = self.head(context_B1W, place_B1, distance_B1, last_B1, near_B1C, caches)
+            change_B1H = self.head(context_B1W, place_B1, distance_B1, last_B1, near_B1C, kept)
             changed_NH = (features_B1H + change_B1H * bool(rank))[is_asked_B, 0]
             at = row_B[is_asked_B], place_B1[is_asked_B, 0]
             state_N = yield at, self._changed(changed_NH, at[1], *unchanged)

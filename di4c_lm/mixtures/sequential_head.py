@@ -23,6 +23,24 @@ _EMBEDDING_STD = 0.1
 _LEAST_WIDTH = 32  # of an attention head behind a network that has none to go by
 
 
+class Kept:
+    """Keys and values of one layer at the positions so far, in room for all that there will be."""
+
+    def __init__(self, room: int) -> None:
+        self._room = room
+        self._count = 0
+        self._both: list[Tensor] = []
+
+    def add(self, *one: Float[Tensor, "B 1 heads dim"]) -> list[Tensor]:
+        """Take in key and value of one more position; the keys and the values of all so far (B, n, heads, dim)."""
+        if not self._both:
+            self._both = [x.new_empty(len(x), self._room, *x.shape[2:]) for x in one]
+        for whole, x in zip(self._both, one, strict=True):
+            whole[:, self._count] = x[:, 0]
+        self._count += 1
+        return [whole[:, : self._count] for whole in self._both]
+
+
 class CausalBlock(AttentionBlock):
     """Attention to the positions sampled so far, and an MLP."""
 
@@ -40,15 +58,13 @@ class CausalBlock(AttentionBlock):
         x: Float[Tensor, "B N H"],
         cos: Tensor,
         sin: Tensor,
-        cache: list[Tensor],
+        kept: Kept | None,
         flash: bool,  # noqa: FBT001
     ) -> Float[Tensor, "B N H"]:
-        """The stream of N more positions; `cache`, keys and values of those before, takes in theirs."""
+        """The stream of N positions; with `kept` of one more, which sees those before too."""
         q, k, v = self.attn_qkv(self.norm1(x)).unflatten(2, (3, self.num_heads, -1)).unbind(2)
-        new = [rotate(k, cos, sin), v]
-        cache[:] = [torch.cat(pair, 1) for pair in zip(cache, new, strict=True)] if cache else new
-        is_causal = len(cache[0][0]) == x.shape[1]
-        mixed = attend(rotate(q, cos, sin), *cache, flash=flash, causal=is_causal)
+        seen = [rotate(k, cos, sin), v] if kept is None else kept.add(rotate(k, cos, sin), v)
+        mixed = attend(rotate(q, cos, sin), *seen, flash=flash, causal=kept is None)
         x = x + self.attn_out(mixed.flatten(2))
         return x + self.mlp(self.norm2(x))
 
@@ -95,7 +111,7 @@ class SequentialHead(nn.Module):
         distance: Int64[Tensor, "B N"],
         last: Int64[Tensor, "B N"],
         near: Int64[Tensor, "B N C"],
-        caches: Sequence[list[Tensor]] | None = None,
+        kept: Sequence[Kept] | None = None,
     ) -> Float[Tensor, "B N K"]:
         """What is added to what the output head reads of N positions, one after the other.
 
@@ -105,7 +121,7 @@ class SequentialHead(nn.Module):
             distance: from the position before to each, as `Ordered.distance` counts it.
             last: the token that was sampled before.
             near: the tokens beside each position, as `beside` finds them.
-            caches: of each layer, keys and values of the positions before the first of these, to which theirs are added.
+            kept: of each layer, keys and values of the positions before, where this is one more.
         """
         x = self.of_features(F.layer_norm(features, features.shape[-1:]).to(self.of_features.weight.dtype))
         token_BNT = torch.cat([last[..., None], near], 2)
@@ -113,8 +129,8 @@ class SequentialHead(nn.Module):
         x = self.placed(x, place)
         cos, sin = self.rotary.at(place)
         flash = use_flash(self.attention) if x.is_cuda else False
-        for block, cache in zip(self.blocks, caches or [[] for _ in self.blocks], strict=True):
-            x = block(x, cos, sin, cache, flash)
+        for block, of_layer in zip(self.blocks, kept or [None] * len(self.blocks), strict=True):
+            x = block(x, cos, sin, of_layer, flash)
         return self.change(self.out(self.norm(x)).to(features.dtype))
 
     def beside(
