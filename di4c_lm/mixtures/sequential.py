@@ -113,7 +113,7 @@ class Seen(Rows):
 
 
 @dataclass(frozen=True)
-class SequentialRows(Seen):
+class SequentialRows(Rows):
     """What the network says of each position by itself, L = 1, and the head that says how they go together.
 
     Where it is asked about positions one by one (their marginals, divergences, the product) it answers for each as if no other were
@@ -121,6 +121,7 @@ class SequentialRows(Seen):
     ordered, one set a λ, or one for all; `u` the uniforms of λ by which positions of `whole` are sampled of which no target is given.
     """
 
+    context: Float[Tensor, "B D W"]
     head: SequentialHead
     x_t: Int64[Tensor, "B D"]
     order: Float[Tensor, "B J D"]
@@ -336,8 +337,8 @@ class SequentialMixture(Mixture):
         if self.settings.order == "left_to_right":
             key_BKD = self.latent_head.keys(num_positions, x_t.device).expand(len(x_t), 1, -1)
         whole_BD = rows.unknown & (self.settings.positions == "masked")
-        more = x_t, key_BKD, u_BKD, self.settings.candidates, whole_BD
-        return SequentialRows(rows.features, rows.output_head, rows.context, rows.unknown, self.latent_head, *more)
+        said = rows.features, rows.output_head, rows.context, self.latent_head
+        return SequentialRows(*said, x_t, key_BKD, u_BKD, self.settings.candidates, whole_BD)
 
     def drive(self, stages: Any, lam: Latents) -> Seen:
         """See `Mixture.drive`: the network as it is."""
