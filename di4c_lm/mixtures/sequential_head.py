@@ -181,7 +181,7 @@ class PixelHead(SequentialHead):
 
     def near(self, place: Int64[Tensor, "B N"], num_positions: int) -> Int64[Tensor, "B N C"]:
         """See `SequentialHead.near`."""
-        return squares(self.shape, self.context).to(place.device)[place]
+        return squares(self.shape, self.context, place.device)[place]
 
     def seen(self, x_t: Int64[Tensor, "B D"]) -> Int64[Tensor, "B D"]:
         """See `SequentialHead.seen`: a noisy level is told from one that was sampled."""
@@ -203,10 +203,10 @@ class PixelHead(SequentialHead):
 
 
 @functools.cache
-def squares(shape: tuple[int, int, int], reach: int) -> Int64[Tensor, "D C"]:
+def squares(shape: tuple[int, int, int], reach: int, device: torch.device) -> Int64[Tensor, "D C"]:
     """Of each position of an image the positions at most `reach` rows and columns away, in all colours; D past its edges."""
     rows, columns, colours = shape
-    number_CRQ = torch.arange(math.prod(shape)).view(colours, rows, columns)
+    number_CRQ = torch.arange(math.prod(shape), device=device).view(colours, rows, columns)
     padded_CRQ = F.pad(number_CRQ, (reach, reach, reach, reach), value=math.prod(shape))
     size = 2 * reach + 1
     around = padded_CRQ.unfold(1, size, 1).unfold(2, size, 1)  # colours, rows, columns, size, size

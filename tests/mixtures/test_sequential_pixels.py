@@ -139,7 +139,7 @@ def test_weights_may_be_narrow() -> None:
 
 def test_what_lies_around_a_pixel() -> None:
     """In all colours; the number of positions where there is none."""
-    found, size = squares((3, 2, 2), 1), 12
+    found, size = squares((3, 2, 2), 1, torch.device("cpu")), 12
     assert found.shape == (size, 2 * 9)
     corner = [size, size, size, size, 0, 1, size, 2, 3]
     assert found[0].tolist() == [*corner, *(n if n == size else n + 6 for n in corner)]

@@ -11,14 +11,8 @@ from numpy import ndarray
 
 Row: TypeAlias = Mapping[str, Any]
 INK, GREY, _GRID = "#2b2f36", "#6b7280", "#e3e6ea"
-_COLOURS = (
-    "#0072b2",
-    "#d55e00",
-    "#009e73",
-    "#cc79a7",
-    "#e69f00",
-    "#000000",
-)  # Okabe and Ito's: for the colour-blind too
+# Okabe and Ito's, which the colour-blind tell apart too.
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#000000")
 _MARKERS = ("o", "D", "s", "^", "v", "P")
 _SHOWN_ROWS = 48  # pixels an image of a sheet has at least
 
