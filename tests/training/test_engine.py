@@ -193,6 +193,9 @@ def two_ranks(tmp_path_factory, run_toy, one_rank) -> Path:
     for _, spec in ordered:
         if "config" in spec:
             spec["config"] = str(folder / spec["config"])
+    # The first engine of stage 3 puts DeepSpeed's own `linear` in the place of torch's for the rest of the process: its gradients differ in
+    # the last digit on some CPUs.
+    ordered.sort(key=lambda named: named[1]["stage"] == 3)
     run_toy([{**spec, "run_dir": str(folder / name)} for name, spec in ordered], ranks=2).check()
     return folder
 
@@ -220,11 +223,10 @@ def test_one_rank_goes_on_with_the_run_of_two_and_two_with_that_of_one(stage, tw
 def test_a_run_resumed_at_any_stage_goes_on_to_the_very_same_losses_weights_and_average(name, two_ranks, read_trace):
     """In float32 and bfloat16. (That the average equals a plain float32 one over the break is checked within the run.)"""
     whole = two_ranks / name.removesuffix(" again")
-    for ours, theirs in zip(read_trace(two_ranks / name), read_trace(whole), strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-5), "sums on some CPUs depend on where in memory they lie"
+    assert read_trace(two_ranks / name) == read_trace(whole)
     for file in ("raw.safetensors", "ema.safetensors", "plain_ema.safetensors"):
         ours, theirs = load_file(two_ranks / name / file), load_file(whole / file)
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
 @pytest.mark.parametrize("name", [name for name in REAL if "recomputed" in name])
