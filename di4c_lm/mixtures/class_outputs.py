@@ -18,7 +18,7 @@ from di4c_lm.mixtures.class_relations import ClassChain, EitherChain
 from di4c_lm.networks.base import Rows
 from di4c_lm.networks.dit import UniformHead
 from di4c_lm.processes.categorical import kl_divergence
-from di4c_lm.processes.denoiser import LinearHead, OutputHead, Positions, rows_at_once, widest
+from di4c_lm.processes.denoiser import LinearHead, OutputHead, Positions, WrappedHead, rows_at_once, widest
 
 _LEAST = 1e-30  # of a probability, so that its logarithm is finite
 
@@ -46,16 +46,10 @@ class ClassTable:
 
 
 @dataclass(frozen=True)
-class TabledHead(OutputHead):
+class TabledHead(WrappedHead):
     """`inner`, the network's head, with the classes of its states."""
 
-    inner: OutputHead
     table: ClassTable
-
-    @property
-    def num_states(self) -> int:
-        """S."""
-        return self.inner.num_states
 
     @property
     def parameters(self) -> tuple[Tensor, ...]:

@@ -24,7 +24,7 @@ from di4c_lm.networks.base import (
     rows_at,
     use_flash,
 )
-from di4c_lm.processes.denoiser import LinearHead, OutputHead, widest
+from di4c_lm.processes.denoiser import LinearHead, OutputHead, WrappedHead, widest
 from di4c_lm.processes.masked import LogLinear, MaskedProcess
 from di4c_lm.processes.uniform import UniformProcess
 
@@ -135,30 +135,20 @@ class DIT(Network):
 
 @final
 @dataclass(frozen=True)
-class UniformHead(OutputHead):
-    """log p(x_0 = v | x_t^d, the rest) = log p(v | the rest) + log q(x_t^d | x_0 = v), up to a constant; `rest` gives the first term.
+class UniformHead(WrappedHead):
+    """log p(x_0 = v | x_t^d, the rest) = log p(v | the rest) + log q(x_t^d | x_0 = v), up to a constant; `inner` gives the first term.
 
     With it Σ_v q(x_s | v, x_t) p(v | x_t) is Duo's reverse step, q(x_s | x_0, x_t) with the first term's probabilities in place of x_0:
     both are q(x_t | x_s) (α_s p(x_s | the rest) + (1 - α_s) / S) up to a factor. The last two of the features are x_t^d itself and
     log q(x_t^d | x_0 = x_t^d) less that for any other x_0; they are wide enough to be exact, and no gradient is theirs.
     """
 
-    rest: LinearHead
-
-    @property
-    def num_states(self) -> int:
-        """S."""
-        return self.rest.num_states
-
-    @property
-    def parameters(self) -> tuple[Tensor, ...]:
-        """Those of the linear head."""
-        return self.rest.parameters
+    inner: LinearHead
 
     def logits(self, features_NH: Float[Tensor, "N H"], positions_N: Int64[Tensor, " N"]) -> Float[Tensor, "N S"]:
         """See `OutputHead.logits`."""
         hidden_NH, state_N1, odds_N1 = self._parts(features_NH)
-        logits_NS = self.rest.logits(hidden_NH, positions_N)
+        logits_NS = self.inner.logits(hidden_NH, positions_N)
         return logits_NS.scatter_add(1, state_N1, odds_N1.to(logits_NS.dtype))
 
     def vjp(
@@ -170,7 +160,7 @@ class UniformHead(OutputHead):
     ) -> Float[Tensor, "N H"]:
         """See `OutputHead.vjp`: what is added has no gradient."""
         hidden_NH = self._parts(features_NH)[0]
-        grad_NH = self.rest.vjp(hidden_NH, positions_N, grad_NS, parameter_grads)
+        grad_NH = self.inner.vjp(hidden_NH, positions_N, grad_NS, parameter_grads)
         return F.pad(grad_NH.to(features_NH.dtype), (0, _OF_X_T))
 
     def target_logits(
@@ -178,7 +168,7 @@ class UniformHead(OutputHead):
     ) -> Float[Tensor, "N T"]:
         """See `OutputHead.target_logits`."""
         hidden_NH, state_N1, odds_N1 = self._parts(features_NH)
-        logits_NT = self.rest.target_logits(hidden_NH, positions_N, targets_NT)
+        logits_NT = self.inner.target_logits(hidden_NH, positions_N, targets_NT)
         return logits_NT + torch.where(targets_NT == state_N1, odds_N1, 0.0).to(logits_NT.dtype)
 
     def _parts(
@@ -186,7 +176,7 @@ class UniformHead(OutputHead):
     ) -> tuple[Float[Tensor, "N h"], Int64[Tensor, "N 1"], Float[Tensor, "N 1"]]:
         """What the linear head reads, the state of x_t, and its log-odds."""
         state_N1, odds_N1 = features_NH[:, -_OF_X_T:].detach().split(1, dim=1)
-        return features_NH[:, :-_OF_X_T].to(self.rest.weight.dtype), state_N1.long(), odds_N1
+        return features_NH[:, :-_OF_X_T].to(self.inner.weight.dtype), state_N1.long(), odds_N1
 
 
 class DitStages(BlockStages):

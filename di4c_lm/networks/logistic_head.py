@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from di4c_lm.processes.denoiser import OutputHead, widest
+from di4c_lm.processes.denoiser import OutputHead, WrappedHead, widest
 
 _SCALE_SHIFT = 2.0  # added to -log s, as published
 
@@ -82,3 +82,26 @@ class LogisticHead(OutputHead):
         sharpness_N1 = (_SCALE_SHIFT - log_scale_N1).exp()
         share_N1 = -torch.expm1(-2 / self.num_states * sharpness_N1)
         return _Bins((edge_E - mean_N1) * sharpness_N1, sharpness_N1, share_N1)
+
+
+@final
+@dataclass(frozen=True)
+class AddedLogits(WrappedHead):
+    """`inner`, and what is added to its logits: the last S of the features."""
+
+    def logits(self, features_NH: Float[Tensor, "N H"], positions_N: Int64[Tensor, " N"]) -> Float[Tensor, "N S"]:
+        """See `OutputHead.logits`."""
+        own_NH, added_NS = features_NH[:, : -self.num_states], features_NH[:, -self.num_states :]
+        return self.inner.logits(own_NH, positions_N) + added_NS
+
+    def vjp(
+        self,
+        features_NH: Float[Tensor, "N H"],
+        positions_N: Int64[Tensor, " N"],
+        grad_NS: Float[Tensor, "N S"],
+        parameter_grads: Sequence[Tensor | None],
+    ) -> Float[Tensor, "N H"]:
+        """See `OutputHead.vjp`."""
+        added_NS = grad_NS.to(features_NH.dtype, copy=True)
+        own_NH = self.inner.vjp(features_NH[:, : -self.num_states], positions_N, grad_NS, parameter_grads)
+        return torch.cat([own_NH.to(features_NH.dtype), added_NS], 1)

@@ -81,6 +81,23 @@ class OutputHead(Protocol):
 
 
 @dataclass(frozen=True)
+class WrappedHead(OutputHead):
+    """A head that is made of another, `inner`, and has its states and parameters."""
+
+    inner: OutputHead
+
+    @property
+    def num_states(self) -> int:
+        """S."""
+        return self.inner.num_states
+
+    @property
+    def parameters(self) -> tuple[Tensor, ...]:
+        """Those of `inner`."""
+        return self.inner.parameters
+
+
+@dataclass(frozen=True)
 class Piece:
     """A head of some of the states, and what the gradients of its parameters are added to."""
 

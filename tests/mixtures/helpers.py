@@ -1,6 +1,6 @@
 """Small mixtures with weights everywhere, over the networks of `tests.networks.helpers`: those share every weight that is not λ's."""
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from tests.networks import helpers
 from tests.networks.helpers import CLASSES, CODE_LENGTH, CODES, LEVELS, SHAPE, STATES, fill
 
 CPU = torch.device("cpu")
+Gradients: TypeAlias = "dict[str, Tensor | None]"
 
 
 def on_dit(settings: MixtureSettings, **model: Any) -> Any:
@@ -53,6 +54,14 @@ def scalars(num_batch: int, num_lambdas: int, seed: int = 1) -> Latents:
     return Latents(torch.rand(num_batch, num_lambdas, 1, generator=torch.Generator().manual_seed(seed)))
 
 
-def gradients(mixture: Any) -> dict[str, Tensor | None]:
+def gradients(mixture: Any) -> Gradients:
     """Of every parameter that it has, by name."""
     return {name: parameter.grad for name, parameter in mixture.named_parameters()}
+
+
+def check_same(first: tuple[Tensor, Gradients], *others: tuple[Tensor, Gradients]) -> None:
+    """That all have the value and the gradients of the first."""
+    for value, grads in others:
+        torch.testing.assert_close(value, first[0])
+        for name, expected in first[1].items():
+            torch.testing.assert_close(grads[name], expected, msg=lambda text, name=name: f"{name}: {text}")

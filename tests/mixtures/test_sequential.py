@@ -14,7 +14,7 @@ from di4c_lm.processes.denoiser import Positions, sample_along
 from di4c_lm.processes.masked import MaskedProcess
 from di4c_lm.samplers.grids import uniform_grid
 from di4c_lm.samplers.trajectory import Decoding, sample_keyed
-from tests.mixtures.helpers import enumerated, gradients, on_dit, on_maskgit, sampled
+from tests.mixtures.helpers import check_same, enumerated, gradients, on_dit, on_maskgit, sampled
 from tests.networks.helpers import CODE_LENGTH, CODES, STATES, dit, half
 
 MASK = STATES - 1
@@ -140,10 +140,7 @@ def test_the_likelihood_and_its_gradient_are_the_definition_s(settings: dict[str
             log_p_B = rows.read(positions, positions.gather(x_0)[:, None], chunk_rows=chunk_rows).joint[:, 0]
         (log_p_B * torch.tensor([1.0, 2.0, 3.0])).sum().backward()
         found.append((log_p_B.detach(), gradients(mixture)))
-    for log_p_B, grads in found[1:]:
-        torch.testing.assert_close(log_p_B, found[0][0])
-        for name, expected in found[0][1].items():
-            torch.testing.assert_close(grads[name], expected, msg=lambda text, name=name: f"{name}: {text}")
+    check_same(*found)
     assert all(
         grad is not None and float(grad.abs().max()) > 0
         for name, grad in found[0][1].items()

@@ -7,14 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from di4c_lm.mixtures.sequential import SequentialRows, SequentialSettings
-from di4c_lm.mixtures.sequential_head import AddedLogits, squares
-from di4c_lm.networks.logistic_head import LogisticHead
+from di4c_lm.mixtures.sequential import SequentialRows, SequentialSettings, squares
+from di4c_lm.networks.logistic_head import AddedLogits, LogisticHead
 from di4c_lm.processes.denoiser import OutputHead, Positions, sample_along
 from di4c_lm.processes.gaussian import GaussianChain
 from di4c_lm.samplers.grids import uniform_grid
 from di4c_lm.samplers.trajectory import sample_keyed
-from tests.mixtures.helpers import gradients, on_unet, sampled
+from tests.mixtures.helpers import check_same, gradients, on_unet, sampled
 from tests.networks.helpers import LEVELS, half, images, unet
 
 SMALL, COLOURED = (2, 2, 1), (2, 4, 2)
@@ -115,10 +114,7 @@ def test_the_likelihood_and_its_gradient_are_the_definition_s() -> None:
             log_p = rows.read(everywhere(x_t), x_0.flatten()[:, None], chunk_rows=chunk_rows).joint[0, 0]
         log_p.backward()
         found.append((log_p.detach(), gradients(mixture)))
-    for log_p, grads in found[1:]:
-        torch.testing.assert_close(log_p, found[0][0])
-        for name, expected in found[0][1].items():
-            torch.testing.assert_close(grads[name], expected, msg=lambda text, name=name: f"{name}: {text}")
+    check_same(*found)
     assert all(
         grad is not None and float(grad.abs().max()) > 0
         for name, grad in found[0][1].items()

@@ -227,7 +227,7 @@ def test_of_uniform_noise_no_state_is_impossible_and_x_t_speaks_for_itself() -> 
     log_p = prediction.log_probs()[:, 0]
     assert network.mask_id is None and bool(log_p.isfinite().all())
     head: Any = prediction.output_head
-    rest = head.rest.logits(prediction.features[..., :-2].flatten(0, 2), torch.arange(LENGTH).repeat(3)).view(
+    rest = head.inner.logits(prediction.features[..., :-2].flatten(0, 2), torch.arange(LENGTH).repeat(3)).view(
         log_p.shape
     )
     alpha = 1 - 0.999 * t.double()[:, None, None]
