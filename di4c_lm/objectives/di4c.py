@@ -12,19 +12,18 @@ from di4c_lm.data.batches import Batch, batch_rng, condition_of, noised
 from di4c_lm.losses.di4c import Alpha, alpha, consistency_term, correlation, data_term, distillation_term
 from di4c_lm.losses.reading import Reading, sample_rows
 from di4c_lm.mixtures.base import Latents
-from di4c_lm.objectives.objective import Objective, ObjectiveSettings
-from di4c_lm.objectives.teacher_step import TeacherStep, step_down, uniform_at
-from di4c_lm.processes.denoiser import Positions, predict_at
+from di4c_lm.objectives.objective import MixtureObjectiveSettings, Objective
+from di4c_lm.objectives.teacher_step import TeacherStep, step_down, step_to, uniform_at
+from di4c_lm.processes.denoiser import Positions, predict_at, widest
 from di4c_lm.processes.masked import Times
 from di4c_lm.processes.process import Process
 from di4c_lm.processes.rng import Rng, split, uniform
 
 
 @section
-class Di4C(ObjectiveSettings):
+class Di4C(MixtureObjectiveSettings):
     """Di4C's four terms: distillation, consistency, and the correlations of data and student (Hayakawa et al. 2025, section 3)."""
 
-    num_lambdas: int = setting(16, "L, samples of λ for each x_t, where λ is not enumerated")
     consistency_samples: int = setting(
         0, "samples of x_u and x̂ for each x_t in the consistency term; 0: L, as in the paper"
     )
@@ -51,17 +50,19 @@ class Di4C(ObjectiveSettings):
     times: Times = setting(Times(), "how the time t of x_t is sampled")
     teacher_step: TeacherStep = setting(TeacherStep(), "how the teacher steps from x_t to x_u")
 
-    takes_mixture: ClassVar[bool] = True
     needs_marginals: ClassVar[bool] = True
     num_distributions: ClassVar[int] = 2
     label: ClassVar[str] = "distil"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, 1, "num_lambdas")
         at_least(self, 0, "consistency_samples", "distil_samples", "alpha_scale")
         at_least(self, 0, "marginal_weight", "consistency_weight", "distil_weight")
         unit(self, "delta")
+
+    def unused(self) -> dict[str, str]:
+        """How many steps a teacher takes, where there is none."""
+        return {"teacher_step.steps": "where init=scratch"} if self.init == "scratch" else {}
 
     @property
     def num_samples(self) -> int:
@@ -76,7 +77,11 @@ class Di4C(ObjectiveSettings):
 
 
 class Di4CObjective(Objective):
-    """The weighted sum of Di4C's terms, for any batch."""
+    """The weighted sum of Di4C's terms, for any batch.
+
+    Without a teacher, which is ours and not the paper's, x_0 stands for what one would say: x_u is sampled from q(x_u | x_t, x_0), and a KL
+    from the teacher's distribution becomes -log p(x_0). Over data that is the loss of a teacher that knows q(x_0 | x_t), up to a constant.
+    """
 
     settings: Di4C
 
@@ -90,9 +95,13 @@ class Di4CObjective(Objective):
         # Where the distillation term stands in place of consistency.
         low_B = (t_B - self.process.min_time < settings.delta) & (settings.distil_inputs == "shared")
         times, count, chunk_rows = settings.teacher_step.between(t_B, u_B), settings.num_samples, settings.chunk_rows
-        teacher_MS, x_u = step_down(
-            self.teacher, self.process, x_t, positions, times, count, rng, cond_B, chunk_rows=chunk_rows
-        )
+        if self.teacher is None:
+            teacher_MS = self.certain(positions.gather(x_0))
+            x_u = step_to(self.process, x_t, x_0, positions, t_B, u_B, count, rng)
+        else:
+            teacher_MS, x_u = step_down(
+                self.teacher, self.process, x_t, positions, times, count, rng, cond_B, chunk_rows=chunk_rows
+            )
         targets_MT, distributions = positions.gather(x_0)[:, None], [teacher_MS]
         if settings.consistency_weight > 0:
             found = self.consistency_target(x_0, x_u, u_B, positions, teacher_MS, ~low_B, rng, cond_B)
@@ -127,6 +136,12 @@ class Di4CObjective(Objective):
         step, settings = self.settings.teacher_step, self.settings
         floor = self.process.min_time
         return step.sample_times(settings.times, num_examples, rng, delta=settings.delta, floor=floor, device=device)
+
+    def certain(self, x_0_M: Int64[Tensor, " M"]) -> Float[Tensor, "M S"]:
+        """The distributions that know x_0, which stand for a teacher's where there is none."""
+        weight = next(self.student.parameters())
+        found_MS = weight.new_zeros(len(x_0_M), self.student.output_head().num_states, dtype=widest(weight.dtype))
+        return found_MS.scatter_(1, x_0_M[:, None], 1.0)
 
     def in_loss(self, x_t: Int64[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
         """What enters the loss: where x_0 is not known given x_t, or all."""
@@ -205,10 +220,13 @@ class Di4CObjective(Objective):
         t_N = self.process.min_time + torch.where(lowest_N < 0.5, 0.0, self.settings.delta * share_N)
         x_t = self.process.corrupt(x_0, t_N, rows_rng)
         positions = Positions.where(self.in_loss(x_t))
-        with torch.no_grad():
-            teacher_lam = self.teacher.sample_latents(len(x_t), 1, rows_rng, x_t.device)
-            teacher = self.teacher(x_t, t_N.float(), teacher_lam, cond_N)
-            teacher_MS = teacher.marginals(positions, chunk_rows=chunk_rows)
+        if self.teacher is None:
+            teacher_MS = self.certain(positions.gather(x_0))
+        else:
+            with torch.no_grad():
+                teacher_lam = self.teacher.sample_latents(len(x_t), 1, rows_rng, x_t.device)
+                teacher = self.teacher(x_t, t_N.float(), teacher_lam, cond_N)
+                teacher_MS = teacher.marginals(positions, chunk_rows=chunk_rows)
         none_M0 = positions.gather(x_t)[:, None][:, :0]
         prediction = self.student(x_t, t_N.float(), lam.one_a_row(), cond_N)
         reading = prediction.read(positions, none_M0, (teacher_MS,), chunk_rows=chunk_rows)

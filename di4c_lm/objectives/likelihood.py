@@ -7,7 +7,7 @@ model's marginals (discrete copula diffusion, Liu et al. 2024), probabilistic ci
 class-based n-gram models of Brown et al. 1992, from whose class pairs the chain begins.
 """
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int64
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from di4c_lm.core.settings import at_least, check, section, setting
 from di4c_lm.data.batches import Batch, Noised, batch_rng, condition_of, noised
-from di4c_lm.objectives.objective import Objective, ObjectiveSettings
+from di4c_lm.objectives.objective import MixtureObjectiveSettings, Objective
 from di4c_lm.processes.denoiser import Positions, predict_at
 from di4c_lm.processes.masked import Times, above
 from di4c_lm.processes.process import Process
@@ -23,32 +23,21 @@ from di4c_lm.processes.rng import Rng, uniform
 
 
 @section
-class Likelihood(ObjectiveSettings):
+class Likelihood(MixtureObjectiveSettings):
     """The log-likelihood of data under a mixture that begins as its teacher, or from random weights. Ours."""
 
-    num_lambdas: int = setting(16, "L, samples of λ for each x_t, where λ is not enumerated")
     times: Times = setting(Times(grid_share=0.8), "how the time t of x_t is sampled")
-    init: Literal["teacher", "scratch"] = setting(
-        "teacher", "begin as the teacher, or train the network with its mixture from random weights (scratch)"
-    )
     marginal_weight: float = setting(
         0.0, "weight of KL(teacher || student's marginal), for a network that is trained; 0: the teacher is not called"
     )
 
-    takes_mixture: ClassVar[bool] = True
     label: ClassVar[str] = "fit"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, 1, "num_lambdas")
         at_least(self, 0, "marginal_weight")
         allowed = "0 where init=scratch, which has no teacher"
         check(self.init == "teacher" or not self.marginal_weight, "marginal_weight", self.marginal_weight, allowed)
-
-    @property
-    def needs_teacher(self) -> bool:
-        """Whether the student begins as a teacher."""
-        return self.init == "teacher"
 
     @property
     def num_distributions(self) -> int:

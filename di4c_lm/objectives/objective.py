@@ -41,6 +41,28 @@ class ObjectiveSettings:
         unit(self, "label_drop")
 
 
+@section
+class MixtureObjectiveSettings(ObjectiveSettings):
+    """What the objectives of mixtures have in common."""
+
+    num_lambdas: int = setting(16, "L, samples of λ for each x_t, where λ is not enumerated")
+    init: Literal["teacher", "scratch"] = setting(
+        "teacher",
+        "begin as the teacher, or without one train the network with its mixture from random weights (scratch)",
+    )
+
+    takes_mixture: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, 1, "num_lambdas")
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the student begins as a teacher."""
+        return self.init == "teacher"
+
+
 class Objective(nn.Module):
     """Turns a batch into a loss, a mean over its examples each with its own t, and into detached scalar metrics.
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from di4c_lm.data.batches import batch_rng, noised
 from di4c_lm.losses.di4c import Alpha, alpha
 from di4c_lm.losses.reading import Reading
 from di4c_lm.mixtures.base import Latents
@@ -43,12 +45,14 @@ CIFAR10: dict[str, Any] = {
 
 def on_text(latent: Any = CODES, teacher: Any = None, **settings: Any) -> Di4CObjective:
     chosen = Di4C(**{"num_lambdas": 4, "delta": 0.3, "alpha_scale": 1.0, **settings})
-    return chosen.build(text_network(latent, 1), MASKED, seed=3, teacher=text_network(teacher, 2))
+    taught_by = text_network(teacher, 2) if chosen.needs_teacher else None
+    return chosen.build(text_network(latent, 1), MASKED, seed=3, teacher=taught_by)
 
 
 def on_pixels(**settings: Any) -> Di4CObjective:
     chosen = Di4C(**{"num_lambdas": 3, **CIFAR10, **settings})
-    return chosen.build(pixel_network(TOKEN, 1), GAUSSIAN, seed=3, teacher=pixel_network(None, 2))
+    taught_by = pixel_network(None, 2) if chosen.needs_teacher else None
+    return chosen.build(pixel_network(TOKEN, 1), GAUSSIAN, seed=3, teacher=taught_by)
 
 
 TEXT_SETTINGS = [
@@ -62,6 +66,8 @@ TEXT_SETTINGS = [
     {"chunk_rows": 5},
     {"consistency_samples": 2},
     {"distil_inputs": "own"},
+    {"init": "scratch"},
+    {"init": "scratch", "distil_inputs": "own"},
 ]
 
 
@@ -77,8 +83,9 @@ def test_a_batch_of_text_is_the_mean_of_its_examples(settings: dict[str, Any]) -
         {},
         {"distil_inputs": "shared", "delta": 0.4, "label_drop": 0.5},
         {"teacher_step": TeacherStep(distribution="fraction", size=0.5, steps=2)},
+        {"init": "scratch"},
     ],
-    ids=["CIFAR-10's", "shared", "two steps"],
+    ids=["CIFAR-10's", "shared", "two steps", "scratch"],
 )
 def test_a_batch_of_images_is_the_mean_of_its_examples(settings: dict[str, Any]) -> None:
     ids = (0, 1, 2, 3)
@@ -92,6 +99,24 @@ def test_the_same_examples_give_the_same_loss_and_another_epoch_another(latent: 
     later = of(dataclasses.replace(text_batch(0, 1), epoch=torch.ones(2, dtype=torch.long)))[0]
     assert first == again
     assert first != later
+
+
+@pytest.mark.parametrize("low", [True, False])
+def test_without_a_teacher_the_terms_are_log_likelihoods_of_x_0(*, low: bool) -> None:
+    """In place of KLs; and where a step leads down to x_0 itself, so is the consistency term."""
+    settings: dict[str, Any] = (
+        {"delta": 1.0} if low else {"delta": 0.0, "teacher_step": TeacherStep(distribution="fraction", size=1.0)}
+    )
+    of, batch = on_text(init="scratch", alpha_scale=0.0, control_variate="none", **settings), text_batch(0, 1, 2, 3)
+    rng = batch_rng(3, batch)
+    t_B, _ = of.times(4, rng, torch.device("cpu"))
+    x_t = noised(MASKED, batch, t_B, rng)
+    log_p_BLDS = of.student(x_t, t_B.float(), of.student.training_latents(4, 4, rng, torch.device("cpu"))).log_probs()
+    log_p_BLD = log_p_BLDS.gather(3, batch.x[:, None, :, None].expand(-1, 4, -1, -1))[..., 0]
+    log_p_BLD = log_p_BLD.masked_fill((x_t != MASK)[:, None], 0.0)
+    own = log_p_BLD.sum(2).mean(1) if low else log_p_BLD.sum(2).logsumexp(1) - math.log(4)
+    product = (log_p_BLD.logsumexp(1) - math.log(4)).sum(1)
+    torch.testing.assert_close(of(batch)[0], -(own + product).mean())
 
 
 def test_the_teacher_is_no_part_of_the_module_and_gets_no_gradient() -> None:

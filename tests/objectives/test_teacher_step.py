@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from di4c_lm.objectives.teacher_step import TeacherStep, step_down
+from di4c_lm.objectives.teacher_step import TeacherStep, step_down, step_to
 from di4c_lm.processes.denoiser import Positions
 from di4c_lm.processes.masked import Times
 from di4c_lm.processes.rng import KeyedRng
@@ -106,3 +106,18 @@ def test_the_marginals_are_the_teachers_own() -> None:
     teacher_MS, _ = step_down(teacher, MASKED, x_t, positions, times_S1, 3, KeyedRng(0, torch.arange(1)))
     expected = teacher(x_t, times_S1[0].float()).log_probs()[0, 0][positions.position].exp()
     torch.testing.assert_close(teacher_MS, expected.detach())
+
+
+def test_a_step_towards_what_is_known_reveals_its_share() -> None:
+    """q(x_u | x_t, x_0): each masked position is revealed with (t - u) / t, whatever the others are."""
+    x_0 = torch.arange(LENGTH).expand(2, -1) % MASK
+    x_t = x_0.clone()
+    x_t[:, ::2] = MASK
+    t, u = torch.tensor([0.8, 0.4], dtype=torch.float64), torch.tensor([0.6, 0.3], dtype=torch.float64)
+    rng = KeyedRng(0, torch.arange(2))
+    x_u = step_to(MASKED, x_t, x_0, Positions.where(x_t == MASK), t, u, COUNT, rng)
+    assert bool(((x_u == MASK) | (x_u == x_0[:, None])).all())
+    assert bool((x_u[:, :, 1::2] == x_0[:, None, 1::2]).all())
+    revealed = (x_u[:, :, ::2] != MASK).double()
+    torch.testing.assert_close(revealed.mean((1, 2)), 1 - u / t, atol=0.01, rtol=0)
+    torch.testing.assert_close(revealed[..., 0].mul(revealed[..., 1]).mean(1), (1 - u / t) ** 2, atol=0.015, rtol=0)

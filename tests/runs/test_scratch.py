@@ -18,7 +18,12 @@ from tests.measure.tiny import gpt2, words
 
 TOKENIZER = words("aa", "ab")
 TOKENIZER.add_special_tokens({"bos_token": "<eos>"})  # as every corpus's has
-MIXTURES = ["class_chain mixture.codebook_size=3", "sequential", "codes mixture.codebook_size=2"]
+MIXTURES = [
+    "class_chain mixture.codebook_size=3",
+    "sequential",
+    "codes mixture.codebook_size=2",
+    "codes mixture.codebook_size=2 objective=di4c",
+]
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +96,7 @@ def test_joint_training_holds_the_marginals(place: Path, tmp_path: Path) -> None
     [
         (["objective.init=scratch"], "mixture.freeze_backbone must be false where objective.init=scratch"),
         (["objective.init=scratch", "mixture.freeze_backbone=false", "teacher=somewhere"], "teacher"),
+        (["recipe=di4c", "objective.init=scratch", "objective.teacher_step.steps=2"], "teacher_step.steps"),
         (["objective.init=scratch", "objective.marginal_weight=1"], "objective.marginal_weight must be 0 where init"),
     ],
 )
