@@ -13,7 +13,7 @@ from di4c_lm.losses.di4c import Alpha, alpha, consistency_term, correlation, dat
 from di4c_lm.losses.reading import Reading, sample_rows
 from di4c_lm.mixtures.base import Latents
 from di4c_lm.objectives.objective import MixtureObjectiveSettings, Objective
-from di4c_lm.objectives.teacher_step import TeacherStep, step_down, step_to, uniform_at
+from di4c_lm.objectives.teacher_step import TeacherStep, bridged, step_down, uniform_at
 from di4c_lm.processes.denoiser import Positions, predict_at, widest
 from di4c_lm.processes.masked import Times
 from di4c_lm.processes.process import Process
@@ -95,14 +95,16 @@ class Di4CObjective(Objective):
         # Where the distillation term stands in place of consistency.
         low_B = (t_B - self.process.min_time < settings.delta) & (settings.distil_inputs == "shared")
         times, count, chunk_rows = settings.teacher_step.between(t_B, u_B), settings.num_samples, settings.chunk_rows
+        targets_MT = positions.gather(x_0)[:, None]
         if self.teacher is None:
-            teacher_MS = self.certain(positions.gather(x_0))
-            x_u = step_to(self.process, x_t, x_0, positions, t_B, u_B, count, rng)
+            teacher_MS = self.certain(targets_MT)
+            chosen_by = uniform_at(positions, rng, count, x_t.shape[1])
+            x_u = bridged(self.process, x_t, targets_MT.expand(-1, count), positions, t_B, u_B, chosen_by)
         else:
             teacher_MS, x_u = step_down(
                 self.teacher, self.process, x_t, positions, times, count, rng, cond_B, chunk_rows=chunk_rows
             )
-        targets_MT, distributions = positions.gather(x_0)[:, None], [teacher_MS]
+        distributions = [teacher_MS]
         if settings.consistency_weight > 0:
             found = self.consistency_target(x_0, x_u, u_B, positions, teacher_MS, ~low_B, rng, cond_B)
             targets_MT = torch.cat([targets_MT, found[0]], 1)
@@ -137,11 +139,11 @@ class Di4CObjective(Objective):
         floor = self.process.min_time
         return step.sample_times(settings.times, num_examples, rng, delta=settings.delta, floor=floor, device=device)
 
-    def certain(self, x_0_M: Int64[Tensor, " M"]) -> Float[Tensor, "M S"]:
+    def certain(self, x_0: Int64[Tensor, "M 1"]) -> Float[Tensor, "M S"]:
         """The distributions that know x_0, which stand for a teacher's where there is none."""
         weight = next(self.student.parameters())
-        found_MS = weight.new_zeros(len(x_0_M), self.student.output_head().num_states, dtype=widest(weight.dtype))
-        return found_MS.scatter_(1, x_0_M[:, None], 1.0)
+        found_MS = weight.new_zeros(len(x_0), self.student.output_head().num_states, dtype=widest(weight.dtype))
+        return found_MS.scatter_(1, x_0, 1.0)
 
     def in_loss(self, x_t: Int64[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
         """What enters the loss: where x_0 is not known given x_t, or all."""
@@ -221,7 +223,7 @@ class Di4CObjective(Objective):
         x_t = self.process.corrupt(x_0, t_N, rows_rng)
         positions = Positions.where(self.in_loss(x_t))
         if self.teacher is None:
-            teacher_MS = self.certain(positions.gather(x_0))
+            teacher_MS = self.certain(positions.gather(x_0)[:, None])
         else:
             with torch.no_grad():
                 teacher_lam = self.teacher.sample_latents(len(x_t), 1, rows_rng, x_t.device)

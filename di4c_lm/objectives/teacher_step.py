@@ -104,7 +104,7 @@ def step_down(
             chunk_rows=chunk_rows,
         ).view_as(u_MI)
     u_bridge_MI = uniform_at(positions, rng, num_samples, x_t.shape[1])
-    x_BID = _bridged(process, x_t, x_0_MI, positions, times[0], times[1], u_bridge_MI)
+    x_BID = bridged(process, x_t, x_0_MI, positions, times[0], times[1], u_bridge_MI)
     predict = predictor(teacher, None if cond is None else cond.repeat_interleave(num_samples, 0))
     for t_B, s_B in zip(times[1:-1], times[2:], strict=True):
         t_N, s_N = (time_B.repeat_interleave(num_samples) for time_B in (t_B, s_B))
@@ -112,22 +112,7 @@ def step_down(
     return teacher_MS, x_BID
 
 
-def step_to(
-    process: Process,
-    x_t: Int64[Tensor, "B D"],
-    x_0: Int64[Tensor, "B D"],
-    positions: Positions,
-    t: Float[Tensor, " B"],
-    u: Float[Tensor, " B"],
-    num_samples: int,
-    rng: Rng,
-) -> Int64[Tensor, "B I D"]:
-    """I samples of q(x_u | x_t, x_0) from each x_t: the step of a teacher that knows x_0."""
-    x_0_MI = positions.gather(x_0)[:, None].expand(-1, num_samples)
-    return _bridged(process, x_t, x_0_MI, positions, t, u, uniform_at(positions, rng, num_samples, x_t.shape[1]))
-
-
-def _bridged(
+def bridged(
     process: Process,
     x_t: Int64[Tensor, "B D"],
     x_0_MI: Int64[Tensor, "M I"],
@@ -136,7 +121,7 @@ def _bridged(
     u: Float[Tensor, " B"],
     chosen_by: Float[Tensor, "M I"],
 ) -> Int64[Tensor, "B I D"]:
-    """x_u from x_t, where each position has I values of x_0; by these uniforms."""
+    """I samples of q(x_u | x_t, x_0) from each x_t, each of its positions having I values of x_0; by these uniforms."""
     x_BID = x_t[:, None].repeat(1, x_0_MI.shape[1], 1)
     t_MI, u_MI = (time_B[positions.example, None].expand_as(x_0_MI) for time_B in (t, u))
     x_t_MI = positions.gather(x_t)[:, None].expand_as(x_0_MI)

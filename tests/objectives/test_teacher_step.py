@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from di4c_lm.objectives.teacher_step import TeacherStep, step_down, step_to
+from di4c_lm.objectives.teacher_step import TeacherStep, bridged, step_down, uniform_at
 from di4c_lm.processes.denoiser import Positions
 from di4c_lm.processes.masked import Times
 from di4c_lm.processes.rng import KeyedRng
@@ -114,8 +114,9 @@ def test_a_step_towards_what_is_known_reveals_its_share() -> None:
     x_t = x_0.clone()
     x_t[:, ::2] = MASK
     t, u = torch.tensor([0.8, 0.4], dtype=torch.float64), torch.tensor([0.6, 0.3], dtype=torch.float64)
-    rng = KeyedRng(0, torch.arange(2))
-    x_u = step_to(MASKED, x_t, x_0, Positions.where(x_t == MASK), t, u, COUNT, rng)
+    positions, rng = Positions.where(x_t == MASK), KeyedRng(0, torch.arange(2))
+    known_MI, chosen_by = positions.gather(x_0)[:, None].expand(-1, COUNT), uniform_at(positions, rng, COUNT, LENGTH)
+    x_u = bridged(MASKED, x_t, known_MI, positions, t, u, chosen_by)
     assert bool(((x_u == MASK) | (x_u == x_0[:, None])).all())
     assert bool((x_u[:, :, 1::2] == x_0[:, None, 1::2]).all())
     revealed = (x_u[:, :, ::2] != MASK).double()
